@@ -1,0 +1,16 @@
+"""Visual anomaly detection with thousands of small incremental PCAs, as scikit-learn estimators."""
+
+from ipca_sklearn._batched_ipca import BatchedIncrementalPCA
+from ipca_sklearn._images import ImageReadError
+from ipca_sklearn._patch_features import PatchFeatureExtractor, PatchFeatures
+from ipca_sklearn._patch_gaussian import PatchGaussianDetector
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BatchedIncrementalPCA",
+    "ImageReadError",
+    "PatchFeatureExtractor",
+    "PatchFeatures",
+    "PatchGaussianDetector",
+]

@@ -1,0 +1,40 @@
+"""Which device and dtype the work is done on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+def resolve_device(device: Any, default: torch.device) -> torch.device:
+    """Return the device that a `device` parameter means; None is `default`, `"auto"` a GPU where there is one."""
+    if device is None:
+        return default
+    if device == "auto":
+        return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    try:
+        resolved = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"device={device!r} is not a torch device; use 'cpu', 'cuda', 'cuda:1', 'auto' or None"
+        ) from error
+    if resolved.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError(f"device={device!r} asks for a GPU and torch sees none; use 'cpu', 'auto' or None")
+        if resolved.index is None:
+            resolved = torch.device("cuda", torch.cuda.current_device())
+        elif resolved.index >= torch.cuda.device_count():
+            raise ValueError(f"device={device!r}: torch sees {torch.cuda.device_count()} GPU(s), numbered from 0")
+    return resolved
+
+
+def resolve_dtype(dtype: Any, default: torch.dtype) -> torch.dtype:
+    """Return the dtype that a `dtype` parameter means (a name, a numpy or a torch dtype; None is `default`)."""
+    if dtype is None:
+        return default
+    # str(torch.float32) is "torch.float32", str(np.dtype("float32")) is "float32", and the class has a __name__.
+    name = getattr(dtype, "__name__", str(dtype)).removeprefix("torch.")
+    if name not in ("float32", "float64"):
+        raise ValueError(f"dtype={dtype!r}: the decompositions run in 'float32' or 'float64'; use one of them or None")
+    return torch.float32 if name == "float32" else torch.float64

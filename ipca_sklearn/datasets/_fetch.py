@@ -1,0 +1,193 @@
+"""Download the magnetic tile defects; what arrives is verified before it takes its place."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import zipfile
+import zlib
+from pathlib import Path, PurePosixPath
+
+from PIL import Image, UnidentifiedImageError
+from sklearn.datasets import get_data_home
+from sklearn.utils import Bunch
+
+from ipca_sklearn.datasets._magnetic_tile import load_magnetic_tile, photos_and_masks
+
+_FOLDER_NAME = "magnetic_tile"
+_BASE_URL = "https://github.com/abin24/Magnetic-tile-defect-datasets."
+# The host packs an archive when asked for it and may pack the same files in other bytes tomorrow, so there is no
+# checksum to rely on. What makes a download right is its content: these many images of each type, each with its mask.
+_EXPECTED_COUNTS = {
+    "MT_Blowhole": 115,
+    "MT_Break": 85,
+    "MT_Crack": 57,
+    "MT_Fray": 32,
+    "MT_Free": 952,
+    "MT_Uneven": 103,
+}
+
+
+def fetch_magnetic_tile(
+    data_home: str | os.PathLike[str] | None = None,
+    *,
+    base_url: str = _BASE_URL,
+    ref: str = "master",
+    sha256: str | None = None,
+    test_prefix: str = "exp1",
+    download_if_missing: bool = True,
+) -> Bunch:
+    """Load the magnetic tile defects, and download them first where they are not there yet.
+
+    The archive is unpacked into a temporary folder and renamed to ``data_home/magnetic_tile`` only after its content
+    was verified: as many images of each type as the authors published, each with its mask, and each file an image.
+    A download that breaks off or brings something else leaves nothing behind.
+
+    Parameters
+    ----------
+    data_home : str or path-like, default=None
+        Folder for data sets. None is scikit-learn's, see :func:`sklearn.datasets.get_data_home`.
+    base_url : str, default=the authors' repository on GitHub
+        Address of the repository, for a mirror of it; the archive is ``<base_url>/archive/<ref>.zip``.
+    ref : str, default="master"
+        Branch, tag or commit of the repository.
+    sha256 : str, default=None
+        Checksum that the archive must have, in hexadecimal digits. None verifies the content alone.
+    test_prefix : str, default="exp1"
+        The normal images whose file name begins with this are tested, as in :func:`load_magnetic_tile`.
+    download_if_missing : bool, default=True
+        If False, raise instead of downloading.
+
+    Returns
+    -------
+    sklearn.utils.Bunch
+        As :func:`load_magnetic_tile` returns it.
+
+    Raises
+    ------
+    ImportError
+        If a download is needed and pooch is not installed.
+    FileNotFoundError
+        If the set is missing and `download_if_missing` is False.
+    OSError
+        If the download fails.
+    ValueError
+        If what was downloaded, or what lies in the folder, is not the whole set; the message says what is wrong.
+
+    Notes
+    -----
+    The images come from their authors' repository, which names no licence; it welcomes use and asks for the citation
+    that is in ``DESCR``.
+
+    Examples
+    --------
+    >>> from ipca_sklearn.datasets import fetch_magnetic_tile
+    >>> tiles = fetch_magnetic_tile()  # doctest: +SKIP
+    >>> len(tiles.train_paths), len(tiles.test_paths)  # doctest: +SKIP
+    (795, 549)
+    """
+    target = Path(get_data_home(data_home)) / _FOLDER_NAME
+    if not target.exists():
+        if not download_if_missing:
+            raise FileNotFoundError(
+                f"the magnetic tile defects are not in {target} and download_if_missing=False; pass True, or use "
+                "load_magnetic_tile(root) for a copy elsewhere."
+            )
+        _download(f"{base_url.rstrip('/')}/archive/{ref}.zip", sha256, target)
+    elif problems := _count_problems(target):
+        raise ValueError(
+            f"{target} is not the whole set: {_first_few(problems)}. Delete that folder and call again, or use "
+            "load_magnetic_tile(root) if it is meant to be so."
+        )
+    return load_magnetic_tile(target, test_prefix=test_prefix)
+
+
+def _download(url: str, sha256: str | None, target: Path) -> None:
+    try:
+        import pooch
+    except ImportError as error:
+        raise ImportError(
+            'fetch_magnetic_tile needs pooch to download; run pip install "ipca_sklearn[datasets]".'
+        ) from error
+
+    # Beside the target, so that the last step is a rename within one file system: all or nothing.
+    with tempfile.TemporaryDirectory(prefix=f".{_FOLDER_NAME}-", dir=target.parent) as scratch:
+        try:
+            archive = pooch.retrieve(
+                url,
+                known_hash=None if sha256 is None else f"sha256:{sha256}",
+                fname="archive.zip",
+                path=scratch,
+                downloader=pooch.HTTPDownloader(chunk_size=1 << 16),
+            )
+        except OSError as error:  # those of requests, too
+            raise OSError(
+                f"could not download {url}: {error}. Check the connection and base_url, or fetch the archive by other "
+                "means, unpack it and use load_magnetic_tile(root)."
+            ) from error
+        except ValueError as error:
+            raise ValueError(f"{url} has not the checksum sha256={sha256!r}; nothing was kept. {error}") from error
+        unpacked = Path(scratch) / _FOLDER_NAME
+        try:
+            _unpack(Path(archive), unpacked)
+        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+            raise ValueError(f"{url} is not a whole zip archive: {error}. Nothing was kept; call again.") from error
+        except ValueError as error:
+            raise ValueError(f"{url}: {error} Nothing was kept.") from error
+        if problems := _count_problems(unpacked) or _file_problems(unpacked):
+            raise ValueError(f"{url} does not hold the whole set: {_first_few(problems)}. Nothing was kept.")
+        try:
+            unpacked.rename(target)
+        except OSError:
+            # Another process that fetched at the same time may have been first; what it put there was verified.
+            if not target.is_dir():
+                raise
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    """Unpack the files below each ``MT_<type>``, without the folders that the host puts above them."""
+    with zipfile.ZipFile(archive) as members:
+        # All names are judged before the first file is written.
+        for name in members.namelist():
+            parts = PurePosixPath(name.replace("\\", "/")).parts
+            if ".." in parts or name.startswith(("/", "\\")) or ":" in name:
+                raise ValueError(f"the archive's member {name!r} would leave the folder and is refused.")
+        for info in members.infolist():
+            parts = PurePosixPath(info.filename).parts
+            depth = next((i for i, part in enumerate(parts) if part in _EXPECTED_COUNTS), None)
+            if depth is None or info.is_dir():
+                continue
+            path = folder.joinpath(*parts[depth:])
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(members.read(info))
+
+
+def _count_problems(root: Path) -> list[str]:
+    problems = []
+    for name, expected in _EXPECTED_COUNTS.items():
+        photos, masks = photos_and_masks(root / name)
+        if len(photos) != expected:
+            problems.append(f"{name} holds {len(photos)} images instead of {expected}")
+        without = [path.name for path in photos if path.stem not in masks]
+        if without:
+            problems.append(f"{len(without)} images in {name} have no mask, the first is {without[0]}")
+    return problems
+
+
+def _file_problems(root: Path) -> list[str]:
+    """Say which files are no images; reads the headers alone, as the zip's own checksums cover the rest."""
+    problems = []
+    for name in _EXPECTED_COUNTS:
+        photos, masks = photos_and_masks(root / name)
+        for path in [*photos, *masks.values()]:
+            try:
+                with Image.open(path):
+                    pass
+            except (UnidentifiedImageError, OSError):
+                problems.append(f"{name}/Imgs/{path.name} is not an image")
+    return problems
+
+
+def _first_few(problems: list[str], n_shown: int = 5) -> str:
+    rest = len(problems) - n_shown
+    return "; ".join(problems[:n_shown]) + (f"; and {rest} more" if rest > 0 else "")

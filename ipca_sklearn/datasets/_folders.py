@@ -1,0 +1,131 @@
+"""What every folder loader shares: listing images, and the Bunch they all return."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from sklearn.utils import Bunch
+
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+NORMAL_TYPE = "good"
+
+
+class Sample(NamedTuple):
+    """One test image: where it is, what is wrong with it ("good" is nothing), and where its mask is."""
+
+    path: Path
+    defect_type: str
+    mask_path: Path | None
+
+
+def list_images(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[Path]:
+    """List the images directly in a folder, sorted by name; an absent folder has none.
+
+    Names that begin with a dot are left out: archives made on macOS carry a ``._000.png`` for each ``000.png``.
+
+    Parameters
+    ----------
+    folder : Path
+        Folder to list; its subfolders are not entered.
+    suffixes : tuple of str
+        Lower-case suffixes to accept, in any case.
+
+    Returns
+    -------
+    list of Path
+    """
+    if not folder.is_dir():
+        return []
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in suffixes and not path.name.startswith(".") and path.is_file()
+    )
+
+
+def require_images(folder: Path, what: str, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[Path]:
+    """List the images of a folder as `list_images` does, and raise where there are none.
+
+    Parameters
+    ----------
+    folder : Path
+        Folder to list.
+    what : str
+        What the images are, for the message, for example "normal training image".
+    suffixes : tuple of str
+        Lower-case suffixes to accept, in any case.
+
+    Returns
+    -------
+    list of Path
+        At least one path.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder is absent or holds no image.
+    """
+    images = list_images(folder, suffixes)
+    if not images:
+        state = "is empty of images" if folder.is_dir() else "does not exist"
+        raise FileNotFoundError(f"no {what} found: {folder} {state}; expected files ending in {', '.join(suffixes)}.")
+    return images
+
+
+def existing_root(root: str | os.PathLike[str], layout: str) -> Path:
+    """Return `root` as a path, or raise naming it and the layout that it should have.
+
+    Parameters
+    ----------
+    root : str or path-like
+        Folder that a caller named; a leading ``~`` is the home folder.
+    layout : str
+        The files expected under it, for the message.
+
+    Returns
+    -------
+    Path
+
+    Raises
+    ------
+    FileNotFoundError
+        If `root` does not exist.
+    NotADirectoryError
+        If `root` is a file.
+    """
+    path = Path(root).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise NotADirectoryError(f"root={str(path)!r} is a file; pass the folder that holds {layout}.")
+    raise FileNotFoundError(f"root={str(path)!r} does not exist; pass the folder that holds {layout}.")
+
+
+def make_bunch(train_paths: list[Path], tests: list[Sample], descr: str) -> Bunch:
+    """Build the Bunch that every folder loader returns.
+
+    Parameters
+    ----------
+    train_paths : list of Path
+        The normal images to fit on.
+    tests : list of Sample
+        The test images in their final order.
+    descr : str
+        Source, licence, citation and split.
+
+    Returns
+    -------
+    sklearn.utils.Bunch
+    """
+    defect_types = np.array([test.defect_type for test in tests], dtype=str)
+    return Bunch(
+        train_paths=train_paths,
+        test_paths=[test.path for test in tests],
+        test_labels=np.where(defect_types == NORMAL_TYPE, 1, -1),
+        mask_paths=[test.mask_path for test in tests],
+        defect_types=defect_types,
+        DESCR=descr,
+    )

@@ -1,0 +1,157 @@
+"""The magnetic tile defects, with the split of the paper that this package follows."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from sklearn.utils import Bunch
+
+from ipca_sklearn.datasets._folders import (
+    IMAGE_SUFFIXES,
+    NORMAL_TYPE,
+    Sample,
+    existing_root,
+    list_images,
+    make_bunch,
+    require_images,
+)
+
+LAYOUT = "MT_Free/Imgs/*.jpg and MT_<type>/Imgs/*.jpg, each with a mask *.png of the same name"
+NORMAL_FOLDER = "MT_Free"
+# The masks lie beside the images, so the suffix alone tells which is which.
+MASK_SUFFIXES = (".png",)
+PHOTO_SUFFIXES = tuple(suffix for suffix in IMAGE_SUFFIXES if suffix not in MASK_SUFFIXES)
+
+_DESCR = """\
+Magnetic tile defects: grey images, of many sizes, of the surface of magnetic tiles.
+
+Split: {n_train} normal images train. The {n_normal} normal images whose name begins with "{test_prefix}" are tested
+together with all {n_anomalous} defective ones ({types}). With the whole set and "exp1" this is the split of the paper
+by Lee, Nagai and Minezawa: 795 images train.
+
+Masks are grey PNG images with smoothed edges (0 = normal, 255 = defect, values between along the edges): compare with
+a threshold such as 127 rather than with 255. The masks of four images of the type "uneven" are empty.
+
+Source: https://github.com/abin24/Magnetic-tile-defect-datasets. (the final dot belongs to the name)
+Licence: none is named; the authors welcome use and ask for the citation.
+Citation: Y. Huang, C. Qiu, Y. Guo, X. Wang, K. Yuan. "Surface defect saliency of magnetic tile". IEEE 14th
+International Conference on Automation Science and Engineering (CASE), 2018.
+"""
+
+
+def load_magnetic_tile(root: str | os.PathLike[str], *, test_prefix: str = "exp1") -> Bunch:
+    """Load the file names of the magnetic tile defects from a folder on disk.
+
+    No image is opened. The expected layout is that of the public repository: ``root/MT_Free/Imgs`` holds the normal
+    images, ``root/MT_<type>/Imgs`` the defective ones, and each ``.jpg`` has a mask ``.png`` of the same name. Images
+    may also end in .bmp, .jpeg, .tif, .tiff or .webp, in any case.
+
+    Parameters
+    ----------
+    root : str or path-like
+        Folder that holds MT_Free and the others.
+    test_prefix : str, default="exp1"
+        The normal images whose file name begins with this are tested, the other ones train. Names begin with the
+        number of a recording, so a prefix holds out whole recordings.
+
+    Returns
+    -------
+    sklearn.utils.Bunch
+        With the attributes
+
+        - ``train_paths`` : list of pathlib.Path, all normal, sorted.
+        - ``test_paths`` : list of n_test pathlib.Path: the normal images, then the defects by name of their type.
+        - ``test_labels`` : int ndarray of shape (n_test,), +1 normal, -1 anomalous.
+        - ``mask_paths`` : list of n_test pathlib.Path, None for a normal image even where an empty mask is on disk.
+        - ``defect_types`` : str ndarray of shape (n_test,), "good" for a normal image, else the folder's type in
+          lower case, for example "blowhole".
+        - ``DESCR`` : str, the source, licence, citation and split.
+
+    Raises
+    ------
+    FileNotFoundError
+        If `root` does not exist, if there is no normal or no defective image, or if a defective one has no mask.
+    ValueError
+        If `test_prefix` matches none or all of the normal images; the message lists the prefixes that are there.
+
+    See Also
+    --------
+    fetch_magnetic_tile : Download the set first where it is not there yet.
+
+    Examples
+    --------
+    >>> from ipca_sklearn.datasets import load_magnetic_tile
+    >>> tiles = load_magnetic_tile("magnetic_tile")  # doctest: +SKIP
+    >>> len(tiles.train_paths)  # doctest: +SKIP
+    795
+    """
+    folder = existing_root(root, LAYOUT)
+    normals = require_images(folder / NORMAL_FOLDER / "Imgs", "normal image", PHOTO_SUFFIXES)
+    held_out = [path for path in normals if path.name.startswith(test_prefix)]
+    if len(held_out) in (0, len(normals)):
+        prefixes = sorted({path.name.split("_")[0] for path in normals})
+        raise ValueError(
+            f"test_prefix={test_prefix!r} matches {'all' if held_out else 'none'} of the {len(normals)} normal images "
+            f"in {normals[0].parent}, so there would be none to {'fit on' if held_out else 'test'}; the prefixes there "
+            f"are {', '.join(prefixes)}."
+        )
+    train_paths = [path for path in normals if not path.name.startswith(test_prefix)]
+    defective = _defective_images(folder)
+    tests = [Sample(path, NORMAL_TYPE, None) for path in held_out] + defective
+    descr = _DESCR.format(
+        n_train=len(train_paths),
+        n_normal=len(held_out),
+        n_anomalous=len(defective),
+        test_prefix=test_prefix,
+        types=", ".join(sorted({test.defect_type for test in defective})),
+    )
+    return make_bunch(train_paths, tests, descr)
+
+
+def defect_folders(root: Path) -> list[Path]:
+    """List the folders ``MT_<type>`` of defective images, sorted by name.
+
+    Parameters
+    ----------
+    root : Path
+        Folder that holds them.
+
+    Returns
+    -------
+    list of Path
+    """
+    return sorted(path for path in root.glob("MT_*") if path.name != NORMAL_FOLDER and path.is_dir())
+
+
+def photos_and_masks(folder: Path) -> tuple[list[Path], dict[str, Path]]:
+    """List one type's images, and its masks by the stem that they share with their image.
+
+    Parameters
+    ----------
+    folder : Path
+        A folder ``MT_<type>``.
+
+    Returns
+    -------
+    photos : list of Path
+    masks : dict of str to Path
+    """
+    images = folder / "Imgs"
+    return list_images(images, PHOTO_SUFFIXES), {path.stem: path for path in list_images(images, MASK_SUFFIXES)}
+
+
+def _defective_images(root: Path) -> list[Sample]:
+    tests = []
+    for folder in defect_folders(root):
+        photos, masks = photos_and_masks(folder)
+        for path in photos:
+            if path.stem not in masks:
+                raise FileNotFoundError(
+                    f"the defective image {path} has no mask: {path.with_suffix('.png')} does not exist. "
+                    "Add the mask, or remove the image."
+                )
+            tests.append(Sample(path, folder.name.removeprefix("MT_").lower(), masks[path.stem]))
+    if not tests:
+        raise FileNotFoundError(f"no defective image found in root={str(root)!r}; expected {LAYOUT}.")
+    return tests

@@ -1,0 +1,26 @@
+"""Batched incremental PCA on torch tensors: pure functions, no estimator, no scikit-learn.
+
+A batch of P PCAs is a `State`; `update` and `merge` return a new one, `finalize` makes components and variances of it.
+"""
+
+from ipca_sklearn.linalg._distances import SCORES, log_likelihood, patch_distances, project, reconstruct
+from ipca_sklearn.linalg._finalize import Basis, finalize
+from ipca_sklearn.linalg._solvers import SOLVERS, SVD_DRIVERS
+from ipca_sklearn.linalg._update import CENTERINGS, State, empty_state, merge, update
+
+__all__ = [
+    "CENTERINGS",
+    "SCORES",
+    "SOLVERS",
+    "SVD_DRIVERS",
+    "Basis",
+    "State",
+    "empty_state",
+    "finalize",
+    "log_likelihood",
+    "merge",
+    "patch_distances",
+    "project",
+    "reconstruct",
+    "update",
+]

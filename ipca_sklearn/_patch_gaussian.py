@@ -208,7 +208,7 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
         """Let the PCA take all steps, scoring each before it is learnt, and store the result when all is done."""
         if self.smoothing > 0 and len(samples.patch_shape) != 2:
             raise ValueError(
-                f"smoothing={self.smoothing} needs maps: X of shape (n, H, W, m), not patches {samples.patch_shape}"
+                f"smoothing={self.smoothing} needs X of shape (n, H, W, m), not patches of shape {samples.patch_shape}"
             )
         seen = [scores]
 

@@ -1,0 +1,20 @@
+"""`ipca-sklearn` and `python -m ipca_sklearn`."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Run the command line, or say what to install for it."""
+    try:
+        from ipca_sklearn.cli import app
+    except ModuleNotFoundError as error:
+        if error.name != "typer":
+            raise
+        sys.exit("the command line needs typer: pip install 'ipca_sklearn[cli]' (or [demo] for `ipca-sklearn demo`)")
+    app()
+
+
+if __name__ == "__main__":
+    main()

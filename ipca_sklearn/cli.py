@@ -1,0 +1,78 @@
+"""The command line: parse, call the public API, print."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from sklearn.pipeline import Pipeline
+
+from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector, __version__
+from ipca_sklearn.datasets import make_textures
+from ipca_sklearn.inspection import AnomalyMapDisplay
+from ipca_sklearn.metrics import aupro_score, image_roc_auc_score, pixel_roc_auc_score
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.callback()
+def commands() -> None:
+    """Find defects in images of a product or a surface, having learnt from normal ones."""
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    typer.echo(__version__)
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the picture.")] = Path(
+        "ipca_sklearn_demo.png"
+    ),
+    material: Annotated[str, typer.Option(help="fabric, leather, metal, part, stone or wood.")] = "fabric",
+    n_train: Annotated[int, typer.Option(min=1, help="Normal images to learn from.")] = 96,
+    n_test: Annotated[int, typer.Option(min=2, help="Images to score, half of them with a defect.")] = 48,
+    k: Annotated[int, typer.Option("--k", min=1, help="Components per patch.")] = 16,
+    seed: Annotated[int, typer.Option(help="For the images.")] = 0,
+) -> None:
+    """Learn generated textures, score others, and draw the heat maps. Needs no data and no network."""
+    import matplotlib
+
+    matplotlib.use("Agg")  # a file is written, no window is opened
+    try:
+        data = make_textures(n_train, n_test, material=material, random_state=seed)
+        features = PatchFeatureExtractor("efficientnet_lite0")
+        pipe = Pipeline([("features", features), ("detector", PatchGaussianDetector(k))])
+        started = time.perf_counter()
+        pipe.fit(data.train_images)
+        trained = time.perf_counter()
+        test_features = np.asarray(features.transform(data.test_images))  # once, for scores and maps
+        scores, maps = pipe["detector"].score_samples(test_features), pipe["detector"].transform(test_features)
+    except (ImportError, ValueError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from error
+    detector = pipe["detector"]
+    labels = np.where(scores < detector.offset_, -1, 1)
+    masks = features.transform_masks(data.test_masks)
+    normal = data.test_labels == 1
+    typer.echo(f"{material}: learnt {n_train} normal images of 256 x 256 in {trained - started:.1f} s")
+    typer.echo(f"image ROCAUC {image_roc_auc_score(data.test_labels, scores):.3f}")
+    typer.echo(f"pixel ROCAUC {pixel_roc_auc_score(masks, maps):.3f}")
+    typer.echo(f"AUPRO        {aupro_score(masks, maps):.3f}")
+    typer.echo(
+        f"threshold    {-detector.offset_:.3g}: {np.sum(labels[~normal] == -1)} of {np.sum(~normal)} defects found, "
+        f"{np.sum(labels[normal] == -1)} of {np.sum(normal)} normal images called anomalous"
+    )
+    shown = [*np.flatnonzero(~normal)[:5], *np.flatnonzero(normal)[:1]]
+    AnomalyMapDisplay.from_estimator(
+        pipe,
+        data.test_images[shown],
+        masks=list(data.test_masks[shown]),
+        titles=[str(data.defect_types[index]) for index in shown],
+    ).figure_.savefig(output, dpi=110)
+    typer.echo(f"picture      {output}")

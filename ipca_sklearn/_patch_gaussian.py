@@ -29,6 +29,11 @@ MAX_CALIBRATION_SCORES = 8192
 _PCA_PARAMETERS = set(BatchedIncrementalPCA().get_params()) - {"whiten"}
 
 
+def _n_calibration_scores(n_samples: int) -> int:
+    """Return how many of the latest scores set the threshold: early ones come from a poor model."""
+    return min(MAX_CALIBRATION_SCORES, max(2, n_samples // 2))
+
+
 class _MethodAndParameter:
     """A method that shares its name with a constructor parameter.
 
@@ -211,8 +216,14 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
                 f"smoothing={self.smoothing} needs X of shape (n, H, W, m), not patches of shape {samples.patch_shape}"
             )
         seen = [scores]
+        n_before = pca.n_samples_seen_ if hasattr(pca, "n_samples_seen_") else 0
+        total = n_before + samples.n_samples
+        first_needed = total - _n_calibration_scores(total)
 
         def calibrate(model: Model | None, step: Tensor) -> None:
+            n_learnt = model.state.count if model is not None else 0
+            if n_learnt + len(step) <= first_needed:
+                return  # more than that will have come after it
             if model is not None:
                 seen.append(self._score_step(model, step, samples.patch_shape).cpu().numpy())
             elif len(step) > 1:
@@ -235,11 +246,8 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
             yield self._score_step(half._model, scored, samples.patch_shape).cpu().numpy()
 
     def _set_threshold(self, scores: np.ndarray) -> None:
-        """Set `offset_` from scores of images that the model had not seen when it scored them.
-
-        Early scores come from a poor model, so only those of the later half of the images count.
-        """
-        self._calibration_scores = scores[-min(MAX_CALIBRATION_SCORES, max(2, self.n_samples_seen_ // 2)) :]
+        """Set `offset_` from scores of images that the model had not seen when it scored them."""
+        self._calibration_scores = scores[-_n_calibration_scores(self.n_samples_seen_) :]
         scores = self._calibration_scores.astype(np.float64)
         if len(scores) == 0:
             warnings.warn(

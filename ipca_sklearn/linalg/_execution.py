@@ -11,7 +11,7 @@ import torch
 # cuSOLVER's batched eigensolver holds n * n * batch in a 32-bit integer and slows down past this many matrices.
 CUDA_CHUNK = 16_384
 # A worker's chunk of rows and temporaries should stay within a core's cache.
-CPU_CHUNK_BYTES = 2 << 20
+CPU_CHUNK_BYTES = 4 << 20
 
 
 def chunk_size(n_patches: int, bytes_per_patch: int, device: torch.device) -> int:

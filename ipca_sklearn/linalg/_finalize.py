@@ -97,9 +97,10 @@ def finalize(state: State, *, n_components: int, centering: str = "incremental")
     Cost per PCA: r^2 m + k r m and a Cholesky factor of r x r; `"deferred"` adds an eigendecomposition of r x r.
     """
     n_patches, n_rows, n_features = state.rows.shape
-    components = state.mean.new_zeros(n_patches, n_components, n_features)
+    components = state.mean.new_empty(n_patches, n_components, n_features)
     variance = state.mean.new_zeros(n_patches, n_components)
     kept = min(n_components, n_rows)
+    components[:, kept:] = 0
     degrees_of_freedom = max(state.count - 1, 1)
 
     def task(patches: slice) -> None:

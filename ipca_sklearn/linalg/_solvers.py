@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+# From a symmetric matrix, of which the lower triangle is given, to eigenvalues (descending) and eigenvectors.
 Decomposition = Callable[[Tensor], tuple[Tensor, Tensor]]
 Solver = Callable[[Sequence[Tensor], int, str | None], Tensor]
 
@@ -19,7 +20,7 @@ SVD_DRIVERS = ("gesvd", "gesvdj", "gesvda")
 
 
 def _eigh_descending(gram: Tensor) -> tuple[Tensor, Tensor]:
-    values, vectors = torch.linalg.eigh(gram)
+    values, vectors = torch.linalg.eigh(gram, UPLO="L")
     return values.flip(-1), vectors.flip(-1)
 
 
@@ -35,13 +36,9 @@ def _leading_rows_by_gram(blocks: Sequence[Tensor], n_rows: int, decompose: Deco
         return vectors[..., :n_rows].mT * values[..., :n_rows, None].clamp_min(0).sqrt()
     gram = blocks[0].new_empty(blocks[0].shape[0], sum(heights), sum(heights))
     edges = [sum(heights[:i]) for i in range(len(heights) + 1)]
-    for i, left in enumerate(blocks):
-        for j, right in enumerate(blocks[: i + 1]):
-            gram[:, edges[i] : edges[i + 1], edges[j] : edges[j + 1]] = torch.bmm(left, right.mT)
-            if i != j:
-                gram[:, edges[j] : edges[j + 1], edges[i] : edges[i + 1]] = gram[
-                    :, edges[i] : edges[i + 1], edges[j] : edges[j + 1]
-                ].mT
+    for i, lower in enumerate(blocks):
+        for j, left in enumerate(blocks[: i + 1]):
+            gram[:, edges[i] : edges[i + 1], edges[j] : edges[j + 1]] = torch.bmm(lower, left.mT)
     rotation = decompose(gram)[1][..., :n_rows].mT.contiguous()
     rows = torch.bmm(rotation[..., : heights[0]], blocks[0])
     for i, block in enumerate(blocks[1:], start=1):
@@ -58,6 +55,7 @@ def gram_svd(blocks: Sequence[Tensor], n_rows: int, driver: str | None = None) -
     """Singular value decomposition of the Gram matrix: the paper's choice (Sec. 3.3)."""
 
     def decompose(gram: Tensor) -> tuple[Tensor, Tensor]:
+        gram = gram.tril() + gram.tril(-1).mT
         vectors, values, _ = torch.linalg.svd(gram, full_matrices=False, driver=driver)
         return values, vectors
 

@@ -95,6 +95,24 @@ def test_any_merge_tree_is_exact_on_data_of_rank_k(solver, centering, dtype, dev
 
 
 @given(
+    sizes=st.lists(st.integers(1, 6), min_size=2, max_size=6),
+    centering=st.sampled_from(linalg.CENTERINGS),
+    seed=st.integers(0, 2**16),
+    data=st.data(),
+)
+def test_a_random_merge_tree_is_exact_on_data_of_rank_k(sizes, centering, seed, data):
+    samples = low_rank(np.random.default_rng(seed), sum(sizes), 2, 7, 2, mean=1.0)
+    options = {"n_rows": 3, "centering": centering}
+    parts = [learn(part, 3, **options) for part in samples.split(sizes)]
+    while len(parts) > 1:
+        first = parts.pop(data.draw(st.integers(0, len(parts) - 1)))
+        second = parts.pop(data.draw(st.integers(0, len(parts) - 1)))
+        parts.append(linalg.merge(first, second, **options))
+    assert parts[0].count == sum(sizes)
+    assert_matches_exact(parts[0], samples, 2, centering, 1e-9)
+
+
+@given(
     n_samples=st.integers(1, 40),
     n_patches=st.integers(1, 4),
     n_features=st.integers(1, 10),

@@ -28,7 +28,8 @@ def measure(loader: str, root: str, k: int, score: str, centering: str) -> dict[
 
     data = load_magnetic_tile(root) if loader == "magnetic_tile" else load_mvtec_ad(root, loader.partition("/")[2])
     extractor = PatchFeatureExtractor("efficientnet_lite0")
-    pipe = Pipeline([("features", extractor), ("detector", PatchGaussianDetector(k, score=score, centering=centering))])
+    detector = PatchGaussianDetector(k, score=score, centering=centering)
+    pipe = Pipeline([("features", extractor), ("detector", detector)])
     torch.set_grad_enabled(False)
     baseline = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     started = time.perf_counter()
@@ -40,7 +41,7 @@ def measure(loader: str, root: str, k: int, score: str, centering: str) -> dict[
     masks = extractor.transform_masks(data.mask_paths)
     smooth = gaussian_filter(maps, (0, 1, 1))
     stored = io.BytesIO()
-    joblib.dump(pipe["detector"], stored)
+    joblib.dump(detector, stored)
     return {
         "image_roc_auc": 100 * image_roc_auc_score(data.test_labels, -maps.max((1, 2))),
         "pixel_roc_auc": 100 * pixel_roc_auc_score(masks, smooth),
@@ -76,7 +77,7 @@ def run(script: Path, name: str, title: str, loader: str, root: str, sizes: list
     text = f"""# {title}
 
 {first["n_train"]} training and {first["n_test"]} test images, from paths through `Pipeline([PatchFeatureExtractor(
-"efficientnet_lite0"), PatchGaussianDetector(k, step_size=16)])`, float32, each row in {repeats} fresh process(es), median
+"efficientnet_lite0"), PatchGaussianDetector(k, step_size=16)])`, float32; each row: {repeats} fresh processes, median
 (range). Image score: maximum of the 56 x 56 map, not smoothed. Pixel ROCAUC and AUPRO (to 30 % false positives): maps
 smoothed with sigma 1 on the grid, bilinear to 224 x 224. Speed includes decoding and the network; training also
 scores each step before learning it, for the threshold.

@@ -26,8 +26,8 @@ def environment() -> str:
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
     return (
-        f"{device}, {os.cpu_count()} cores, {torch.get_num_threads()} torch threads; Python {platform.python_version()}, "
-        f"torch {torch.__version__} (CUDA {torch.version.cuda}), torchvision {torchvision.__version__}, scikit-learn "
+        f"{device}, {os.cpu_count()} cores, {torch.get_num_threads()} torch threads; Python {platform.python_version()}"
+        f", torch {torch.__version__} (CUDA {torch.version.cuda}), torchvision {torchvision.__version__}, scikit-learn "
         f"{sklearn.__version__}, numpy {numpy.__version__}, ipca_sklearn {ipca_sklearn.__version__}"
     )
 

@@ -2,7 +2,8 @@
 
 from ipca_sklearn._batched_ipca import BatchedIncrementalPCA
 from ipca_sklearn._images import ImageReadError
-from ipca_sklearn._patch_features import PatchFeatureExtractor, PatchFeatures
+from ipca_sklearn._lazy_features import PatchFeatures
+from ipca_sklearn._patch_features import PatchFeatureExtractor
 from ipca_sklearn._patch_gaussian import PatchGaussianDetector
 
 __version__ = "0.1.0"

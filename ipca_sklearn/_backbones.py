@@ -7,7 +7,6 @@ import difflib
 import os
 import re
 from collections.abc import Sequence
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 from ipca_sklearn._efficientnet_lite import EfficientNetLite0, SamePadConv2d
@@ -68,7 +68,10 @@ class Backbone:
                 self.layers = self._build_timm(name.removeprefix("timm:"), layers, weights)
             else:
                 self.layers = self._build(name, layers, weights)
-        self.module.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.module.eval().requires_grad_(False)
+        if isinstance(self.module, torch.fx.GraphModule):
+            _fold_batch_norms(self.module)
+        self.module.to(memory_format=torch.channels_last)
 
     def maps(self, images: Tensor) -> list[Tensor]:
         """Return one (n, C, H, W) map per layer for normalised images (n, 3, crop_size, crop_size)."""
@@ -100,6 +103,8 @@ class Backbone:
         return repr(self.name) if isinstance(self.name, str) else type(self.name).__name__
 
     def _build(self, name: Any, layers: Sequence[Any] | None, weights: Any) -> tuple[Any, ...]:
+        if isinstance(name, str):
+            _check_name(name)
         if layers is None:
             layers = _default_layers(name)
         network = copy.deepcopy(name) if isinstance(name, nn.Module) else _architecture(name, weights)
@@ -135,7 +140,7 @@ class Backbone:
             raise ImportError(f"backbone 'timm:{name}' needs timm; pip install 'ipca_sklearn[timm]'") from error
         if not timm.is_model(name):
             raise ValueError(f"timm has no model {name!r}{_nearest(name, timm.list_models())}; see timm.list_models()")
-        if layers is not None and not all(isinstance(layer, Integral) and layer >= 0 for layer in layers):
+        if layers is not None and not all(isinstance(layer, (int, np.integer)) and layer >= 0 for layer in layers):
             raise ValueError(f"layers={list(layers)}: layers of a timm model are indices, counted from 0")
         options: dict[str, Any] = {"features_only": True}
         if weights is not None and weights != "DEFAULT":
@@ -167,6 +172,9 @@ class Backbone:
                 f"timm could not make {name!r} with layers={layers}: {error}. Layers of a timm model are indices of "
                 "its list of features"
             ) from error
+        for part in network.modules():  # timm keeps the weights that it was given a second time
+            if isinstance(getattr(part, "pretrained_cfg", None), dict):
+                part.pretrained_cfg.pop("state_dict", None)
         config = timm.data.resolve_model_data_config(network)
         self.mean, self.std = tuple(config["mean"]), tuple(config["std"])
         self.module = network
@@ -183,15 +191,50 @@ class Backbone:
         self.module.load_state_dict(arrays)
 
 
+def _fold_batch_norms(network: torch.fx.GraphModule) -> None:
+    """Put every batch norm that follows a convolution, and only it, into the convolution's weights."""
+    modules = dict(network.named_modules())
+    for node in list(network.graph.nodes):
+        if node.op != "call_module":
+            continue
+        _fold_within(modules[node.target])
+        source = node.args[0]
+        if (
+            type(modules[node.target]) is nn.BatchNorm2d
+            and source.op == "call_module"
+            and isinstance(modules[source.target], nn.Conv2d)
+            and len(source.users) == 1
+        ):
+            network.set_submodule(source.target, fuse_conv_bn_eval(modules[source.target], modules[node.target]))
+            node.replace_all_uses_with(source)
+            network.graph.erase_node(node)
+    network.delete_all_unused_submodules()
+    network.recompile()
+
+
+def _fold_within(block: nn.Module) -> None:
+    """Fold the sequences inside a block that the tracer takes as one node (torchvision's Conv2dNormActivation)."""
+    for part in block.modules():
+        if isinstance(part, nn.Sequential) and type(part).forward is nn.Sequential.forward:
+            for index in range(len(part) - 1):
+                first, second = part[index], part[index + 1]
+                if isinstance(first, nn.Conv2d) and isinstance(second, nn.BatchNorm2d):
+                    part[index] = fuse_conv_bn_eval(first, second)
+                    part[index + 1] = nn.Identity()
+
+
+def _check_name(name: str) -> None:
+    names = ["efficientnet_lite0", *torchvision.models.list_models(module=torchvision.models)]
+    if name not in names:
+        raise ValueError(
+            f"backbone {name!r} is unknown{_nearest(name, names)}; it is 'efficientnet_lite0', a name of "
+            "torchvision.models.list_models(), 'timm:<name>' or an nn.Module"
+        )
+
+
 def _architecture(name: str, weights: Any) -> nn.Module:
     if name == "efficientnet_lite0":
         return EfficientNetLite0()
-    names = torchvision.models.list_models(module=torchvision.models)
-    if name not in names:
-        raise ValueError(
-            f"backbone {name!r} is unknown{_nearest(name, [*names, 'efficientnet_lite0'])}; it is "
-            "'efficientnet_lite0', a name of torchvision.models.list_models(), 'timm:<name>' or an nn.Module"
-        )
     try:
         return torchvision.models.get_model(name, weights=None if _is_file(weights) else weights)
     except (KeyError, ValueError, TypeError) as error:

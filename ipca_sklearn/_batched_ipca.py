@@ -295,11 +295,11 @@ class BatchedIncrementalPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         return self._map_steps(samples, linalg.reconstruct, self.n_features_in_)
 
     def _map_steps(self, samples: Samples, function: Callable[..., Tensor], width: int) -> Any:
-        parts = []
-        for step in samples.steps(self.step_size):
+        def step_result(step: Tensor) -> Tensor:
             device = resolve_device(self.device, step.device)
-            parts.append(samples.like(function(self._model.basis(device), step.to(device), whiten=self.whiten)))
-        joined = np.concatenate(parts) if samples.kind == "numpy" else torch.cat(parts)
+            return function(self._model.basis(device), step.to(device), whiten=self.whiten)
+
+        joined = samples.map_steps(step_result, self.step_size)
         return joined.reshape(samples.n_samples, *samples.patch_shape, width)
 
     def merge(self, other: BatchedIncrementalPCA) -> BatchedIncrementalPCA:

@@ -155,7 +155,7 @@ def _from_array(array: np.ndarray) -> Tensor:
     if array.ndim == 2:
         array = array[..., None]
     native = array.astype(array.dtype.newbyteorder("="), copy=False)
-    return torch.from_numpy(np.ascontiguousarray(native)).movedim(-1, 0)
+    return torch.from_numpy(np.require(native, requirements=["C", "W"])).movedim(-1, 0)
 
 
 def _unit_range(tensor: Tensor, name: str) -> Tensor:

@@ -398,8 +398,7 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
         check_is_fitted(self)
         samples = check_samples(self, X, reset=False)
         model = self.pca_._model
-        parts = [samples.like(function(model, step, samples.patch_shape)) for step in samples.steps(self.step_size)]
-        return np.concatenate(parts) if samples.kind == "numpy" else torch.cat(parts)
+        return samples.map_steps(lambda step: function(model, step, samples.patch_shape), self.step_size)
 
     def _map_step(self, model: Model, step: Tensor, patch_shape: tuple[int, ...]) -> Tensor:
         """Return the maps (b, *patch_shape) of a step (b, P, m), (b, 1) for one PCA."""

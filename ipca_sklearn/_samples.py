@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,6 +97,11 @@ class Samples:
             if not isinstance(block, Tensor):
                 block = as_tensor(_numeric(np.asarray(block), self.owner))
             yield block
+
+    def map_steps(self, function: Callable[[Tensor], Tensor], size: int | None) -> Any:
+        """Return `function` of all steps, joined along the first axis, in the form that the user gave X in."""
+        parts = [self.like(function(step)) for step in self.steps(size)]
+        return np.concatenate(parts) if self.kind == "numpy" else torch.cat(parts)
 
     def set_features_in(self, estimator: Any) -> None:
         """Record the width of X, and its column names if it has some, as scikit-learn does."""

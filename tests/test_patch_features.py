@@ -1,0 +1,492 @@
+"""PatchFeatureExtractor: lazy, repeatable features that lie where the picture says."""
+
+from __future__ import annotations
+
+import gc
+import pickle
+import subprocess
+import sys
+import threading
+
+import joblib
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.pipeline import make_pipeline
+from torch import nn
+
+from ipca_sklearn import PatchFeatureExtractor, PatchFeatures, PatchGaussianDetector
+from ipca_sklearn._images import ImageReadError
+
+MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+
+
+def small_network():
+    """Two layers on grids of 8 and 4."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Conv2d(3, 4, 8, 8), nn.ReLU(), nn.Conv2d(4, 5, 2, 2))
+
+
+def small(**params):
+    return PatchFeatureExtractor(
+        **{"backbone": small_network(), "layers": ["1", "2"], "image_size": 72, "crop_size": 64, **params}
+    )
+
+
+def block_means(**params):
+    """An extractor whose features are known: the mean colour of each block of 8 x 8 pixels."""
+    return small(backbone=nn.Sequential(nn.AvgPool2d(8)), layers=["0"], **params)
+
+
+def pictures(n=5, size=72, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (n, size, size, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def lazy():
+    return small(batch_size=2).fit(pictures()).transform(pictures())
+
+
+@pytest.fixture(scope="module")
+def whole(lazy):
+    return np.asarray(lazy)
+
+
+@pytest.fixture(scope="module")
+def named():
+    params = {"layers": ["features.1", "features.3"], "weights": None, "random_state": 0}
+    return small(backbone="mobilenet_v3_small", **params).fit(pictures())
+
+
+@pytest.fixture
+def paths(tmp_path):
+    for index, image in enumerate(pictures(12)):
+        Image.fromarray(image).save(tmp_path / f"{index:02}.png")
+    return sorted(tmp_path.glob("*.png"))
+
+
+def assert_threads_end(before):
+    gc.collect()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(timeout=20)
+        assert not thread.is_alive(), thread
+
+
+def test_features_look_like_an_array(lazy, whole):
+    assert isinstance(lazy, PatchFeatures)
+    assert lazy.shape == whole.shape == (5, 8, 8, 9)
+    assert lazy.dtype == whole.dtype == np.float32
+    assert lazy.ndim == whole.ndim == 4 and len(lazy) == 5
+    assert repr(lazy) == "PatchFeatures(shape=(5, 8, 8, 9), backbone=Sequential, device='cpu')"
+
+
+def test_features_are_the_means_of_the_normalised_blocks():
+    X = pictures()
+    found = np.asarray(block_means().fit(X).transform(X))
+    blocks = X[:, 4:68, 4:68].reshape(5, 8, 8, 8, 8, 3).mean((2, 4)) / 255
+    np.testing.assert_allclose(found, (blocks - MEAN) / STD, atol=1e-5)
+
+
+KEYS = {
+    "slice": slice(1, 4),
+    "step": slice(None, None, -2),
+    "nothing": slice(2, 2),
+    "list": [3, 0, 3],
+    "array": np.array([-1, 1]),
+    "mask": np.array([True, False, False, True, True]),
+    "all": ...,
+    "integer": 2,
+    "negative": -1,
+    "numpy integer": np.int64(0),
+}
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_indices_choose_images_as_in_an_array(key, lazy, whole):
+    chosen = lazy[KEYS[key]]
+    assert chosen.shape == whole[KEYS[key]].shape
+    assert isinstance(chosen, np.ndarray if np.ndim(whole[KEYS[key]]) == 3 else PatchFeatures)
+    np.testing.assert_allclose(np.asarray(chosen), whole[KEYS[key]], atol=1e-5)
+
+
+def test_a_choice_of_a_choice_is_a_choice(lazy, whole):
+    np.testing.assert_allclose(np.asarray(lazy[1:][[2, 0]]), whole[[3, 1]], atol=1e-5)
+
+
+@pytest.mark.parametrize("key", [9, -6, [7], None, [[0, 1]], (0, 1), "a", 1.0, np.zeros(4, dtype=bool)])
+def test_indices_that_choose_no_images_raise(key, lazy):
+    with pytest.raises(IndexError):
+        lazy[key]
+
+
+def test_iterating_again_gives_the_very_same(lazy, whole):
+    for _ in range(2):
+        assert [tuple(batch.shape) for batch in lazy] == [(2, 8, 8, 9), (2, 8, 8, 9), (1, 8, 8, 9)]
+        np.testing.assert_array_equal(torch.cat(list(lazy)), whole)
+    np.testing.assert_array_equal(np.asarray(lazy), whole)
+
+
+def test_two_readers_do_not_disturb_each_other(lazy, whole):
+    for mine, yours in zip(lazy, lazy, strict=True):
+        assert torch.equal(mine, yours) and mine.data_ptr() != yours.data_ptr()
+    np.testing.assert_array_equal(np.asarray(lazy), whole)
+
+
+@given(size=st.integers(1, 7), batch_size=st.integers(1, 7), n_jobs=st.sampled_from([None, 1, 2, -1]))
+def test_batches_of_any_size_are_the_whole_in_parts(whole, size, batch_size, n_jobs):
+    found = small(batch_size=batch_size, n_jobs=n_jobs).fit(pictures()).transform(pictures())
+    batches = list(found.batches(size))
+    assert [len(batch) for batch in batches] == [min(size, 5 - start) for start in range(0, 5, size)]
+    assert all(batch.dtype == torch.float32 and not batch.requires_grad for batch in batches)
+    np.testing.assert_allclose(torch.cat(batches), whole, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_batches_of_no_images_are_refused(size, lazy):
+    with pytest.raises(ValueError, match=f"size={size} images per batch"):
+        next(lazy.batches(size))
+
+
+def test_arrays_have_the_dtype_asked_for_and_are_new(lazy, whole):
+    assert np.asarray(lazy, dtype=np.float64).dtype == np.float64
+    np.testing.assert_allclose(np.asarray(lazy, dtype=np.float16), whole, atol=1e-2)
+    assert np.array(lazy, copy=True).flags.writeable
+    with pytest.raises(ValueError, match="copy=False"):
+        np.asarray(lazy, copy=False)
+
+
+def test_features_pickle_and_give_the_same(lazy, whole):
+    np.testing.assert_array_equal(np.asarray(pickle.loads(pickle.dumps(lazy))), whole)
+    np.testing.assert_allclose(np.asarray(pickle.loads(pickle.dumps(lazy[3:]))), whole[3:], atol=1e-5)
+
+
+def test_a_named_backbone_pickles_without_torch_tensors(named):
+    found = named.transform(pictures())
+    expected = np.asarray(found)
+    for stored in (named, found):
+        content = pickle.dumps(stored)
+        assert b"torch._utils" not in content
+        again = pickle.loads(content)
+        again = again.transform(pictures()) if isinstance(again, PatchFeatureExtractor) else again
+        np.testing.assert_array_equal(np.asarray(again), expected)
+
+
+def test_a_dumped_extractor_works_in_another_process(named, tmp_path):
+    joblib.dump(named, tmp_path / "extractor.joblib")
+    np.save(tmp_path / "X.npy", pictures())
+    script = (
+        "import joblib, numpy, sys; from pathlib import Path; folder = Path(sys.argv[1]); "
+        "found = joblib.load(folder / 'extractor.joblib').transform(numpy.load(folder / 'X.npy')); "
+        "numpy.save(folder / 'found.npy', numpy.asarray(found))"
+    )
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, timeout=120)
+    np.testing.assert_allclose(np.load(tmp_path / "found.npy"), np.asarray(named.transform(pictures())), atol=1e-4)
+
+
+def test_clone_copies_the_parameters_and_not_what_is_fitted(named):
+    again = clone(named)
+    assert {**again.get_params(), "layers": None} == {**named.get_params(), "layers": None}
+    with pytest.raises(NotFittedError, match="PatchFeatureExtractor instance is not fitted yet"):
+        again.transform(pictures())
+    with pytest.raises(NotFittedError):
+        again.get_feature_names_out()
+    np.testing.assert_array_equal(np.asarray(again.fit(X := pictures()).transform(X)), np.asarray(named.transform(X)))
+
+
+def test_set_params_takes_effect_with_the_next_fit():
+    extractor = small().fit(pictures())
+    assert extractor.set_params(layers=["2"], crop_size=32).fit(pictures()).transform(pictures()).shape == (5, 2, 2, 5)
+
+
+def test_fit_does_not_change_the_parameters():
+    extractor = small()
+    before = dict(extractor.get_params())
+    extractor.fit(pictures())
+    assert all(extractor.get_params()[key] is value for key, value in before.items())
+
+
+def test_feature_names_are_unique_and_name_the_layers(named):
+    names = named.get_feature_names_out()
+    assert len(names) == len(set(names)) == named.n_features_out_ == 16 + 24
+    assert names[0] == "features.1_0" and names[-1] == "features.3_23"
+
+
+def test_layers_come_in_the_order_asked_for(whole):
+    turned = small(layers=["2", "1"]).fit(pictures())
+    assert turned.layers_ == ("2", "1")
+    found = np.asarray(turned.transform(pictures()))
+    np.testing.assert_allclose(found, np.concatenate([whole[..., 4:], whole[..., :4]], axis=-1), atol=1e-5)
+    assert turned.get_feature_names_out()[0] == "2_0"
+
+
+def test_each_layer_is_spread_over_the_grid_of_the_largest(whole):
+    coarse = np.asarray(small(layers=["2"]).fit(pictures()).transform(pictures()))
+    assert coarse.shape == (5, 4, 4, 5)
+    np.testing.assert_allclose(whole[..., 4:], coarse.repeat(2, axis=1).repeat(2, axis=2), atol=1e-5)
+
+
+def test_grid_size_repeats_or_leaves_out_patches(whole):
+    finer = small(grid_size=16).fit(pictures())
+    assert finer.grid_size_ == 16
+    np.testing.assert_allclose(finer.transform(pictures()), whole.repeat(2, axis=1).repeat(2, axis=2), atol=1e-5)
+    coarser = np.asarray(small(grid_size=4).fit(pictures()).transform(pictures()))
+    np.testing.assert_allclose(coarser[..., 4:], whole[:, ::2, ::2, 4:], atol=1e-5)
+    np.testing.assert_allclose(coarser[..., :4], whole[:, 1::2, 1::2, :4], atol=1e-5)  # "nearest-exact"
+
+
+def test_a_bad_image_raises_when_its_turn_comes_and_the_threads_end(paths):
+    paths[7].write_bytes(paths[7].read_bytes()[:-2000])
+    before = set(threading.enumerate())
+    found = small(batch_size=2, n_jobs=2).fit(paths).transform(paths)
+    seen = 0
+    with pytest.raises(ImageReadError, match=r"07\.png"):
+        for batch in found:
+            seen += len(batch)
+    assert seen == 6
+    assert_threads_end(before)
+    np.testing.assert_allclose(np.asarray(found[8:]), np.asarray(small().fit(paths).transform(paths[8:])), atol=1e-5)
+
+
+def test_an_abandoned_reader_ends_its_threads(paths):
+    before = set(threading.enumerate())
+    reader = iter(small(batch_size=1, n_jobs=2).fit(paths).transform(paths))
+    next(reader)
+    assert set(threading.enumerate()) - before
+    del reader
+    assert_threads_end(before)
+
+
+def test_few_images_wait_however_many_there_are(monkeypatch):
+    decoded = []
+
+    class Counted(list):
+        def __getitem__(self, index):
+            decoded.append(index)
+            return super().__getitem__(index)
+
+    found = small(batch_size=2).fit(pictures()).transform(pictures(60))
+    monkeypatch.setattr(found, "_images", Counted(pictures(60)))
+    next(iter(found))
+    assert len(decoded) <= 2 + 2 * 2 + 1
+
+
+def test_the_readers_thread_keeps_its_number_of_torch_threads(lazy):
+    before = torch.get_num_threads()
+    np.asarray(lazy)
+    assert torch.get_num_threads() == before
+
+
+@pytest.fixture
+def cropper():
+    return block_means(augment="random_crop", random_state=3, image_size=96)
+
+
+def test_only_fit_transform_augments(cropper):
+    X = pictures(size=96)
+    plain = np.asarray(block_means(image_size=96).fit(X).transform(X))
+    augmented = np.asarray(cropper.fit_transform(X))
+    assert np.abs(augmented - plain).max() > 0.1
+    np.testing.assert_array_equal(np.asarray(cropper.transform(X)), plain)
+    np.testing.assert_array_equal(np.asarray(cropper.fit(X).transform(X)), plain)
+    np.testing.assert_array_equal(np.asarray(block_means(image_size=96).fit_transform(X)), plain)
+
+
+def test_random_crops_are_parts_of_the_resized_image_and_differ(cropper):
+    rows, columns = np.meshgrid(np.arange(96), np.arange(96), indexing="ij")
+    X = np.repeat(np.stack([rows, columns, rows * 0], axis=-1)[None].astype(np.uint8), 20, axis=0)
+    found = np.asarray(cropper.fit_transform(X)) * STD + MEAN
+    starts = found[:, 0, 0, :2] * 255 - 3.5
+    np.testing.assert_allclose(starts, starts.round(), atol=1e-3)
+    assert starts.min() >= -0.01 and starts.max() <= 32.01
+    assert len(np.unique(starts.round(), axis=0)) > 10
+    np.testing.assert_allclose(found[:, 7, 7, :2] - found[:, 0, 0, :2], 56 / 255, atol=1e-5)
+
+
+def test_crops_follow_random_state_and_nothing_else(cropper):
+    X = pictures(size=96)
+    torch.manual_seed(5)
+    state = torch.random.get_rng_state()
+    found = cropper.fit_transform(X)
+    first = np.asarray(found)
+    np.testing.assert_array_equal(np.asarray(found), first)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    torch.manual_seed(6)
+    np.testing.assert_array_equal(np.asarray(clone(cropper).fit_transform(X)), first)
+    np.testing.assert_allclose(np.asarray(found[2:]), first[2:], atol=1e-6)
+    np.testing.assert_allclose(
+        np.asarray(clone(cropper).set_params(batch_size=3, n_jobs=2).fit_transform(X)), first, atol=1e-6
+    )
+    other = np.asarray(clone(cropper).set_params(random_state=4).fit_transform(X))
+    assert np.abs(other - first).max() > 0.1
+    np.testing.assert_array_equal(np.asarray(pickle.loads(pickle.dumps(found))), first)
+
+
+def mirror(image):
+    assert image.shape == (3, 72, 72)
+    return image.flip(-1)
+
+
+def test_a_callable_augments_the_resized_image():
+    X = pictures()
+    found = np.asarray(block_means(augment=mirror).fit_transform(X))
+    mirrored = np.asarray(block_means().fit(X).transform(X[:, :, ::-1]))
+    np.testing.assert_allclose(found, mirrored, atol=1e-5)
+
+
+def test_random_numbers_of_a_callable_follow_random_state():
+    def noisy(image):
+        return torch.rand(image.shape)
+
+    first, again, other = (
+        np.asarray(block_means(augment=noisy, random_state=seed).fit_transform(pictures())) for seed in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - other).max() > 0.01
+    assert np.abs(first[0] - first[1]).max() > 0.01
+
+
+def test_a_pipeline_augments_in_fit_alone(cropper):
+    X = pictures(8, size=96)
+    pipeline = make_pipeline(clone(cropper), PatchGaussianDetector(2)).fit(X)
+    expected = PatchGaussianDetector(2).fit(np.asarray(clone(cropper).fit_transform(X)))
+    np.testing.assert_allclose(pipeline.score_samples(X), pipeline.score_samples(X[::-1])[::-1], rtol=1e-4)
+    np.testing.assert_allclose(
+        pipeline.score_samples(X), expected.score_samples(np.asarray(cropper.fit(X).transform(X))), rtol=1e-3
+    )
+
+
+def test_mixed_precision_gives_float32_close_to_the_plain_features(whole):
+    found = np.asarray(small(amp=True).fit(pictures()).transform(pictures()))
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, whole, atol=0.03 * np.abs(whole).max())
+    assert np.abs(found - whole).max() > 0
+
+
+def test_the_result_does_not_depend_on_the_device(device, whole):
+    found = small(device=device).fit(pictures()).transform(pictures())
+    assert found.device == next(iter(found)).device == device
+    np.testing.assert_allclose(np.asarray(found), whole, atol=1e-2)
+    on_cpu = small(device="cpu").fit(pictures()).transform(torch.from_numpy(pictures()).permute(0, 3, 1, 2).to(device))
+    np.testing.assert_allclose(np.asarray(on_cpu), whole, atol=1e-5)
+
+
+def test_one_network_serves_features_on_several_devices(device, whole):
+    extractor = small().fit(pictures())
+    here = extractor.transform(pictures())
+    there = extractor.transform(torch.from_numpy(pictures()).permute(0, 3, 1, 2).to(device))
+    for found in (there, here, pickle.loads(pickle.dumps(there))):
+        np.testing.assert_allclose(np.asarray(found), whole, atol=1e-2)
+
+
+@pytest.mark.parametrize(("image_size", "crop_size"), [(64, 64), (96, 64), (80, 64), (67, 64), (69, 64)])
+@pytest.mark.parametrize("size", [(200, 300), (640, 160)])
+def test_the_covered_box_is_what_the_features_see(image_size, crop_size, size):
+    extractor = block_means(image_size=image_size, crop_size=crop_size, interpolation="bilinear")
+    top, left, height, width = extractor.covered_box(size)
+    row, column = 2, 5
+    inside = [top + row * height / 8, left + column * width / 8]  # the upper left corner of one patch
+    bright = np.zeros((1, *size, 3), dtype=np.float32)
+    rows = (np.arange(size[0]) >= inside[0]) & (np.arange(size[0]) < inside[0] + height / 8)
+    columns = (np.arange(size[1]) >= inside[1]) & (np.arange(size[1]) < inside[1] + width / 8)
+    bright[0, rows[:, None] & columns[None]] = 1
+    found = (np.asarray(extractor.fit(bright).transform(bright)) * STD + MEAN)[0, :, :, 0]
+    assert found[row, column] > 0.75
+    found[row, column] = 0
+    assert found.max() < 0.25
+
+
+def test_the_covered_box_of_the_defaults_leaves_a_sixteenth_out():
+    assert PatchFeatureExtractor().covered_box((256, 512)) == (16, 32, 224, 448)
+
+
+def test_a_bright_square_is_where_it_was():
+    X = np.zeros((1, 72, 72, 3), dtype=np.uint8)
+    X[0, 4 + 8 : 4 + 24, 4 + 40 : 4 + 48] = 255
+    found = np.asarray(block_means().fit(X).transform(X))[0, :, :, 0]
+    expected = np.zeros((8, 8), dtype=bool)
+    expected[1:3, 5] = True
+    np.testing.assert_array_equal(found > found.mean(), expected)
+
+
+def square_mask():
+    mask = np.zeros((72, 72), dtype=bool)
+    mask[12:28, 44:52] = True
+    return mask
+
+
+MASKS = {
+    "bool": lambda m: m,
+    "0-1": lambda m: m.astype(np.uint8),
+    "0-255": lambda m: m.astype(np.uint8) * 255,
+    "int64": lambda m: m.astype(np.int64),
+    "int64 to 255": lambda m: m.astype(np.int64) * 255,
+    "float": lambda m: m.astype(np.float32),
+    "uint16": lambda m: m.astype(np.uint16) * 65535,
+    "last axis": lambda m: m[..., None],
+    "PIL": lambda m: Image.fromarray(m),
+    "PIL grey": lambda m: Image.fromarray(m.astype(np.uint8) * 255),
+    "smoothed": lambda m: np.where(m, 200, 100).astype(np.uint8),
+}
+
+
+@pytest.mark.parametrize("form", MASKS)
+def test_masks_in_any_form_are_cut_as_the_images_are(form):
+    found = small().transform_masks([MASKS[form](square_mask()), None])
+    assert found.shape == (2, 64, 64) and found.dtype == bool
+    np.testing.assert_array_equal(found[0], square_mask()[4:68, 4:68])
+    assert not found[1].any()
+
+
+def test_masks_lie_over_the_images(tmp_path):
+    mask = np.zeros((50, 90), dtype=bool)
+    mask[20:31, 30:61] = True
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    extractor = block_means()
+    image = np.repeat(mask[None, ..., None], 3, axis=-1).astype(np.float32)
+    share = np.asarray(extractor.fit(image).transform(image))[0, :, :, 0] * STD[0] + MEAN[0]
+    (cut,) = extractor.transform_masks([str(tmp_path / "mask.png")])
+    np.testing.assert_allclose(cut.reshape(8, 8, 8, 8).mean((1, 3)), share, atol=1e-5)
+
+
+def test_a_bad_mask_is_named():
+    with pytest.raises(ImageReadError, match=r"masks\[1\] has shape"):
+        small().transform_masks([None, np.zeros((4, 4, 2), dtype=np.uint8)])
+    with pytest.raises(FileNotFoundError, match=r"no image at .*gone\.png"):
+        small().transform_masks(["gone.png"])
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"backbone": 3}, "'backbone' parameter"),
+        ({"layers": "layer1"}, "'layers' parameter"),
+        ({"layers": []}, "names no layer"),
+        ({"weights": 3}, "'weights' parameter"),
+        ({"image_size": 0}, "'image_size' parameter"),
+        ({"crop_size": 64.0}, "'crop_size' parameter"),
+        ({"interpolation": "cubic"}, "'interpolation' parameter"),
+        ({"augment": "flip"}, "'augment' parameter"),
+        ({"batch_size": 0}, "'batch_size' parameter"),
+        ({"grid_size": 0}, "'grid_size' parameter"),
+        ({"amp": "yes"}, "'amp' parameter"),
+        ({"n_jobs": "two"}, "'n_jobs' parameter"),
+        ({"random_state": "x"}, "'random_state' parameter"),
+        ({"crop_size": 73}, "crop_size=73 is larger than image_size=72"),
+        ({"device": "gpu"}, "device='gpu' is not a torch device"),
+        ({"n_jobs": 0}, "n_jobs == 0"),
+    ],
+)
+def test_invalid_parameters_are_named(params, message):
+    with pytest.raises(ValueError, match=message):
+        small(**params).fit_transform(pictures())
+
+
+def test_output_cannot_be_a_data_frame():
+    with pytest.raises(AttributeError, match="set_output"):
+        small().set_output(transform="pandas")

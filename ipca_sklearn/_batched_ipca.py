@@ -296,7 +296,7 @@ class BatchedIncrementalPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
 
     def _map_steps(self, samples: Samples, function: Callable[..., Tensor], width: int) -> Any:
         def step_result(step: Tensor) -> Tensor:
-            device = resolve_device(self.device, step.device)
+            device = resolve_device(self.device, step.device, required=False)
             return function(self._model.basis(device), step.to(device), whiten=self.whiten)
 
         joined = samples.map_steps(step_result, self.step_size)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
 
 
-def resolve_device(device: Any, default: torch.device) -> torch.device:
-    """Return the device that a `device` parameter means; None is `default`, `"auto"` a GPU where there is one."""
+def resolve_device(device: Any, default: torch.device, *, required: bool = True) -> torch.device:
+    """Return the device that a `device` parameter means; None is `default`, `"auto"` a GPU where there is one.
+
+    A GPU that is not there is an error where it is `required`, for learning. A fitted model that was brought to a
+    machine without one goes on with the CPU, and a warning says so.
+    """
     if device is None:
         return default
     if device == "auto":
@@ -20,6 +25,9 @@ def resolve_device(device: Any, default: torch.device) -> torch.device:
             f"device={device!r} is not a torch device; use 'cpu', 'cuda', 'cuda:1', 'auto' or None"
         ) from error
     if resolved.type == "cuda":
+        if not torch.cuda.is_available() and not required:
+            warnings.warn(f"device={device!r} is not available here: using the CPU", UserWarning, stacklevel=4)
+            return torch.device("cpu")
         if not torch.cuda.is_available():
             raise ValueError(f"device={device!r} asks for a GPU and torch sees none; use 'cpu', 'auto' or None")
         if resolved.index is None:

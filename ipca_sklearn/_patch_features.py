@@ -174,6 +174,7 @@ class PatchFeatureExtractor(TransformerMixin, BaseEstimator, auto_wrap_output_ke
             Weights could not be downloaded or read.
         """
         check_images(X)
+        resolve_device(self.device, torch.device("cpu"))
         if self.crop_size > self.image_size:
             raise ValueError(f"crop_size={self.crop_size} is larger than image_size={self.image_size}")
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
@@ -227,7 +228,7 @@ class PatchFeatureExtractor(TransformerMixin, BaseEstimator, auto_wrap_output_ke
     def _features(self, X: Any, augment: Any) -> PatchFeatures:
         images = check_images(X)
         home = images[0].device if isinstance(images[0], Tensor) else torch.device("cpu")
-        device = resolve_device(self.device, home)
+        device = resolve_device(self.device, home, required=False)
         settings = FeatureSettings(
             backbone=self._backbone,
             grid_size=self.grid_size_,
@@ -262,7 +263,7 @@ class PatchFeatureExtractor(TransformerMixin, BaseEstimator, auto_wrap_output_ke
             if mask is not None:
                 if isinstance(mask, np.ndarray) and mask.dtype.kind in "bi":
                     mask = mask.astype(np.int64).clip(0, 255).astype(np.uint8)
-                grey = to_rgb(mask, f"masks[{index}]").amax(0, keepdim=True)
+                grey = to_rgb(mask, f"masks[{index}]").amax(0, keepdim=True).cpu()
                 threshold = float(grey.max()) / 2 if grey.max() <= 1 else 127
                 cut[index] = resize_and_crop(grey, self.image_size, self.crop_size, "nearest")[0].numpy() > threshold
         return cut

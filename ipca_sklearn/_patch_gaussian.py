@@ -383,7 +383,7 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
         return float(np.mean(np.asarray(self._map_steps(X, self._likelihood_step), dtype=np.float64)))
 
     def _likelihood_step(self, model: Model, step: Tensor, patch_shape: tuple[int, ...]) -> Tensor:
-        device = resolve_device(self.device, step.device)
+        device = resolve_device(self.device, step.device, required=False)
         return linalg.log_likelihood(model.basis(device), step.to(device)).mean(1).cpu()
 
     @property
@@ -402,7 +402,7 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
 
     def _map_step(self, model: Model, step: Tensor, patch_shape: tuple[int, ...]) -> Tensor:
         """Return the maps (b, *patch_shape) of a step (b, P, m), (b, 1) for one PCA."""
-        device = resolve_device(self.device, step.device)
+        device = resolve_device(self.device, step.device, required=False)
         maps = linalg.patch_distances(model.basis(device), step.to(device), score=self._distance)
         maps = maps.unflatten(1, patch_shape or (1,))
         if self.smoothing > 0:

@@ -352,6 +352,15 @@ def test_a_gpu_that_is_not_there_is_named():
         BatchedIncrementalPCA(2, device="cuda").fit(normal((20, 5)))
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_model_brought_to_a_machine_without_its_gpu_works_on_the_cpu_and_says_so():
+    X = normal((20, 5))
+    pca = BatchedIncrementalPCA(2).fit(X)
+    expected = pca.transform(X)
+    with pytest.warns(UserWarning, match="device='cuda' is not available here: using the CPU"):
+        np.testing.assert_array_equal(pca.set_params(device="cuda").transform(X), expected)
+
+
 @pytest.mark.parametrize(("name", "value"), [("n_components", 3), ("centering", "deferred")])
 def test_parameters_that_shape_the_model_cannot_change_after_learning_began(name, value):
     pca = BatchedIncrementalPCA(2).fit(normal((20, 5)))

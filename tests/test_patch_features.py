@@ -158,7 +158,7 @@ def test_arrays_have_the_dtype_asked_for_and_are_new(lazy, whole):
     np.testing.assert_allclose(np.asarray(lazy, dtype=np.float16), whole, atol=1e-2)
     assert np.array(lazy, copy=True).flags.writeable
     with pytest.raises(ValueError, match="copy=False"):
-        np.asarray(lazy, copy=False)
+        lazy.__array__(copy=False)
 
 
 def test_features_pickle_and_give_the_same(lazy, whole):

@@ -1,0 +1,106 @@
+"""python benchmarks/scaling.py: how time and peak memory of a fit grow with images, patches, features and components.
+
+Features are generated on the fly, so that n costs no memory of its own; every point runs in a fresh process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import resource
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from _common import environment, in_fresh_process, markdown_table, spread, write_results
+
+BASE = {"n": 400, "patches": 784, "m": 256, "k": 16}
+SWEEPS = {
+    "n": [200, 1000, 5000, 20000],
+    "patches": [392, 784, 1568, 3136],
+    "m": [64, 128, 256, 512],
+    "k": [8, 16, 32, 64],
+}
+
+
+def measure(n: int, patches: int, m: int, k: int) -> dict[str, float]:
+    """Fit a detector on n generated images and return seconds and megabytes."""
+    import numpy as np
+    import torch
+
+    from ipca_sklearn import PatchGaussianDetector
+
+    class Generated:
+        """n images whose features repeat every 4 steps: made once, 4 steps of memory whatever n is."""
+
+        shape = (n, patches, m)
+        ndim = 3
+        dtype = np.dtype(np.float32)
+        device = torch.device("cpu")
+
+        def batches(self, size: int) -> Iterator[torch.Tensor]:
+            generator = torch.Generator().manual_seed(0)
+            pool = [torch.randn(size, patches, m, generator=generator) for _ in range(4)]
+            for index, start in enumerate(range(0, n, size)):
+                yield pool[index % 4][: n - start]
+
+    detector = PatchGaussianDetector(k)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.perf_counter()
+    detector.fit(Generated())
+    seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"seconds": seconds, "mb_over_imports": (peak - before) * 1024 / 1e6}
+
+
+def slope(xs: list[float], ys: list[float]) -> float:
+    """Exponent of the power law through the points, by least squares of the logarithms."""
+    lx, ly = [math.log(x) for x in xs], [math.log(y) for y in ys]
+    mx, my = statistics.mean(lx), statistics.mean(ly)
+    return sum((a - mx) * (b - my) for a, b in zip(lx, ly, strict=True)) / sum((a - mx) ** 2 for a in lx)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--measure", nargs=4, type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        print(json.dumps(measure(*options.measure)))
+        return
+    rows, exponents, results = [], [], []
+    for name, values in SWEEPS.items():
+        seconds, memory = [], []
+        for value in values:
+            point = BASE | {name: value}
+            arguments = ["--measure", *(str(point[key]) for key in ("n", "patches", "m", "k"))]
+            runs = [in_fresh_process(Path(__file__), arguments) for _ in range(options.repeats)]
+            results.append({**point, "runs": runs})
+            seconds.append(statistics.median(run["seconds"] for run in runs))
+            memory.append(statistics.median(run["mb_over_imports"] for run in runs))
+            row = [name, *(str(point[key]) for key in ("n", "patches", "m", "k"))]
+            row += [spread([run["seconds"] for run in runs], 2), spread([run["mb_over_imports"] for run in runs], 0)]
+            rows.append(row)
+            print(" | ".join(row), flush=True)
+        exponents.append([name, f"{slope(values, seconds):.2f}", f"{slope(values, memory):.2f}"])
+    header = ["varied", "n", "P", "m", "k", "seconds, median (range)", "MB over the imports"]
+    text = f"""# How a fit grows
+
+`PatchGaussianDetector(k, step_size=16).fit` on n images of P patches with m generated float32 features, each point in
+{options.repeats} fresh processes. The memory includes four steps of generated features, which grow with P and m as the
+model does.
+
+{environment()}
+
+{markdown_table(header, rows)}
+
+Exponent of the power law through the points (1 is proportional, 0 is flat):
+
+{markdown_table(["varied", "time", "memory"], exponents)}"""
+    write_results("scaling", text, {"environment": environment(), "results": results})
+
+
+if __name__ == "__main__":
+    main()

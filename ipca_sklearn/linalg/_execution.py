@@ -8,27 +8,31 @@ from contextlib import contextmanager
 
 import torch
 
-# cuSOLVER's batched eigensolver holds n * n * batch in a 32-bit integer and slows down past this many matrices.
+# cuSOLVER's batched eigensolver slows down past this many matrices.
 CUDA_CHUNK = 16_384
+# It also counts n * n * batch in 32 bits, which these bytes of rows and temporaries per chunk stay far below.
+CUDA_CHUNK_BYTES = 2 << 30
 # A worker's chunk of rows and temporaries should stay within a core's cache.
 CPU_CHUNK_BYTES = 4 << 20
 
 
-def chunk_size(n_patches: int, bytes_per_patch: int, device: torch.device) -> int:
-    """Return how many patches one call of a batched routine takes."""
-    if device.type == "cpu":
-        return max(1, min(n_patches, CPU_CHUNK_BYTES // max(1, bytes_per_patch)))
-    return max(1, min(n_patches, CUDA_CHUNK))
+def chunk_size(n_patches: int, bytes_per_patch: int, device: torch.device, group: int = 1) -> int:
+    """Return how many patches one call of a batched routine takes: a multiple of `group` that fits."""
+    limit = CPU_CHUNK_BYTES if device.type == "cpu" else CUDA_CHUNK_BYTES
+    fitting = min(CUDA_CHUNK, limit // max(1, bytes_per_patch))
+    return min(n_patches, max(1, fitting // group) * group)
 
 
-def for_each_chunk(task: Callable[[slice], None], n_patches: int, bytes_per_patch: int, device: torch.device) -> None:
+def for_each_chunk(
+    task: Callable[[slice], None], n_patches: int, bytes_per_patch: int, device: torch.device, *, group: int = 1
+) -> None:
     """Call `task(slice)` on consecutive chunks of the patch axis until all patches are done.
 
     On a CPU the chunks run on as many threads as torch may use (`torch.get_num_threads()`), with one BLAS/LAPACK
     thread in each: LAPACK releases the GIL, and two threads inside one small decomposition are slower than one. The
     thread count is set inside the workers only, so the caller's setting is never touched.
     """
-    size = chunk_size(n_patches, bytes_per_patch, device)
+    size = chunk_size(n_patches, bytes_per_patch, device, group)
     chunks = [slice(start, min(start + size, n_patches)) for start in range(0, n_patches, size)]
     n_threads = min(len(chunks), torch.get_num_threads()) if device.type == "cpu" else 1
     if n_threads == 1:

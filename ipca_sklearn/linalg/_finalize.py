@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ipca_sklearn.linalg._eigh import Eigensolver, choose_eigensolver
 from ipca_sklearn.linalg._execution import for_each_chunk, full_precision
 from ipca_sklearn.linalg._update import State
 
@@ -63,16 +64,15 @@ def _orthonormalize(rows: Tensor) -> tuple[Tensor, Tensor]:
     return transform, norms * factor.diagonal(dim1=1, dim2=2)
 
 
-def _remove_mean(projected_mean: Tensor, norms: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def _remove_mean(projected_mean: Tensor, norms: Tensor, count: int, eigensolver: Eigensolver) -> tuple[Tensor, Tensor]:
     """Return the rotation (P, r, r) from directions of the raw Gram matrix to those of the scatter, and their norms.
 
     `projected_mean` (P, r) is the mean in the basis of the raw Gram matrix (paper, Eq. 7-9).
     """
     outer = projected_mean[:, :, None] * projected_mean[:, None, :]
-    values, rotation = torch.linalg.eigh(torch.diag_embed(norms.square()) - count * outer)
-    values, rotation = values.flip(-1), rotation.flip(-1)
+    values, rotation = eigensolver.solve(torch.diag_embed(norms.square()) - count * outer, norms.shape[1])
     live = values > 10 * norms.shape[1] * torch.finfo(norms.dtype).eps * norms[:, :1].square()
-    return rotation.mT * live[..., None], torch.where(live, values, 0).sqrt()
+    return rotation * live[..., None], torch.where(live, values, 0).sqrt()
 
 
 def finalize(state: State, *, n_components: int, centering: str = "incremental") -> Basis:
@@ -102,13 +102,14 @@ def finalize(state: State, *, n_components: int, centering: str = "incremental")
     kept = min(n_components, n_rows)
     components[:, kept:] = 0
     degrees_of_freedom = max(state.count - 1, 1)
+    eigensolver = choose_eigensolver(state.mean.device, state.mean.dtype, n_rows, n_patches)
 
     def task(patches: slice) -> None:
         rows = state.rows[patches]
         transform, norms = _orthonormalize(rows)
         if centering == "deferred":
             projected_mean = (transform @ (rows @ state.mean[patches, :, None]))[..., 0]
-            rotation, norms = _remove_mean(projected_mean, norms, state.count)
+            rotation, norms = _remove_mean(projected_mean, norms, state.count, eigensolver)
             transform = rotation @ transform
         unit = torch.bmm(transform[:, :kept].contiguous(), rows)
         flip = -unit.amin(-1, keepdim=True) > unit.amax(-1, keepdim=True)
@@ -118,7 +119,7 @@ def finalize(state: State, *, n_components: int, centering: str = "incremental")
     if n_rows:
         with full_precision():
             bytes_per_patch = 3 * n_rows * n_features * state.mean.element_size()
-            for_each_chunk(task, n_patches, bytes_per_patch, state.mean.device)
+            for_each_chunk(task, n_patches, bytes_per_patch, state.mean.device, group=eigensolver.group)
     left = state.scatter.sum(-1) / degrees_of_freedom - variance.sum(-1)
     noise_variance = left.clamp_min(0) / max(n_features - n_components, 1) * (n_features > n_components)
     return Basis(components, variance, state.mean, noise_variance)

@@ -117,10 +117,10 @@ def update(
     """
     n_samples, n_patches, n_features = step.shape
     dtype, device = state.mean.dtype, state.mean.device
-    solve = get_solver(solver, svd_driver, device)
     total = state.count + n_samples
     first_row = 1 if centering == "incremental" and state.count == 0 else 0
     height = state.rows.shape[1] + n_samples - first_row
+    solve = get_solver(solver, svd_driver, state.mean, min(height, n_features))
     kept = min(n_rows, height, n_features)
     rows = state.mean.new_empty(n_patches, kept, n_features)
     mean = torch.empty_like(state.mean)
@@ -132,20 +132,22 @@ def update(
         new = samples - reference
         if centering == "incremental":
             shift, new = _centre(new, state.count)
-            growth = new.square().sum(0)
+            growth = torch.linalg.vector_norm(new, dim=0).square_()
             new = new[first_row:]
         else:
             shift = new.mean(0)
-            growth = (new.square().sum(0) - shift.square() * (n_samples**2 / total)).clamp_min_(0)
+            growth = (
+                torch.linalg.vector_norm(new, dim=0).square_() - shift.square() * (n_samples**2 / total)
+            ).clamp_min_(0)
             new = samples
         torch.add(state.scatter[patches], growth, out=scatter[patches])
         torch.add(reference, shift, alpha=n_samples / total, out=mean[patches])
         if kept:
-            rows[patches] = _leading(solve, [state.rows[patches], new.transpose(0, 1)], kept, svd_driver)
+            rows[patches] = _leading(solve, [state.rows[patches], new.transpose(0, 1)], kept)
 
     with full_precision():
         bytes_per_patch = (3 * n_samples + 2 * kept + height) * n_features * state.mean.element_size()
-        for_each_chunk(task, n_patches, bytes_per_patch, device)
+        for_each_chunk(task, n_patches, bytes_per_patch, device, group=solve.group)
     return State(rows, mean, scatter, total)
 
 
@@ -165,7 +167,6 @@ def merge(
     """
     dtype, device = first.mean.dtype, first.mean.device
     second = second.to(device=device, dtype=dtype)
-    solve = get_solver(solver, svd_driver, device)
     total = first.count + second.count
     shift = second.mean - first.mean
     mean_row = shift * math.sqrt(first.count * second.count / total)
@@ -175,18 +176,20 @@ def merge(
     n_patches, n_features = shift.shape
     height = sum(block.shape[1] for block in blocks)
     kept = min(n_rows, height, n_features)
+    solve = get_solver(solver, svd_driver, shift, min(height, n_features))
     rows = shift.new_empty(n_patches, kept, n_features)
 
     def task(patches: slice) -> None:
-        rows[patches] = _leading(solve, [block[patches] for block in blocks], kept, svd_driver)
+        rows[patches] = _leading(solve, [block[patches] for block in blocks], kept)
 
     if kept:
         with full_precision():
-            for_each_chunk(task, n_patches, (2 * height + kept) * n_features * shift.element_size(), device)
+            bytes_per_patch = (2 * height + kept) * n_features * shift.element_size()
+            for_each_chunk(task, n_patches, bytes_per_patch, device, group=solve.group)
     mean = first.mean + shift * (second.count / total)
     return State(rows, mean, first.scatter + second.scatter + mean_row.square(), total)
 
 
-def _leading(solve: Solver, blocks: list[Tensor], n_rows: int, driver: str | None) -> Tensor:
+def _leading(solver: Solver, blocks: list[Tensor], n_rows: int) -> Tensor:
     """Solve for the blocks that have rows (a first step has no old rows)."""
-    return solve([block for block in blocks if block.shape[1]], n_rows, driver)
+    return solver.leading_rows([block for block in blocks if block.shape[1]], n_rows)

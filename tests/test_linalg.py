@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 from functools import reduce
 
 import numpy as np
@@ -231,6 +232,8 @@ def test_the_callers_thread_and_precision_settings_survive():
         n_threads = torch.get_num_threads()
         learn(torch.randn(8, 500, 40), 4, 3)
         assert torch.get_num_threads() == n_threads
+        with ThreadPoolExecutor(1) as later:
+            assert later.submit(torch.get_num_threads).result() == n_threads
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision("highest")
@@ -282,14 +285,15 @@ def test_residual_and_projection_add_up_to_the_deviation(seed, rank):
 def test_scores_do_not_change_with_the_sign_or_rotation_of_the_basis(seed):
     rng = np.random.default_rng(seed)
     basis, samples = fitted_basis(rng)
+    identity = torch.eye(3, dtype=torch.float64).expand(4, 3, 3)
     signs = torch.from_numpy(rng.choice([-1.0, 1.0], size=(4, 3, 1)))
-    flipped = linalg.Basis(basis.components * signs, basis.variance, basis.mean, basis.noise_variance)
+    flipped = linalg.Basis(basis.components * signs, identity, basis.variance, basis.mean, basis.noise_variance)
     for score in linalg.SCORES:
         expected = linalg.patch_distances(basis, samples, score=score)
         torch.testing.assert_close(linalg.patch_distances(flipped, samples, score=score), expected)
     # The residual knows the subspace only, so any rotation within it leaves it alone.
     rotation = torch.from_numpy(np.linalg.qr(rng.normal(size=(4, 3, 3)))[0])
-    rotated = linalg.Basis(rotation @ basis.components, basis.variance, basis.mean, basis.noise_variance)
+    rotated = linalg.Basis(rotation @ basis.components, identity, basis.variance, basis.mean, basis.noise_variance)
     expected = linalg.patch_distances(basis, samples, score="residual")
     torch.testing.assert_close(linalg.patch_distances(rotated, samples, score="residual"), expected)
 

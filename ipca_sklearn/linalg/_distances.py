@@ -58,17 +58,18 @@ def patch_distances(basis: Basis, step: Tensor, *, score: str) -> Tensor:
     difference |x|^2 - |U x|^2 would lose half of the digits where it is small. Temporaries are as large as a chunk.
     """
     n_samples, n_patches, n_features = step.shape
-    n_components = basis.components.shape[1]
+    n_rows = basis.rows.shape[1]
     distances = basis.mean.new_empty(n_samples, n_patches)
     scale = _inverse_scale(basis)
     noise = _floored(basis.noise_variance)
 
     def task(patches: slice) -> None:
-        components = basis.components[patches]
+        rows, transform = basis.rows[patches], basis.transform[patches]
         centred = step[:, patches].to(basis.mean).sub(basis.mean[patches]).transpose(0, 1)
-        projected = torch.bmm(centred, components.mT)
+        projected = torch.bmm(torch.bmm(centred, rows.mT), transform.mT)
         if score != "mahalanobis":
-            residual = torch.linalg.vector_norm(torch.baddbmm(centred, projected, components, alpha=-1), dim=-1)
+            left = torch.baddbmm(centred, torch.bmm(projected, transform), rows, alpha=-1)
+            residual = torch.linalg.vector_norm(left, dim=-1)
         if score != "residual":
             whitened = torch.linalg.vector_norm(projected * scale[patches, None], dim=-1)
         if score == "mahalanobis":
@@ -80,7 +81,7 @@ def patch_distances(basis: Basis, step: Tensor, *, score: str) -> Tensor:
         distances[:, patches] = result.mT
 
     with full_precision():
-        bytes_per_patch = n_samples * (2 * n_features + 2 * n_components) * basis.mean.element_size()
+        bytes_per_patch = n_samples * (2 * n_features + 3 * n_rows) * basis.mean.element_size()
         for_each_chunk(task, n_patches, bytes_per_patch, basis.mean.device)
     return distances
 

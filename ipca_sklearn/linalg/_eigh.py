@@ -20,7 +20,7 @@ from ipca_sklearn.linalg._execution import for_each_chunk
 # Up to this size torch sends a batch to cuSOLVER in one call, whatever the version.
 TORCH_BATCHED_SIZE = 32
 # Above this size LAPACK's blocked code is faster than textbook code on all SIMD lanes.
-NUMBA_SIZE = 48
+NUMBA_SIZE = 80
 # Fewer matrices than this are done before numba is imported.
 NUMBA_BATCH = 512
 

@@ -6,8 +6,9 @@ matrix, the reflectors applied to the wanted vectors only (Golub & Van Loan, Mat
 eigenvalues are found first, without vectors, and then serve as shifts, so that most vectors are found in one sweep. A
 lane that has converged goes on with identity rotations: no result depends on which matrices share a group.
 
-Every index is unsigned and the lanes are a constant stride apart: with signed indices numba adds Python's wraparound,
-with other strides a check for overlap, and either keeps the compiler from vectorising.
+What keeps the compiler from vectorising, and is therefore avoided: signed indices (numba adds Python's wraparound), a
+stride between rows of the scratch array that is not a constant (it has to check for overlap), and a number of lanes
+that is one (short loops are unrolled instead), which is why `lanes` is an argument.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _jit = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contra
 
 
 @_jit
-def _tridiagonalize(a, t, reflectors, weights, w, scratch, n):
+def _tridiagonalize(a, t, reflectors, weights, w, scratch, n, lanes):
     """Reduce the lower triangles `a` to `t` (diagonal and off-diagonal rows in turn), largest rows last.
 
     Row j of `reflectors` becomes the j-th reflector I - weight v v^T; columns of `a` are a cache's worst stride.
@@ -42,19 +43,19 @@ def _tridiagonalize(a, t, reflectors, weights, w, scratch, n):
     for j in range(n - _1):
         v = j * n * _L
         out = _2 * (n - _1 - j) * _L
-        for s in range(_L):
+        for s in range(lanes):
             t[out + s] = a[(j * n + j) * _L + s]
             scratch[s] = zero
         for i in range(j + _1, n):
             x = (i * n + j) * _L
-            for s in range(_L):
+            for s in range(lanes):
                 reflectors[v + i * _L + s] = a[x + s]
         for i in range((j + _2) * _L, n * _L, _L):
-            for s in range(_L):
+            for s in range(lanes):
                 scratch[s] += reflectors[v + i + s] * reflectors[v + i + s]
         out -= _L
         x = v + (j + _1) * _L
-        for s in range(_L):
+        for s in range(lanes):
             first = reflectors[x + s]
             rest = scratch[s]
             live = rest > zero
@@ -71,119 +72,136 @@ def _tridiagonalize(a, t, reflectors, weights, w, scratch, n):
         for i in range(j + _1, n):
             vi = v + i * _L
             row = i * n * _L
-            for s in range(_L):
+            for s in range(lanes):
                 scratch[s] = a[row + i * _L + s] * reflectors[vi + s]
             for c in range((j + _1) * _L, i * _L, _L):
-                for s in range(_L):
+                for s in range(lanes):
                     scratch[s] += a[row + c + s] * reflectors[v + c + s]
                     w[c + s] += a[row + c + s] * reflectors[vi + s]
-            for s in range(_L):
+            for s in range(lanes):
                 w[i * _L + s] += scratch[s]
         # w = weight (A v - weight / 2 (v^T A v) v)
-        for s in range(_L):
+        for s in range(lanes):
             scratch[s] = zero
         for i in range((j + _1) * _L, n * _L, _L):
-            for s in range(_L):
+            for s in range(lanes):
                 w[i + s] *= weights[j * _L + s]
                 scratch[s] += w[i + s] * reflectors[v + i + s]
-        for s in range(_L):
+        for s in range(lanes):
             scratch[s] *= half * weights[j * _L + s]
         for i in range((j + _1) * _L, n * _L, _L):
-            for s in range(_L):
+            for s in range(lanes):
                 w[i + s] -= scratch[s] * reflectors[v + i + s]
         # A - v w^T - w v^T
         for i in range(j + _1, n):
             wi = i * _L
             row = i * n * _L
             for c in range((j + _1) * _L, (i + _1) * _L, _L):
-                for s in range(_L):
+                for s in range(lanes):
                     a[row + c + s] -= reflectors[v + wi + s] * w[c + s] + w[wi + s] * reflectors[v + c + s]
-    for s in range(_L):
+    for s in range(lanes):
         t[s] = a[((n - _1) * n + n - _1) * _L + s]
 
 
 @_jit
-def _find_blocks(t, scratch, start, n, eps, floor):
-    """Set where the unreduced block that begins at `start` ends, and return the furthest end of all lanes."""
+def _split(t, scratch, m, eps, floor, lanes):
+    """Where the entry below row m is negligible, let the block end at m."""
     zero = t.dtype.type(0)
-    end = t.dtype.type(n - _1)
-    for s in range(_L):
-        scratch[_END + s] = end
+    here = t.dtype.type(m)
+    x = _2 * m * _L
+    for s in range(lanes):
+        d = t[x + s]
+        e = t[x + _L + s]
+        end = scratch[_END + s]
+        last = scratch[_LAST + s]
+        small = abs(e) <= eps * (abs(d) + abs(t[x + _2 * _L + s])) + floor
+        scratch[_END + s] = here if small else end
+        scratch[_LAST + s] = d if small else last
+        t[x + _L + s] = zero if small else e
+
+
+@_jit
+def _find_blocks(t, scratch, start, n, eps, floor, lanes):
+    """Set where the unreduced block that begins at `start` ends, and return the furthest end of all lanes."""
+    bottom = t.dtype.type(n - _1)
+    for s in range(lanes):
+        scratch[_END + s] = bottom
         scratch[_LAST + s] = t[_2 * (n - _1) * _L + s]
     for back in range(n - _1 - start):
-        m = n - _2 - back
-        here = t.dtype.type(m)
-        x = _2 * m * _L
-        for s in range(_L):
-            d = t[x + s]
-            e = t[x + _L + s]
-            small = abs(e) <= eps * (abs(d) + abs(t[x + _2 * _L + s])) + floor
-            scratch[_END + s] = here if small else scratch[_END + s]
-            scratch[_LAST + s] = d if small else scratch[_LAST + s]
-            t[x + _L + s] = zero if small else e
+        _split(t, scratch, n - _2 - back, eps, floor, lanes)
     furthest = scratch[_END]
-    for s in range(_L):
+    for s in range(lanes):
         furthest = max(furthest, scratch[_END + s])
     return np.uint64(furthest)
 
 
 @_jit
-def _begin_sweep(t, scratch, start, shifts, known):
+def _begin_sweep(t, scratch, start, shifts, known, lanes):
     one = t.dtype.type(1)
     two = t.dtype.type(2)
     zero = t.dtype.type(0)
     x = _2 * start * _L
-    for s in range(_L):
+    for s in range(lanes):
         d = t[x + s]
-        e = t[x + _L + s] if t[x + _L + s] != zero else one  # the lane is idle then
+        e = t[x + _L + s]
+        e = e if e != zero else one  # the lane is idle then
         ratio = (t[x + _2 * _L + s] - d) / (two * e)
         root = math.sqrt(ratio * ratio + one)
         wilkinson = d - e / (ratio - root if ratio < zero else ratio + root)
-        scratch[_G + s] = scratch[_LAST + s] - (shifts[x + s] if known else wilkinson)
+        shift = shifts[x + s]
+        scratch[_G + s] = scratch[_LAST + s] - (shift if known else wilkinson)
         scratch[_S + s] = one
         scratch[_C + s] = one
         scratch[_P + s] = zero
 
 
 @_jit
-def _next_rotation(t, scratch, i):
+def _next_rotation(t, scratch, i, lanes):
     """One step of implicit QL on rows i and i + 1 of the tridiagonal matrices."""
     one = t.dtype.type(1)
     two = t.dtype.type(2)
     zero = t.dtype.type(0)
     here = t.dtype.type(i)
     x = _2 * i * _L
-    for s in range(_L):
-        on = here < scratch[_END + s]
-        f = scratch[_S + s] * t[x + _L + s]
-        b = scratch[_C + s] * t[x + _L + s]
+    for s in range(lanes):
+        # Everything is loaded first and whether or not it is needed: a load in a branch is not vectorised.
+        end = scratch[_END + s]
         g = scratch[_G + s]
+        old_sine = scratch[_S + s]
+        old_cosine = scratch[_C + s]
+        old_p = scratch[_P + s]
+        d = t[x + s]
+        e = t[x + _L + s]
+        lower_d = t[x + _2 * _L + s]
+        lower_e = t[x + _3 * _L + s]
+        on = here < end
+        f = old_sine * e
+        b = old_cosine * e
         r = math.sqrt(f * f + g * g)
         live = r > zero
         inverse = one / (r if live else one)
         sine = f * inverse
         cosine = g * inverse if live else one
-        lower = t[x + _2 * _L + s]
-        h = lower - scratch[_P + s]
-        q = (t[x + s] - h) * sine + two * cosine * b
+        h = lower_d - old_p
+        q = (d - h) * sine + two * cosine * b
         p = sine * q
-        t[x + _3 * _L + s] = r if here + one < scratch[_END + s] else t[x + _3 * _L + s]
-        t[x + _2 * _L + s] = h + p if on else lower
-        scratch[_P + s] = p if on else scratch[_P + s]
+        t[x + _3 * _L + s] = r if here + one < end else lower_e
+        t[x + _2 * _L + s] = h + p if on else lower_d
+        scratch[_P + s] = p if on else old_p
         scratch[_G + s] = cosine * q - b if on else g
-        scratch[_S + s] = sine if on else scratch[_S + s]
-        scratch[_C + s] = cosine if on else scratch[_C + s]
+        scratch[_S + s] = sine if on else old_sine
+        scratch[_C + s] = cosine if on else old_cosine
         scratch[_SINE + s] = sine if on else zero
         scratch[_COSINE + s] = cosine if on else one
 
 
 @_jit
-def _rotate(z, scratch, i, n):
+def _rotate(z, scratch, i, n, lanes):
     """Rotate rows i and i + 1 of the eigenvectors."""
     for c in range(n):
         x = (i * n + c) * _L
         y = x + n * _L
-        for s in range(_L):
+        for s in range(lanes):
             upper = z[x + s]
             lower = z[y + s]
             z[y + s] = scratch[_SINE + s] * upper + scratch[_COSINE + s] * lower
@@ -191,24 +209,24 @@ def _rotate(z, scratch, i, n):
 
 
 @_jit
-def _diagonalize(t, z, scratch, n, eps, floor, shifts, known):
+def _diagonalize(t, z, scratch, n, eps, floor, shifts, known, lanes):
     """Turn `t` into eigenvalues; with `known` eigenvalues as `shifts`, rotate `z` too. False: no convergence."""
     for start in range(n - _1):
         for sweep in range(MAX_SWEEPS + 1):
-            end = _find_blocks(t, scratch, start, n, eps, floor)
+            end = _find_blocks(t, scratch, start, n, eps, floor, lanes)
             if end == start:
                 break
             if sweep == MAX_SWEEPS:
                 return False
-            _begin_sweep(t, scratch, start, shifts, known and sweep == 0)
+            _begin_sweep(t, scratch, start, shifts, known and sweep == 0, lanes)
             for back in range(end - start):
                 i = end - _1 - back
-                _next_rotation(t, scratch, i)
+                _next_rotation(t, scratch, i, lanes)
                 if known:
-                    _rotate(z, scratch, i, n)
+                    _rotate(z, scratch, i, n, lanes)
             first = t.dtype.type(start)
             x = _2 * start * _L
-            for s in range(_L):
+            for s in range(lanes):
                 on = scratch[_END + s] > first
                 t[x + s] = t[x + s] - scratch[_P + s] if on else t[x + s]
                 t[x + _L + s] = scratch[_G + s] if on else t[x + _L + s]
@@ -216,7 +234,7 @@ def _diagonalize(t, z, scratch, n, eps, floor, shifts, known):
 
 
 @_jit
-def _reflect(y, reflectors, weights, scratch, n, k):
+def _reflect(y, reflectors, weights, scratch, n, k, lanes):
     """Take k vectors from the basis of the tridiagonal matrix to that of the matrix."""
     zero = y.dtype.type(0)
     for back in range(n - _1):
@@ -224,20 +242,20 @@ def _reflect(y, reflectors, weights, scratch, n, k):
         v = j * n * _L
         for r in range(k):
             x = r * n * _L
-            for s in range(_L):
+            for s in range(lanes):
                 scratch[s] = zero
             for i in range((j + _1) * _L, n * _L, _L):
-                for s in range(_L):
+                for s in range(lanes):
                     scratch[s] += reflectors[v + i + s] * y[x + i + s]
-            for s in range(_L):
+            for s in range(lanes):
                 scratch[s] *= weights[j * _L + s]
             for i in range((j + _1) * _L, n * _L, _L):
-                for s in range(_L):
+                for s in range(lanes):
                     y[x + i + s] -= scratch[s] * reflectors[v + i + s]
 
 
 @_jit
-def _leading(gram, values, vectors, eps, floor):
+def _leading(gram, values, vectors, eps, floor, lanes):
     count = gram.shape[0]
     n = np.uint64(gram.shape[1])
     k = np.uint64(values.shape[1])
@@ -262,15 +280,15 @@ def _leading(gram, values, vectors, eps, floor):
                 for j in range(i + _1):
                     a[(i * n + j) * _L + s] = matrix[i, j] / scale[lane]
         t[:] = 0
-        _tridiagonalize(a, t, reflectors, weights, w, scratch, n)
+        _tridiagonalize(a, t, reflectors, weights, w, scratch, n, lanes)
         known[:] = t
-        if not _diagonalize(known, z, scratch, n, eps, floor, known, False):
+        if not _diagonalize(known, z, scratch, n, eps, floor, known, False, lanes):
             return False
         z[:] = 0
         for i in range(n):
             x = (i * n + n - _1 - i) * _L
             z[x : x + _L] = 1
-        if not _diagonalize(t, z, scratch, n, eps, floor, known, True):
+        if not _diagonalize(t, z, scratch, n, eps, floor, known, True, lanes):
             return False
         for lane in range(min(LANES, count - first)):
             s = np.uint64(lane)
@@ -285,7 +303,7 @@ def _leading(gram, values, vectors, eps, floor):
                 values[first + lane, r] = t[_2 * order[r] * _L + s] * scale[lane]
                 for i in range(n):
                     y[(r * n + i) * _L + s] = z[(order[r] * n + i) * _L + s]
-        _reflect(y, reflectors, weights, scratch, n, k)
+        _reflect(y, reflectors, weights, scratch, n, k, lanes)
         for lane in range(min(LANES, count - first)):
             for r in range(k):
                 for i in range(n):
@@ -314,6 +332,6 @@ def leading_eigh(gram: Tensor, n_vectors: int) -> tuple[Tensor, Tensor]:
     limits = np.finfo(array.dtype)
     # Entries are at most 1, and squares of what is above the floor do not underflow.
     floor = array.dtype.type(8 * math.sqrt(limits.tiny))
-    if not _leading(array, values.numpy(), vectors.numpy(), limits.eps, floor):
+    if not _leading(array, values.numpy(), vectors.numpy(), limits.eps, floor, _L):
         raise torch.linalg.LinAlgError("the eigenvalue iteration did not converge: the matrices hold NaN or infinity")
     return values, vectors

@@ -29,19 +29,23 @@ def for_each_chunk(
     """Call `task(slice)` on consecutive chunks of the patch axis until all patches are done.
 
     On a CPU the chunks run on as many threads as torch may use (`torch.get_num_threads()`), with one BLAS/LAPACK
-    thread in each: LAPACK releases the GIL, and two threads inside one small decomposition are slower than one. The
-    thread count is set inside the workers only, so the caller's setting is never touched.
+    thread in each: LAPACK releases the GIL, and two threads inside one small decomposition are slower than one. What a
+    worker sets is also what torch gives to every thread that is started later, so the caller's count is set again.
     """
     size = chunk_size(n_patches, bytes_per_patch, device, group)
     chunks = [slice(start, min(start + size, n_patches)) for start in range(0, n_patches, size)]
-    n_threads = min(len(chunks), torch.get_num_threads()) if device.type == "cpu" else 1
+    available = torch.get_num_threads()
+    n_threads = min(len(chunks), available) if device.type == "cpu" else 1
     if n_threads == 1:
         for chunk in chunks:
             task(chunk)
         return
-    with ThreadPoolExecutor(n_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        for _ in pool.map(task, chunks):
-            pass
+    try:
+        with ThreadPoolExecutor(n_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            for _ in pool.map(task, chunks):
+                pass
+    finally:
+        torch.set_num_threads(available)
 
 
 @contextmanager

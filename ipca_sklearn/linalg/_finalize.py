@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -14,13 +15,15 @@ from ipca_sklearn.linalg._update import State
 
 @dataclass(frozen=True)
 class Basis:
-    """P truncated PCAs, ready to project on.
+    """P truncated PCAs, ready to project on. Shares the rows of the state that it was made from.
 
     Parameters
     ----------
-    components : Tensor of shape (P, k, m)
-        Orthonormal rows by decreasing variance, the sign as in scikit-learn (the largest entry is positive). A row
-        is zero where the samples seen so far have no variance left: fewer samples or a lower rank than k.
+    rows : Tensor of shape (P, r, m)
+        Rows that span the components.
+    transform : Tensor of shape (P, k, r)
+        What makes orthonormal components, by decreasing variance, of the rows: `transform @ rows`, up to their signs.
+        A row is zero where the samples seen so far have no variance left: fewer samples or a lower rank than k.
     variance : Tensor of shape (P, k)
         Sample variance along each component (ddof 1).
     mean : Tensor of shape (P, m)
@@ -30,14 +33,31 @@ class Basis:
         likelihood estimate of probabilistic PCA (Tipping & Bishop, 1999).
     """
 
-    components: Tensor
+    rows: Tensor
+    transform: Tensor
     variance: Tensor
     mean: Tensor
     noise_variance: Tensor
 
+    @cached_property
+    def components(self) -> Tensor:
+        """The components (P, k, m), the sign as in scikit-learn (the largest entry is positive); made when read."""
+        n_patches, _, n_features = self.rows.shape
+        components = self.rows.new_empty(n_patches, self.transform.shape[1], n_features)
+
+        def task(patches: slice) -> None:
+            unit = torch.bmm(self.transform[patches], self.rows[patches])
+            flip = -unit.amin(-1, keepdim=True) > unit.amax(-1, keepdim=True)
+            torch.mul(unit, torch.where(flip, -1, 1), out=components[patches])
+
+        with full_precision():
+            bytes_per_patch = 3 * components.shape[1] * n_features * components.element_size()
+            for_each_chunk(task, n_patches, bytes_per_patch, components.device)
+        return components
+
     def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Basis:
         """Return the basis on another device or in another dtype (itself where nothing changes)."""
-        tensors = (self.components, self.variance, self.mean, self.noise_variance)
+        tensors = (self.rows, self.transform, self.variance, self.mean, self.noise_variance)
         return Basis(*(tensor.to(device=device, dtype=dtype) for tensor in tensors))
 
 
@@ -90,17 +110,17 @@ def finalize(state: State, *, n_components: int, centering: str = "incremental")
     Returns
     -------
     Basis
-        New tensors; the state is not changed.
+        Shares the state's rows and mean, which never change.
 
     Notes
     -----
-    Cost per PCA: r^2 m + k r m and a Cholesky factor of r x r; `"deferred"` adds an eigendecomposition of r x r.
+    Cost per PCA: r^2 m and a Cholesky factor of r x r; `"deferred"` adds an eigendecomposition of r x r. The components
+    themselves cost k r m, when they are first read; distances do not need them.
     """
     n_patches, n_rows, n_features = state.rows.shape
-    components = state.mean.new_empty(n_patches, n_components, n_features)
+    transforms = state.mean.new_zeros(n_patches, n_components, n_rows)
     variance = state.mean.new_zeros(n_patches, n_components)
     kept = min(n_components, n_rows)
-    components[:, kept:] = 0
     degrees_of_freedom = max(state.count - 1, 1)
     eigensolver = choose_eigensolver(state.mean.device, state.mean.dtype, n_rows, n_patches)
 
@@ -111,15 +131,13 @@ def finalize(state: State, *, n_components: int, centering: str = "incremental")
             projected_mean = (transform @ (rows @ state.mean[patches, :, None]))[..., 0]
             rotation, norms = _remove_mean(projected_mean, norms, state.count, eigensolver)
             transform = rotation @ transform
-        unit = torch.bmm(transform[:, :kept].contiguous(), rows)
-        flip = -unit.amin(-1, keepdim=True) > unit.amax(-1, keepdim=True)
-        torch.mul(unit, torch.where(flip, -1, 1), out=components[patches, :kept])
+        transforms[patches, :kept] = transform[:, :kept]
         variance[patches, :kept] = norms[:, :kept].square() / degrees_of_freedom
 
     if n_rows:
         with full_precision():
-            bytes_per_patch = 3 * n_rows * n_features * state.mean.element_size()
+            bytes_per_patch = 2 * n_rows * n_features * state.mean.element_size()
             for_each_chunk(task, n_patches, bytes_per_patch, state.mean.device, group=eigensolver.group)
     left = state.scatter.sum(-1) / degrees_of_freedom - variance.sum(-1)
     noise_variance = left.clamp_min(0) / max(n_features - n_components, 1) * (n_features > n_components)
-    return Basis(components, variance, state.mean, noise_variance)
+    return Basis(state.rows, transforms, variance, state.mean, noise_variance)

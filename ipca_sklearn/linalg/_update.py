@@ -132,13 +132,11 @@ def update(
         new = samples - reference
         if centering == "incremental":
             shift, new = _centre(new, state.count)
-            growth = torch.linalg.vector_norm(new, dim=0).square_()
+            growth = new.square().sum(0)
             new = new[first_row:]
         else:
             shift = new.mean(0)
-            growth = (
-                torch.linalg.vector_norm(new, dim=0).square_() - shift.square() * (n_samples**2 / total)
-            ).clamp_min_(0)
+            growth = (new.square().sum(0) - shift.square() * (n_samples**2 / total)).clamp_min_(0)
             new = samples
         torch.add(state.scatter[patches], growth, out=scatter[patches])
         torch.add(reference, shift, alpha=n_samples / total, out=mean[patches])

@@ -72,13 +72,27 @@ class Backbone:
         if isinstance(self.module, torch.fx.GraphModule):
             _fold_batch_norms(self.module)
         self.module.to(memory_format=torch.channels_last)
+        self._compiled: Any = None
 
-    def maps(self, images: Tensor) -> list[Tensor]:
+    def maps(self, images: Tensor, *, compiled: bool = False) -> list[Tensor]:
         """Return one (n, C, H, W) map per layer for normalised images (n, 3, crop_size, crop_size)."""
-        output = self.module(images)
+        output = self._run_compiled(images) if compiled else self.module(images)
         # Both torchvision and timm return the maps in the order of the network, whatever the order asked for.
         values = output if isinstance(output, dict) else dict(zip(sorted(self.layers), output, strict=True))
         return [self._as_map(values[layer], layer) for layer in self.layers]
+
+    def _run_compiled(self, images: Tensor) -> Any:
+        try:
+            if self._compiled is None:
+                self._compiled = torch.compile(self.module, dynamic=False)
+            return self._compiled(images)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # dynamo, the backend, Triton and the compiler each raise their own
+            raise RuntimeError(
+                f"torch.compile fails on backbone {self._label()} ({type(error).__name__}: {str(error)[:500]}). It "
+                "needs a C++ compiler, and Triton on a GPU: install them, or set compile=False"
+            ) from error
 
     def _as_map(self, value: Any, layer: Any) -> Tensor:
         if isinstance(value, Tensor) and value.ndim == 3:  # tokens of a transformer, the class token in front
@@ -181,7 +195,7 @@ class Backbone:
         return options["out_indices"]
 
     def __getstate__(self) -> dict[str, Any]:
-        stored = {key: value for key, value in self.__dict__.items() if key != "module"}
+        stored = {key: value for key, value in self.__dict__.items() if key not in ("module", "_compiled")}
         stored["weights"] = {key: value.cpu().numpy() for key, value in self.module.state_dict().items()}
         return stored
 

@@ -46,3 +46,19 @@ def resolve_dtype(dtype: Any, default: torch.dtype) -> torch.dtype:
     if name not in ("float32", "float64"):
         raise ValueError(f"dtype={dtype!r}: the decompositions run in 'float32' or 'float64'; use one of them or None")
     return torch.float32 if name == "float32" else torch.float64
+
+
+def resolve_amp(amp: bool | str, device: torch.device) -> torch.dtype | None:
+    """Return the dtype of mixed precision that an `amp` parameter means, None for none.
+
+    True is bfloat16, which has the range of float32, so that no map overflows. GPUs older than Ampere only emulate it:
+    there it is float16.
+    """
+    if not amp:
+        return None
+    if isinstance(amp, str):
+        return torch.float16 if amp == "float16" else torch.bfloat16
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return torch.bfloat16

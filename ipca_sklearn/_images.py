@@ -86,11 +86,20 @@ def _check_dtype(dtype: Any, name: str) -> None:
         raise ImageReadError(f"{name} has dtype {dtype}; expected uint8, uint16 or floats in [0, 1]")
 
 
-def to_rgb(image: Any, name: str) -> Tensor:
-    """Return one image as a (3, H, W) tensor: uint8, or float32 in [0, 1] where there are more than 8 bits.
+def to_rgb(image: Any, name: str | Sequence[str], *, in_range: bool = False) -> Tensor:
+    """Return an image as a (3, H, W) tensor: uint8, or float32 in [0, 1] where there are more than 8 bits.
 
     Grey is repeated, palettes are looked up, transparent pixels become black, 16 bits are scaled (65535 is white), the
     EXIF orientation is applied, of several frames the first is taken.
+
+    Parameters
+    ----------
+    image : path, PIL image, ndarray (H, W, C) or (H, W), or Tensor (C, H, W)
+        Or several of a size, (n, H, W, C) and (n, C, H, W), which become (n, 3, H, W).
+    name : str or sequence of str
+        What messages call the image; of several images the name of each.
+    in_range : bool, default=False
+        Floats are known to be in [0, 1]: the check, for which the host waits for a GPU, is left out.
 
     Raises
     ------
@@ -98,20 +107,42 @@ def to_rgb(image: Any, name: str) -> Tensor:
         The message names the file or the position in X.
     """
     if isinstance(image, Image.Image):
-        return _decode(image, name)
+        return _decode(image, str(name))
     if not isinstance(image, (Tensor, np.ndarray)):
         return _decode(image, str(image))
-    _check_dtype(image.dtype, name)
+    _check_dtype(image.dtype, str(name))
     tensor = image.detach() if isinstance(image, Tensor) else _from_array(image)
-    if tensor.ndim != 3 or 0 in tensor.shape or tensor.shape[0] not in (1, 3, 4):
+    ndim = 3 if isinstance(name, str) else 4
+    if tensor.ndim != ndim or 0 in tensor.shape or tensor.shape[-3] not in (1, 3, 4):
         raise ImageReadError(
             f"{name} has shape {tuple(image.shape)}, expected 1, 3 or 4 channels and at least one pixel"
         )
-    tensor = _unit_range(tensor, name)
-    if tensor.shape[0] == 4:
-        colour, alpha = tensor[:3], tensor[3:]
+    in_range = in_range or not tensor.is_floating_point()
+    tensor = _unit_range(tensor)
+    if not in_range:
+        check_range(value_range(tensor).cpu(), name)
+    if tensor.shape[-3] == 4:
+        colour, alpha = tensor[..., :3, :, :], tensor[..., 3:, :, :]
         tensor = (colour * (alpha / 255)).round().to(torch.uint8) if tensor.dtype == torch.uint8 else colour * alpha
-    return tensor.expand(3, -1, -1)
+    return tensor.expand(*tensor.shape[:-3], 3, -1, -1)
+
+
+def value_range(tensor: Tensor) -> Tensor:
+    """Return the smallest and the largest value (2, n) of each of n images (..., C, H, W), on their device."""
+    return torch.stack([tensor.amin((-3, -2, -1)), tensor.amax((-3, -2, -1))]).float().reshape(2, -1)
+
+
+def check_range(values: Tensor, name: str | Sequence[str]) -> None:
+    """Raise an ImageReadError that names the first image whose `value_range` is not within [0, 1], or has NaN."""
+    low, high = values
+    outside = ~((low >= 0) & (high <= 1))
+    if outside.any():
+        first = int(outside.int().argmax())
+        raise ImageReadError(
+            f"{name if isinstance(name, str) else name[first]} has values from {float(low[first]):g} to "
+            f"{float(high[first]):g}; float images are in [0, 1] without NaN. Divide by the largest possible value "
+            "(255 for 8 bits)"
+        )
 
 
 def _decode(image: str | os.PathLike | Image.Image, name: str) -> Tensor:
@@ -155,33 +186,42 @@ def _from_array(array: np.ndarray) -> Tensor:
     if array.ndim == 2:
         array = array[..., None]
     native = array.astype(array.dtype.newbyteorder("="), copy=False)
-    return torch.from_numpy(np.require(native, requirements=["C", "W"])).movedim(-1, 0)
+    return torch.from_numpy(np.require(native, requirements=["C", "W"])).movedim(-1, max(array.ndim - 3, 0))
 
 
-def _unit_range(tensor: Tensor, name: str) -> Tensor:
-    """Return uint8 as it is and everything else as float32 in [0, 1]."""
+def _unit_range(tensor: Tensor) -> Tensor:
+    """Return uint8 as it is and everything else as float32, 16 bits scaled to [0, 1]."""
     if tensor.dtype == torch.uint8:
         return tensor
-    if tensor.dtype == torch.uint16:
-        return tensor.to(torch.float32) / 65535
-    tensor = tensor.to(torch.float32)
-    low, high = (float(bound) for bound in torch.aminmax(tensor))
-    if not 0 <= low <= high <= 1:
-        raise ImageReadError(
-            f"{name} has values from {low:g} to {high:g}; float images are in [0, 1] without NaN. Divide by the "
-            "largest possible value (255 for 8 bits)"
-        )
-    return tensor
+    return tensor.to(torch.float32) / 65535 if tensor.dtype == torch.uint16 else tensor.to(torch.float32)
 
 
 def resize_and_crop(image: Tensor, image_size: int, crop_size: int, interpolation: str) -> Tensor:
-    """Return the (C, crop_size, crop_size) part of a (C, H, W) image that the network sees."""
+    """Return the (..., C, crop_size, crop_size) part of images (..., C, H, W) that the network sees."""
     mode = INTERPOLATIONS[interpolation]
     resized = tvf.resize(image, [image_size, image_size], interpolation=mode, antialias=interpolation != "nearest")
     return tvf.center_crop(resized, [crop_size, crop_size])
 
 
-def load_batch(images: Sequence[Tensor]) -> Tensor:
-    """Stack images to (n, 3, H, W) float32 in [0, 1], where the first of them is."""
-    device = images[0].device
-    return torch.stack([(image.float() / 255 if image.dtype == torch.uint8 else image).to(device) for image in images])
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor to a device. From pinned memory a GPU fetches it while the host goes on."""
+    if tensor.device.type == "cpu" and device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+def load_batch(images: Sequence[Tensor] | Tensor, device: torch.device) -> Tensor:
+    """Return images (3, S, S) of uint8 or float32, or a tensor of them, as (n, 3, S, S) float32 in [0, 1] on `device`.
+
+    They move as they are, uint8 as a quarter of the bytes, and become floats there. Channels are last in memory, as
+    the networks want them.
+    """
+    if not isinstance(images, Tensor):
+        if len({(image.dtype, image.device) for image in images}) > 1:
+            images = [_as_shares(to_device(image, device)) for image in images]
+        images = torch.stack(list(images))
+    return _as_shares(to_device(images.contiguous(memory_format=torch.channels_last), device))
+
+
+def _as_shares(images: Tensor) -> Tensor:
+    return images.float() / 255 if images.dtype == torch.uint8 else images

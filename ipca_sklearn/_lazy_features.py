@@ -2,39 +2,30 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms import v2
 
 from ipca_sklearn._backbones import Backbone
-from ipca_sklearn._images import load_batch, resize_and_crop, to_rgb
+from ipca_sklearn._image_batches import ImageSettings, read_batches
 
 
 @dataclass(frozen=True)
 class FeatureSettings:
-    """What turns images into features; all of it is plain data but the network."""
+    """What turns images into features; all of it is plain data but the network and what the user brings."""
 
     backbone: Backbone
     grid_size: int
     n_features: int
-    image_size: int
-    crop_size: int
-    interpolation: str
-    augment: Any
-    seed: int
-    batch_size: int
-    n_threads: int
-    amp: bool
-    device: torch.device
+    images: ImageSettings
+    amp_dtype: torch.dtype | None
+    compile: bool
 
 
 class PatchFeatures:
@@ -74,7 +65,7 @@ class PatchFeatures:
     @property
     def device(self) -> torch.device:
         """Where the features are computed, and stay."""
-        return self._settings.device
+        return self._settings.images.device
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -94,7 +85,7 @@ class PatchFeatures:
         if copy is False:
             raise ValueError("PatchFeatures are computed, so an array of them is always new; copy=False cannot be had")
         array = np.empty(self.shape, dtype=dtype or self.dtype)
-        for start, batch in self._numbered_batches(self._settings.batch_size):
+        for start, batch in self._numbered_batches(self._settings.images.batch_size):
             array[start : start + len(batch)] = batch.cpu().numpy()
         return array
 
@@ -108,7 +99,7 @@ class PatchFeatures:
         ----------
         size : int or None, default=None
             Images per tensor; None is the extractor's `batch_size`. The network takes at most `batch_size` images at
-            a time, while threads decode the next ones.
+            a time, while the next ones are decoded.
 
         Yields
         ------
@@ -117,62 +108,41 @@ class PatchFeatures:
         Raises
         ------
         FileNotFoundError, ImageReadError
-            When the turn comes of an image that cannot be read; the message names it.
+            When the turn comes of an image that cannot be read; the message names it. Floats in a tensor on a GPU
+            are checked all at once, when reading begins.
+        RuntimeError
+            If the network cannot be compiled and `compile=True`.
         """
         if size is not None and size < 1:
             raise ValueError(f"size={size} images per batch; it is at least 1")
-        for _, batch in self._numbered_batches(size or self._settings.batch_size):
+        for _, batch in self._numbered_batches(size or self._settings.images.batch_size):
             yield batch
 
     def _numbered_batches(self, size: int) -> Iterator[tuple[int, Tensor]]:
-        settings = self._settings
-        settings.backbone.module.to(settings.device)  # it may have been elsewhere since, or come from a pickle
-        images = self._prepared_images()
-        for start in range(0, len(self), size):
-            features = torch.empty(min(size, len(self) - start), *self.shape[1:], device=settings.device)
-            for part in features.split(settings.batch_size):
-                _describe(load_batch(list(islice(images, len(part)))), part, settings)
-            yield start, features
-
-    def _prepared_images(self) -> Iterator[Tensor]:
-        """Yield the images resized and cropped, decoded ahead by threads; at most two batches wait."""
-        waiting: deque[Future[Any]] = deque()
-        with ThreadPoolExecutor(self._settings.n_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            try:
-                for index in self._indices:
-                    waiting.append(pool.submit(self._prepare, int(index)))
-                    if len(waiting) > 2 * self._settings.batch_size:
-                        yield self._augmented(waiting.popleft())
-                while waiting:
-                    yield self._augmented(waiting.popleft())
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
-
-    def _prepare(self, index: int) -> tuple[int, Tensor]:
-        settings = self._settings
-        image = to_rgb(self._images[index], f"X[{index}]")
-        crop_size = settings.crop_size if settings.augment is None else settings.image_size
-        return index, resize_and_crop(image, settings.image_size, crop_size, settings.interpolation)
-
-    def _augmented(self, prepared: Any) -> Tensor:
-        """Augment in the reader's thread: the random numbers of torch belong to the whole process."""
-        settings = self._settings
-        index, image = prepared.result()
-        if settings.augment is None:
-            return image
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(hash((settings.seed, index)) % 2**63)
-            return v2.functional.center_crop(settings.augment(image), [settings.crop_size, settings.crop_size])
+        settings, device = self._settings, self.device
+        backbone, limit = settings.backbone, settings.images.batch_size
+        backbone.module.to(device)  # it may have been elsewhere since, or come from a pickle
+        mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (backbone.mean, backbone.std))
+        steps = [self._indices[start : start + size] for start in range(0, len(self), size)]
+        groups = [step[start : start + limit] for step in steps for start in range(0, len(step), limit)]
+        with closing(read_batches(self._images, groups, settings.images)) as batches:
+            for number, step in enumerate(steps):
+                features = torch.empty(len(step), *self.shape[1:], device=device)
+                for part in features.split(limit):
+                    _describe((next(batches) - mean) / std, part, settings)
+                yield number * size, features
 
 
 def _describe(images: Tensor, features: Tensor, settings: FeatureSettings) -> None:
-    """Write the features (n, H, W, m) of images (n, 3, S, S) in [0, 1]: all layers on the grid, side by side."""
-    backbone, device = settings.backbone, settings.device
-    mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (backbone.mean, backbone.std))
-    with torch.inference_mode(), torch.autocast(device.type, enabled=settings.amp):
-        maps = backbone.maps(((images.to(device) - mean) / std).contiguous(memory_format=torch.channels_last))
+    """Write the features (n, H, W, m) of normalised images (n, 3, S, S): all layers on the grid, side by side."""
+    n_missing = settings.images.batch_size - len(images) if settings.compile else 0
+    if n_missing > 0:  # a batch of another size would be compiled anew
+        images = F.pad(images, (0, 0, 0, 0, 0, 0, 0, n_missing))
+    amp_dtype = settings.amp_dtype
+    with torch.inference_mode(), torch.autocast(images.device.type, amp_dtype, enabled=amp_dtype is not None):
         start = 0
-        for layer in maps:
+        for layer in settings.backbone.maps(images, compiled=settings.compile):
+            layer = layer[: len(features)]
             if layer.shape[-1] != settings.grid_size:
                 size = (settings.grid_size, settings.grid_size)
                 layer = F.interpolate(layer.float(), size, mode="nearest-exact")

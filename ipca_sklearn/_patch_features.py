@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from ipca_sklearn._backbones import Backbone
-from ipca_sklearn._devices import resolve_device
+from ipca_sklearn._devices import resolve_amp, resolve_device
+from ipca_sklearn._image_batches import ImageSettings, decodes_in_processes
 from ipca_sklearn._images import INTERPOLATIONS, check_images, resize_and_crop, to_rgb
 from ipca_sklearn._lazy_features import FeatureSettings, PatchFeatures
 
@@ -61,10 +62,18 @@ class PatchFeatureExtractor(TransformerMixin, BaseEstimator, auto_wrap_output_ke
     device : str, torch.device or None, default=None
         Where the network runs and the features stay: None is where the images are (the CPU for paths), `"auto"` a GPU
         if there is one.
-    amp : bool, default=False
-        Run the network in mixed precision (:class:`torch.autocast`); the features are float32 all the same.
+    amp : bool, "bfloat16" or "float16", default=False
+        Run the network in mixed precision (:class:`torch.autocast`). True is bfloat16, which keeps the range of
+        float32, and float16 on GPUs that have no bfloat16. The features are float32 all the same, but rounded on the
+        way: float16 keeps more digits and overflows in networks with large maps. Do not mix precisions between
+        `fit` and scoring: the difference looks like an anomaly.
+    compile : bool, default=False
+        Let :func:`torch.compile` compile the network when it is first used, and again in every new process. Short
+        batches are filled up to `batch_size`, so that each size is not compiled anew. Pays off for many images.
     n_jobs : int or None, default=None
-        Threads that decode images while the network runs. None is one, -1 all cores.
+        Threads that decode images while the network runs. None is one, -1 all cores. Where `transform` is called
+        within `joblib.parallel_config(backend="loky")`, files are decoded by so many processes: they take seconds to
+        start, for each pass over the images.
     random_state : int, RandomState or None, default=None
         For `augment`, and for `weights=None`.
 
@@ -87,7 +96,7 @@ class PatchFeatureExtractor(TransformerMixin, BaseEstimator, auto_wrap_output_ke
     bottom and 1/16 of the width at either side. Pass `crop_size=image_size` to see all. `covered_box` gives the part
     of an image that a map lies over, `transform_masks` cuts masks alike.
 
-    Peak memory of a pass does not depend on the number of images: one step of features, two batches of images.
+    Peak memory of a pass does not depend on the number of images: one step of features, three batches of images.
 
     Examples
     --------
@@ -112,7 +121,8 @@ class PatchFeatureExtractor(TransformerMixin, BaseEstimator, auto_wrap_output_ke
         "batch_size": [Interval(Integral, 1, None, closed="left")],
         "grid_size": [Interval(Integral, 1, None, closed="left"), None],
         "device": [str, Integral, torch.device, None],
-        "amp": ["boolean"],
+        "amp": ["boolean", StrOptions({"bfloat16", "float16"})],
+        "compile": ["boolean"],
         "n_jobs": [Integral, None],
         "random_state": ["random_state"],
     }
@@ -130,7 +140,8 @@ class PatchFeatureExtractor(TransformerMixin, BaseEstimator, auto_wrap_output_ke
         batch_size: int = 8,
         grid_size: int | None = None,
         device: Any = None,
-        amp: bool = False,
+        amp: bool | str = False,
+        compile: bool = False,
         n_jobs: int | None = None,
         random_state: Any = None,
     ) -> None:
@@ -145,6 +156,7 @@ class PatchFeatureExtractor(TransformerMixin, BaseEstimator, auto_wrap_output_ke
         self.grid_size = grid_size
         self.device = device
         self.amp = amp
+        self.compile = compile
         self.n_jobs = n_jobs
         self.random_state = random_state
 
@@ -233,15 +245,19 @@ class PatchFeatureExtractor(TransformerMixin, BaseEstimator, auto_wrap_output_ke
             backbone=self._backbone,
             grid_size=self.grid_size_,
             n_features=self.n_features_out_,
-            image_size=self.image_size,
-            crop_size=self.crop_size,
-            interpolation=self.interpolation,
-            augment=augment,
-            seed=self._seed,
-            batch_size=self.batch_size,
-            n_threads=effective_n_jobs(self.n_jobs),
-            amp=self.amp,
-            device=device,
+            images=ImageSettings(
+                image_size=self.image_size,
+                crop_size=self.crop_size,
+                interpolation=self.interpolation,
+                augment=augment,
+                seed=self._seed,
+                batch_size=self.batch_size,
+                n_jobs=effective_n_jobs(self.n_jobs),
+                processes=decodes_in_processes(),
+                device=device,
+            ),
+            amp_dtype=resolve_amp(self.amp, device),
+            compile=self.compile,
         )
         return PatchFeatures(images, np.arange(len(images)), settings)
 

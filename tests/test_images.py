@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
-from ipca_sklearn import PatchFeatureExtractor
+from ipca_sklearn import PatchFeatureExtractor, _images
 from ipca_sklearn._images import ImageReadError, check_images, load_batch, resize_and_crop, to_rgb
 
 SHAPE = (48, 40)
@@ -27,7 +27,7 @@ def picture(*channels, seed=0):
 
 def as_array(image):
     """The image as the network would see it before the resize: float (H, W, 3) in [0, 1]."""
-    return load_batch([to_rgb(image, "X[7]")])[0].permute(1, 2, 0).cpu().numpy()
+    return load_batch([to_rgb(image, "X[7]")], torch.device("cpu"))[0].permute(1, 2, 0).cpu().numpy()
 
 
 def features(X, **params):
@@ -117,6 +117,60 @@ PATH_LISTS = {
 @pytest.mark.parametrize("kind", PATH_LISTS)
 def test_paths_in_any_form_have_the_features_of_their_arrays(kind, paths, pictures):
     np.testing.assert_allclose(features(PATH_LISTS[kind](paths)), features(pictures), atol=1e-5)
+
+
+DEEP = {
+    "uint8": lambda p: p,
+    "uint16": lambda p: p.astype(np.uint16) * 257,
+    "float32": lambda p: (p / 255).astype(np.float32),
+    "float64": lambda p: p / 255,
+}
+
+
+@pytest.mark.parametrize("kind", ["array", "tensor"])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("dtype", DEEP)
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear"])
+def test_images_in_one_array_are_prepared_at_once_as_they_are_one_by_one(kind, channels, dtype, interpolation, device):
+    X = DEEP[dtype](np.stack([picture(channels, seed=seed) for seed in range(5)]))
+    X = X if kind == "array" else torch.from_numpy(X).permute(0, 3, 1, 2).to(device)
+    names = [f"X[{index}]" for index in range(5)]
+    together = resize_and_crop(to_rgb(X, names), 64, 56, interpolation)
+    alone = torch.stack(
+        [resize_and_crop(to_rgb(image, name), 64, 56, interpolation) for image, name in zip(X, names, strict=True)]
+    )
+    assert together.shape == (5, 3, 56, 56) and together.dtype == alone.dtype and together.device == alone.device
+    atol = 0 if interpolation == "nearest" else 1 if dtype == "uint8" else 1e-6
+    np.testing.assert_allclose(together.cpu().double(), alone.cpu().double(), atol=atol, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", DEEP)
+@pytest.mark.parametrize("key", [slice(None, None, -1), slice(1, 4), [2, 0, 2, 4], [3, 4], slice(2, 2)])
+def test_any_choice_from_one_array_is_the_same_choice_from_a_list(dtype, key, device):
+    X = DEEP[dtype](np.stack([picture(3, seed=seed) for seed in range(5)]))
+    network = nn.Sequential(nn.AvgPool2d(8))
+    extractor = PatchFeatureExtractor(network, layers=["0"], image_size=64, crop_size=64, batch_size=2).fit(X)
+    expected = np.asarray(extractor.transform(list(X)))[key]
+    for images in (X, torch.from_numpy(X).permute(0, 3, 1, 2).to(device)):
+        np.testing.assert_allclose(np.asarray(extractor.transform(images)[key]), expected, atol=1e-5)
+
+
+def test_uint8_stays_uint8_until_it_is_on_the_device(device, monkeypatch):
+    moved = []
+    monkeypatch.setattr(_images, "to_device", lambda tensor, device: moved.append(tensor.dtype) or tensor.to(device))
+    images = [to_rgb(picture(3, seed=seed), "X[0]") for seed in range(3)]
+    batch = load_batch(images, device)
+    assert moved == [torch.uint8]
+    assert batch.dtype == torch.float32 and batch.device == device
+    assert batch.is_contiguous(memory_format=torch.channels_last)
+    np.testing.assert_array_equal(batch.cpu(), torch.stack(images).float() / 255)
+
+
+def test_a_batch_of_a_mixed_list_has_each_image_as_a_share(device):
+    bytes_, floats = to_rgb(picture(3), "X[0]"), to_rgb(picture(3, seed=1) / 255, "X[1]")
+    batch = load_batch([bytes_, floats.to(device)], device)
+    assert batch.device == device
+    np.testing.assert_allclose(batch.cpu(), torch.stack([bytes_.float() / 255, floats]), atol=1e-7)
 
 
 def test_tensors_stay_on_their_device(device, pictures):
@@ -369,12 +423,24 @@ def bad_float(value):
 
 
 @pytest.mark.parametrize("value", [1.5, -0.01, 255, np.nan, np.inf])
-@pytest.mark.parametrize("as_tensor", [False, True])
-def test_floats_outside_zero_to_one_are_named(value, as_tensor):
+@pytest.mark.parametrize("form", ["array", "tensor", "list of arrays", "list of tensors"])
+def test_floats_outside_zero_to_one_are_named(value, form, device):
     X = bad_float(value)
-    X = torch.from_numpy(X).permute(0, 3, 1, 2) if as_tensor else X
+    X = torch.from_numpy(X).permute(0, 3, 1, 2).to(device) if "tensor" in form else X
+    X = list(X) if "list" in form else X
     with pytest.raises(ImageReadError, match=r"X\[1\] has values from .* float images are in \[0, 1\] without NaN"):
         features(X)
+
+
+def test_a_bad_image_of_one_array_is_named_by_its_place_in_the_array(device):
+    X = np.full((6, 8, 8, 3), 0.5, dtype=np.float32)
+    X[4] = 2
+    extractor = PatchFeatureExtractor(nn.Sequential(nn.AvgPool2d(8)), layers=["0"], image_size=64, crop_size=64)
+    for images in (X, torch.from_numpy(X).permute(0, 3, 1, 2).to(device)):
+        found = extractor.fit(images).transform(images)
+        with pytest.raises(ImageReadError, match=r"X\[4\] has values from 2 to 2"):
+            np.asarray(found[[5, 0, 4, 1]])
+        assert np.asarray(found[[5, 0, 1]]).shape == (3, 8, 8, 3)
 
 
 @pytest.mark.parametrize("dtype", ["int32", "int8", "int64", "bool", "complex64", "uint32"])

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import gc
 import pickle
+import shutil
 import subprocess
 import sys
 import threading
+from contextlib import contextmanager
+from functools import partial
 
 import joblib
 import numpy as np
@@ -20,8 +23,9 @@ from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import make_pipeline
 from torch import nn
 
-from ipca_sklearn import PatchFeatureExtractor, PatchFeatures, PatchGaussianDetector
-from ipca_sklearn._images import ImageReadError
+from ipca_sklearn import PatchFeatureExtractor, PatchFeatures, PatchGaussianDetector, _image_batches
+from ipca_sklearn._devices import resolve_amp
+from ipca_sklearn._images import ImageReadError, to_rgb
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 
@@ -282,6 +286,139 @@ def test_the_readers_thread_keeps_its_number_of_torch_threads(lazy):
     assert torch.get_num_threads() == before
 
 
+def torch_threads_of_a_new_thread():
+    found = []
+    thread = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+def test_threads_started_after_a_pass_have_their_number_of_torch_threads(lazy):
+    before = torch_threads_of_a_new_thread()
+    np.asarray(lazy)
+    assert torch_threads_of_a_new_thread() == before
+
+
+@pytest.mark.parametrize("params", [{"batch_size": 1}, {"batch_size": 3}, {"batch_size": 8}, {"n_jobs": 3}])
+@pytest.mark.parametrize("kind", ["paths", "list", "array", "tensor"])
+def test_features_depend_on_the_pixels_alone(kind, params, paths, device):
+    X = pictures(12)[:7]
+    images = {"paths": paths[:7], "list": list(X), "array": X, "tensor": torch.from_numpy(X).permute(0, 3, 1, 2)}[kind]
+    expected = np.asarray(small(batch_size=7, device=device).fit(X).transform(list(X)))
+    images = images.to(device) if kind == "tensor" else images
+    found = small(device=device, **params).fit(images).transform(images)
+    # TF32 convolutions of a GPU may round differently for batches of other sizes.
+    atol = 1e-5 if device.type == "cpu" else 1e-2
+    np.testing.assert_allclose(np.asarray(found), expected, rtol=0, atol=atol)
+
+
+@contextmanager
+def waiting_for_a_gpu_is_an_error(device):
+    if device.type == "cpu":
+        yield
+        return
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+@pytest.mark.parametrize("kind", ["list", "array", "uint8 tensor", "float tensor"])
+def test_no_batch_waits_for_the_device(kind, device):
+    X = pictures(12)
+    tensor = torch.from_numpy(X).permute(0, 3, 1, 2).to(device)
+    images = {"list": list(X), "array": X, "uint8 tensor": tensor, "float tensor": tensor / 255}[kind]
+    reader = iter(small(device=device, batch_size=2).fit(images).transform(images))
+    batches = [next(reader)]  # what is done once for all batches may wait
+    with waiting_for_a_gpu_is_an_error(device):
+        batches += list(reader)
+    np.testing.assert_allclose(torch.cat(batches).cpu(), small().fit(X).transform(X), atol=1e-2)
+
+
+def test_joblib_chooses_processes_for_files_and_threads_for_the_rest(paths, monkeypatch):
+    X = [*paths[:2], pictures(12)[2], paths[3]]
+    expected = np.asarray(small().fit(X).transform(X[:3]))
+    paths[3].write_bytes(b"no image")
+    with joblib.parallel_config(backend="loky", n_jobs=1):
+        found = small(batch_size=3).fit(X).transform(X)
+
+    def in_memory_alone(image, name, **options):
+        assert isinstance(image, np.ndarray)
+        return to_rgb(image, name, **options)
+
+    monkeypatch.setattr(_image_batches, "to_rgb", in_memory_alone)  # here, not in the processes
+    reader = iter(found)
+    np.testing.assert_allclose(next(reader), expected, atol=1e-5)
+    with pytest.raises(ImageReadError, match=r"03\.png is not an image"):
+        next(reader)
+
+
+def test_another_backend_of_joblib_is_not_used_and_a_warning_says_so(whole):
+    extractor = small().fit(pictures())
+    with (
+        joblib.parallel_config(backend="multiprocessing", n_jobs=2),
+        pytest.warns(UserWarning, match="decoded by threads: joblib's MultiprocessingBackend is not used"),
+    ):
+        found = extractor.transform(pictures())
+    np.testing.assert_allclose(np.asarray(found), whole, atol=1e-5)
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """Sizes of the batches that were compiled for; the code that runs is torch's own, so no compiler is needed."""
+    sizes = []
+
+    def backend(graph, inputs):
+        sizes.extend(value.shape[0] for value in inputs if value.ndim == 4 and value.shape[1:] == (3, 64, 64))
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    torch.compiler.reset()
+    yield sizes
+    torch.compiler.reset()
+
+
+def test_a_network_is_compiled_once_whatever_the_sizes_of_the_batches(compiled, device, whole):
+    extractor = small(compile=True, batch_size=3, device=device).fit(pictures())
+    found = extractor.transform(pictures())
+    assert compiled == []
+    for size in (1, 2, 4, 5):
+        np.testing.assert_allclose(torch.cat(list(found.batches(size))).cpu(), whole, atol=1e-2)
+    np.testing.assert_allclose(np.asarray(found[[3, 1]]), whole[[3, 1]], atol=1e-2)
+    assert compiled == [3]
+
+
+def test_what_is_compiled_is_neither_pickled_nor_cloned(compiled, whole):
+    extractor = small(compile=True).fit(pictures())
+    found = extractor.transform(pictures())
+    np.testing.assert_allclose(np.asarray(found), whole, atol=1e-5)
+    assert clone(extractor).compile
+    for again in (pickle.loads(pickle.dumps(extractor)).transform(pictures()), pickle.loads(pickle.dumps(found))):
+        np.testing.assert_allclose(np.asarray(again), whole, atol=1e-5)
+    assert compiled == [8, 8, 8]
+
+
+def test_without_a_compiler_the_error_says_to_set_compile_to_false(monkeypatch):
+    def no_compiler(graph, inputs):
+        raise OSError("no C++ compiler found")
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=no_compiler))
+    found = small(compile=True).fit(pictures()).transform(pictures())
+    message = r"(?s)torch\.compile fails on backbone Sequential .*no C\+\+ compiler found.*set compile=False"
+    with pytest.raises(RuntimeError, match=message):
+        np.asarray(found)
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++", "cl"))), reason="no C++ compiler on the PATH")
+def test_a_compiled_network_gives_the_same_features(whole, device):
+    torch.compiler.reset()
+    found = small(compile=True, batch_size=3, device=device).fit(pictures()).transform(pictures())
+    np.testing.assert_allclose(np.asarray(found), whole, atol=1e-4 if device.type == "cpu" else 1e-2)
+
+
 @pytest.fixture
 def cropper():
     return block_means(augment="random_crop", random_state=3, image_size=96)
@@ -361,11 +498,32 @@ def test_a_pipeline_augments_in_fit_alone(cropper):
     )
 
 
-def test_mixed_precision_gives_float32_close_to_the_plain_features(whole):
-    found = np.asarray(small(amp=True).fit(pictures()).transform(pictures()))
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, whole, atol=0.03 * np.abs(whole).max())
-    assert np.abs(found - whole).max() > 0
+@pytest.mark.parametrize("amp", [True, "bfloat16", "float16"])
+def test_mixed_precision_gives_float32_close_to_the_plain_features(amp, whole, device):
+    found = small(amp=amp, device=device).fit(pictures()).transform(pictures())
+    assert next(iter(found)).dtype == torch.float32
+    np.testing.assert_allclose(np.asarray(found), whole, atol=0.03 * np.abs(whole).max())
+    assert np.abs(np.asarray(found) - whole).max() > 0
+
+
+def test_float16_rounds_less_than_bfloat16(whole):
+    fine, coarse = (
+        np.abs(np.asarray(small(amp=amp).fit(pictures()).transform(pictures())) - whole).mean()
+        for amp in ("float16", "bfloat16")
+    )
+    assert 0 < fine < coarse
+
+
+def test_mixed_precision_is_bfloat16_where_the_device_has_it(monkeypatch):
+    cpu, gpu = torch.device("cpu"), torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextmanager(lambda: (yield))())
+    for has_it, expected in ((True, torch.bfloat16), (False, torch.float16)):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, has_it=has_it: has_it)
+        assert resolve_amp(True, gpu) == expected
+        assert resolve_amp(True, cpu) == torch.bfloat16
+        assert resolve_amp("float16", cpu) == resolve_amp("float16", gpu) == torch.float16
+        assert resolve_amp("bfloat16", gpu) == torch.bfloat16
+        assert resolve_amp(False, gpu) is None
 
 
 def test_the_result_does_not_depend_on_the_device(device, whole):
@@ -475,6 +633,7 @@ def test_a_bad_mask_is_named():
         ({"batch_size": 0}, "'batch_size' parameter"),
         ({"grid_size": 0}, "'grid_size' parameter"),
         ({"amp": "yes"}, "'amp' parameter"),
+        ({"compile": "inductor"}, "'compile' parameter"),
         ({"n_jobs": "two"}, "'n_jobs' parameter"),
         ({"random_state": "x"}, "'random_state' parameter"),
         ({"crop_size": 73}, "crop_size=73 is larger than image_size=72"),

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from _common import environment, in_fresh_process, markdown_table, spread, write_results
+from _common import argument_parser, environment, in_fresh_process, markdown_table, spread, write_results
 
 BASE = {"n": 400, "patches": 784, "m": 256, "k": 16}
 SWEEPS = {
@@ -63,8 +63,9 @@ def slope(xs: list[float], ys: list[float]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argument_parser(__doc__)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--shrink", type=int, default=1, help="divide n and P by this, to try the script")
     parser.add_argument("--measure", nargs=4, type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
@@ -75,6 +76,7 @@ def main() -> None:
         seconds, memory = [], []
         for value in values:
             point = BASE | {name: value}
+            point |= {key: max(1, point[key] // options.shrink) for key in ("n", "patches")}
             arguments = ["--measure", *(str(point[key]) for key in ("n", "patches", "m", "k"))]
             runs = [in_fresh_process(Path(__file__), arguments) for _ in range(options.repeats)]
             results.append({**point, "runs": runs})
@@ -99,7 +101,7 @@ model does.
 Exponent of the power law through the points (1 is proportional, 0 is flat):
 
 {markdown_table(["varied", "time", "memory"], exponents)}"""
-    write_results("scaling", text, {"environment": environment(), "results": results})
+    write_results(options.out, "scaling", text, {"environment": environment(), "results": results})
 
 
 if __name__ == "__main__":

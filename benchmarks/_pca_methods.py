@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from _common import synchronize
+from threadpoolctl import threadpool_limits
 
 from ipca_sklearn import linalg
 
@@ -80,8 +81,14 @@ def full_covariance(patches: int) -> Method:
     return Method("full covariance, one eigh", steps, finish, patches)
 
 
-def loop_of(name: str, make: Callable[[int], Any], convert: Callable[[torch.Tensor], Any], patches: int) -> Method:
-    """Learn with one object per patch, in a Python loop."""
+def loop_of(
+    name: str,
+    make: Callable[[int], Any],
+    convert: Callable[[torch.Tensor], Any],
+    patches: int,
+    threads: int | None = None,
+) -> Method:
+    """Learn with one object per patch, in a Python loop; `threads` limits those of the BLAS."""
     models: list[Any] = []
 
     def steps(source: Iterator[torch.Tensor], k: int) -> Iterator[None]:
@@ -93,8 +100,9 @@ def loop_of(name: str, make: Callable[[int], Any], convert: Callable[[torch.Tens
             # The first call must bring k samples: earlier steps wait for it, and `measure` leaves them out.
             if begun or sum(map(len, waiting)) >= k:
                 samples = convert(torch.cat(waiting))
-                for patch, model in enumerate(models):
-                    model.partial_fit(samples[:, patch], check_input=False)
+                with threadpool_limits(threads):
+                    for patch, model in enumerate(models):
+                        model.partial_fit(samples[:, patch], check_input=False)
                 waiting, begun = [], True
             yield
 
@@ -105,10 +113,11 @@ def loop_of(name: str, make: Callable[[int], Any], convert: Callable[[torch.Tens
     return Method(name, steps, finish, patches)
 
 
-def scikit_learn(patches: int) -> Method:
+def scikit_learn(patches: int, threads: int | None = None) -> Method:
     from sklearn.decomposition import IncrementalPCA
 
-    return loop_of("loop of scikit-learn IncrementalPCA", IncrementalPCA, lambda x: x.cpu().numpy(), patches)
+    name = "loop of scikit-learn IncrementalPCA" + (f", {threads} BLAS thread" if threads else "")
+    return loop_of(name, IncrementalPCA, lambda x: x.cpu().numpy(), patches, threads)
 
 
 def torchdr(patches: int) -> Method | None:
@@ -132,8 +141,13 @@ def errors(components: np.ndarray, data: np.ndarray, k: int) -> tuple[float, flo
     return float(np.mean(lost)), float(np.mean(angle))
 
 
-def measure(method: Method, k: int, b: int, n: int, m: int, total: int, device: str, repeats: int) -> dict[str, Any]:
-    """Learn n images in steps of b, `repeats` times, and return the speed of a step, scaled to `total` patches."""
+def measure(
+    method: Method, k: int, b: int, n: int, m: int, total: int, device: str, repeats: int, checked: int = 8
+) -> dict[str, Any]:
+    """Learn n images in steps of b, `repeats` times, and return the speed of a step, scaled to `total` patches.
+
+    The errors are those of the first `checked` patches.
+    """
     data = features(n, method.patches, m, device)
     times: list[float] = []
     finish_times = []
@@ -152,7 +166,7 @@ def measure(method: Method, k: int, b: int, n: int, m: int, total: int, device: 
     scale = total / method.patches
     if method.name.startswith("full"):
         times = [t + statistics.median(finish_times) * b / n for t in times]
-    checked = min(8, method.patches)
+    checked = min(checked, method.patches)
     lost, angle = errors(components[:checked], data[:, :checked].double().cpu().numpy(), k)
     speeds = sorted(b / (t * scale) for t in times)
     return {

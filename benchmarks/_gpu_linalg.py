@@ -20,7 +20,7 @@ FULL_STREAM_SECONDS = 4.0
 
 def measure_within_reason(make: Callable[[int], Method], k: int, b: int, m: int, total: int, config: Config) -> Row:
     """Run a stream on few patches, and on all of them if that will not take long."""
-    few = min(total, 64 if m <= 256 and k + b <= 32 else 16 if m <= 256 else 4)
+    few = min(total, config.pick(4 if m > 256 else 64 if k + b <= 32 else 16, 8))
     checked = 3 if m <= 256 else 1  # an exact PCA in float64 takes its time
     n = stream_length(k, b) if not config.smoke else 3 * max(k, b)
     result = measure(make(few), k, b, n, m, total, config.device, 1, checked)

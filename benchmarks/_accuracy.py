@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from _common import environment, in_fresh_process, markdown_table, spread, write_results
+from _common import argument_parser, environment, in_fresh_process, markdown_table, spread, write_results
 
 METHODS = [("mahalanobis", "deferred"), ("residual", "incremental")]
 
@@ -56,8 +56,9 @@ def measure(loader: str, root: str, k: int, score: str, centering: str) -> dict[
     }
 
 
-def run(script: Path, name: str, title: str, loader: str, root: str, sizes: list[int], repeats: int) -> None:
+def run(script: Path, name: str, title: str, loader: str, options: argparse.Namespace) -> None:
     """Measure every row `repeats` times, each in a process of its own, and write the table."""
+    root, sizes, repeats = options.root, options.k, options.repeats
     results, rows = [], []
     for k in sizes:
         for score, centering in METHODS:
@@ -85,11 +86,11 @@ scores each step before learning it, for the threshold.
 {environment()}
 
 {markdown_table(header, rows)}"""
-    write_results(name, text, {"environment": environment(), "results": results})
+    write_results(options.out, name, text, {"environment": environment(), "results": results})
 
 
 def main(script: str, name: str, title: str, loader: str) -> None:
-    parser = argparse.ArgumentParser(description=title)
+    parser = argument_parser(title)
     parser.add_argument("root", nargs="?", help="folder of the images")
     parser.add_argument("--k", type=int, nargs="+", default=[16, 32, 64])
     parser.add_argument("--repeats", type=int, default=3)
@@ -101,4 +102,4 @@ def main(script: str, name: str, title: str, loader: str) -> None:
     elif options.root is None:
         parser.error("name the folder of the images")
     else:
-        run(Path(script), name, title, loader, options.root, options.k, options.repeats)
+        run(Path(script), name, title, loader, options)

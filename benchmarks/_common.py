@@ -1,18 +1,27 @@
-"""What the benchmarks share: the environment, a fresh process per measurement, tables."""
+"""What the benchmarks share: arguments, the environment, timing, a fresh process per measurement, tables."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "benchmarks"
+
+
+def argument_parser(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser with the options of every benchmark."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the report (default: docs/benchmarks)")
+    return parser
 
 
 def environment() -> str:
@@ -41,10 +50,40 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def in_fresh_process(script: Path, arguments: Sequence[str]) -> dict[str, Any]:
+def in_fresh_process(
+    script: Path, arguments: Sequence[str], *, python: str = sys.executable, variables: dict[str, str] | None = None
+) -> dict[str, Any]:
     """Run `script arguments` and return the JSON object that its last line is: peak memory is that of one job only."""
-    done = subprocess.run([sys.executable, str(script), *arguments], stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(
+        [python, str(script), *arguments],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        env={**os.environ, **(variables or {})},
+    )
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def synchronize(device: Any) -> None:
+    """Wait for a GPU; a clock read before it is done measures the queueing of kernels only."""
+    import torch
+
+    if str(device).startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def seconds(task: Callable[[], object], device: Any, repeats: int, *, warm_up: bool = True) -> list[float]:
+    """Time `task` `repeats` times after a run that does not count."""
+    if warm_up:
+        task()
+    times = []
+    for _ in range(repeats):
+        synchronize(device)
+        start = time.perf_counter()
+        task()
+        synchronize(device)
+        times.append(time.perf_counter() - start)
+    return times
 
 
 def spread(values: Sequence[float], digits: int = 1) -> str:
@@ -53,14 +92,25 @@ def spread(values: Sequence[float], digits: int = 1) -> str:
     return text if len(values) == 1 else f"{text} ({min(values):.{digits}f} - {max(values):.{digits}f})"
 
 
+def figure(value: Any) -> str:
+    """Return a value of a table with three significant digits; of a list, the median and the range."""
+    if isinstance(value, (list, tuple)):
+        text = figure(float(statistics.median(value)))
+        return text if len(value) == 1 else f"{text} ({figure(float(min(value)))} - {figure(float(max(value)))})"
+    if isinstance(value, float):
+        return f"{value:.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.3g}"
+    return "" if value is None else str(value)
+
+
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def write_results(name: str, text: str, values: Any) -> None:
-    """Print a report and write it to docs/benchmarks as Markdown and JSON."""
-    print(text)
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / f"{name}.md").write_text(text + "\n")
-    (RESULTS / f"{name}.json").write_text(json.dumps(values, indent=1) + "\n")
+def write_results(out: Path, name: str, text: str, values: Any, *, show: bool = True) -> None:
+    """Print a report and write it to the folder `out` as Markdown and JSON."""
+    if show:
+        print(text)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"{name}.md").write_text(text + "\n")
+    (out / f"{name}.json").write_text(json.dumps(values, indent=1) + "\n")

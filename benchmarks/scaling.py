@@ -8,13 +8,13 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import resource
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from _common import environment, in_fresh_process, markdown_table, spread, write_results
+from _common import argument_parser, environment, in_fresh_process, markdown_table, spread, write_results
+from _memory import peak_mb, restart_peak
 
 BASE = {"n": 400, "patches": 784, "m": 256, "k": 16}
 SWEEPS = {
@@ -47,24 +47,28 @@ def measure(n: int, patches: int, m: int, k: int) -> dict[str, float]:
                 yield pool[index % 4][: n - start]
 
     detector = PatchGaussianDetector(k)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    PatchGaussianDetector(2).fit(torch.randn(20, 4, 8))  # starts the libraries
+    before = restart_peak()
     start = time.perf_counter()
     detector.fit(Generated())
     seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"seconds": seconds, "mb_over_imports": (peak - before) * 1024 / 1e6}
+    return {"seconds": seconds, "mb_over_imports": peak_mb() - before}
 
 
-def slope(xs: list[float], ys: list[float]) -> float:
+def slope(xs: Sequence[float], ys: Sequence[float]) -> float:
     """Exponent of the power law through the points, by least squares of the logarithms."""
-    lx, ly = [math.log(x) for x in xs], [math.log(y) for y in ys]
+    points = [(math.log(x), math.log(y)) for x, y in zip(xs, ys, strict=True) if y > 0]
+    if len(points) < 2:
+        return math.nan
+    lx, ly = zip(*points, strict=True)
     mx, my = statistics.mean(lx), statistics.mean(ly)
     return sum((a - mx) * (b - my) for a, b in zip(lx, ly, strict=True)) / sum((a - mx) ** 2 for a in lx)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argument_parser(__doc__)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--shrink", type=int, default=1, help="divide n and P by this, to try the script")
     parser.add_argument("--measure", nargs=4, type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
@@ -75,6 +79,7 @@ def main() -> None:
         seconds, memory = [], []
         for value in values:
             point = BASE | {name: value}
+            point |= {key: max(1, point[key] // options.shrink) for key in ("n", "patches")}
             arguments = ["--measure", *(str(point[key]) for key in ("n", "patches", "m", "k"))]
             runs = [in_fresh_process(Path(__file__), arguments) for _ in range(options.repeats)]
             results.append({**point, "runs": runs})
@@ -99,7 +104,7 @@ model does.
 Exponent of the power law through the points (1 is proportional, 0 is flat):
 
 {markdown_table(["varied", "time", "memory"], exponents)}"""
-    write_results("scaling", text, {"environment": environment(), "results": results})
+    write_results(options.out, "scaling", text, {"environment": environment(), "results": results})
 
 
 if __name__ == "__main__":

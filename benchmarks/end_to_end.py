@@ -1,0 +1,209 @@
+"""python benchmarks/end_to_end.py IMAGES_DIR: from files on disk to a fitted model to anomaly maps, beside anomalib.
+
+Every contender runs in processes of its own, with the same files, resolution and number of threads. The rivals live in
+another environment, whose interpreter is named with --rival-python; one way to make it, from this folder's parent:
+
+    uv venv ../rivals && uv pip install --python ../rivals/bin/python --group pyproject.toml:rivals
+
+and then `--rival-python ../rivals/bin/python`. Without it their rows are left out, and the report says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+from _common import argument_parser, environment, figure, in_fresh_process, markdown_table, write_results
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
+BATCH = 8
+# Name in the table, backbone, number of components; None is the network alone.
+OURS = {
+    "lite0_network": ("network only, EfficientNet-Lite0", "efficientnet_lite0", None),
+    "lite0_16": ("ipca_sklearn, EfficientNet-Lite0, k = 16", "efficientnet_lite0", 16),
+    "lite0_64": ("ipca_sklearn, EfficientNet-Lite0, k = 64", "efficientnet_lite0", 64),
+    "resnet18_network": ("network only, ResNet18", "resnet18", None),
+    "resnet18_16": ("ipca_sklearn, ResNet18, k = 16", "resnet18", 16),
+    "resnet18_64": ("ipca_sklearn, ResNet18, k = 64", "resnet18", 64),
+}
+RIVALS = {
+    "padim": "anomalib PaDiM, ResNet18, 100 features",
+    "patchcore": "anomalib PatchCore, ResNet18, coreset 0.1",
+}
+# The coreset's temporaries, once freed, stay with the process: its peak grows many times over, and it is slower.
+ALLOCATOR = {"padim": {}, "patchcore": {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}}
+
+
+def measure(job: dict[str, Any]) -> dict[str, Any]:
+    """Fit and score once in this process."""
+    import io
+
+    import joblib
+    import torch
+    from _common import synchronize
+    from _memory import peak_mb, restart_peak
+
+    from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector
+
+    torch.set_num_threads(job["threads"])
+    _, backbone, k = OURS[job["contender"]]
+    params = {"batch_size": BATCH, "n_jobs": job["threads"], "device": job["device"]}
+    # Random weights need no download and cost the same.
+    extractor = PatchFeatureExtractor(backbone, weights=None, random_state=0, **params).fit(job["train"][:1])
+    baseline = restart_peak()
+
+    def run_network(paths: list[str]) -> None:
+        for _ in extractor.transform(paths).batches(BATCH):
+            pass
+
+    run_network(job["train"][:BATCH])
+    detector = PatchGaussianDetector(k or 1)
+    start = time.perf_counter()
+    if k is None:
+        run_network(job["train"])
+    else:
+        detector.fit(extractor.transform(job["train"]))
+        _ = detector.pca_.noise_variance_  # the components are made when they are first read
+    synchronize(job["device"])
+    result: dict[str, Any] = {"train_images_per_s": len(job["train"]) / (time.perf_counter() - start)}
+    result |= {"baseline_mb": baseline, "train_peak_mb": peak_mb() - baseline}
+    if k is None:
+        return result
+    restart_peak()
+    start = time.perf_counter()
+    maps = detector.transform(extractor.transform(job["test"]))
+    scores = -maps.max((1, 2))
+    result["test_images_per_s"] = len(scores) / (time.perf_counter() - start)
+    result["test_peak_mb"] = peak_mb() - baseline
+    stored = io.BytesIO()
+    joblib.dump(detector, stored)
+    result["model_mb"] = stored.tell() / 1e6
+    return result
+
+
+def jobs_of(options: argparse.Namespace) -> list[tuple[str, list[int]]]:
+    """Return the contenders and how many training images each has."""
+    jobs = [(name, options.n_train if OURS[name][2] else [max(options.n_train)]) for name in OURS]
+    if options.rival_python:
+        jobs += [("padim", options.n_train), ("patchcore", options.n_patchcore)]
+    return [job for job in jobs if job[0] in options.only]
+
+
+def run(options: argparse.Namespace, files: list[str]) -> list[dict[str, Any]]:
+    """Measure everything `repeats` times; round by round, so that a change of the machine's speed meets all alike."""
+    results: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    threads = {name: str(options.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "job.json"
+        for _ in range(options.repeats):
+            for contender, sizes in jobs_of(options):
+                for n in sizes:
+                    images = list(islice(cycle(files), n + options.n_test))
+                    job = {"contender": contender, "train": images[:n], "test": images[n:], "batch": BATCH}
+                    path.write_text(json.dumps(job | {"threads": options.threads, "device": options.device}))
+                    if contender in OURS:
+                        found = in_fresh_process(Path(__file__), ["--measure", str(path)], variables=threads)
+                    else:
+                        script = Path(__file__).with_name("_rivals.py")
+                        found = in_fresh_process(
+                            script, [str(path)], python=options.rival_python, variables=threads | ALLOCATOR[contender]
+                        )
+                    results.setdefault((contender, n), []).append(found)
+                    print(contender, n, json.dumps(found), flush=True)
+    return [{"contender": contender, "n_train": n, "runs": runs} for (contender, n), runs in results.items()]
+
+
+def rows_of(results: list[dict[str, Any]]) -> list[list[str]]:
+    def median(result: dict[str, Any], key: str) -> float:
+        return statistics.median(run[key] for run in result["runs"])
+
+    network = {r["contender"]: median(r, "train_images_per_s") for r in results if r["contender"].endswith("network")}
+    rows = []
+    for result in results:
+        name = result["contender"]
+        alone = network.get(f"{'lite0' if name.startswith('lite0') else 'resnet18'}_network")
+        share = f"{100 * median(result, 'train_images_per_s') / alone:.0f} %" if alone else ""
+        row = [OURS[name][0] if name in OURS else RIVALS[name], str(result["n_train"])]
+        for key in ("train_images_per_s", "share", "test_images_per_s", "train_peak_mb", "test_peak_mb", "model_mb"):
+            values = [run[key] for run in result["runs"] if key in run]
+            row.append(share if key == "share" else figure(values) if values else "")
+        rows.append([*row, figure([run["baseline_mb"] for run in result["runs"]])])
+    return rows
+
+
+def report(options: argparse.Namespace, files: list[str], results: list[dict[str, Any]]) -> str:
+    where = next((run["environment"] for r in results for run in r["runs"] if "environment" in run), None)
+    rivals = (
+        f"Rivals: {where}; the torch models of anomalib in a plain loop over a DataLoader with as many workers, whose "
+        "memory is not counted, because its Lightning engine adds work that is not the method's. Their maps are "
+        "224 x 224 and smoothed, ours 56 x 56. PaDiM uses layers 1-3, PatchCore its default layers 2-3 and fewer "
+        "images: its coreset takes time that grows with the square of their number; it runs with "
+        "MALLOC_MMAP_THRESHOLD_ of 1 MiB, so that the C library gives freed memory back, which lowers its peak."
+        if where
+        else "The rivals were not run: no interpreter that has them was named (--rival-python)."
+    )
+    header = ["contender", "n train", "training images/s", "of the network alone", "inference images/s"]
+    header += ["peak MB training", "peak MB inference", "model MB", "imports and network MB"]
+    return f"""# From images on disk to maps
+
+{len(files)} files, cyclically repeated where n is larger, resized to 256 x 256 (nearest), centre 224 x 224, batches of
+{BATCH}, {options.threads} threads, device {options.device}; {options.n_test} test images; {options.repeats} fresh
+processes per row, median (range). Random weights: they cost the same and need no download. Training is from opening the
+first file until the model is ready to score; inference gives maps and image scores. Imports and the making of the
+network are not timed; one batch through the network warms up. *Peak MB* is over what imports and network hold (last
+column). *Of the network alone*: training speed over that of our feature extraction with the same backbone. *Model MB*
+is without the network: the pickle of ours, the arrays that a rival keeps.
+
+{rivals}
+
+{environment()}
+
+{markdown_table(header, rows_of(results))}"""
+
+
+def main() -> None:
+    parser = argument_parser(__doc__)
+    parser.add_argument("images", nargs="?", type=Path, metavar="IMAGES_DIR")
+    parser.add_argument("--pattern", default="*", help="of the files' names, where masks lie beside the images")
+    parser.add_argument("--rival-python", help="interpreter of an environment with anomalib")
+    parser.add_argument("--n-train", type=int, nargs="+", default=[200, 795])
+    parser.add_argument("--n-patchcore", type=int, nargs="+", default=[16, 32], help="training images of PatchCore")
+    parser.add_argument("--n-test", type=int, default=100)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--only", nargs="+", choices=[*OURS, *RIVALS], default=[*OURS, *RIVALS], metavar="NAME")
+    parser.add_argument("--name", default="end_to_end", help="of the report")
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        print(json.dumps(measure(json.loads(options.measure.read_text()))))
+        return
+    if options.images is None:
+        parser.error("name the folder of the images")
+    files = sorted(str(p) for p in options.images.rglob(options.pattern) if p.suffix.lower() in SUFFIXES)
+    if not files:
+        parser.error("no images match")
+    if options.rival_python:
+        subprocess.run(
+            [options.rival_python, "-c", "import importlib.util as u; assert u.find_spec('anomalib')"], check=True
+        )
+    start = time.monotonic()
+    results = run(options, files)
+    write_results(
+        options.out, options.name, report(options, files, results), {"environment": environment(), "results": results}
+    )
+    print(f"{time.monotonic() - start:.0f} s", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""python benchmarks/gpu.py: everything that a GPU can change, in one run of less than 8 minutes.
+
+Sections: the PCA alone, eigensolvers, the cost of a step, end to end with a network, the paper's speeds, scoring. The
+report is written after each, and a section that fails or takes too long leaves the others alone. `--smoke` runs all of
+it at tiny sizes on the CPU, to see that it works.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+from _common import argument_parser, environment, write_results
+from _sections import Config, Supervisor, work
+
+NAMES = ("pca", "eigensolvers", "step", "end_to_end", "paper", "scoring")
+
+
+def main() -> None:
+    parser = argument_parser(__doc__)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes on the CPU")
+    parser.add_argument("--sections", nargs="+", choices=NAMES, default=list(NAMES), metavar="NAME", help=str(NAMES))
+    parser.add_argument("--minutes", type=float, default=7.6, help="stop after this time")
+    parser.add_argument("--name", default="gpu", help="of the report")
+    parser.add_argument("--worker", type=Path, help="results of a worker (used by the script itself)")
+    options = parser.parse_args()
+    if options.worker:
+        run_worker(options, Config("cpu" if options.smoke else options.device, options.smoke))
+        return
+    title = "# On a GPU" if not options.smoke else "# A trial at tiny sizes: these figures mean nothing"
+    start = time.monotonic()
+    command = [sys.executable, __file__, *(["--smoke"] if options.smoke else ["--device", options.device])]
+    supervisor = Supervisor(command, options.sections, 60 * options.minutes)
+
+    def report() -> None:
+        outcomes = {name: vars(outcome) for name, outcome in supervisor.outcomes.items()}
+        values = {"environment": supervisor.environment, "sections": outcomes}
+        write_results(options.out, options.name, supervisor.as_markdown(title), values, show=False)
+
+    supervisor.run(report)
+    report()
+    states = {name: f"{outcome.status} {outcome.seconds:.0f} s" for name, outcome in supervisor.outcomes.items()}
+    print(json.dumps(states), f"total {time.monotonic() - start:.0f} s")
+    if any(outcome.status == "failed" for outcome in supervisor.outcomes.values()):
+        sys.exit(1)
+
+
+def run_worker(options: argparse.Namespace, config: Config) -> None:
+    import torch
+    from _gpu_eigensolvers import EIGENSOLVERS
+    from _gpu_linalg import PCA, SCORING, STEP
+    from _gpu_network import END_TO_END, PAPER_SPEEDS
+
+    if config.on_gpu and not torch.cuda.is_available():
+        sys.exit("torch sees no GPU; --smoke tries the script without one")
+    if options.smoke:
+        torch.set_num_threads(1)  # work this small is only slowed down by threads, and more so on a busy machine
+    known = {s.name: s for s in (PCA, EIGENSOLVERS, STEP, END_TO_END, PAPER_SPEEDS, SCORING)}
+    with options.worker.open("a") as stream:
+        work([known[name] for name in options.sections], config, environment(), stream)
+
+
+if __name__ == "__main__":
+    main()

@@ -38,7 +38,7 @@ def loaded_library() -> ctypes.CDLL:
 
 
 class XsyevBatched:
-    """From symmetric matrices (P, n, n) to eigenvalues (descending) and eigenvectors; not for several threads."""
+    """From symmetric matrices (P, n, n) to ascending eigenvalues and eigenvectors in columns; not for several threads."""
 
     def __init__(self) -> None:
         self.library = loaded_library()
@@ -92,5 +92,5 @@ class XsyevBatched:
         torch.cuda.current_stream(gram.device).synchronize()  # before the buffers go
         if int(info.abs().max()) != 0:
             raise RuntimeError(f"{int((info != 0).sum())} of {batch} matrices did not converge")
-        # Columns of a column-major matrix are the rows of the tensor; the eigenvalues ascend.
-        return values.flip(-1), vectors.mT.flip(-1)
+        # Columns of a column-major matrix are the rows of the tensor.
+        return values, vectors.mT

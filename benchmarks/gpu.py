@@ -31,7 +31,9 @@ def main() -> None:
     if options.worker:
         run_worker(options, Config("cpu" if options.smoke else options.device, options.smoke))
         return
-    title = "# On a GPU" if not options.smoke else "# A trial at tiny sizes: these figures mean nothing"
+    title = "# On a GPU" if options.device.startswith("cuda") else "# On a CPU"
+    if options.smoke:
+        title = "# A trial at tiny sizes: these figures mean nothing"
     start = time.monotonic()
     command = [sys.executable, __file__, *(["--smoke"] if options.smoke else ["--device", options.device])]
     supervisor = Supervisor(command, options.sections, 60 * options.minutes)

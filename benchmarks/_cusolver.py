@@ -38,7 +38,7 @@ def loaded_library() -> ctypes.CDLL:
 
 
 class XsyevBatched:
-    """From symmetric matrices (P, n, n) to ascending eigenvalues and eigenvectors in columns; not for several threads."""
+    """Symmetric matrices (P, n, n) to ascending eigenvalues and eigenvectors in columns; not for several threads."""
 
     def __init__(self) -> None:
         self.library = loaded_library()

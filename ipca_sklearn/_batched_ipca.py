@@ -189,6 +189,7 @@ class BatchedIncrementalPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         """Take all steps of `samples` on from `model` and, only when the last one is done, store the result."""
         if model is not None:
             self._check_unchanged(model)
+        made_here: list[linalg.State] = []
         for step in samples.steps(self.step_size):
             if model is None:
                 model = self._new_model(samples, len(step))
@@ -204,7 +205,9 @@ class BatchedIncrementalPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
                 centering=model.centering,
                 solver=self.solver,
                 svd_driver=self.svd_driver,
+                memory=made_here.pop(0).rows if len(made_here) > 1 else None,
             )
+            made_here.append(state)
             model = Model(state, model.n_components, model.centering, samples.kind)
         assert model is not None  # X has at least one sample
         self.patch_shape_ = samples.patch_shape

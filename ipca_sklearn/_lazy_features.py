@@ -118,7 +118,15 @@ class PatchFeatures:
         for _, batch in self._numbered_batches(size or self._settings.images.batch_size):
             yield batch
 
-    def _numbered_batches(self, size: int) -> Iterator[tuple[int, Tensor]]:
+    def batches_in_place(self, size: int) -> Iterator[Tensor]:
+        """Yield as `batches` does, but every tensor overwrites the one before: for a reader that keeps none of them.
+
+        On a CPU new memory of this size is paid for in page faults, every step again.
+        """
+        for _, batch in self._numbered_batches(size, in_place=True):
+            yield batch
+
+    def _numbered_batches(self, size: int, *, in_place: bool = False) -> Iterator[tuple[int, Tensor]]:
         settings, device = self._settings, self.device
         backbone, limit = settings.backbone, settings.images.batch_size
         backbone.module.to(device)  # it may have been elsewhere since, or come from a pickle
@@ -126,8 +134,11 @@ class PatchFeatures:
         steps = [self._indices[start : start + size] for start in range(0, len(self), size)]
         groups = [step[start : start + limit] for step in steps for start in range(0, len(step), limit)]
         with closing(read_batches(self._images, groups, settings.images)) as batches:
+            memory = None
             for number, step in enumerate(steps):
-                features = torch.empty(len(step), *self.shape[1:], device=device)
+                if memory is None or not in_place:
+                    memory = torch.empty(len(step), *self.shape[1:], device=device)
+                features = memory[: len(step)]
                 for part in features.split(limit):
                     _describe((next(batches) - mean) / std, part, settings)
                 yield number * size, features

@@ -79,7 +79,8 @@ class Samples:
         for block in self._blocks(size):
             step = block.reshape(block.shape[0], self.n_patches, self.n_features)
             step = step.to(_floating(step.dtype))
-            if not torch.isfinite(step).all():
+            # A sum is finite only if all its terms are, and is had without a mask as large as the step.
+            if not torch.isfinite(step.sum()) and not torch.isfinite(step).all():
                 end = start + len(step)
                 raise ValueError(
                     f"X passed to {self.owner} contains NaN or infinity (samples {start} to {end - 1}); "
@@ -90,7 +91,8 @@ class Samples:
 
     def _blocks(self, size: int) -> Iterator[Tensor]:
         if hasattr(self.source, "batches"):
-            yield from self.source.batches(size)
+            # No step is needed after the next one is read, so a source that can may use the same memory again.
+            yield from getattr(self.source, "batches_in_place", self.source.batches)(size)
             return
         for start in range(0, self.n_samples, size):
             block = self.source[start : start + size]

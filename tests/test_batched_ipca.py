@@ -418,3 +418,21 @@ def test_it_is_a_step_of_a_pipeline():
     expected = BatchedIncrementalPCA(2).fit_transform(StandardScaler().fit_transform(X))
     np.testing.assert_allclose(pipe.fit_transform(X), expected)
     assert clone(pipe).set_params(batchedincrementalpca__n_components=3).fit_transform(X).shape == (30, 3)
+
+
+def test_memory_that_is_used_again_leaves_every_model_outside_the_call_alone():
+    X = normal((60, 3, 8))
+    pca = BatchedIncrementalPCA(3, step_size=4).fit(X[:20])
+    before = copy.copy(pca)
+    rows = before._model.state.rows.clone()
+    pca.partial_fit(X[20:])
+    assert torch.equal(before._model.state.rows, rows)
+    pca.partial_fit(X[:4])
+    np.testing.assert_array_equal(
+        pca.components_, BatchedIncrementalPCA(3, step_size=4).fit(np.concatenate([X, X[:4]])).components_
+    )
+
+
+def test_values_whose_sum_overflows_are_finite_samples():
+    X = np.full((6, 2, 3), 3e38, dtype=np.float32)
+    assert np.isfinite(BatchedIncrementalPCA(1, centering="incremental").fit(X).mean_).all()

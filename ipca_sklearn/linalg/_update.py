@@ -86,6 +86,7 @@ def update(
     centering: str = "incremental",
     solver: str = "auto",
     svd_driver: str | None = None,
+    memory: Tensor | None = None,
 ) -> State:
     """Add one step of samples to every PCA.
 
@@ -104,6 +105,9 @@ def update(
         the paper's Eq. 4-6: raw samples, the mean is taken out at the end.
     solver, svd_driver : str
         See `ipca_sklearn.linalg.SOLVERS` and `torch.linalg.svd`.
+    memory : Tensor or None
+        Rows of a state that nobody needs any more, overwritten by the new rows if they fit: on a CPU new memory of
+        this size is paid for in page faults, every step again.
 
     Returns
     -------
@@ -122,7 +126,9 @@ def update(
     height = state.rows.shape[1] + n_samples - first_row
     solve = get_solver(solver, svd_driver, state.mean, min(height, n_features))
     kept = min(n_rows, height, n_features)
-    rows = state.mean.new_empty(n_patches, kept, n_features)
+    rows = state.mean.new_empty(0) if memory is None else memory
+    if rows.shape != (n_patches, kept, n_features) or rows.dtype != dtype or rows.device != device:
+        rows = state.mean.new_empty(n_patches, kept, n_features)
     mean = torch.empty_like(state.mean)
     scatter = torch.empty_like(state.scatter)
 

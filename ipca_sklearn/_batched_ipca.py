@@ -189,6 +189,16 @@ class BatchedIncrementalPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         """Take all steps of `samples` on from `model` and, only when the last one is done, store the result."""
         if model is not None:
             self._check_unchanged(model)
+        try:
+            model = self._take_steps(samples, model, on_step)
+        except torch.linalg.LinAlgError:
+            samples.check_finite()  # NaN, which is not looked for at once on a GPU, is what the user can mend
+            raise
+        self.patch_shape_ = samples.patch_shape
+        samples.set_features_in(self)
+        self._store(model)
+
+    def _take_steps(self, samples: Samples, model: Model | None, on_step: StepHook | None) -> Model:
         made_here: list[linalg.State] = []
         for step in samples.steps(self.step_size):
             if model is None:
@@ -210,9 +220,7 @@ class BatchedIncrementalPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
             made_here.append(state)
             model = Model(state, model.n_components, model.centering, samples.kind)
         assert model is not None  # X has at least one sample
-        self.patch_shape_ = samples.patch_shape
-        samples.set_features_in(self)
-        self._store(model)
+        return model
 
     def _check_unchanged(self, model: Model) -> None:
         for name, now, then in (

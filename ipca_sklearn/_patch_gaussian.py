@@ -215,7 +215,8 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
             raise ValueError(
                 f"smoothing={self.smoothing} needs X of shape (n, H, W, m), not patches of shape {samples.patch_shape}"
             )
-        seen = [scores]
+        # Tensors stay where they are until the end: the host need not wait for a GPU at every step.
+        seen: list[Tensor] = []
         n_before = pca.n_samples_seen_ if hasattr(pca, "n_samples_seen_") else 0
         total = n_before + samples.n_samples
         first_needed = total - _n_calibration_scores(total)
@@ -225,7 +226,7 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
             if n_learnt + len(step) <= first_needed:
                 return  # more than that will have come after it
             if model is not None:
-                seen.append(self._score_step(model, step, samples.patch_shape).cpu().numpy())
+                seen.append(self._score_step(model, step, samples.patch_shape))
             elif len(step) > 1:
                 # Nothing is known before the first step: each half of it is scored by what the other half teaches.
                 # Its scores are the first to be dropped when more come.
@@ -235,15 +236,15 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
         self.pca_ = pca
         samples.set_features_in(self)
         self.patch_shape_ = pca.patch_shape_
-        self._set_threshold(np.concatenate(seen))
+        self._set_threshold(np.concatenate([scores, *(part.cpu().numpy() for part in seen)]))
         return self
 
-    def _cross_scores(self, pca: BatchedIncrementalPCA, samples: Samples, step: Tensor) -> Iterator[np.ndarray]:
+    def _cross_scores(self, pca: BatchedIncrementalPCA, samples: Samples, step: Tensor) -> Iterator[Tensor]:
         halves = step.tensor_split(2)
         for learnt, scored in (halves, halves[::-1]):
             half = BatchedIncrementalPCA(**pca.get_params())
             half.partial_fit(learnt.unflatten(1, samples.patch_shape) if samples.patch_shape else learnt[:, 0])
-            yield self._score_step(half._model, scored, samples.patch_shape).cpu().numpy()
+            yield self._score_step(half._model, scored, samples.patch_shape)
 
     def _set_threshold(self, scores: np.ndarray) -> None:
         """Set `offset_` from scores of images that the model had not seen when it scored them."""

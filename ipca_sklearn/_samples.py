@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -60,6 +60,7 @@ class Samples:
     device: torch.device
     owner: str
     feature_names: np.ndarray | None
+    _unchecked: list[tuple[int, int, Tensor]] = field(default_factory=list, repr=False)
 
     @property
     def n_patches(self) -> int:
@@ -72,22 +73,36 @@ class Samples:
         Raises
         ------
         ValueError
-            If a step holds NaN or infinity; the message says between which samples.
+            If a step holds NaN or infinity; the message says between which samples. On a GPU that is found out when
+            all steps have been read, or by `check_finite`, so that the host need not wait for each step.
         """
         size = self.n_samples if size is None else size
         start = 0
         for block in self._blocks(size):
             step = block.reshape(block.shape[0], self.n_patches, self.n_features)
             step = step.to(_floating(step.dtype))
-            # A sum is finite only if all its terms are, and is had without a mask as large as the step.
-            if not torch.isfinite(step.sum()) and not torch.isfinite(step).all():
-                end = start + len(step)
-                raise ValueError(
-                    f"X passed to {self.owner} contains NaN or infinity (samples {start} to {end - 1}); "
-                    "remove these samples, or impute the values first"
-                )
+            # Both extremes are NaN if any value is, and need no mask as large as the step.
+            finite = torch.isfinite(torch.stack(torch.aminmax(step))).all()
+            self._unchecked.append((start, len(step), finite))
+            if self._checks_at_once(step):
+                self.check_finite()
             start += len(step)
             yield step
+        self.check_finite()
+
+    @staticmethod
+    def _checks_at_once(step: Tensor) -> bool:
+        return step.device.type == "cpu"
+
+    def check_finite(self) -> None:
+        """Raise a ValueError if a step that was read held NaN or infinity."""
+        while self._unchecked:
+            start, length, finite = self._unchecked.pop(0)
+            if not finite:
+                raise ValueError(
+                    f"X passed to {self.owner} contains NaN or infinity (samples {start} to {start + length - 1}); "
+                    "remove these samples, or impute the values first"
+                )
 
     def _blocks(self, size: int) -> Iterator[Tensor]:
         if hasattr(self.source, "batches"):

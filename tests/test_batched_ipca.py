@@ -18,6 +18,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from ipca_sklearn import BatchedIncrementalPCA
+from ipca_sklearn._samples import Samples
 
 ATTRIBUTES = [
     "components_",
@@ -436,3 +437,17 @@ def test_memory_that_is_used_again_leaves_every_model_outside_the_call_alone():
 def test_values_whose_sum_overflows_are_finite_samples():
     X = np.full((6, 2, 3), 3e38, dtype=np.float32)
     assert np.isfinite(BatchedIncrementalPCA(1, centering="incremental").fit(X).mean_).all()
+
+
+@pytest.mark.parametrize("solver", ["auto", "svd"])
+def test_nan_that_is_looked_for_at_the_end_leaves_the_model_as_it_was(monkeypatch, solver):
+    monkeypatch.setattr(Samples, "_checks_at_once", staticmethod(lambda step: False))  # as on a GPU
+    pca = BatchedIncrementalPCA(2, step_size=4, solver=solver).fit(normal((20, 3, 8)))
+    before = snapshot(pca)
+    bad = normal((20, 3, 8))
+    bad[9, 1, 2] = np.nan
+    with pytest.raises(ValueError, match=r"NaN or infinity \(samples 8 to 11\)"):
+        pca.partial_fit(bad)
+    assert_same_model(pca, before)
+    with pytest.raises(ValueError, match=r"samples 8 to 11"):
+        pca.transform(bad)

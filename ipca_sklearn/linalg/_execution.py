@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -11,16 +12,17 @@ import torch
 # cuSOLVER's batched eigensolver slows down past this many matrices.
 CUDA_CHUNK = 16_384
 # It also counts n * n * batch in 32 bits, which these bytes of rows and temporaries per chunk stay far below.
-CUDA_CHUNK_BYTES = 2 << 30
+CUDA_CHUNK_BYTES = 256 << 20
 # A worker's chunk of rows and temporaries should stay within a core's cache.
 CPU_CHUNK_BYTES = 4 << 20
 
 
 def chunk_size(n_patches: int, bytes_per_patch: int, device: torch.device, group: int = 1) -> int:
-    """Return how many patches one call of a batched routine takes: a multiple of `group` that fits."""
+    """Return how many patches one call of a batched routine takes: a multiple of `group` that fits, evenly spread."""
     limit = CPU_CHUNK_BYTES if device.type == "cpu" else CUDA_CHUNK_BYTES
-    fitting = min(CUDA_CHUNK, limit // max(1, bytes_per_patch))
-    return min(n_patches, max(1, fitting // group) * group)
+    fitting = max(1, min(CUDA_CHUNK, limit // max(1, bytes_per_patch)) // group) * group
+    even = math.ceil(n_patches / math.ceil(n_patches / fitting))
+    return min(n_patches, math.ceil(even / group) * group)
 
 
 def for_each_chunk(

@@ -1,14 +1,15 @@
 """Leading rows of a stack of matrices: the one decomposition that an update or a merge needs.
 
-Every solver takes `blocks`, a list of (P, n_i, m) tensors that together are the rows of W (P, n, m), and returns the
-`n_rows` leading rows of `diag(s) U^T` of each W = V diag(s) U^T: unnormalised principal directions, largest first, so
-that their Gram matrix is the best rank-`n_rows` approximation of W^T W (paper, Eq. 4-6).
+Every solver takes `blocks`, a list of (P, n_i, m) tensors that together are the rows of W (P, n, m), and writes the
+leading rows of `diag(s) U^T` of each W = V diag(s) U^T to `out` (P, k, m): unnormalised principal directions, largest
+first, so that their Gram matrix is the best rank-k approximation of W^T W (paper, Eq. 4-6).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -25,14 +26,14 @@ SVD_DRIVERS = ("gesvd", "gesvdj", "gesvda")
 
 @dataclass(frozen=True)
 class Solver:
-    """`leading_rows(blocks, n_rows)`, and how many patches a call should take at least."""
+    """`write_leading_rows(blocks, out)`, and how many patches a call should take at least."""
 
-    leading_rows: Callable[[Sequence[Tensor], int], Tensor]
+    write_leading_rows: Callable[[Sequence[Tensor], Tensor], None]
     group: int = 1
 
 
-def _leading_rows_by_gram(blocks: Sequence[Tensor], n_rows: int, decompose: Decomposition) -> Tensor:
-    """Return the leading rows from the Gram matrix of the shorter side of W (paper, Sec. 3.3).
+def _by_gram(blocks: Sequence[Tensor], out: Tensor, decompose: Decomposition) -> None:
+    """Decompose the Gram matrix of the shorter side of W (paper, Sec. 3.3).
 
     On a GPU W is not formed. On a CPU a chunk of it stays in the cache, and one product of it is faster than several.
     """
@@ -44,18 +45,18 @@ def _leading_rows_by_gram(blocks: Sequence[Tensor], n_rows: int, decompose: Deco
         scatter = torch.bmm(blocks[0].mT, blocks[0])
         for block in blocks[1:]:
             scatter.baddbmm_(block.mT, block)
-        values, vectors = decompose(scatter, n_rows)
-        return vectors * values[..., None].clamp_min(0).sqrt()
+        values, vectors = decompose(scatter, out.shape[1])
+        torch.mul(vectors, values[..., None].clamp_min(0).sqrt(), out=out)
+        return
     gram = blocks[0].new_empty(blocks[0].shape[0], sum(heights), sum(heights))
     edges = [sum(heights[:i]) for i in range(len(heights) + 1)]
     for i, lower in enumerate(blocks):
         for j, left in enumerate(blocks[: i + 1]):
             gram[:, edges[i] : edges[i + 1], edges[j] : edges[j + 1]] = torch.bmm(lower, left.mT)
-    rotation = decompose(gram, n_rows)[1]
-    rows = torch.bmm(rotation[..., : heights[0]], blocks[0])
+    rotation = decompose(gram, out.shape[1])[1]
+    torch.bmm(rotation[..., : heights[0]], blocks[0], out=out)
     for i, block in enumerate(blocks[1:], start=1):
-        rows.baddbmm_(rotation[..., edges[i] : edges[i + 1]], block)
-    return rows
+        out.baddbmm_(rotation[..., edges[i] : edges[i + 1]], block)
 
 
 def _svd_of_gram(gram: Tensor, n_vectors: int, driver: str | None) -> tuple[Tensor, Tensor]:
@@ -64,9 +65,9 @@ def _svd_of_gram(gram: Tensor, n_vectors: int, driver: str | None) -> tuple[Tens
     return values[:, :n_vectors], vectors[..., :n_vectors].mT.contiguous()
 
 
-def _svd_of_rows(blocks: Sequence[Tensor], n_rows: int, driver: str | None) -> Tensor:
+def _by_svd(blocks: Sequence[Tensor], out: Tensor, driver: str | None) -> None:
     _, values, right = torch.linalg.svd(torch.cat(list(blocks), dim=1), full_matrices=False, driver=driver)
-    return right[:, :n_rows] * values[:, :n_rows, None]
+    torch.mul(right[:, : out.shape[1]], values[:, : out.shape[1], None], out=out)
 
 
 def get_solver(name: str, driver: str | None, like: Tensor, size: int) -> Solver:
@@ -88,16 +89,10 @@ def get_solver(name: str, driver: str | None, like: Tensor, size: int) -> Solver
     if driver is not None and device.type != "cuda":
         raise ValueError(f"svd_driver={driver!r} chooses a cuSOLVER routine and the data is on {device}; leave it None")
     if name == "svd":
-        return Solver(lambda blocks, n_rows: _svd_of_rows(blocks, n_rows, driver))
+        return Solver(partial(_by_svd, driver=driver))
     if name == "gram_svd":
-        return Solver(
-            lambda blocks, n_rows: _leading_rows_by_gram(
-                blocks, n_rows, lambda gram, n_vectors: _svd_of_gram(gram, n_vectors, driver)
-            )
-        )
+        return Solver(partial(_by_gram, decompose=partial(_svd_of_gram, driver=driver)))
     eigensolver = EIGENSOLVERS["torch"]
     if name == "auto":
         eigensolver = choose_eigensolver(device, like.dtype, size, like.shape[0])
-    return Solver(
-        lambda blocks, n_rows: _leading_rows_by_gram(blocks, n_rows, eigensolver.solve), group=eigensolver.group
-    )
+    return Solver(partial(_by_gram, decompose=eigensolver.solve), group=eigensolver.group)

@@ -78,6 +78,11 @@ def _centre(deviations: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return shift[0], torch.cat([shift * (math.sqrt(n_samples) * weight), deviations.sub_(shift)])
 
 
+def _sum_of_squares(rows: Tensor) -> Tensor:
+    """Sum over the first axis. The norm needs no temporary, but along this axis it is many times slower on a CPU."""
+    return rows.square().sum(0) if rows.device.type == "cpu" else torch.linalg.vector_norm(rows, dim=0).square_()
+
+
 def update(
     state: State,
     step: Tensor,
@@ -124,7 +129,7 @@ def update(
     total = state.count + n_samples
     first_row = 1 if centering == "incremental" and state.count == 0 else 0
     height = state.rows.shape[1] + n_samples - first_row
-    solve = get_solver(solver, svd_driver, state.mean, min(height, n_features))
+    chosen = get_solver(solver, svd_driver, state.mean, min(height, n_features))
     kept = min(n_rows, height, n_features)
     rows = state.mean.new_empty(0) if memory is None else memory
     if rows.shape != (n_patches, kept, n_features) or rows.dtype != dtype or rows.device != device:
@@ -138,20 +143,20 @@ def update(
         new = samples - reference
         if centering == "incremental":
             shift, new = _centre(new, state.count)
-            growth = new.square().sum(0)
+            growth = _sum_of_squares(new)
             new = new[first_row:]
         else:
             shift = new.mean(0)
-            growth = (new.square().sum(0) - shift.square() * (n_samples**2 / total)).clamp_min_(0)
+            growth = (_sum_of_squares(new) - shift.square() * (n_samples**2 / total)).clamp_min_(0)
             new = samples
         torch.add(state.scatter[patches], growth, out=scatter[patches])
         torch.add(reference, shift, alpha=n_samples / total, out=mean[patches])
         if kept:
-            rows[patches] = _leading(solve, [state.rows[patches], new.transpose(0, 1)], kept)
+            _write_leading(chosen, [state.rows[patches], new.transpose(0, 1)], rows[patches])
 
     with full_precision():
         bytes_per_patch = (3 * n_samples + 2 * kept + height) * n_features * state.mean.element_size()
-        for_each_chunk(task, n_patches, bytes_per_patch, device, group=solve.group)
+        for_each_chunk(task, n_patches, bytes_per_patch, device, group=chosen.group)
     return State(rows, mean, scatter, total)
 
 
@@ -180,20 +185,20 @@ def merge(
     n_patches, n_features = shift.shape
     height = sum(block.shape[1] for block in blocks)
     kept = min(n_rows, height, n_features)
-    solve = get_solver(solver, svd_driver, shift, min(height, n_features))
+    chosen = get_solver(solver, svd_driver, shift, min(height, n_features))
     rows = shift.new_empty(n_patches, kept, n_features)
 
     def task(patches: slice) -> None:
-        rows[patches] = _leading(solve, [block[patches] for block in blocks], kept)
+        _write_leading(chosen, [block[patches] for block in blocks], rows[patches])
 
     if kept:
         with full_precision():
             bytes_per_patch = (2 * height + kept) * n_features * shift.element_size()
-            for_each_chunk(task, n_patches, bytes_per_patch, device, group=solve.group)
+            for_each_chunk(task, n_patches, bytes_per_patch, device, group=chosen.group)
     mean = first.mean + shift * (second.count / total)
     return State(rows, mean, first.scatter + second.scatter + mean_row.square(), total)
 
 
-def _leading(solver: Solver, blocks: list[Tensor], n_rows: int) -> Tensor:
+def _write_leading(solver: Solver, blocks: list[Tensor], out: Tensor) -> None:
     """Solve for the blocks that have rows (a first step has no old rows)."""
-    return solver.leading_rows([block for block in blocks if block.shape[1]], n_rows)
+    solver.write_leading_rows([block for block in blocks if block.shape[1]], out)

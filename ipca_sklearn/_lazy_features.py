@@ -98,8 +98,9 @@ class PatchFeatures:
         Parameters
         ----------
         size : int or None, default=None
-            Images per tensor; None is the extractor's `batch_size`. The network takes at most `batch_size` images at
-            a time, while the next ones are decoded.
+            Images per tensor; None is the extractor's `batch_size`. The network takes `batch_size` images at a time,
+            or fewer where that is no multiple of `size`, while the next ones are decoded; memory is for whichever is
+            more.
 
         Yields
         ------
@@ -131,17 +132,19 @@ class PatchFeatures:
         backbone, limit = settings.backbone, settings.images.batch_size
         backbone.module.to(device)  # it may have been elsewhere since, or come from a pickle
         mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (backbone.mean, backbone.std))
-        steps = [self._indices[start : start + size] for start in range(0, len(self), size)]
-        groups = [step[start : start + limit] for step in steps for start in range(0, len(step), limit)]
-        with closing(read_batches(self._images, groups, settings.images)) as batches:
+        block = size * max(1, limit // size)  # whole batches of `size` that the network takes at once
+        blocks = [self._indices[start : start + block] for start in range(0, len(self), block)]
+        groups = [part[start : start + limit] for part in blocks for start in range(0, len(part), limit)]
+        with closing(read_batches(self._images, groups, settings.images)) as images:
             memory = None
-            for number, step in enumerate(steps):
+            for number, indices in enumerate(blocks):
                 if memory is None or not in_place:
-                    memory = torch.empty(len(step), *self.shape[1:], device=device)
-                features = memory[: len(step)]
+                    memory = torch.empty(len(indices), *self.shape[1:], device=device)
+                features = memory[: len(indices)]
                 for part in features.split(limit):
-                    _describe((next(batches) - mean) / std, part, settings)
-                yield number * size, features
+                    _describe((next(images) - mean) / std, part, settings)
+                for offset in range(0, len(indices), size):
+                    yield number * block + offset, features[offset : offset + size]
 
 
 def _describe(images: Tensor, features: Tensor, settings: FeatureSettings) -> None:

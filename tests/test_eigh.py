@@ -161,6 +161,28 @@ except torch.linalg.LinAlgError:
     assert done.stdout.strip() == "all is well", done.stderr
 
 
+@pytest.mark.parametrize("dtype", ["fp32", "fp64"])
+def test_triton_kernels_compile_for_a_gpu_that_is_not_here(dtype):
+    triton = pytest.importorskip("triton", minversion="3.3", reason="compiles without a GPU from Triton 3.3 on")
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from ipca_sklearn.linalg import _eigh_triton
+
+    pointers = ["gram", "scale", "diagonal", "off_diagonal", "reflectors", "weights", "vectors"]
+    types = dict.fromkeys(pointers, f"*{dtype}") | {"failed": "*i32", "n": "i32", "k": "i32"}
+    types |= {"eps": "fp32", "floor": "fp32"}
+    constants = {"SIZE": 64, "SWEEPS": 60, "ROWS": 16}
+    for kernel, warps in (("_tridiagonalize", 4), ("_diagonalize", 1), ("_reflect", 4)):
+        function = getattr(_eigh_triton, kernel)
+        signature = {name: types.get(name, "constexpr") for name in function.arg_names}
+        values = {(i,): constants[name] for i, name in enumerate(function.arg_names) if name in constants}
+        source = ASTSource(fn=function, signature=signature, constexprs=values)
+        options = {"num_warps": warps, "enable_fp_fusion": True}
+        compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+        assert kernel.encode() in compiled.asm["cubin"]
+
+
 @pytest.mark.parametrize(
     ("torch_version", "cuda_version", "expected"),
     [

@@ -23,7 +23,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import make_pipeline
 from torch import nn
 
-from ipca_sklearn import PatchFeatureExtractor, PatchFeatures, PatchGaussianDetector, _image_batches
+from ipca_sklearn import PatchFeatureExtractor, PatchFeatures, PatchGaussianDetector, _image_batches, _lazy_features
 from ipca_sklearn._devices import resolve_amp
 from ipca_sklearn._images import ImageReadError, to_rgb
 
@@ -661,3 +661,20 @@ def test_batches_in_place_are_the_same_features_in_one_memory(device):
         assert torch.equal(batch, expected[start : start + 2])
         addresses.add(batch.data_ptr())
     assert len(addresses) == 1
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "size", "expected"), [(8, 2, [8, 3]), (5, 2, [4, 4, 3]), (3, 7, [3, 3, 1, 3, 1])]
+)
+def test_the_network_takes_whole_batches_however_small_a_step_is(device, monkeypatch, batch_size, size, expected):
+    images = np.random.default_rng(0).integers(0, 255, size=(11, 32, 32, 3), dtype=np.uint8)
+    settings = {"weights": None, "image_size": 32, "crop_size": 32, "batch_size": batch_size, "device": device}
+    features = PatchFeatureExtractor("resnet18", **settings).fit(images).transform(images)
+    one_by_one = torch.cat(list(features.batches(1)))
+    taken = []
+    describe = _lazy_features._describe
+    monkeypatch.setattr(_lazy_features, "_describe", lambda x, *rest: (taken.append(len(x)), describe(x, *rest)))
+    batches = [batch.clone() for batch in features.batches_in_place(size)]
+    assert taken == expected
+    assert [len(batch) for batch in batches] == [min(size, 11 - start) for start in range(0, 11, size)]
+    torch.testing.assert_close(torch.cat(batches), one_by_one, rtol=1e-4, atol=1e-4)

@@ -172,18 +172,18 @@ def leading_eigh(gram: Tensor, n_vectors: int) -> tuple[Tensor, Tensor]:
     floor = 1e-18 if gram.dtype == torch.float32 else 1e-30
     _tridiagonalize[(count,)](
         gram, scale, values, off_diagonal, reflectors, weights, n,
-        SIZE=size, num_warps=min(32, max(1, size * size // 1024)),
+        SIZE=size, num_warps=min(32, max(1, size * size // 1024)), enable_fp_fusion=True,
     )  # fmt: skip
     _diagonalize[(count,)](
         values, off_diagonal, vectors, failed, n, limits.eps, floor,
-        SIZE=size, SWEEPS=MAX_SWEEPS, num_warps=1,
+        SIZE=size, SWEEPS=MAX_SWEEPS, num_warps=1, enable_fp_fusion=True,
     )  # fmt: skip
     values, order = torch.sort(values, dim=1, descending=True)
     order = order[:, :n_vectors, None].expand(-1, -1, n)
     leading = torch.gather(vectors, 1, order)
     rows = min(16, triton.next_power_of_2(n_vectors))
     _reflect[(count, triton.cdiv(n_vectors, rows))](
-        leading, reflectors, weights, n, n_vectors, ROWS=rows, SIZE=size, num_warps=4
+        leading, reflectors, weights, n, n_vectors, ROWS=rows, SIZE=size, num_warps=4, enable_fp_fusion=True
     )
     if failed:
         raise torch.linalg.LinAlgError("the eigenvalue iteration did not converge: the matrices hold NaN or infinity")

@@ -205,6 +205,19 @@ def test_oversampling_brings_a_long_stream_nearer_to_the_exact_pca(global_random
     assert kept[0] < kept[1] <= 1 + 1e-9
 
 
+def test_deferred_centring_in_float32_keeps_small_components_beside_a_large_mean(device, global_random_seed):
+    generator = torch.Generator().manual_seed(global_random_seed)
+    samples = torch.randn(400, 3, 160, generator=generator) * torch.arange(1, 161).rsqrt()
+    samples = (samples + 2 * torch.rand(3, 160, generator=generator)).to(device)
+    centred = (samples - samples.mean(0)).transpose(0, 1)
+    kept = {}
+    for centering in linalg.CENTERINGS:
+        state = learn(samples, 50, 100, centering=centering)
+        basis = linalg.finalize(state, n_components=100, centering=centering)
+        kept[centering] = torch.linalg.matrix_norm(centred @ basis.components.mT).square()
+    assert (kept["deferred"] > 0.97 * kept["incremental"]).all()
+
+
 def test_update_and_merge_change_neither_the_state_nor_the_samples(device):
     rng = np.random.default_rng(0)
     samples = torch.from_numpy(rng.normal(size=(8, 3, 5))).to(device)

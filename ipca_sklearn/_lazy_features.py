@@ -120,7 +120,7 @@ class PatchFeatures:
             yield batch
 
     def batches_in_place(self, size: int) -> Iterator[Tensor]:
-        """Yield as `batches` does, but every tensor overwrites the one before: for a reader that keeps none of them.
+        """Yield as `batches` does, but a tensor may overwrite those before it: for a reader that keeps none of them.
 
         On a CPU new memory of this size is paid for in page faults, every step again.
         """

@@ -653,8 +653,8 @@ def test_output_cannot_be_a_data_frame():
 
 def test_batches_in_place_are_the_same_features_in_one_memory(device):
     images = np.random.default_rng(0).integers(0, 255, size=(5, 32, 32, 3), dtype=np.uint8)
-    extractor = PatchFeatureExtractor("resnet18", weights=None, image_size=32, crop_size=32, device=device)
-    features = extractor.fit(images).transform(images)
+    settings = {"weights": None, "image_size": 32, "crop_size": 32, "batch_size": 2, "device": device}
+    features = PatchFeatureExtractor("resnet18", **settings).fit(images).transform(images)
     expected = torch.cat(list(features.batches(2)))
     addresses = set()
     for start, batch in zip((0, 2, 4), features.batches_in_place(2), strict=True):

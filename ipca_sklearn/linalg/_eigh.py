@@ -23,6 +23,10 @@ TORCH_BATCHED_SIZE = 32
 NUMBA_SIZE = 80
 # Fewer matrices than this are done before numba is imported.
 NUMBA_BATCH = 512
+# Matrices that numba's kernel takes side by side.
+NUMBA_LANES = 32
+# The Triton kernel reads a matrix into registers whole: 256 x 256 float32 fill those of a multiprocessor.
+TRITON_SIZE = 256
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ def _host(gram: Tensor, n_vectors: int) -> tuple[Tensor, Tensor]:
 
 EIGENSOLVERS = {
     "torch": Eigensolver("torch", _torch),
-    "numba": Eigensolver("numba", _numba, group=32),
+    "numba": Eigensolver("numba", _numba, group=NUMBA_LANES),
     "triton": Eigensolver("triton", _triton),
     "host": Eigensolver("host", _host),
 }
@@ -87,8 +91,7 @@ def choose_eigensolver(device: torch.device, dtype: torch.dtype, size: int, n_pa
         return EIGENSOLVERS["host"]
     if size <= TORCH_BATCHED_SIZE or torch_batches_any_size(torch.__version__, torch.version.cuda):
         return EIGENSOLVERS["torch"]
-    # 256 x 256 is what the registers of a multiprocessor hold.
-    return EIGENSOLVERS["triton" if size <= 256 and triton_works(device, dtype) else "host"]
+    return EIGENSOLVERS["triton" if size <= TRITON_SIZE and triton_works(device, dtype) else "host"]
 
 
 def torch_batches_any_size(torch_version: str, cuda_version: str | None) -> bool:

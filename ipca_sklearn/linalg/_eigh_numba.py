@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-LANES = 32
+from ipca_sklearn.linalg._eigh import NUMBA_LANES as LANES
+
 MAX_SWEEPS = 60  # per eigenvalue; 1.7 is usual
 
 _L = np.uint64(LANES)

@@ -12,8 +12,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# Where a matrix is read into registers whole: 256 x 256 float32 fill the register file of a multiprocessor.
-MAX_SIZE = 256
 MAX_SWEEPS = 60  # per eigenvalue; 1.7 is usual
 
 
@@ -146,7 +144,7 @@ def leading_eigh(gram: Tensor, n_vectors: int) -> tuple[Tensor, Tensor]:
     Parameters
     ----------
     gram : Tensor of shape (P, n, n)
-        Symmetric matrices of which the lower triangle is read, on a GPU, 2 <= n <= `MAX_SIZE`.
+        Symmetric matrices of which the lower triangle is read, on a GPU, n <= `TRITON_SIZE`.
     n_vectors : int
         k <= n.
 

@@ -9,14 +9,31 @@ import resource
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from _common import argument_parser, environment, in_fresh_process, markdown_table, spread, write_results
 
-METHODS = [("mahalanobis", "deferred"), ("residual", "incremental")]
+PAPER_IMAGES = {"normalization": "imagenet", "map_interpolation": "nearest", "pooling_size": 1}
+PAPER_SCORE = {"score": "mahalanobis", "centering": "deferred"}
+# What is measured for every k: parameters of the extractor, and of the detector.
+METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "default": ({}, {}),
+    "default, residual": ({}, {"score": "residual"}),
+    "default, mahalanobis": ({}, {"score": "mahalanobis"}),
+    "default features, the paper's score": ({}, PAPER_SCORE),
+    "the paper": (PAPER_IMAGES, PAPER_SCORE),
+    "the paper's features, residual": (PAPER_IMAGES, {"score": "residual"}),
+}
+PADIM = {"covariance": "full", "score": "mahalanobis", "n_random_features": 100, "random_state": 0}
+# Full covariance matrices have no k.
+BASELINES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "PaDiM on the default features": ({}, PADIM),
+    "PaDiM on the paper's features": (PAPER_IMAGES, PADIM),
+}
 
 
-def measure(loader: str, root: str, k: int, score: str, centering: str) -> dict[str, float]:
-    """Fit and score once, from paths through a Pipeline."""
+def measure(loader: str, root: str, features: dict[str, Any], gaussian: dict[str, Any]) -> dict[str, float]:
+    """Fit and score once, from paths through a Pipeline, with these parameters of its two steps."""
     import joblib
     import torch
     from scipy.ndimage import gaussian_filter
@@ -27,8 +44,8 @@ def measure(loader: str, root: str, k: int, score: str, centering: str) -> dict[
     from ipca_sklearn.metrics import aupro_score, image_roc_auc_score, pixel_roc_auc_score
 
     data = load_magnetic_tile(root) if loader == "magnetic_tile" else load_mvtec_ad(root, loader.partition("/")[2])
-    extractor = PatchFeatureExtractor("efficientnet_lite0")
-    detector = PatchGaussianDetector(k, score=score, centering=centering)
+    extractor = PatchFeatureExtractor("efficientnet_lite0", **features)
+    detector = PatchGaussianDetector(**gaussian)
     pipe = Pipeline([("features", extractor), ("detector", detector)])
     torch.set_grad_enabled(False)
     baseline = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -58,30 +75,33 @@ def measure(loader: str, root: str, k: int, score: str, centering: str) -> dict[
 
 def run(script: Path, name: str, title: str, loader: str, options: argparse.Namespace) -> None:
     """Measure every row `repeats` times, each in a process of its own, and write the table."""
-    root, sizes, repeats = options.root, options.k, options.repeats
+    repeats = options.repeats
+    settings = [(k, method, *parts) for k in options.k for method, parts in METHODS.items()]
+    settings += [(None, method, *parts) for method, parts in BASELINES.items()]
     results, rows = [], []
-    for k in sizes:
-        for score, centering in METHODS:
-            arguments = ["--measure", loader, root, str(k), score, centering]
-            runs = [in_fresh_process(script, arguments) for _ in range(repeats)]
-            results.append({"k": k, "score": score, "centering": centering, "runs": runs})
-            column = {key: [run[key] for run in runs] for key in runs[0]}
-            row = [str(k), f"{score}, {centering}"]
-            row += [f"{column[key][0]:.1f}" for key in ("image_roc_auc", "pixel_roc_auc", "aupro")]
-            row += [spread(column[key]) for key in ("train_images_per_s", "test_images_per_s")]
-            row += [f"{column['model_mb'][0]:.1f}", spread(column["peak_mb"], 0), spread(column["baseline_mb"], 0)]
-            rows.append(row)
-            print(" | ".join(row), file=sys.stderr, flush=True)
+    for k, method, features, gaussian in settings:
+        gaussian = gaussian if k is None else {"n_components": k, **gaussian}
+        arguments = ["--measure", loader, options.root, json.dumps(features), json.dumps(gaussian)]
+        runs = [in_fresh_process(script, arguments) for _ in range(repeats)]
+        results.append({"k": k, "method": method, "features": features, "gaussian": gaussian, "runs": runs})
+        column = {key: [run[key] for run in runs] for key in runs[0]}
+        row = ["" if k is None else str(k), method]
+        row += [f"{column[key][0]:.1f}" for key in ("image_roc_auc", "pixel_roc_auc", "aupro")]
+        row += [spread(column[key]) for key in ("train_images_per_s", "test_images_per_s")]
+        row += [f"{column['model_mb'][0]:.1f}", spread(column["peak_mb"], 0), spread(column["baseline_mb"], 0)]
+        rows.append(row)
+        print(" | ".join(row), file=sys.stderr, flush=True)
     first = results[0]["runs"][0]
-    header = ["k", "score, centring", "image ROCAUC", "pixel ROCAUC", "AUPRO", "train images/s", "test images/s"]
+    header = ["k", "method", "image ROCAUC", "pixel ROCAUC", "AUPRO", "train images/s", "test images/s"]
     header += ["model MB", "peak MB", "of which imports MB"]
     text = f"""# {title}
 
 {first["n_train"]} training and {first["n_test"]} test images, from paths through `Pipeline([PatchFeatureExtractor(
-"efficientnet_lite0"), PatchGaussianDetector(k, step_size=16)])`, float32; each row: {repeats} fresh processes, median
-(range). Image score: maximum of the 56 x 56 map, not smoothed. Pixel ROCAUC and AUPRO (to 30 % false positives): maps
-smoothed with sigma 1 on the grid, bilinear to 224 x 224. Speed includes decoding and the network; training also
-scores each step before learning it, for the threshold.
+"efficientnet_lite0"), PatchGaussianDetector(k)])`, float32, steps of 16 images; each row: {repeats} fresh process(es),
+median (range). "The paper's features": `{PAPER_IMAGES}`; "the paper's score": `{PAPER_SCORE}`; PaDiM: `{PADIM}`.
+Image score: maximum of the 56 x 56 map, not smoothed. Pixel ROCAUC and AUPRO (to 30 % false positives): maps smoothed
+with sigma 1 on the grid, bilinear to 224 x 224. Speed includes decoding and the network; training also scores each
+step before learning it, for the threshold.
 
 {environment()}
 
@@ -92,13 +112,13 @@ scores each step before learning it, for the threshold.
 def main(script: str, name: str, title: str, loader: str) -> None:
     parser = argument_parser(title)
     parser.add_argument("root", nargs="?", help="folder of the images")
-    parser.add_argument("--k", type=int, nargs="+", default=[16, 32, 64])
+    parser.add_argument("--k", type=int, nargs="+", default=[16, 32])
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--measure", nargs=5, help=argparse.SUPPRESS)
+    parser.add_argument("--measure", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
-        loader, root, k, score, centering = options.measure
-        print(json.dumps(measure(loader, root, int(k), score, centering)))
+        loader, root, features, gaussian = options.measure
+        print(json.dumps(measure(loader, root, json.loads(features), json.loads(gaussian))))
     elif options.root is None:
         parser.error("name the folder of the images")
     else:

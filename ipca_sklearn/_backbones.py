@@ -20,6 +20,8 @@ from torchvision.models.feature_extraction import create_feature_extractor, get_
 from ipca_sklearn._efficientnet_lite import EfficientNetLite0, SamePadConv2d
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# EfficientNet-Lite was trained on pixels from -1 to 1 (timm: tf_efficientnet_lite0's mean and std).
+LITE_MEAN, LITE_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 
 # The layers used where the user names none: those of the paper (Sec. 4.1), and their like (strides 4 to 16) elsewhere.
 _DEFAULT_LAYERS = {
@@ -57,7 +59,7 @@ class Backbone:
     def __init__(self, name: Any, layers: Sequence[Any] | None, weights: Any, seed: int, crop_size: int) -> None:
         self.name = name
         self.crop_size = crop_size
-        self.mean, self.std = IMAGENET_MEAN, IMAGENET_STD
+        self.mean, self.std = (LITE_MEAN, LITE_STD) if name == "efficientnet_lite0" else (IMAGENET_MEAN, IMAGENET_STD)
         if layers is not None:
             layers = tuple(layers)
             if not 0 < len(layers) == len(set(layers)):

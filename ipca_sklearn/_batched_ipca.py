@@ -208,19 +208,24 @@ class BatchedIncrementalPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
             step = step.to(device)
             if on_step is not None:
                 on_step(model if state.count else None, step)
-            state = linalg.update(
-                state.to(device),
-                step,
-                n_rows=model.n_components + self.n_oversamples,
-                centering=model.centering,
-                solver=self.solver,
-                svd_driver=self.svd_driver,
-                memory=made_here.pop(0).rows if len(made_here) > 1 else None,
-            )
-            made_here.append(state)
-            model = Model(state, model.n_components, model.centering, samples.kind)
+            spare = made_here.pop(0) if len(made_here) > 1 else None
+            model = self._after_step(model, step, spare, samples.kind)
+            made_here.append(model.state)
         assert model is not None  # X has at least one sample
         return model
+
+    def _after_step(self, model: Model, step: Tensor, spare: linalg.State | None, kind: str) -> Model:
+        """Return the model with a step added; the memory of `spare`, a state of nobody, may be used for it."""
+        state = linalg.update(
+            model.state.to(step.device),
+            step,
+            n_rows=model.n_components + self.n_oversamples,
+            centering=model.centering,
+            solver=self.solver,
+            svd_driver=self.svd_driver,
+            memory=None if spare is None else spare.rows,
+        )
+        return Model(state, model.n_components, model.centering, kind)
 
     def _check_unchanged(self, model: Model) -> None:
         for name, now, then in (
@@ -354,16 +359,19 @@ class BatchedIncrementalPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         if mine != theirs:
             differences = [f"{name} {mine[name]} and {theirs[name]}" for name in mine if mine[name] != theirs[name]]
             raise ValueError(f"cannot merge estimators of different {'; '.join(differences)}: fit both alike")
+        self._store(self._merged(self._model, other._model))
+        return self
+
+    def _merged(self, mine: Model, theirs: Model) -> Model:
         state = linalg.merge(
-            self._model.state,
-            other._model.state,
-            n_rows=self.n_components_ + self.n_oversamples,
-            centering=self._model.centering,
+            mine.state,
+            theirs.state,
+            n_rows=mine.n_components + self.n_oversamples,
+            centering=mine.centering,
             solver=self.solver,
             svd_driver=self.svd_driver,
         )
-        self._store(Model(state, self.n_components_, self._model.centering, self._model.kind))
-        return self
+        return Model(state, mine.n_components, mine.centering, mine.kind)
 
     def _signature(self) -> dict[str, Any]:
         """Return what two estimators must share to be merged."""

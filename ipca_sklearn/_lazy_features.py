@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from ipca_sklearn._backbones import Backbone
 from ipca_sklearn._image_batches import ImageSettings, read_batches
+from ipca_sklearn.linalg import full_precision
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,10 @@ class FeatureSettings:
     """What turns images into features; all of it is plain data but the network and what the user brings."""
 
     backbone: Backbone
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    map_interpolation: str
+    pooling_size: int
     grid_size: int
     n_features: int
     images: ImageSettings
@@ -131,7 +137,7 @@ class PatchFeatures:
         settings, device = self._settings, self.device
         backbone, limit = settings.backbone, settings.images.batch_size
         backbone.module.to(device)  # it may have been elsewhere since, or come from a pickle
-        mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (backbone.mean, backbone.std))
+        mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (settings.mean, settings.std))
         block = size * max(1, limit // size)  # whole batches of `size` that the network takes at once
         blocks = [self._indices[start : start + block] for start in range(0, len(self), block)]
         groups = [part[start : start + limit] for part in blocks for start in range(0, len(part), limit)]
@@ -153,12 +159,37 @@ def _describe(images: Tensor, features: Tensor, settings: FeatureSettings) -> No
     if n_missing > 0:  # a batch of another size would be compiled anew
         images = F.pad(images, (0, 0, 0, 0, 0, 0, 0, n_missing))
     amp_dtype = settings.amp_dtype
-    with torch.inference_mode(), torch.autocast(images.device.type, amp_dtype, enabled=amp_dtype is not None):
+    with torch.inference_mode(), full_precision():
+        with torch.autocast(images.device.type, amp_dtype, enabled=amp_dtype is not None):
+            layers = settings.backbone.maps(images, compiled=settings.compile)
         start = 0
-        for layer in settings.backbone.maps(images, compiled=settings.compile):
-            layer = layer[: len(features)]
-            if layer.shape[-1] != settings.grid_size:
-                size = (settings.grid_size, settings.grid_size)
-                layer = F.interpolate(layer.float(), size, mode="nearest-exact")
-            features[..., start : start + layer.shape[1]] = layer.permute(0, 2, 3, 1)
-            start += layer.shape[1]
+        for layer in layers:
+            stop = start + layer.shape[1]
+            _write_on_grid(layer[: len(features)], features[..., start:stop], settings)
+            start = stop
+
+
+def _write_on_grid(layer: Tensor, out: Tensor, settings: FeatureSettings) -> None:
+    """Resize maps (n, C, S, S) to the grid, average the neighbours and write the result to (n, H, W, C).
+
+    Both are linear and the same along rows and columns: one small matrix, applied from both sides.
+    """
+    side = layer.shape[-1]
+    maps = layer.permute(0, 2, 3, 1)
+    if side != settings.grid_size or settings.pooling_size > 1:
+        matrix = _resizing(side, settings.grid_size, settings.map_interpolation, settings.pooling_size, out.device)
+        rows = torch.matmul(matrix, maps.float().flatten(2))  # (n, H, S * C)
+        maps = torch.matmul(matrix, rows.unflatten(2, (side, -1)))
+    out.copy_(maps)
+
+
+@lru_cache(maxsize=32)
+def _resizing(side: int, grid_size: int, interpolation: str, pooling_size: int, device: torch.device) -> Tensor:
+    """Return the matrix (grid_size, side) that resizes a row of values, and averages each with its neighbours."""
+    values = torch.eye(side)[:, None]
+    if interpolation == "nearest":
+        values = F.interpolate(values, grid_size, mode="nearest-exact")
+    else:
+        values = F.interpolate(values, grid_size, mode="linear", align_corners=False)
+    values = F.avg_pool1d(values, pooling_size, 1, pooling_size // 2, count_include_pad=False)
+    return values[:, 0].T.contiguous().to(device)

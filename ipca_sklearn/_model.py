@@ -41,11 +41,18 @@ class Model:
         """Return the components on a device (None: where the state is); one copy per device is kept."""
         home = self.state.mean.device
         if home not in self._bases:
-            self._bases[home] = linalg.finalize(self.state, n_components=self.n_components, centering=self.centering)
+            self._bases[home] = self._make_basis()
         device = device or home
         if device not in self._bases:
             self._bases[device] = self._bases[home].to(device)
         return self._bases[device]
+
+    def _make_basis(self) -> linalg.Basis:
+        return linalg.finalize(self.state, n_components=self.n_components, centering=self.centering)
+
+    def distances(self, step: Tensor, *, score: str, noise_shrinkage: float) -> Tensor:
+        """Return the distances (n, P) of samples (n, P, m), on their device; see `linalg.patch_distances`."""
+        return linalg.patch_distances(self.basis(step.device), step, score=score, noise_shrinkage=noise_shrinkage)
 
     def read(self, tensor: Tensor, *, one_pca: bool) -> Any:
         """Return a (P, ...) tensor as an attribute: without the patch axis for one PCA, in the user's kind."""

@@ -17,7 +17,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from ipca_sklearn._backbones import Backbone
+from ipca_sklearn._backbones import IMAGENET_MEAN, IMAGENET_STD, Backbone
 from ipca_sklearn._devices import resolve_amp, resolve_device
 from ipca_sklearn._image_batches import ImageSettings, decodes_in_processes
 from ipca_sklearn._images import INTERPOLATIONS, check_images, resize_and_crop, to_rgb
@@ -28,7 +28,8 @@ class PatchFeatureExtractor(TransformerMixin, BaseEstimator, auto_wrap_output_ke
     """Describe every patch of an image by the layers of a frozen network (paper, Fig. 1).
 
     The whole image is resized to `image_size` x `image_size`, the centre `crop_size` x `crop_size` is normalised and
-    passed through the network; the maps of the chosen layers are resized (nearest) to one grid and put side by side.
+    passed through the network; the maps of the chosen layers are resized to one grid, averaged over the neighbours of
+    each patch and put side by side.
     `transform` is lazy: it returns a :class:`PatchFeatures`, which runs the network when it is read, step by step.
 
     Parameters
@@ -50,13 +51,24 @@ class PatchFeatureExtractor(TransformerMixin, BaseEstimator, auto_wrap_output_ke
     image_size, crop_size : int, default=256 and 224
         Side in pixels of the resized image, and of its centre that is used.
     interpolation : {"nearest", "bilinear"}, default="nearest"
-        How images are resized.
+        How images are resized. `"nearest"` is the paper's; `"bilinear"` averages what it leaves out, where `"nearest"`
+        takes every so many pixels and fine textures alias: better for images much larger than `image_size`.
     augment : {"random_crop"}, callable or None, default=None
         What `fit_transform` - so the fit of a pipeline - does to each resized image (3, image_size, image_size) in
         place of the centre crop; `transform` never does it. A callable returns an image whose centre is used; the
         random numbers it draws from torch follow `random_state`.
     batch_size : int, default=8
         Images per pass through the network.
+    normalization : {"weights", "imagenet"} or (mean, std), default="weights"
+        What is taken from the pixels (in [0, 1]) and what they are divided by, one number or one per channel each.
+        `"weights"` is what the weights were trained with: 0.5 and 0.5 for EfficientNet-Lite, what timm says for its
+        models, ImageNet's mean and standard deviation for the others. A smaller `std` raises the contrast: it helps
+        on dark surfaces of little contrast, and hurts elsewhere (docs/accuracy.md).
+    map_interpolation : {"bilinear", "nearest"}, default="bilinear"
+        How smaller maps are brought to the grid. `"nearest"` (with `pooling_size=1`) is the paper's.
+    pooling_size : int, default=3
+        Odd side, in patches, of the neighbourhood over which features are averaged (locally aware patch features:
+        Roth et al., "Towards total recall in industrial anomaly detection", CVPR 2022); 1 is no average.
     grid_size : int or None, default=None
         Patches per side; None is the largest map's.
     device : str, torch.device or None, default=None
@@ -119,6 +131,9 @@ class PatchFeatureExtractor(TransformerMixin, BaseEstimator, auto_wrap_output_ke
         "interpolation": [StrOptions(set(INTERPOLATIONS))],
         "augment": [StrOptions({"random_crop"}), callable, None],
         "batch_size": [Interval(Integral, 1, None, closed="left")],
+        "normalization": [StrOptions({"weights", "imagenet"}), tuple, list],
+        "map_interpolation": [StrOptions(set(INTERPOLATIONS))],
+        "pooling_size": [Interval(Integral, 1, None, closed="left")],
         "grid_size": [Interval(Integral, 1, None, closed="left"), None],
         "device": [str, Integral, torch.device, None],
         "amp": ["boolean", StrOptions({"bfloat16", "float16"})],
@@ -138,6 +153,9 @@ class PatchFeatureExtractor(TransformerMixin, BaseEstimator, auto_wrap_output_ke
         interpolation: str = "nearest",
         augment: Any = None,
         batch_size: int = 8,
+        normalization: Any = "weights",
+        map_interpolation: str = "bilinear",
+        pooling_size: int = 3,
         grid_size: int | None = None,
         device: Any = None,
         amp: bool | str = False,
@@ -153,6 +171,9 @@ class PatchFeatureExtractor(TransformerMixin, BaseEstimator, auto_wrap_output_ke
         self.interpolation = interpolation
         self.augment = augment
         self.batch_size = batch_size
+        self.normalization = normalization
+        self.map_interpolation = map_interpolation
+        self.pooling_size = pooling_size
         self.grid_size = grid_size
         self.device = device
         self.amp = amp
@@ -189,6 +210,8 @@ class PatchFeatureExtractor(TransformerMixin, BaseEstimator, auto_wrap_output_ke
         resolve_device(self.device, torch.device("cpu"))
         if self.crop_size > self.image_size:
             raise ValueError(f"crop_size={self.crop_size} is larger than image_size={self.image_size}")
+        if self.pooling_size % 2 == 0:
+            raise ValueError(f"pooling_size={self.pooling_size} is even: a neighbourhood has its patch in the middle")
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         backbone = Backbone(self.backbone, self.layers, self.weights, seed, self.crop_size)
         device = next((parameter.device for parameter in backbone.module.parameters()), torch.device("cpu"))
@@ -201,12 +224,26 @@ class PatchFeatureExtractor(TransformerMixin, BaseEstimator, auto_wrap_output_ke
                 f"backbone {backbone._label()} fails on images {tuple(images.shape)}, of crop_size={self.crop_size}: "
                 f"{error}"
             ) from error
+        self._mean, self._std = self._read_normalization(backbone)
         self._backbone, self._seed = backbone, seed
         self._channels = tuple(layer.shape[1] for layer in maps)
         self.layers_ = backbone.layers
         self.grid_size_ = self.grid_size or max(layer.shape[-1] for layer in maps)
         self.n_features_out_ = sum(self._channels)
         return self
+
+    def _read_normalization(self, backbone: Backbone) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        if isinstance(self.normalization, str):
+            return (backbone.mean, backbone.std) if self.normalization == "weights" else (IMAGENET_MEAN, IMAGENET_STD)
+        try:
+            mean, std = (np.broadcast_to(np.asarray(part, float), 3) for part in self.normalization)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"normalization={self.normalization!r} is not (mean, std), a number or one per channel each"
+            ) from error
+        if not (np.isfinite(mean).all() and np.isfinite(std).all() and (std > 0).all()):
+            raise ValueError(f"normalization={self.normalization!r}: the mean must be finite, std finite and above 0")
+        return tuple(mean.tolist()), tuple(std.tolist())
 
     def transform(self, X: Any) -> PatchFeatures:
         """Return the features of images, to be computed when they are read.
@@ -243,6 +280,10 @@ class PatchFeatureExtractor(TransformerMixin, BaseEstimator, auto_wrap_output_ke
         device = resolve_device(self.device, home, required=False)
         settings = FeatureSettings(
             backbone=self._backbone,
+            mean=self._mean,
+            std=self._std,
+            map_interpolation=self.map_interpolation,
+            pooling_size=self.pooling_size,
             grid_size=self.grid_size_,
             n_features=self.n_features_out_,
             images=ImageSettings(

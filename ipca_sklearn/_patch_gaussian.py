@@ -4,52 +4,29 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator
-from functools import update_wrapper
-from numbers import Real
-from types import MethodType
+from collections.abc import Iterator
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, OutlierMixin, TransformerMixin, _fit_context
+from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
-from torchvision.transforms.v2.functional import gaussian_blur
 
 from ipca_sklearn import linalg
+from ipca_sklearn._anomaly_maps import image_scores, n_calibration_scores, smooth_maps, threshold
 from ipca_sklearn._batched_ipca import BatchedIncrementalPCA
 from ipca_sklearn._devices import resolve_device
+from ipca_sklearn._full_covariance import FullCovariance
+from ipca_sklearn._method_and_parameter import MethodAndParameter
 from ipca_sklearn._model import Model
 from ipca_sklearn._samples import Samples, check_samples
 
-# Scores of normal images kept for the threshold, at most: enough for any quantile above 1 in 1000.
-MAX_CALIBRATION_SCORES = 8192
 _PCA_PARAMETERS = set(BatchedIncrementalPCA().get_params()) - {"whiten"}
-
-
-def _n_calibration_scores(n_samples: int) -> int:
-    """Return how many of the latest scores set the threshold: early ones come from a poor model."""
-    return min(MAX_CALIBRATION_SCORES, max(2, n_samples // 2))
-
-
-class _MethodAndParameter:
-    """A method that shares its name with a constructor parameter.
-
-    Which distance is the score is the parameter `score`, and `score(X)` is what scikit-learn's model selection calls.
-    The instance dictionary holds the parameter (`get_params` and `set_params` see it), the attribute is the method.
-    """
-
-    def __init__(self, method: Callable[..., Any]) -> None:
-        self._method = method
-        update_wrapper(self, method)  # type: ignore[arg-type]
-
-    def __get__(self, instance: Any, owner: type | None = None) -> Any:
-        return self if instance is None else MethodType(self._method, instance)
-
-    def __set__(self, instance: Any, value: Any) -> None:
-        vars(instance)[self._method.__name__] = value
+_FULL_PARAMETERS = set(FullCovariance().get_params())
 
 
 class PatchGaussianDetector(  # type: ignore[call-arg]
@@ -63,12 +40,28 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
         Directions kept per patch, k; None as in :class:`BatchedIncrementalPCA`.
     step_size : int or None, default=16
         Images per update, and per step of scoring.
-    score : {"residual", "mahalanobis", "ppca"}, default="residual"
+    score : {"factor_analysis", "residual", "mahalanobis", "ppca"}, default="factor_analysis"
         Distance of a patch from its Gaussian, with z the projection divided by the standard deviations and r what the
-        projection leaves: `"residual"` |r| (feature reconstruction error), `"mahalanobis"` |z| (paper, Eq. 3),
-        `"ppca"` sqrt(|z|^2 + |r|^2 / noise_variance_). All of them read the same model: `set_params(score=...)` on a
+        projection leaves: `"mahalanobis"` |z| (paper, Eq. 3), `"residual"` |r| (feature reconstruction error),
+        `"ppca"` sqrt(|z|^2 + |r|^2 / noise_variance_), `"factor_analysis"` sqrt(|z|^2 + sum_j r_j^2 / noise_j), with
+        the noise of each feature j at each patch. All of them read the same model: `set_params(score=...)` on a
         fitted detector changes the scores, but not `offset_`, which only learning sets. The attribute `score` is the
         method; `get_params()["score"]` is the parameter.
+    noise_shrinkage : float in [0, 1], default=0.5
+        For `score="factor_analysis"`: how far the noise of a patch is moved from its own estimate (0) to the mean of
+        all patches (1). Few images say little about one place, and a place that hardly ever varied must not shout at
+        the first change (objects that move); but at the edge of the image, or where the texture is strong, noise is
+        larger for good. Half way is near the best on aligned and on unaligned images (docs/accuracy.md).
+    covariance : {"low_rank", "full"}, default="low_rank"
+        `"full"` keeps the whole covariance matrix of each patch, P m^2 numbers, and adds `ridge` to its diagonal: the
+        baseline PaDiM, with `n_random_features=100`. It needs `score="mahalanobis"`, and ignores `n_components`,
+        `centering`, `n_oversamples`, `solver` and `svd_driver`.
+    n_random_features : int or None, default=None
+        Learn from so many randomly chosen features of X; None is all.
+    ridge : float, default=0.01
+        For `covariance="full"`, in the units of the squared features.
+    random_state : int, RandomState or None, default=None
+        For `n_random_features`.
     centering : {"incremental", "deferred"}, default="incremental"
         As in :class:`BatchedIncrementalPCA`; `"deferred"` with `score="mahalanobis"` is the paper.
     n_oversamples, solver, svd_driver, dtype, device
@@ -81,12 +74,14 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
     image_score : {"max", "mean"} or float in (0, 1], default="max"
         Score of an image from its map: the largest value, the mean, or the mean of this share of the largest values.
     smoothing : float, default=0.0
-        Standard deviation in patches of a Gaussian blur of the maps (for `(n, H, W, m)` input), before the image score.
+        Standard deviation in patches of a Gaussian blur of the maps (for `(n, H, W, m)` input) before the image score.
+        PaDiM's is 1 (4 pixels). Good for outlines of large defects, bad for defects of a single patch.
 
     Attributes
     ----------
     pca_ : BatchedIncrementalPCA
-        What was learnt: `pca_.components_`, `pca_.mean_`, `pca_.noise_variance_`, ...
+        What was learnt: `pca_.components_`, `pca_.mean_`, `pca_.noise_variance_`, ... With `covariance="full"` all
+        directions are components, and there is `pca_.covariance_`.
     offset_ : float
         `decision_function(X) = score_samples(X) - offset_`; minus infinity before two images have been seen.
     n_samples_seen_ : int
@@ -95,6 +90,8 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
         m.
     feature_names_in_ : ndarray of shape (m,)
         Names of the columns, where X had string names.
+    feature_indices_ : ndarray of shape (n_random_features,)
+        The features learnt from, ascending; only with `n_random_features`.
     patch_shape_ : tuple of int
         `(H, W)`, `(P,)` or `()`.
 
@@ -110,12 +107,16 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
 
     Cost per image and patch: that of :class:`BatchedIncrementalPCA`, and 4 m k for a score. Memory: P (k + 2) m
     numbers, twice that during an update, and one step of features; it does not depend on the number of images.
+    `covariance="full"` costs m^2 per image and patch, and m^3 per patch for the scores of each step.
 
     References
     ----------
     Lee, Nagai, Minezawa, "Memory-efficient and GPU-oriented visual anomaly detection with incremental dimension
     reduction". Ndiour, Ahuja, Tickoo, "Subspace modeling for fast out-of-distribution and anomaly detection", ICIP
-    2022 (the residual).
+    2022 (the residual). Defard, Setkov, Loesch, Audigier, "PaDiM: a patch distribution modeling framework for anomaly
+    detection and localization", ICPR 2021 (random features and full covariance). Rubin, Thayer, "EM algorithms for ML
+    factor analysis", Psychometrika 47, 1982 (a noise of its own for each feature); here the loadings are the principal
+    components, and the noise follows from the variances without iterating.
 
     Examples
     --------
@@ -136,6 +137,11 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
     _parameter_constraints: dict = {  # noqa: RUF012  (scikit-learn's own form)
         **{name: BatchedIncrementalPCA._parameter_constraints[name] for name in sorted(_PCA_PARAMETERS)},
         "score": [StrOptions(set(linalg.SCORES))],
+        "noise_shrinkage": [Interval(Real, 0, 1, closed="both")],
+        "covariance": [StrOptions({"low_rank", "full"})],
+        "n_random_features": [Interval(Integral, 1, None, closed="left"), None],
+        "ridge": FullCovariance._parameter_constraints["ridge"],
+        "random_state": ["random_state"],
         "contamination": [StrOptions({"auto"}), Interval(Real, 0, 0.5, closed="right")],
         "image_score": [StrOptions({"max", "mean"}), Interval(Real, 0, 1, closed="right")],
         "smoothing": [Interval(Real, 0, None, closed="left")],
@@ -146,7 +152,8 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
         n_components: int | None = 16,
         *,
         step_size: int | None = 16,
-        score: str = "residual",
+        score: str = "factor_analysis",
+        noise_shrinkage: float = 0.5,
         centering: str = "incremental",
         n_oversamples: int = 0,
         solver: str = "auto",
@@ -156,10 +163,15 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
         contamination: Any = "auto",
         image_score: Any = "max",
         smoothing: float = 0.0,
+        covariance: str = "low_rank",
+        n_random_features: int | None = None,
+        ridge: float = 0.01,
+        random_state: Any = None,
     ) -> None:
         self.n_components = n_components
         self.step_size = step_size
         self.score = score
+        self.noise_shrinkage = noise_shrinkage
         self.centering = centering
         self.n_oversamples = n_oversamples
         self.solver = solver
@@ -169,6 +181,10 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
         self.contamination = contamination
         self.image_score = image_score
         self.smoothing = smoothing
+        self.covariance = covariance
+        self.n_random_features = n_random_features
+        self.ridge = ridge
+        self.random_state = random_state
 
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(self, X: Any, y: Any = None) -> PatchGaussianDetector:
@@ -191,8 +207,8 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
         ValueError
             NaN or infinity, a shape that is not 2-D to 4-D, `n_components` larger than m, a device that is not there.
         """
-        pca = BatchedIncrementalPCA(**self._pca_params())
-        return self._learn(check_samples(self, X, reset=True), pca, np.empty(0))
+        samples = check_samples(self, X, reset=True)
+        return self._learn(samples, self._choose_features(samples.n_features), self._new_pca(), np.empty(0))
 
     @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self, X: Any, y: Any = None) -> PatchGaussianDetector:
@@ -203,13 +219,36 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
         if not hasattr(self, "pca_"):
             return self.fit(X)
         pca = copy.copy(self.pca_).set_params(**self._pca_params())
-        return self._learn(check_samples(self, X, reset=False), pca, self._calibration_scores)
+        return self._learn(check_samples(self, X, reset=False), self._columns(), pca, self._calibration_scores)
 
     def _pca_params(self) -> dict[str, Any]:
         mine = self.get_params()
-        return {name: mine[name] for name in _PCA_PARAMETERS}
+        return {name: mine[name] for name in (_FULL_PARAMETERS if self.covariance == "full" else _PCA_PARAMETERS)}
 
-    def _learn(self, samples: Samples, pca: BatchedIncrementalPCA, scores: np.ndarray) -> PatchGaussianDetector:
+    def _new_pca(self) -> BatchedIncrementalPCA:
+        if self.covariance == "low_rank":
+            return BatchedIncrementalPCA(**self._pca_params())
+        if self._distance != "mahalanobis":
+            raise ValueError(
+                f"covariance='full' leaves no residual, so score={self._distance!r} cannot be had; set "
+                "score='mahalanobis'"
+            )
+        return FullCovariance(**self._pca_params())
+
+    def _columns(self) -> np.ndarray | None:
+        return getattr(self, "feature_indices_", None)
+
+    def _choose_features(self, n_features: int) -> np.ndarray | None:
+        if self.n_random_features is None:
+            return None
+        if self.n_random_features > n_features:
+            raise ValueError(f"n_random_features={self.n_random_features} of n_features={n_features}: lower it")
+        rng = check_random_state(self.random_state)
+        return np.sort(rng.choice(n_features, self.n_random_features, replace=False))
+
+    def _learn(
+        self, samples: Samples, columns: np.ndarray | None, pca: BatchedIncrementalPCA, scores: np.ndarray
+    ) -> PatchGaussianDetector:
         """Let the PCA take all steps, scoring each before it is learnt, and store the result when all is done."""
         if self.smoothing > 0 and len(samples.patch_shape) != 2:
             raise ValueError(
@@ -219,7 +258,7 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
         seen: list[Tensor] = []
         n_before = pca.n_samples_seen_ if hasattr(pca, "n_samples_seen_") else 0
         total = n_before + samples.n_samples
-        first_needed = total - _n_calibration_scores(total)
+        first_needed = total - n_calibration_scores(total)
 
         def calibrate(model: Model | None, step: Tensor) -> None:
             n_learnt = model.state.count if model is not None else 0
@@ -232,8 +271,12 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
                 # Its scores are the first to be dropped when more come.
                 seen.extend(self._cross_scores(pca, samples, step))
 
-        pca._learn(samples, getattr(pca, "_model", None), calibrate)
+        pca._learn(samples.take(columns), getattr(pca, "_model", None), calibrate)
         self.pca_ = pca
+        if columns is not None:
+            self.feature_indices_ = columns
+        elif hasattr(self, "feature_indices_"):
+            del self.feature_indices_
         samples.set_features_in(self)
         self.patch_shape_ = pca.patch_shape_
         self._set_threshold(np.concatenate([scores, *(part.cpu().numpy() for part in seen)]))
@@ -242,13 +285,13 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
     def _cross_scores(self, pca: BatchedIncrementalPCA, samples: Samples, step: Tensor) -> Iterator[Tensor]:
         halves = step.tensor_split(2)
         for learnt, scored in (halves, halves[::-1]):
-            half = BatchedIncrementalPCA(**pca.get_params())
+            half = type(pca)(**pca.get_params())
             half.partial_fit(learnt.unflatten(1, samples.patch_shape) if samples.patch_shape else learnt[:, 0])
             yield self._score_step(half._model, scored, samples.patch_shape)
 
     def _set_threshold(self, scores: np.ndarray) -> None:
         """Set `offset_` from scores of images that the model had not seen when it scored them."""
-        self._calibration_scores = scores[-_n_calibration_scores(self.n_samples_seen_) :]
+        self._calibration_scores = scores[-n_calibration_scores(self.n_samples_seen_) :]
         scores = self._calibration_scores.astype(np.float64)
         if len(scores) == 0:
             warnings.warn(
@@ -257,11 +300,8 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
                 stacklevel=4,
             )
             self.offset_ = -np.inf
-        elif self.contamination == "auto":
-            median = np.median(scores)
-            self.offset_ = float(median - 3 * 1.4826 * np.median(np.abs(scores - median)))
         else:
-            self.offset_ = float(np.quantile(scores, self.contamination))
+            self.offset_ = threshold(scores, self.contamination)
 
     @property
     def n_samples_seen_(self) -> int:
@@ -276,8 +316,7 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
         Parameters
         ----------
         other : PatchGaussianDetector
-            Fitted with the same `n_components`, `centering`, `score`, `image_score` and `smoothing` on features of the
-            same shape; not changed.
+            Fitted with the same parameters on features of the same shape; not changed.
 
         Returns
         -------
@@ -296,11 +335,16 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
             raise TypeError(f"merge takes another PatchGaussianDetector, got {type(other).__name__}")
         check_is_fitted(other)
         mine, theirs = self.get_params(), other.get_params()
-        for name in ("score", "image_score", "smoothing"):
+        for name in ("score", "noise_shrinkage", "image_score", "smoothing", "covariance", "ridge"):
             if mine[name] != theirs[name]:
                 raise ValueError(
                     f"cannot merge detectors of different {name} {mine[name]!r} and {theirs[name]!r}: fit both alike"
                 )
+        if not np.array_equal(np.asarray(self._columns()), np.asarray(other._columns())):
+            raise ValueError(
+                "cannot merge detectors that learnt from different random features: fit both with the same integer "
+                "random_state"
+            )
         self.pca_.merge(other.pca_)
         self._set_threshold(np.concatenate([other._calibration_scores, self._calibration_scores]))
         return self
@@ -357,7 +401,7 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
             return torch.where(decision < 0, -1, 1)
         return np.where(decision < 0, -1, 1)
 
-    @_MethodAndParameter
+    @MethodAndParameter
     def score(self, X: Any, y: Any = None) -> float:
         """Return the mean log-likelihood of the patches of images under probabilistic PCA: higher fits better.
 
@@ -398,29 +442,20 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
     def _map_steps(self, X: Any, function: Any) -> Any:
         check_is_fitted(self)
         samples = check_samples(self, X, reset=False)
+        samples = samples.take(self._columns())
         model = self.pca_._model
         return samples.map_steps(lambda step: function(model, step, samples.patch_shape), self.step_size)
 
     def _map_step(self, model: Model, step: Tensor, patch_shape: tuple[int, ...]) -> Tensor:
         """Return the maps (b, *patch_shape) of a step (b, P, m), (b, 1) for one PCA."""
         device = resolve_device(self.device, step.device, required=False)
-        maps = linalg.patch_distances(model.basis(device), step.to(device), score=self._distance)
+        maps = model.distances(step.to(device), score=self._distance, noise_shrinkage=self.noise_shrinkage)
         maps = maps.unflatten(1, patch_shape or (1,))
-        if self.smoothing > 0:
-            # Four standard deviations to each side, or as far as the grid can be mirrored.
-            kernel = [2 * min(round(4 * self.smoothing), side - 1) + 1 for side in reversed(patch_shape)]
-            maps = gaussian_blur(maps[:, None], kernel, [self.smoothing] * 2)[:, 0]
-        return maps
+        return smooth_maps(maps, self.smoothing) if self.smoothing > 0 else maps
 
     def _score_step(self, model: Model, step: Tensor, patch_shape: tuple[int, ...]) -> Tensor:
         """Return the scores (b,) of a step (b, P, m), higher is more normal."""
-        maps = self._map_step(model, step, patch_shape).flatten(1)
-        if self.image_score == "max":
-            return -maps.amax(1)
-        if self.image_score == "mean":
-            return -maps.mean(1)
-        n_top = max(1, round(self.image_score * maps.shape[1]))
-        return -maps.topk(n_top, dim=1).values.mean(1)
+        return -image_scores(self._map_step(model, step, patch_shape), self.image_score)
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "pca_")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -49,6 +49,8 @@ class Samples:
         The estimator's name, for messages.
     feature_names : ndarray of str or None
         Names of the columns of a data frame.
+    columns : ndarray of int or None
+        The features that steps have, out of those of the source; see `take`.
     """
 
     source: Any
@@ -60,7 +62,15 @@ class Samples:
     device: torch.device
     owner: str
     feature_names: np.ndarray | None
+    columns: np.ndarray | None = None
     _unchecked: list[tuple[int, int, Tensor]] = field(default_factory=list, repr=False)
+
+    def take(self, columns: np.ndarray | None) -> Samples:
+        """Return the same samples with the features at `columns` only (None: all of them)."""
+        if columns is None:
+            return self
+        names = None if self.feature_names is None else self.feature_names[columns]
+        return replace(self, n_features=len(columns), feature_names=names, columns=columns, _unchecked=[])
 
     @property
     def n_patches(self) -> int:
@@ -79,7 +89,9 @@ class Samples:
         size = self.n_samples if size is None else size
         start = 0
         for block in self._blocks(size):
-            step = block.reshape(block.shape[0], self.n_patches, self.n_features)
+            step = block.reshape(block.shape[0], self.n_patches, -1)
+            if self.columns is not None:
+                step = step[..., torch.from_numpy(self.columns).to(step.device)]
             step = step.to(_floating(step.dtype))
             # Both extremes are NaN if any value is, and need no mask as large as the step.
             finite = torch.isfinite(torch.stack(torch.aminmax(step))).all()

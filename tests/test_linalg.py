@@ -299,14 +299,15 @@ def test_scores_do_not_change_with_the_sign_or_rotation_of_the_basis(seed):
     rng = np.random.default_rng(seed)
     basis, samples = fitted_basis(rng)
     identity = torch.eye(3, dtype=torch.float64).expand(4, 3, 3)
+    rest = (basis.mean, basis.noise_variance, basis.feature_variance)
     signs = torch.from_numpy(rng.choice([-1.0, 1.0], size=(4, 3, 1)))
-    flipped = linalg.Basis(basis.components * signs, identity, basis.variance, basis.mean, basis.noise_variance)
+    flipped = linalg.Basis(basis.components * signs, identity, basis.variance, *rest)
     for score in linalg.SCORES:
         expected = linalg.patch_distances(basis, samples, score=score)
         torch.testing.assert_close(linalg.patch_distances(flipped, samples, score=score), expected)
     # The residual knows the subspace only, so any rotation within it leaves it alone.
     rotation = torch.from_numpy(np.linalg.qr(rng.normal(size=(4, 3, 3)))[0])
-    rotated = linalg.Basis(rotation @ basis.components, identity, basis.variance, basis.mean, basis.noise_variance)
+    rotated = linalg.Basis(rotation @ basis.components, identity, basis.variance, *rest)
     expected = linalg.patch_distances(basis, samples, score="residual")
     torch.testing.assert_close(linalg.patch_distances(rotated, samples, score="residual"), expected)
 
@@ -346,4 +347,5 @@ def test_a_patch_that_never_varied_gives_finite_scores():
     for score in linalg.SCORES:
         distances = linalg.patch_distances(basis, samples + 1, score=score)
         assert torch.isfinite(distances).all()
-    assert (linalg.patch_distances(basis, samples, score="ppca")[:, 0] == 0).all()
+    for score in ("ppca", "factor_analysis"):
+        assert (linalg.patch_distances(basis, samples, score=score)[:, 0] == 0).all()

@@ -15,6 +15,7 @@ import joblib
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -38,9 +39,9 @@ def small_network():
 
 
 def small(**params):
-    return PatchFeatureExtractor(
-        **{"backbone": small_network(), "layers": ["1", "2"], "image_size": 72, "crop_size": 64, **params}
-    )
+    """An extractor whose features can be told from its maps: neither smooth nor averaged."""
+    defaults = {"image_size": 72, "crop_size": 64, "map_interpolation": "nearest", "pooling_size": 1}
+    return PatchFeatureExtractor(**{"backbone": small_network(), "layers": ["1", "2"], **defaults, **params})
 
 
 def block_means(**params):
@@ -242,6 +243,56 @@ def test_grid_size_repeats_or_leaves_out_patches(whole):
     coarser = np.asarray(small(grid_size=4).fit(pictures()).transform(pictures()))
     np.testing.assert_allclose(coarser[..., 4:], whole[:, ::2, ::2, 4:], atol=1e-5)
     np.testing.assert_allclose(coarser[..., :4], whole[:, 1::2, 1::2, :4], atol=1e-5)  # "nearest-exact"
+
+
+@pytest.mark.parametrize("pooling_size", [1, 3, 5])
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear"])
+@pytest.mark.parametrize("grid_size", [3, 8, 11])
+def test_maps_are_resized_and_averaged_as_torch_does_it(whole, grid_size, interpolation, pooling_size):
+    found = small(grid_size=grid_size, map_interpolation=interpolation, pooling_size=pooling_size).fit(pictures())
+    maps = torch.from_numpy(whole).permute(0, 3, 1, 2)
+    mode = {"mode": "nearest-exact"} if interpolation == "nearest" else {"mode": "bilinear", "align_corners": False}
+    resized = [F.interpolate(part, (grid_size, grid_size), **mode) for part in (maps[:, :4], maps[:, 4:, ::2, ::2])]
+    averaged = F.avg_pool2d(torch.cat(resized, 1), pooling_size, 1, pooling_size // 2, count_include_pad=False)
+    np.testing.assert_allclose(found.transform(pictures()), averaged.permute(0, 2, 3, 1), atol=1e-5)
+
+
+def test_by_default_maps_are_bilinear_and_averaged_over_three_by_three(whole):
+    chosen = small(map_interpolation="bilinear", pooling_size=3).fit(pictures()).transform(pictures())
+    extractor = PatchFeatureExtractor(small_network(), layers=["1", "2"], image_size=72, crop_size=64)
+    found = np.asarray(extractor.fit(pictures()).transform(pictures()))
+    np.testing.assert_array_equal(found, chosen)
+    assert not np.allclose(found, whole)
+
+
+@pytest.mark.parametrize(
+    ("normalization", "mean", "std"),
+    [("imagenet", MEAN, STD), ((0.5, 0.25), 0.5, 0.25), (([0.1, 0.2, 0.3], 2), [0.1, 0.2, 0.3], 2)],
+)
+def test_normalization_is_what_is_taken_off_and_divided_by(normalization, mean, std):
+    X = pictures()
+    raw = np.asarray(block_means(normalization=(0, 1)).fit(X).transform(X))
+    found = block_means(normalization=normalization).fit(X).transform(X)
+    np.testing.assert_allclose(found, (raw - mean) / std, atol=1e-5)
+
+
+def test_lite0_is_normalised_as_it_was_trained():
+    X = pictures(2)
+    options = {"backbone": "efficientnet_lite0", "layers": None, "weights": None, "random_state": 0}
+    found = np.asarray(small(**options).fit(X).transform(X))
+    half = np.asarray(small(**options, normalization=(0.5, 0.5)).fit(X).transform(X))
+    np.testing.assert_array_equal(found, half)
+
+
+@pytest.mark.parametrize("normalization", [(0.5,), (0.5, 0), (0.5, [1, 2]), (np.nan, 1), ("a", 1), (0.5, -1)])
+def test_a_normalization_that_is_none_is_refused(normalization):
+    with pytest.raises(ValueError, match=r"normalization=.*(mean, std|above 0)"):
+        small(normalization=normalization).fit(pictures())
+
+
+def test_an_even_neighbourhood_is_refused():
+    with pytest.raises(ValueError, match="pooling_size=2 is even"):
+        small(pooling_size=2).fit(pictures())
 
 
 def test_a_bad_image_raises_when_its_turn_comes_and_the_threads_end(paths):

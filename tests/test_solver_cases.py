@@ -155,7 +155,12 @@ class SolverCase:
         whole = np.einsum("npm,pmk,npk->np", deviation, np.linalg.pinv(covariance, rcond=1e-8), deviation)
         inside = np.einsum("pmn,pno->pmo", covariance, np.linalg.pinv(covariance, rcond=1e-8))
         residual = np.square(deviation - np.einsum("pmo,npo->npm", inside, deviation)).sum(-1)
-        wanted = {"mahalanobis": whole, "residual": residual, "ppca": whole + residual / noise}[score]
+        outside = deviation - np.einsum("pmo,npo->npm", inside, deviation)
+        unique = (np.square(X - X.mean(0)).sum(0) / 39 - np.diagonal(covariance, axis1=1, axis2=2)) * 6 / 3
+        unique = (unique + unique.mean(0)) / 2
+        wanted = {"mahalanobis": whole, "residual": residual, "ppca": whole + residual / noise}
+        wanted["factor_analysis"] = whole + (np.square(outside) / unique).sum(-1)
+        wanted = wanted[score]
         # The gap between the third and the fourth variance decides how well their directions are determined.
         _, _, spectrum, _ = exact_pca(X, 6)
         gap = (spectrum[:, 0] / (spectrum[:, 2] - spectrum[:, 3])).max()

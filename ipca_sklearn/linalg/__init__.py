@@ -5,7 +5,17 @@ A batch of P PCAs is a `State`; `update` and `merge` return a new one, `finalize
 
 from ipca_sklearn.linalg._distances import SCORES, log_likelihood, patch_distances, project, reconstruct
 from ipca_sklearn.linalg._eigh import EIGENSOLVERS, choose_eigensolver
+from ipca_sklearn.linalg._execution import full_precision
 from ipca_sklearn.linalg._finalize import Basis, finalize
+from ipca_sklearn.linalg._scatter import (
+    ScatterState,
+    empty_scatter,
+    finalize_scatter,
+    merge_scatter,
+    update_scatter,
+    whiten_scatter,
+    whitened_distances,
+)
 from ipca_sklearn.linalg._solvers import SOLVERS, SVD_DRIVERS
 from ipca_sklearn.linalg._update import CENTERINGS, State, empty_state, merge, update
 
@@ -16,14 +26,22 @@ __all__ = [
     "SOLVERS",
     "SVD_DRIVERS",
     "Basis",
+    "ScatterState",
     "State",
     "choose_eigensolver",
+    "empty_scatter",
     "empty_state",
     "finalize",
+    "finalize_scatter",
+    "full_precision",
     "log_likelihood",
     "merge",
+    "merge_scatter",
     "patch_distances",
     "project",
     "reconstruct",
     "update",
+    "update_scatter",
+    "whiten_scatter",
+    "whitened_distances",
 ]

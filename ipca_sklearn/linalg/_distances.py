@@ -10,7 +10,7 @@ from torch import Tensor
 from ipca_sklearn.linalg._execution import for_each_chunk, full_precision
 from ipca_sklearn.linalg._finalize import Basis
 
-SCORES = ("mahalanobis", "residual", "ppca")
+SCORES = ("mahalanobis", "residual", "ppca", "factor_analysis")
 
 
 def project(basis: Basis, step: Tensor, *, whiten: bool = False) -> Tensor:
@@ -34,7 +34,7 @@ def _inverse_scale(basis: Basis) -> Tensor:
     return torch.where(basis.variance > 0, basis.variance, 1).rsqrt()
 
 
-def patch_distances(basis: Basis, step: Tensor, *, score: str) -> Tensor:
+def patch_distances(basis: Basis, step: Tensor, *, score: str, noise_shrinkage: float = 0.0) -> Tensor:
     """Return the distance of every sample from every PCA.
 
     Parameters
@@ -43,9 +43,13 @@ def patch_distances(basis: Basis, step: Tensor, *, score: str) -> Tensor:
         P PCAs with k components of m features.
     step : Tensor of shape (n, P, m)
         Finite samples in any strides; not changed.
-    score : {"mahalanobis", "residual", "ppca"}
+    score : {"mahalanobis", "residual", "ppca", "factor_analysis"}
         With x the deviation from the mean, z its projection divided by the standard deviations, r what the projection
-        leaves of x: `"mahalanobis"` |z| (paper, Eq. 3), `"residual"` |r|, `"ppca"` sqrt(|z|^2 + |r|^2 / noise).
+        leaves of x: `"mahalanobis"` |z| (paper, Eq. 3), `"residual"` |r|, `"ppca"` sqrt(|z|^2 + |r|^2 / noise),
+        `"factor_analysis"` sqrt(|z|^2 + sum_j r_j^2 / noise_j).
+    noise_shrinkage : float, default=0.0
+        For `"factor_analysis"`: noise_j is (1 - noise_shrinkage) times what the components leave of the variance of
+        feature j at that PCA, and noise_shrinkage times the mean of that over all P.
 
     Returns
     -------
@@ -61,7 +65,12 @@ def patch_distances(basis: Basis, step: Tensor, *, score: str) -> Tensor:
     n_rows = basis.rows.shape[1]
     distances = basis.mean.new_empty(n_samples, n_patches)
     scale = _inverse_scale(basis)
-    noise = _floored(basis.noise_variance)
+    if score == "factor_analysis":
+        noise = basis.feature_noise
+        noise = torch.lerp(noise, noise.mean(0).expand_as(noise), noise_shrinkage)
+    else:
+        noise = basis.noise_variance[:, None]
+    precision = _floored(noise).rsqrt_()
 
     def task(patches: slice) -> None:
         rows, transform = basis.rows[patches], basis.transform[patches]
@@ -69,6 +78,8 @@ def patch_distances(basis: Basis, step: Tensor, *, score: str) -> Tensor:
         projected = torch.bmm(torch.bmm(centred, rows.mT), transform.mT)
         if score != "mahalanobis":
             left = torch.baddbmm(centred, torch.bmm(projected, transform), rows, alpha=-1)
+            if score != "residual":
+                left *= precision[patches, None]
             residual = torch.linalg.vector_norm(left, dim=-1)
         if score != "residual":
             whitened = torch.linalg.vector_norm(projected * scale[patches, None], dim=-1)
@@ -77,7 +88,7 @@ def patch_distances(basis: Basis, step: Tensor, *, score: str) -> Tensor:
         elif score == "residual":
             result = residual
         else:
-            result = torch.hypot(whitened, residual * noise[patches, None].rsqrt())
+            result = torch.hypot(whitened, residual)
         distances[:, patches] = result.mT
 
     with full_precision():
@@ -86,11 +97,10 @@ def patch_distances(basis: Basis, step: Tensor, *, score: str) -> Tensor:
     return distances
 
 
-def _floored(noise_variance: Tensor) -> Tensor:
+def _floored(noise: Tensor) -> Tensor:
     """Keep the noise of a patch that never varied above what the dtype resolves of the average patch."""
-    eps = torch.finfo(noise_variance.dtype).eps
-    average = noise_variance.mean()
-    return noise_variance.clamp_min(eps * torch.where(average > 0, average, 1))
+    average = noise.mean()
+    return noise.clamp_min(torch.finfo(noise.dtype).eps * torch.where(average > 0, average, 1))
 
 
 def log_likelihood(basis: Basis, step: Tensor) -> Tensor:

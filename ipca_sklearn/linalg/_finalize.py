@@ -31,6 +31,8 @@ class Basis:
     noise_variance : Tensor of shape (P,)
         Variance per direction outside the components, (total - kept) / (m - k), and 0 for k = m: the maximum
         likelihood estimate of probabilistic PCA (Tipping & Bishop, 1999).
+    feature_variance : Tensor of shape (P, m)
+        Sample variance of each feature (ddof 1).
     """
 
     rows: Tensor
@@ -38,6 +40,7 @@ class Basis:
     variance: Tensor
     mean: Tensor
     noise_variance: Tensor
+    feature_variance: Tensor
 
     @cached_property
     def components(self) -> Tensor:
@@ -55,9 +58,30 @@ class Basis:
             for_each_chunk(task, n_patches, bytes_per_patch, components.device)
         return components
 
+    @cached_property
+    def feature_noise(self) -> Tensor:
+        """What the components leave of the variance of each feature, per free direction (P, m); made when read.
+
+        Its mean over the features is about `noise_variance`: these are the unique variances of factor analysis with
+        the components as loadings.
+        """
+        n_patches, n_features = self.mean.shape
+        noise = torch.empty_like(self.feature_variance)
+        share = n_features / max(n_features - self.transform.shape[1], 1)
+
+        def task(patches: slice) -> None:
+            unit = torch.bmm(self.transform[patches], self.rows[patches])
+            explained = torch.bmm(self.variance[patches, None], unit.square_())[:, 0]
+            torch.mul((self.feature_variance[patches] - explained).clamp_min_(0), share, out=noise[patches])
+
+        with full_precision():
+            bytes_per_patch = 2 * self.transform.shape[1] * n_features * noise.element_size()
+            for_each_chunk(task, n_patches, bytes_per_patch, noise.device)
+        return noise
+
     def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Basis:
         """Return the basis on another device or in another dtype (itself where nothing changes)."""
-        tensors = (self.rows, self.transform, self.variance, self.mean, self.noise_variance)
+        tensors = (self.rows, self.transform, self.variance, self.mean, self.noise_variance, self.feature_variance)
         return Basis(*(tensor.to(device=device, dtype=dtype) for tensor in tensors))
 
 
@@ -139,6 +163,7 @@ def finalize(state: State, *, n_components: int, centering: str = "incremental")
         with full_precision():
             bytes_per_patch = 2 * n_rows * n_features * state.mean.element_size()
             for_each_chunk(task, n_patches, bytes_per_patch, state.mean.device, group=eigensolver.group)
-    left = state.scatter.sum(-1) / degrees_of_freedom - variance.sum(-1)
+    feature_variance = state.scatter / degrees_of_freedom
+    left = feature_variance.sum(-1) - variance.sum(-1)
     noise_variance = left.clamp_min(0) / max(n_features - n_components, 1) * (n_features > n_components)
-    return Basis(state.rows, transforms, variance, state.mean, noise_variance)
+    return Basis(state.rows, transforms, variance, state.mean, noise_variance, feature_variance)

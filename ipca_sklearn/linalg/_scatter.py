@@ -1,0 +1,132 @@
+"""P full covariance matrices, learnt step by step: the Gaussians of PaDiM, which truncated PCAs are compared with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ipca_sklearn.linalg._execution import for_each_chunk, full_precision
+from ipca_sklearn.linalg._finalize import Basis
+
+
+@dataclass(frozen=True)
+class ScatterState:
+    """What P Gaussians with full covariance remember of the samples seen so far. Immutable: an update makes a new one.
+
+    Parameters
+    ----------
+    matrix : Tensor of shape (P, m, m)
+        Sum over the samples of the outer products of the deviations from the mean.
+    mean : Tensor of shape (P, m)
+        Mean of the samples.
+    count : int
+        Number of samples.
+    """
+
+    matrix: Tensor
+    mean: Tensor
+    count: int
+
+    @property
+    def scatter(self) -> Tensor:
+        """Sum of the squared deviations per feature (P, m)."""
+        return self.matrix.diagonal(dim1=1, dim2=2)
+
+    def covariance(self, patches: slice = slice(None)) -> Tensor:
+        """Return the sample covariance (P, m, m), ddof 1."""
+        return self.matrix[patches] / max(self.count - 1, 1)
+
+    def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> ScatterState:
+        """Return the state on another device or in another dtype (itself where nothing changes)."""
+        matrix, mean = (tensor.to(device=device, dtype=dtype) for tensor in (self.matrix, self.mean))
+        return ScatterState(matrix, mean, self.count)
+
+
+def empty_scatter(n_patches: int, n_features: int, *, dtype: torch.dtype, device: torch.device) -> ScatterState:
+    """Return the state of P Gaussians that have seen nothing."""
+    mean = torch.zeros(n_patches, n_features, dtype=dtype, device=device)
+    return ScatterState(mean.new_zeros(n_patches, n_features, n_features), mean, 0)
+
+
+def update_scatter(state: ScatterState, step: Tensor) -> ScatterState:
+    """Add a step of samples (b, P, m), b >= 1, which is not changed. Cost per Gaussian: b m^2."""
+    n_samples, n_patches, n_features = step.shape
+    total = state.count + n_samples
+    matrix, mean = torch.empty_like(state.matrix), torch.empty_like(state.mean)
+
+    def task(patches: slice) -> None:
+        samples = step[:, patches].to(state.mean).transpose(0, 1)
+        reference = state.mean[patches, None] if state.count else samples[:, :1]
+        deviations = samples - reference
+        shift = deviations.mean(1, keepdim=True)
+        deviations = deviations - shift
+        between = shift.mT @ shift * (state.count * n_samples / total)
+        torch.baddbmm(state.matrix[patches] + between, deviations.mT, deviations, out=matrix[patches])
+        torch.add(reference[:, 0], shift[:, 0], alpha=n_samples / total, out=mean[patches])
+
+    with full_precision():
+        bytes_per_patch = 3 * (n_samples + n_features) * n_features * state.mean.element_size()
+        for_each_chunk(task, n_patches, bytes_per_patch, state.mean.device)
+    return ScatterState(matrix, mean, total)
+
+
+def merge_scatter(first: ScatterState, second: ScatterState) -> ScatterState:
+    """Combine the Gaussians of two disjoint sets of samples (Chan et al., 1979); exact."""
+    second = second.to(first.mean.device, first.mean.dtype)
+    total = first.count + second.count
+    shift = second.mean - first.mean
+    between = shift[:, :, None] * shift[:, None] * (first.count * second.count / total)
+    mean = first.mean + shift * (second.count / total)
+    return ScatterState(first.matrix + second.matrix + between, mean, total)
+
+
+def finalize_scatter(state: ScatterState) -> Basis:
+    """Return all m principal directions of every Gaussian. Cost per Gaussian: an eigendecomposition of m x m."""
+    n_patches, n_features = state.mean.shape
+    rows, variance = torch.empty_like(state.matrix), torch.empty_like(state.mean)
+
+    def task(patches: slice) -> None:
+        values, vectors = torch.linalg.eigh(state.covariance(patches))
+        variance[patches] = values.flip(-1).clamp_min(0)
+        rows[patches] = vectors.flip(-1).mT
+
+    for_each_chunk(task, n_patches, 3 * n_features**2 * rows.element_size(), rows.device)
+    identity = torch.eye(n_features, dtype=rows.dtype, device=rows.device).expand_as(rows)
+    feature_variance = state.scatter / max(state.count - 1, 1)
+    return Basis(rows, identity, variance, state.mean, torch.zeros_like(variance[:, 0]), feature_variance)
+
+
+def whiten_scatter(state: ScatterState, *, ridge: float) -> Tensor:
+    """Return W (P, m, m), with which |W (x - mean)| is the Mahalanobis distance under covariance + ridge I.
+
+    Raises
+    ------
+    torch.linalg.LinAlgError
+        If a covariance with the ridge is not positive definite to the dtype's precision.
+    """
+    whitener = torch.empty_like(state.matrix)
+    n_patches, n_features = state.mean.shape
+    identity = torch.eye(n_features, dtype=whitener.dtype, device=whitener.device)
+
+    def task(patches: slice) -> None:
+        factor = torch.linalg.cholesky(state.covariance(patches) + ridge * identity)
+        whitener[patches] = torch.linalg.solve_triangular(factor, identity, upper=False)
+
+    for_each_chunk(task, n_patches, 4 * n_features**2 * whitener.element_size(), whitener.device)
+    return whitener
+
+
+def whitened_distances(whitener: Tensor, mean: Tensor, step: Tensor) -> Tensor:
+    """Return the distances (n, P) of samples (n, P, m). Cost per sample and Gaussian: m^2."""
+    n_samples, n_patches, n_features = step.shape
+    distances = mean.new_empty(n_samples, n_patches)
+
+    def task(patches: slice) -> None:
+        centred = step[:, patches].to(mean).sub(mean[patches]).transpose(0, 1)
+        distances[:, patches] = torch.linalg.vector_norm(torch.bmm(centred, whitener[patches].mT), dim=-1).mT
+
+    with full_precision():
+        for_each_chunk(task, n_patches, 2 * n_samples * n_features * mean.element_size(), mean.device)
+    return distances

@@ -31,6 +31,21 @@ BASELINES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "PaDiM on the paper's features": (PAPER_IMAGES, PADIM),
 }
 
+# One parameter at a time, for `--parameters`.
+CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "default": ({}, {}),
+    'normalization="imagenet"': ({"normalization": "imagenet"}, {}),
+    'map_interpolation="nearest"': ({"map_interpolation": "nearest"}, {}),
+    "pooling_size=1": ({"pooling_size": 1}, {}),
+    "pooling_size=5": ({"pooling_size": 5}, {}),
+    'interpolation="bilinear"': ({"interpolation": "bilinear"}, {}),
+    "noise_shrinkage=0": ({}, {"noise_shrinkage": 0.0}),
+    "noise_shrinkage=1": ({}, {"noise_shrinkage": 1.0}),
+    'score="ppca"': ({}, {"score": "ppca"}),
+    "n_oversamples=16": ({}, {"n_oversamples": 16}),
+    "smoothing=1": ({}, {"smoothing": 1.0}),
+}
+
 
 def measure(loader: str, root: str, features: dict[str, Any], gaussian: dict[str, Any]) -> dict[str, float]:
     """Fit and score once, from paths through a Pipeline, with these parameters of its two steps."""
@@ -76,8 +91,13 @@ def measure(loader: str, root: str, features: dict[str, Any], gaussian: dict[str
 def run(script: Path, name: str, title: str, loader: str, options: argparse.Namespace) -> None:
     """Measure every row `repeats` times, each in a process of its own, and write the table."""
     repeats = options.repeats
-    settings = [(k, method, *parts) for k in options.k for method, parts in METHODS.items()]
-    settings += [(None, method, *parts) for method, parts in BASELINES.items()]
+    settings: list[tuple[int | None, str, dict[str, Any], dict[str, Any]]]
+    if options.parameters:
+        settings = [(32, change, *parts) for change, parts in CHANGES.items()]
+        name, title = f"{name}_parameters", f"{title}: one parameter at a time"
+    else:
+        settings = [(k, method, *parts) for k in options.k for method, parts in METHODS.items()]
+        settings += [(None, method, *parts) for method, parts in BASELINES.items()]
     results, rows = [], []
     for k, method, features, gaussian in settings:
         gaussian = gaussian if k is None else {"n_components": k, **gaussian}
@@ -114,6 +134,7 @@ def main(script: str, name: str, title: str, loader: str) -> None:
     parser.add_argument("root", nargs="?", help="folder of the images")
     parser.add_argument("--k", type=int, nargs="+", default=[16, 32])
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--parameters", action="store_true", help="change one parameter at a time, with k = 32")
     parser.add_argument("--measure", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:

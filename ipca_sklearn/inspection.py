@@ -243,7 +243,7 @@ class AnomalyMapDisplay:
             heat.set_xlim(-0.5, width - 0.5)
             heat.set_ylim(height - 0.5, -0.5)
             # Opaque, as there is no picture below the bar: on white its dark end would be grey.
-            figure.colorbar(ScalarMappable(drawn.norm, cmap), ax=heat, fraction=0.046, pad=0.04)
+            figure.colorbar(ScalarMappable(drawn.norm, cmap), cax=heat.inset_axes((1.04, 0, 0.05, 1)))
             if self.titles is not None:
                 axes[row, 0].set_ylabel(self.titles[row], fontsize="small")
         for heading, axis in zip(headings, axes[0], strict=True):

@@ -53,7 +53,7 @@ class Backbone:
     seed : int
         For weights that are random because `weights` is None.
     crop_size : int
-        Side of the images, for the timm models that must know it.
+        Side of the images, for the transformers that must know it.
     """
 
     def __init__(self, name: Any, layers: Sequence[Any] | None, weights: Any, seed: int, crop_size: int) -> None:
@@ -123,7 +123,7 @@ class Backbone:
             _check_name(name)
         if layers is None:
             layers = _default_layers(name)
-        network = copy.deepcopy(name) if isinstance(name, nn.Module) else _architecture(name, weights)
+        network = copy.deepcopy(name) if isinstance(name, nn.Module) else _architecture(name, weights, self.crop_size)
         network = _load(network, name, weights)
         options: dict[str, Any] = {
             "tracer_kwargs": {"leaf_modules": [SamePadConv2d]},
@@ -188,9 +188,11 @@ class Backbone:
                 f"timm could not make {name!r} with layers={layers}: {error}. Layers of a timm model are indices of "
                 "its list of features"
             ) from error
-        for part in network.modules():  # timm keeps the weights that it was given a second time
+        for part in network.modules():
+            if isinstance(part, timm.layers.PatchEmbed) and not part.dynamic_img_pad:
+                _check_patches(f"timm:{name}", part.patch_size[0], self.crop_size)
             if isinstance(getattr(part, "pretrained_cfg", None), dict):
-                part.pretrained_cfg.pop("state_dict", None)
+                part.pretrained_cfg.pop("state_dict", None)  # timm keeps the weights that it was given a second time
         config = timm.data.resolve_model_data_config(network)
         self.mean, self.std = tuple(config["mean"]), tuple(config["std"])
         self.module = network
@@ -248,11 +250,25 @@ def _check_name(name: str) -> None:
         )
 
 
-def _architecture(name: str, weights: Any) -> nn.Module:
+def _check_patches(name: str, patch_size: int, crop_size: int) -> None:
+    """Refuse a crop that patches do not fill: some networks leave the rest out and say nothing."""
+    if crop_size % patch_size != 0:
+        raise ValueError(
+            f"crop_size={crop_size} is no multiple of the {patch_size} x {patch_size} patches of backbone {name!r}; "
+            f"take crop_size={max(1, crop_size // patch_size) * patch_size}"
+        )
+
+
+def _architecture(name: str, weights: Any, crop_size: int) -> nn.Module:
     if name == "efficientnet_lite0":
         return EfficientNetLite0()
+    named = weights is not None and not _is_file(weights)
+    options = {}
+    if name.startswith("vit_"):
+        _check_patches(name, int(name.rpartition("_")[2]), crop_size)
+        options = {} if named else {"image_size": crop_size}  # weights with a name bring the size they were made for
     try:
-        return torchvision.models.get_model(name, weights=None if _is_file(weights) else weights)
+        return torchvision.models.get_model(name, weights=weights if named else None, **options)
     except (KeyError, ValueError, TypeError) as error:
         known = list(torchvision.models.get_model_weights(name).__members__)
         raise ValueError(

@@ -19,7 +19,8 @@ class AnomalyMapDisplay:
     """Images, ground truth and heat maps side by side (paper, Fig. 2): one row per image.
 
     The heat map is laid over the part of the image that is inspected (the centre crop); the rest is shown grey. All
-    rows share one colour scale, so that they can be compared. Create it with `from_estimator`.
+    rows share one colour scale, so that they can be compared. Create it with `from_estimator`, or with
+    `from_false_positives` (paper, Fig. 3).
 
     Parameters
     ----------
@@ -44,6 +45,7 @@ class AnomalyMapDisplay:
     See Also
     --------
     AnomalyMapDisplay.from_estimator : Make the display from a fitted pipeline and images.
+    AnomalyMapDisplay.from_false_positives : The normal images that look most anomalous.
     """
 
     def __init__(
@@ -96,24 +98,98 @@ class AnomalyMapDisplay:
         ImportError
             Without matplotlib.
         TypeError, ValueError
-            Another estimator, or `masks` or `titles` of another length than `images`.
+            Another estimator, `masks` or `titles` of another length than `images`, a mask of another size than its
+            image.
         """
         check_matplotlib_support(f"{cls.__name__}.from_estimator")
-        if not isinstance(estimator, Pipeline) or not isinstance(estimator[0], PatchFeatureExtractor):
-            raise TypeError("estimator must be a Pipeline whose first step is a PatchFeatureExtractor")
-        images = check_images(images)
-        for name, values in (("masks", masks), ("titles", titles)):
-            if values is not None and len(values) != len(images):
-                raise ValueError(f"{len(values)} {name} for {len(images)} images; pass one for each")
+        images = _check_input(estimator, images, masks=masks, titles=titles)
         pictures = [_picture(image, f"X[{index}]") for index, image in enumerate(images)]
+        if masks is not None:
+            masks = [_mask(mask, pictures[index].shape[:2], f"masks[{index}]") for index, mask in enumerate(masks)]
         display = cls(
             pictures,
             np.asarray(estimator.transform(images)),
             [estimator[0].covered_box(picture.shape[:2]) for picture in pictures],
-            masks=None if masks is None else [_mask(mask, f"masks[{index}]") for index, mask in enumerate(masks)],
+            masks=masks,
             titles=titles,
         )
         return display.plot(**plot_options)
+
+    @classmethod
+    def from_false_positives(
+        cls,
+        estimator: Pipeline,
+        images: Any,
+        labels: Any,
+        *,
+        masks: Sequence[Any] | None = None,
+        titles: Sequence[str] | None = None,
+        n_images: int = 4,
+        **plot_options: Any,
+    ) -> AnomalyMapDisplay:
+        """Plot the normal images that look most anomalous, the worst first (paper, Fig. 3).
+
+        Each row says the image's score and the threshold, both larger = more anomalous, as the maps are, and whether
+        the image is called anomalous: the page shows the nearest misses where there are no false positives.
+
+        Parameters
+        ----------
+        estimator : Pipeline
+            As in `from_estimator`.
+        images : sequence of images
+            As the extractor takes them.
+        labels : array-like of shape (n,)
+            +1 for a normal image, -1 for an anomalous one.
+        masks, titles
+            One per image of `images`, as in `from_estimator`. A title comes before the score.
+        n_images : int, default=4
+            Rows, or fewer where there are fewer normal images.
+        **plot_options
+            Passed to `plot`; by default the colours are scaled to these rows, so that their warmest is no defect's.
+
+        Returns
+        -------
+        AnomalyMapDisplay
+            Plotted.
+
+        Raises
+        ------
+        ImportError
+            Without matplotlib.
+        TypeError, ValueError
+            As in `from_estimator`, also for `labels`; no image is normal, or `n_images` is less than one.
+
+        Notes
+        -----
+        The network runs once on every normal image for the scores, and again on the `n_images` chosen for their maps:
+        to keep all maps would cost memory that grows with the number of images.
+        """
+        check_matplotlib_support(f"{cls.__name__}.from_false_positives")
+        labels = np.asarray(labels)
+        images = _check_input(estimator, images, labels=labels, masks=masks, titles=titles)
+        if not np.isin(labels, (-1, 1)).all():
+            raise ValueError(f"labels must be +1 (normal) or -1 (anomalous), got {np.unique(labels)[:5]}")
+        if n_images < 1:
+            raise ValueError(f"n_images={n_images}; show at least one")
+        normal = np.flatnonzero(labels == 1)
+        if len(normal) == 0:
+            raise ValueError(f"none of the {len(labels)} labels is +1, so there is no normal image to show")
+        scores = -estimator[1:].score_samples(estimator[0].transform(images)[normal])
+        worst = np.argsort(-scores, kind="stable")[:n_images]
+        chosen = normal[worst]
+        threshold = -estimator[-1].offset_
+        rows = []
+        for score, index in zip(scores[worst], chosen, strict=True):
+            called = "anomalous" if score > threshold else "normal"
+            title = "" if titles is None else f"{titles[index]}\n"
+            rows.append(f"{title}score {score:.3g}, threshold {threshold:.3g}:\ncalled {called}")
+        return cls.from_estimator(
+            estimator,
+            [images[index] for index in chosen],
+            masks=None if masks is None else [masks[index] for index in chosen],
+            titles=rows,
+            **plot_options,
+        )
 
     def plot(
         self, *, cmap: str = "inferno", alpha: float = 0.6, vmin: float | None = None, vmax: float | None = None
@@ -136,6 +212,7 @@ class AnomalyMapDisplay:
         """
         check_matplotlib_support(f"{type(self).__name__}.plot")
         import matplotlib.pyplot as plt
+        from matplotlib.cm import ScalarMappable
 
         headings = ["image", "heat map"] if self.masks is None else ["image", "ground truth", "heat map"]
         n_rows, n_columns = len(self.images), len(headings)
@@ -165,7 +242,8 @@ class AnomalyMapDisplay:
             )
             heat.set_xlim(-0.5, width - 0.5)
             heat.set_ylim(height - 0.5, -0.5)
-            figure.colorbar(drawn, ax=heat, fraction=0.046, pad=0.04)
+            # Opaque, as there is no picture below the bar: on white its dark end would be grey.
+            figure.colorbar(ScalarMappable(drawn.norm, cmap), cax=heat.inset_axes((1.04, 0, 0.05, 1)))
             if self.titles is not None:
                 axes[row, 0].set_ylabel(self.titles[row], fontsize="small")
         for heading, axis in zip(headings, axes[0], strict=True):
@@ -177,14 +255,27 @@ class AnomalyMapDisplay:
         return self
 
 
+def _check_input(estimator: Any, images: Any, **per_image: Any) -> Any:
+    if not isinstance(estimator, Pipeline) or not isinstance(estimator[0], PatchFeatureExtractor):
+        raise TypeError("estimator must be a Pipeline whose first step is a PatchFeatureExtractor")
+    images = check_images(images)
+    for name, values in per_image.items():
+        if values is not None and len(values) != len(images):
+            raise ValueError(f"{len(values)} {name} for {len(images)} images; pass one for each")
+    return images
+
+
 def _picture(image: Any, name: str) -> np.ndarray:
     """Return an image as (H, W, 3) floats in [0, 1]."""
     tensor = to_rgb(image, name)
     return tensor.permute(1, 2, 0).cpu().numpy() / (255 if not tensor.is_floating_point() else 1)
 
 
-def _mask(mask: Any, name: str) -> np.ndarray | None:
+def _mask(mask: Any, size: tuple[int, int], name: str) -> np.ndarray | None:
     if mask is None:
         return None
-    array = mask.astype(np.uint8) if isinstance(mask, np.ndarray) and mask.dtype == bool else mask
-    return (to_rgb(array, name).amax(0) > 0).cpu().numpy()
+    array = (mask != 0).astype(np.uint8) if isinstance(mask, np.ndarray) and mask.dtype.kind in "bi" else mask
+    shown = (to_rgb(array, name).amax(0) > 0).cpu().numpy()
+    if shown.shape != size:
+        raise ValueError(f"{name} has shape {shown.shape}, its image {size}; pass the mask of the original image")
+    return shown

@@ -465,8 +465,88 @@ def test_a_network_that_takes_no_such_images_says_so(network):
         PatchFeatureExtractor(network, layers=["0"], image_size=64, crop_size=64).fit(images)
 
 
-def test_a_transformer_of_another_size_says_which_it_wants():
+def test_weights_of_a_transformer_of_another_size_say_which_they_want(monkeypatch):
     images = np.zeros((1, 64, 64, 3), dtype=np.uint8)
-    extractor = PatchFeatureExtractor("vit_b_16", weights=None, image_size=64, crop_size=64)
-    with torch.device("meta"), pytest.raises(ValueError, match=r"crop_size=64: .*Expected 224"):
-        extractor.fit(images)
+    extractor = PatchFeatureExtractor("vit_b_16", image_size=64, crop_size=64)
+    with torch.device("meta"):
+        state = torchvision.models.vit_b_16(weights=None).state_dict()
+        monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *args, **kwargs: state)
+        with pytest.raises(ValueError, match=r"crop_size=64: .*Expected 224"):
+            extractor.fit(images)
+
+
+DINOV2 = ["timm:vit_small_patch14_dinov2.lvd142m", "timm:vit_small_patch14_reg4_dinov2.lvd142m"]
+# Name, side of a patch, channels, a layer for the tests of the places of tokens.
+TRANSFORMERS = [
+    pytest.param("vit_b_16", 16, 768, "encoder.layers.encoder_layer_0", id="vit_b_16"),
+    *(pytest.param(name, 14, 384, 0, id=name, marks=needs_timm) for name in DINOV2),
+]
+
+
+@pytest.mark.parametrize(("name", "patch", "channels", "layer"), TRANSFORMERS)
+def test_transformers_give_a_grid_of_tokens_at_the_default_size_without_a_network(
+    name, patch, channels, layer, monkeypatch
+):
+    monkeypatch.setattr("socket.getaddrinfo", fail_to_download)
+    images = np.zeros((1, 300, 200, 3), dtype=np.uint8)
+    with torch.device("meta"):
+        extractor = PatchFeatureExtractor(name, weights=None).fit(images)
+    assert (extractor.grid_size_, extractor.n_features_out_) == (224 // patch, 3 * channels)
+    assert extractor.transform(images).shape == (1, 224 // patch, 224 // patch, 3 * channels)
+
+
+def tokens_stay_apart(network):
+    """Let attention add nothing, so that each token knows its own patch only."""
+    outputs = [part for name, part in network.named_modules() if name.endswith(("attn.proj", "attention.out_proj"))]
+    assert outputs
+    for part in outputs:
+        nn.init.zeros_(part.weight)
+        nn.init.zeros_(part.bias)
+
+
+@pytest.mark.parametrize(("name", "patch", "channels", "layer"), TRANSFORMERS)
+def test_the_place_of_a_token_is_that_of_its_patch_in_the_image(name, patch, channels, layer):
+    size, row, column = 4 * patch, 1, 2
+    images = np.random.default_rng(0).integers(0, 255, (2, size, size, 3), dtype=np.uint8)
+    images[1] = images[0]
+    images[1, row * patch : (row + 1) * patch, column * patch : (column + 1) * patch] //= 2
+    extractor = PatchFeatureExtractor(name, layers=[layer], weights=None, image_size=size, crop_size=size)
+    extractor.fit(images)
+    tokens_stay_apart(extractor._backbone.module)
+    first, second = np.asarray(extractor.transform(images))
+    assert first.shape == (4, 4, channels)
+    np.testing.assert_array_equal(np.argwhere(np.abs(first - second).max(2) > 1e-3), [[row, column]])
+
+
+@needs_timm
+@pytest.mark.parametrize(("name", "extra"), list(zip(DINOV2, (1, 5), strict=True)))
+def test_class_and_register_tokens_of_dinov2_are_dropped(name, extra):
+    backbone, seen = make(name, [0], crop_size=56), []
+    backbone.module.get_submodule("model.blocks.0").register_forward_hook(lambda *args: seen.append(args[2]))
+    with torch.inference_mode():
+        (found,) = backbone.maps(noise(56))
+    assert seen[0].shape == (2, extra + 16, 384)
+    np.testing.assert_array_equal(found.permute(0, 2, 3, 1).flatten(1, 2), seen[0][:, extra:])
+
+
+def test_the_class_token_of_vit_is_dropped_and_a_vit_of_another_size_pickles():
+    extractor = PatchFeatureExtractor("vit_b_16", layers=["encoder.dropout"], weights=None, image_size=32, crop_size=32)
+    images = np.random.default_rng(0).integers(0, 255, (2, 32, 32, 3), dtype=np.uint8)
+    features, seen = extractor.fit(images).transform(images), []
+    extractor._backbone.module.get_submodule("encoder.dropout").register_forward_hook(
+        lambda *args: seen.append(args[2])
+    )
+    found = np.asarray(features)
+    assert seen[0].shape == (2, 1 + 4, 768)
+    np.testing.assert_array_equal(found.reshape(2, 4, 768), seen[0][:, 1:])
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(extractor)).transform(images), found)
+
+
+@pytest.mark.parametrize(("name", "patch", "channels", "layer"), TRANSFORMERS)
+@pytest.mark.parametrize(("crop_size", "instead"), [(230, None), (9, 1)])
+def test_a_crop_that_patches_do_not_fill_says_which_would_do(name, patch, channels, layer, crop_size, instead):
+    extractor = PatchFeatureExtractor(name, weights=None, crop_size=crop_size)
+    take = (instead or crop_size // patch) * patch
+    message = rf"crop_size={crop_size} is no multiple of the {patch} x {patch} patches of .*; take crop_size={take}$"
+    with torch.device("meta"), pytest.raises(ValueError, match=message):
+        extractor.fit(np.zeros((1, 64, 64, 3), dtype=np.uint8))

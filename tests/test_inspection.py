@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from sklearn.pipeline import make_pipeline
+from torch import nn
 
 from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector
 from ipca_sklearn.inspection import AnomalyMapDisplay
@@ -43,6 +45,40 @@ def test_the_heat_map_lies_over_the_part_that_is_inspected(pipe):
     assert display.axes_[0, 0].get_ylabel() == "hole"
 
 
+def test_the_warmest_place_is_the_defect_in_pixels_of_the_original():
+    image, mask = defect()
+    # A network whose maps are the image itself, made smaller: nothing blurs the place.
+    extractor = PatchFeatureExtractor(nn.Sequential(nn.AvgPool2d(4)), layers=["0"], image_size=64, crop_size=48)
+    normal = np.random.default_rng(0).integers(100, 130, (12, 80, 60, 3), dtype=np.uint8)
+    pipe = make_pipeline(extractor, PatchGaussianDetector(1)).fit(normal)
+    display = AnomalyMapDisplay.from_estimator(pipe, [image], masks=[mask])
+    heat = display.axes_[0, 2].images[1]
+    values = heat.get_array()
+    row, column = np.unravel_index(values.argmax(), values.shape)
+    left, right, bottom, top = heat.get_extent()
+    y = top + (row + 0.5) / values.shape[0] * (bottom - top)
+    x = left + (column + 0.5) / values.shape[1] * (right - left)
+    assert mask[round(y), round(x)]
+    # All three pictures show the whole original, the colour bar the scale of the map.
+    for axis in display.axes_[0]:
+        assert (axis.get_xlim(), axis.get_ylim()) == ((-0.5, 59.5), (79.5, -0.5))
+    (bar,) = display.axes_[0, 2].child_axes
+    assert bar.get_ylim() == heat.get_clim() == (values.min(), values.max())
+
+
+@pytest.mark.parametrize("dtype", [bool, np.int64, np.uint8])
+def test_masks_of_the_originals_size_may_have_any_integer_dtype(pipe, dtype):
+    image, mask = defect()
+    display = AnomalyMapDisplay.from_estimator(pipe, [image], masks=[mask.astype(dtype)])
+    np.testing.assert_array_equal(display.axes_[0, 1].images[0].get_array(), mask)
+
+
+def test_a_mask_of_another_size_is_named(pipe):
+    image, mask = defect()
+    with pytest.raises(ValueError, match=r"masks\[1\] has shape \(60, 80\), its image \(80, 60\)"):
+        AnomalyMapDisplay.from_estimator(pipe, [image, image], masks=[mask, mask.T])
+
+
 def test_without_masks_there_are_two_columns(pipe):
     display = AnomalyMapDisplay.from_estimator(pipe, [defect()[0]], vmin=0, vmax=9, cmap="viridis")
     assert display.axes_.shape == (1, 2)
@@ -55,3 +91,73 @@ def test_wrong_lengths_and_estimators_are_named(pipe):
         AnomalyMapDisplay.from_estimator(pipe, [image, image], masks=[mask])
     with pytest.raises(TypeError, match="first step is a PatchFeatureExtractor"):
         AnomalyMapDisplay.from_estimator(pipe[-1], [image])
+
+
+def surfaces():
+    """Normal images with brighter and brighter spots, out of order, and defects that are brighter still."""
+    images = np.full((6, 80, 60, 3), 115, dtype=np.uint8)
+    for image, light in zip(images, (75, 140, 0, 140, 100, 120), strict=True):
+        image[20:30, 35:45] += np.uint8(light)
+    return images, np.array([1, -1, 1, -1, 1, 1])
+
+
+def as_list(images):
+    return list(images)
+
+
+def as_tensor(images):
+    return torch.from_numpy(images).movedim(-1, 1)
+
+
+@pytest.mark.parametrize("kind", [np.asarray, as_list, as_tensor])
+def test_false_positives_are_the_normal_images_that_look_most_anomalous_the_worst_first(pipe, kind):
+    images, labels = surfaces()
+    scores = pipe.score_samples(images)
+    assert scores[[5, 4, 0, 2]].tolist() == sorted(scores[labels == 1])  # brighter is more anomalous
+    masks = [np.full((80, 60), index == 4) for index in range(6)]
+    titles = [f"number {index}" for index in range(6)]
+    display = AnomalyMapDisplay.from_false_positives(
+        pipe, kind(images), labels.tolist(), masks=masks, titles=titles, n_images=3, vmax=9
+    )
+    assert [label.get_ylabel().split("\n")[0] for label in display.axes_[:, 0]] == ["number 5", "number 4", "number 0"]
+    for row, index in enumerate((5, 4, 0)):
+        np.testing.assert_allclose(display.axes_[row, 0].images[0].get_array(), images[index] / 255)
+        np.testing.assert_array_equal(display.axes_[row, 1].images[0].get_array(), masks[index])
+        heat = display.axes_[row, 2].images[1]
+        np.testing.assert_allclose(heat.get_array(), pipe.transform(images[[index]])[0], rtol=1e-4)
+        assert heat.get_clim()[1] == 9
+
+
+@pytest.mark.parametrize("called", ["anomalous", "normal"])
+def test_rows_of_false_positives_say_the_score_the_threshold_and_what_the_image_is_called(pipe, called, monkeypatch):
+    images, labels = surfaces()
+    worst = pipe.score_samples(images[[5]])[0]
+    monkeypatch.setattr(pipe[-1], "offset_", float(worst) + (0.5 if called == "anomalous" else -0.5))
+    assert pipe.predict(images[[5]])[0] == (-1 if called == "anomalous" else 1)
+    display = AnomalyMapDisplay.from_false_positives(pipe, images, labels)
+    assert display.axes_.shape == (4, 2)  # as many as there are normal images
+    expected = f"score {-worst:.3g}, threshold {-pipe[-1].offset_:.3g}:\ncalled {called}"
+    assert display.axes_[0, 0].get_ylabel() == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": [-1] * 6}, r"none of the 6 labels is \+1"),
+        ({"labels": [1] * 5}, "5 labels for 6 images"),
+        ({"labels": [0, 1] * 3}, r"labels must be \+1 \(normal\) or -1 \(anomalous\), got \[0 1\]"),
+        ({"n_images": 0}, "n_images=0; show at least one"),
+        ({"titles": ["one"]}, "1 titles for 6 images"),
+        ({"masks": [None]}, "1 masks for 6 images"),
+    ],
+)
+def test_false_positives_name_what_is_wrong(pipe, change, message):
+    images, labels = surfaces()
+    with pytest.raises(ValueError, match=message):
+        AnomalyMapDisplay.from_false_positives(pipe, images, **({"labels": labels} | change))
+
+
+def test_false_positives_need_a_pipeline(pipe):
+    images, labels = surfaces()
+    with pytest.raises(TypeError, match="first step is a PatchFeatureExtractor"):
+        AnomalyMapDisplay.from_false_positives(pipe[-1], images, labels)

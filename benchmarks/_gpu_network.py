@@ -96,7 +96,7 @@ END_TO_END = Section(
     "end_to_end",
     "End to end with EfficientNet-b0",
     "320 random uint8 images of 224 x 224 in the GPU's memory (last rows: in the host's), random weights, 256 features "
-    "on 56 x 56 patches; `PatchGaussianDetector(k, step_size=step)`, score residual. Loading of images and building of "
+    "on 56 x 56 patches; `PatchGaussianDetector(k, step_size=step)`, default score. Loading of images and building of "
     "the network are left out. images_per_s: of the network alone, or of training until the model is ready to score; "
     "inference: maps and image scores. float32 convolutions use TF32 as torch allows by default. Batches: 8 as in the "
     "paper, and the network's best.",

@@ -9,6 +9,7 @@ from sklearn.utils import estimator_checks
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from ipca_sklearn import BatchedIncrementalPCA, PatchFeatureExtractor, PatchGaussianDetector
+from ipca_sklearn._full_covariance import FullCovariance
 
 HELD_OUT = (
     "the check wants the share `contamination` of the training samples called outliers; this threshold is that share "
@@ -21,7 +22,13 @@ EXPECTED_FAILURES = {
 
 # The checks' data has as few as one feature, so k is 1; otherwise the defaults.
 @parametrize_with_checks(
-    [BatchedIncrementalPCA(1), BatchedIncrementalPCA(1, centering="deferred", solver="svd"), PatchGaussianDetector(1)],
+    [
+        BatchedIncrementalPCA(1),
+        BatchedIncrementalPCA(1, centering="deferred", solver="svd"),
+        PatchGaussianDetector(1),
+        PatchGaussianDetector(covariance="full", score="mahalanobis"),
+        FullCovariance(),
+    ],
     expected_failed_checks=lambda estimator: EXPECTED_FAILURES.get(type(estimator).__name__, {}),
 )
 def test_scikit_learn_checks(estimator, check):

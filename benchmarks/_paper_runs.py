@@ -75,6 +75,10 @@ class Runs:
         """Return the result of a cell, or None."""
         return self._results.get((name, self.conditions.resolve(setup)))
 
+    def as_json(self) -> list[dict[str, Any]]:
+        """Return all results, each with its class and its setup."""
+        return [{"class": name, **asdict(setup), **result} for (name, setup), result in self._results.items()]
+
     def reason(self, name: str, setup: Setup) -> str:
         """Return why there is no result."""
         return self.missing.get(name) or self._reasons.get((name, self.conditions.resolve(setup)), "not run yet")
@@ -147,7 +151,7 @@ class Runs:
             try:
                 self._networks[place] = make_extractor(setup, self.conditions).fit([np.zeros((8, 8, 3), np.uint8)])
             except OSError as error:
-                self._no_network[setup.backbone] = self._told(error)
+                self._no_network[setup.backbone] = str(error)
                 raise
         return self._networks[place]
 

@@ -227,6 +227,7 @@ def main() -> None:
         "conditions": asdict(conditions),
         "missing_classes": list(runs.missing),
         "tables": {table.number: report.as_json(table) for table in tables},
+        "cells": runs.as_json(),
     }
     write_results(options.out, name, "\n\n".join(parts), values)
 

@@ -18,13 +18,13 @@ def smooth_maps(maps: Tensor, sigma: float) -> Tensor:
 
     (A mirror without the edge, torchvision's only one, moves what lies beside a corner into it.)
     """
-    rows, columns = (_blurring(side, sigma).to(maps) for side in maps.shape[1:])
+    rows, columns = (blur(side, sigma).to(maps) for side in maps.shape[1:])
     with linalg.full_precision():
         return rows @ maps @ columns.T
 
 
 @lru_cache(maxsize=32)
-def _blurring(side: int, sigma: float) -> Tensor:
+def blur(side: int, sigma: float) -> Tensor:
     """Return the matrix (side, side) that blurs a row of values."""
     return torch.from_numpy(gaussian_filter1d(np.eye(side), sigma, axis=0))
 

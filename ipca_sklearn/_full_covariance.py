@@ -32,10 +32,13 @@ class CovarianceModel(Model):
 
     def distances(self, step: Tensor, *, score: str, noise_shrinkage: float) -> Tensor:
         """Return the Mahalanobis distances (n, P), the only ones there are: no direction is left for a residual."""
-        device = step.device
+        return linalg.whitened_distances(self.whitener(step.device), self.state.mean.to(step.device), step)
+
+    def whitener(self, device: torch.device) -> Tensor:
+        """Return what deviations are multiplied by for the distances (P, m, m); one copy per device is kept."""
         if device not in self._whiteners:
             self._whiteners[device] = linalg.whiten_scatter(self.state, ridge=self.ridge).to(device)
-        return linalg.whitened_distances(self._whiteners[device], self.state.mean.to(device), step)
+        return self._whiteners[device]
 
     def __getstate__(self) -> dict[str, Any]:
         arrays = {name: getattr(self.state, name).cpu().numpy() for name in ("matrix", "mean")}

@@ -103,29 +103,31 @@ class _Features(nn.Module):
             self.register_buffer(f"_resizing_{index}", matrix.clone())
 
     def forward(self, images: Tensor) -> Tensor:
-        pixels = images.float() / 255 if images.dtype == torch.uint8 else images.float()
-        layers = self._backbone.maps((self._cut(pixels, images.dtype) - self._mean) / self._std)
+        layers = self._backbone.maps((self._cut(images) - self._mean) / self._std)
         resized = [on_grid(layer, self.get_buffer(f"_resizing_{index}")) for index, layer in enumerate(layers)]
         features = torch.cat(resized, dim=3).flatten(1, 2)
         if self._columns is not None:
             features = features[..., self._columns]
         return features.transpose(0, 1)
 
-    def _cut(self, pixels: Tensor, dtype: torch.dtype) -> Tensor:
-        """Resize to image_size and crop the centre, for a height and width that are known only now."""
+    def _cut(self, images: Tensor) -> Tensor:
+        """Resize to image_size, crop the centre and scale to [0, 1]; height and width are known only now."""
         settings = self._settings
         start = round((settings.image_size - settings.crop_size) / 2)
-        kept = torch.arange(start, start + settings.crop_size, device=pixels.device, dtype=torch.float32)
+        crop = slice(start, start + settings.crop_size)
+        integers = images.dtype == torch.uint8
+        precise = torch.float64 if integers and settings.interpolation != "nearest" else torch.float32
+        positions = torch.arange(settings.image_size, device=images.device, dtype=precise)
         if settings.interpolation == "nearest":
-            rows, columns = (_nearest(kept, side, settings.image_size) for side in pixels.shape[2:])
-            return pixels[:, :, rows][..., columns]
-        precise = kept.double() if dtype == torch.uint8 else kept
-        rows, columns = (_antialiased(precise, side, settings.image_size) for side in pixels.shape[2:])
-        if dtype != torch.uint8:
-            return rows @ (pixels @ columns.T)
+            rows, columns = (_nearest(positions[crop], side, settings.image_size) for side in images.shape[2:])
+            cut = images[:, :, rows][..., columns].float()
+            return cut / 255 if integers else cut
+        rows, columns = (_antialiased(positions, side, settings.image_size) for side in images.shape[2:])
+        if not integers:
+            return rows[crop] @ (images.float() @ columns[crop].T)
         # The kernel for 8 bits has weights of 16 and rounds after each pass, the width first (ATen, UpSampleKernel).
-        half = (255 * pixels.double() @ _in_16_bits(columns).T + 0.5).floor()
-        return ((_in_16_bits(rows) @ half + 0.5).floor() / 255).float()
+        half = (images.double() @ _in_16_bits(columns)[crop].T + 0.5).floor()
+        return ((_in_16_bits(rows)[crop] @ half + 0.5).floor() / 255).float()
 
 
 def _nearest(positions: Tensor, side: int, new_side: int) -> Tensor:
@@ -135,8 +137,8 @@ def _nearest(positions: Tensor, side: int, new_side: int) -> Tensor:
 
 def _antialiased(positions: Tensor, side: int, new_side: int) -> Tensor:
     """Return the matrix (positions, side) of torch's bilinear interpolation with antialias."""
-    scale = side / new_side
-    width = max(scale, 1.0) if isinstance(scale, float) else torch.sym_max(scale, 1.0)
+    scale = torch.full((), side, dtype=positions.dtype, device=positions.device) / new_side
+    width = scale.clamp(min=1)
     pixels = torch.arange(side, device=positions.device, dtype=positions.dtype) + 0.5
     weights = (1 - (pixels - ((positions + 0.5) * scale)[:, None]).abs() / width).clamp(min=0)
     return weights / weights.sum(1, keepdim=True)

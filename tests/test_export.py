@@ -49,7 +49,7 @@ def test_the_module_scores_as_the_pipeline(detector, interpolation):
         np.testing.assert_allclose(maps, pipe.transform(images), rtol=1e-4, atol=1e-5)
         score, _ = module(torch.from_numpy(channels_first(images)).float() / 255)
         floats = images.astype(np.float32) / 255
-        np.testing.assert_allclose(score, pipe.score_samples(floats), rtol=1e-4)
+        np.testing.assert_allclose(score, pipe.score_samples(floats), rtol=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -24,13 +24,14 @@ from ipca_sklearn._full_covariance import FullCovariance
 from ipca_sklearn._method_and_parameter import MethodAndParameter
 from ipca_sklearn._model import Model
 from ipca_sklearn._samples import Samples, check_samples
+from ipca_sklearn._versions import VersionedMixin
 
 _PCA_PARAMETERS = set(BatchedIncrementalPCA().get_params()) - {"whiten"}
 _FULL_PARAMETERS = set(FullCovariance().get_params())
 
 
 class PatchGaussianDetector(  # type: ignore[call-arg]
-    OutlierMixin, TransformerMixin, BaseEstimator, auto_wrap_output_keys=None
+    VersionedMixin, OutlierMixin, TransformerMixin, BaseEstimator, auto_wrap_output_keys=None
 ):
     """Anomaly detector with one truncated Gaussian per patch position, learnt from normal images in one pass.
 

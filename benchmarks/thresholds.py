@@ -51,12 +51,12 @@ def realised(features: np.ndarray, n_train: int, seed: int) -> dict[str, float]:
         detector = PatchGaussianDetector(calibration=calibration).fit(train)
         maps = detector.transform(new)
         scores = -maps.max((1, 2))
-        p_values = detector._calibration.p_values(scores)
+        p_values = detector._reference.p_values(scores)
         for contamination in (*NOMINAL, "auto"):
-            offset = detector._calibration.offset(contamination)
+            offset = detector._reference.offset(contamination)
             shares[f"{name}, images, {contamination}"] = float(np.mean(scores < offset))
             if contamination != "auto":
-                limit = detector._calibration.map_threshold(contamination, contamination)
+                limit = detector._reference.map_threshold(contamination, contamination)
                 shares[f"{name}, patches, {contamination}"] = float(np.mean(maps > limit))
                 shares[f"{name}, p-values, {contamination}"] = float(np.mean(p_values <= contamination))
         if calibration == "prequential":
@@ -79,7 +79,7 @@ def main() -> None:
     parser.add_argument("--mvtec", nargs=2, metavar=("ROOT", "CLASS"))
     parser.add_argument("--materials", nargs="*", default=["fabric", "metal"], help="of make_textures")
     parser.add_argument("--n-textures", type=int, default=400)
-    parser.add_argument("--n-train", type=int, nargs="+", default=[60, 200, 600])
+    parser.add_argument("--n-train", type=int, nargs="+", default=[100, 200, 600])
     parser.add_argument("--repeats", type=int, default=20)
     options = parser.parse_args()
     extractor = PatchFeatureExtractor("efficientnet_lite0")

@@ -18,12 +18,13 @@ from ipca_sklearn import linalg
 from ipca_sklearn._devices import resolve_device, resolve_dtype
 from ipca_sklearn._model import Model
 from ipca_sklearn._samples import Samples, check_samples
+from ipca_sklearn._versions import VersionedMixin
 
 # Called with the model before a step (None before the first) and the step (b, P, m).
 StepHook = Callable[[Model | None, Tensor], None]
 
 
-class BatchedIncrementalPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+class BatchedIncrementalPCA(VersionedMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Truncated PCA of one or of many data sets at once, learnt one step of samples at a time.
 
     For `(n, m)` input this is a drop-in for :class:`sklearn.decomposition.IncrementalPCA`. For `(n, P, m)` or

@@ -45,19 +45,15 @@ class Calibration:
 
     Parameters
     ----------
-    summaries : ndarray of shape (n, 1 + q)
-        Image scores (higher is more normal), and `tails` of the maps.
+    summaries : ndarray of shape (n, 2 + q)
+        What the images that the model had learnt weighed when it scored this one, the image score (higher is more
+        normal), and `tails` of the map.
     n_patches : int
         Values of a map.
     """
 
     summaries: np.ndarray
     n_patches: int
-
-    @property
-    def scores(self) -> np.ndarray:
-        """Image scores (n,)."""
-        return self.summaries[:, 0]
 
     def extended(self, parts: Iterable[np.ndarray]) -> Calibration:
         """Return this with later images added."""
@@ -67,32 +63,83 @@ class Calibration:
         """Return the last `n_images`."""
         return Calibration(self.summaries[-n_images:], self.n_patches)
 
+    def seen_by(self, weight: float) -> Reference:
+        """Return what a model that has learnt images of this weight would have said."""
+        good = self.summaries[:, 0] >= weight / 2  # poorer models are too far off to correct, if there are others
+        summaries = self.summaries[good] if good.any() else self.summaries
+        learnt, scores, tails = summaries[:, 0], summaries[:, 1], summaries[:, 2:]
+        shares = _tail_ranks(self.n_patches)[1]
+        return Reference(
+            scores * _growth(learnt, -scores, weight),
+            tails[:, 0] * _growth(learnt, tails[:, 0], weight),
+            tails * _growth(learnt, tails @ shares, weight)[:, None],
+            shares,
+        )
+
+
+def no_calibration(n_patches: int) -> Calibration:
+    """Return the calibration by no image."""
+    return Calibration(np.empty((0, 2 + len(_tail_ranks(n_patches)[0]))), n_patches)
+
+
+def _growth(learnt: np.ndarray, distances: np.ndarray, weight: float) -> np.ndarray:
+    """Return what distances by models that had learnt images of weights `learnt` are multiplied by to be those of now.
+
+    Distances from a model of n images fall towards those from one of infinitely many as exp(c / n), to first order:
+    mean, directions and noise of each patch err by a share of about 1 / n. c is found by least squares over the medians
+    of the images that one model has scored, and is not below 0: more images do no harm.
+    """
+    usable = distances > 0
+    models, owner, n_images = np.unique(learnt[usable], return_inverse=True, return_counts=True)
+    if len(models) < 2:
+        return np.ones_like(distances)
+    logs = np.log(distances[usable])
+    medians = np.array([np.median(logs[owner == model]) for model in range(len(models))])
+    x = 1 / models - np.average(1 / models, weights=n_images)
+    slope = max(0.0, np.sum(n_images * x * medians) / np.sum(n_images * x**2))
+    return np.exp(slope * (1 / weight - 1 / learnt))
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Unseen normal images, all as one model sees them.
+
+    Parameters
+    ----------
+    scores : ndarray of shape (n,)
+        Image scores, higher is more normal.
+    maxima : ndarray of shape (n,)
+        Largest values of the maps.
+    tails : ndarray of shape (n, q)
+        See `tails`.
+    shares : ndarray of shape (q,)
+        Of the values of a map that each column stands for.
+    """
+
+    scores: np.ndarray
+    maxima: np.ndarray
+    tails: np.ndarray
+    shares: np.ndarray
+
     def offset(self, contamination: Any) -> float:
         """Return the score below which an image is called anomalous."""
         return _lower_threshold(self.scores, contamination)
 
     def map_threshold(self, contamination: Any, pixel_contamination: Any) -> float:
         """Return the value above which a patch of a map is called anomalous."""
-        tails = self.summaries[:, 1:]
         if pixel_contamination == "image":
-            return -_lower_threshold(-tails[:, 0], contamination)
-        if not len(tails):
+            return -_lower_threshold(-self.maxima, contamination)
+        if not len(self.tails):
             return np.inf
-        descending = np.argsort(-tails, axis=None)
-        shares = np.tile(_tail_ranks(self.n_patches)[1] / len(tails), len(tails))
-        above = np.cumsum(shares[descending])
+        descending = np.argsort(-self.tails, axis=None)
+        above = np.cumsum(np.tile(self.shares / len(self.tails), len(self.tails))[descending])
         last = min(np.searchsorted(above, pixel_contamination, side="right"), len(above) - 1)
-        return float(tails.flat[descending[last]])
+        return float(self.tails.flat[descending[last]])
 
     def p_values(self, scores: np.ndarray) -> np.ndarray:
-        """Return (1 + number of calibration images that score as low or lower) / (1 + number of them)."""
+        """Return (1 + number of reference images that score as low or lower) / (1 + number of them)."""
         as_low = np.searchsorted(np.sort(self.scores), scores, side="right")
         return (1 + as_low) / (1 + len(self.scores))
-
-
-def no_calibration(n_patches: int) -> Calibration:
-    """Return the calibration by no image."""
-    return Calibration(np.empty((0, 1 + len(_tail_ranks(n_patches)[0]))), n_patches)
 
 
 def _lower_threshold(scores: np.ndarray, contamination: Any) -> float:

@@ -24,13 +24,14 @@ from ipca_sklearn._full_covariance import FullCovariance
 from ipca_sklearn._method_and_parameter import MethodAndParameter
 from ipca_sklearn._model import Model
 from ipca_sklearn._samples import Samples, check_samples
+from ipca_sklearn._versions import VersionedMixin
 
 _PCA_PARAMETERS = set(BatchedIncrementalPCA().get_params()) - {"whiten"}
 _FULL_PARAMETERS = set(FullCovariance().get_params())
 
 
 class PatchGaussianDetector(  # type: ignore[call-arg]
-    OutlierMixin, TransformerMixin, BaseEstimator, auto_wrap_output_keys=None
+    VersionedMixin, OutlierMixin, TransformerMixin, BaseEstimator, auto_wrap_output_keys=None
 ):
     """Anomaly detector with one truncated Gaussian per patch position, learnt from normal images in one pass.
 
@@ -287,7 +288,7 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
             learnt, held_out = chosen.split(chosen.n_samples - n_held_out)
             pca._learn(learnt, getattr(pca, "_model", None))
             for step in held_out.steps(self.step_size) if n_held_out else ():
-                seen.append(self._summarize(pca._model, step, chosen.patch_shape))
+                seen.append(self._summarize(pca._model, step, chosen.patch_shape, pca._model.state.weight))
         self.pca_ = pca
         if columns is not None:
             self.feature_indices_ = columns
@@ -309,15 +310,16 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
             if n_learnt + len(step) <= first_needed:
                 return  # more than that will have come after it
             if model is not None:
-                seen.append(self._summarize(model, step, samples.patch_shape))
+                seen.append(self._summarize(model, step, samples.patch_shape, model.state.weight))
             elif len(step) > 1:
                 # Nothing is known before the first step: each half of it is scored by what the other half teaches.
-                # Its scores are the first to be dropped when more come.
+                # Its scores are the first to be dropped when more come. They count as scores by a model of the whole
+                # step: a model of 8 images is too poor to extrapolate from.
                 halves = step.tensor_split(2)
                 for learnt, scored in (halves, halves[::-1]):
                     half = clone(pca)
                     half.partial_fit(learnt.unflatten(1, samples.patch_shape) if samples.patch_shape else learnt[:, 0])
-                    seen.append(self._summarize(half._model, scored, samples.patch_shape))
+                    seen.append(self._summarize(half._model, scored, samples.patch_shape, len(step)))
 
         pca._learn(samples, getattr(pca, "_model", None), calibrate)
 
@@ -326,20 +328,21 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
         state = self.pca_._model.state
         prequential = self.calibration == "prequential"
         self._calibration = calibration.latest(window(state.count, state.weight) if prequential else MAX_IMAGES)
-        if not len(self._calibration.scores):
+        self._reference = self._calibration.seen_by(state.weight)
+        if not len(self._reference.scores):
             warnings.warn(
                 "one image is too few for a threshold: predict calls everything normal until more are learnt",
                 UserWarning,
                 stacklevel=4,
             )
-        self.offset_ = self._calibration.offset(self.contamination)
-        self.map_threshold_ = self._calibration.map_threshold(self.contamination, self.pixel_contamination)
+        self.offset_ = self._reference.offset(self.contamination)
+        self.map_threshold_ = self._reference.map_threshold(self.contamination, self.pixel_contamination)
 
     @property
     def calibration_scores_(self) -> np.ndarray:
         """Scores of unseen normal images."""
         check_is_fitted(self)
-        return self._calibration.scores
+        return self._reference.scores
 
     @property
     def n_samples_seen_(self) -> int:
@@ -450,7 +453,33 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
         """
         return self.transform(X) > self.map_threshold_
 
-    def p_values(self, X: Any) -> np.ndarray:
+    def score_maps(self, maps: Any) -> Any:
+        """Return the scores of images from their maps, where both are wanted: the features are read once.
+
+        Parameters
+        ----------
+        maps : array or tensor of shape (n, H, W), (n, P) or (n, 1)
+            As from `transform`.
+
+        Returns
+        -------
+        array or tensor of shape (n,)
+            `score_maps(transform(X))` equals `score_samples(X)`.
+
+        Raises
+        ------
+        ValueError
+            Maps of other shapes than `transform` gives.
+        """
+        check_is_fitted(self)
+        shape = self.patch_shape_ or (1,)
+        if tuple(maps.shape[1:]) != shape:
+            raise ValueError(f"maps of shape {tuple(maps.shape)}; expected (n, {', '.join(map(str, shape))})")
+        if isinstance(maps, Tensor):
+            return -image_scores(maps, self.image_score)
+        return -image_scores(torch.from_numpy(np.ascontiguousarray(maps)), self.image_score).numpy()
+
+    def p_values(self, X: Any = None, *, scores: Any = None) -> np.ndarray:
         """Return the p-value of each image: how often a normal image scores as low.
 
         Calling images with p <= a anomalous calls a share a of normal images so, at most, for every a at once.
@@ -458,7 +487,9 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
         Parameters
         ----------
         X : PatchFeatures, array-like or tensor of shape (n, H, W, m), (n, P, m) or (n, m)
-            Features of the shape that was learnt.
+            Features of the shape that was learnt. None where `scores` are given.
+        scores : array-like or tensor of shape (n,), default=None
+            What `score_samples(X)` is, where it is known already.
 
         Returns
         -------
@@ -473,8 +504,11 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
         NotFittedError, ValueError
             As `transform`.
         """
-        scores = self.score_samples(X)
-        return self._calibration.p_values(scores.cpu().numpy() if isinstance(scores, Tensor) else scores)
+        if (X is None) == (scores is None):
+            raise ValueError("p_values takes either X or scores=")
+        check_is_fitted(self)
+        scores = self.score_samples(X) if scores is None else scores
+        return self._reference.p_values(scores.cpu().numpy() if isinstance(scores, Tensor) else np.asarray(scores))
 
     @MethodAndParameter
     def score(self, X: Any, y: Any = None) -> float:
@@ -528,10 +562,11 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
         maps = maps.unflatten(1, patch_shape or (1,))
         return smooth_maps(maps, self.smoothing) if self.smoothing > 0 else maps
 
-    def _summarize(self, model: Model, step: Tensor, patch_shape: tuple[int, ...]) -> Tensor:
-        """Return what a calibration keeps (b, 1 + q) of a step (b, P, m)."""
+    def _summarize(self, model: Model, step: Tensor, patch_shape: tuple[int, ...], weight: float) -> Tensor:
+        """Return what a calibration keeps (b, 2 + q) of a step (b, P, m), by a model of images of this weight."""
         maps = self._map_step(model, step, patch_shape)
-        return torch.cat([-image_scores(maps, self.image_score)[:, None], tails(maps)], dim=1)
+        learnt = maps.new_full((len(maps), 1), weight)
+        return torch.cat([learnt, -image_scores(maps, self.image_score)[:, None], tails(maps)], dim=1)
 
     def _score_step(self, model: Model, step: Tensor, patch_shape: tuple[int, ...]) -> Tensor:
         """Return the scores (b,) of a step (b, P, m), higher is more normal."""

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ipca_sklearn import PatchGaussianDetector
-from ipca_sklearn._calibration import MAX_IMAGES, Calibration, no_calibration, tails, window
+from ipca_sklearn._calibration import MAX_IMAGES, Calibration, Reference, no_calibration, tails, window
 
 SCALES = np.array([4, 2, 1, 1, 1, 1])
 
@@ -93,6 +93,20 @@ def test_p_values_follow_their_definition():
     np.testing.assert_array_equal(detector.p_values(torch.from_numpy(X)), expected)
 
 
+@pytest.mark.parametrize("image_score", ["max", "mean", 0.2])
+def test_scores_follow_from_maps(image_score):
+    detector = PatchGaussianDetector(2, image_score=image_score).fit(normal(60, 0))
+    for X in (normal(10, 1), torch.from_numpy(normal(10, 1))):
+        scores = detector.score_maps(detector.transform(X))
+        assert type(scores) is type(X)
+        np.testing.assert_array_equal(scores, detector.score_samples(X))
+        np.testing.assert_array_equal(detector.p_values(scores=scores), detector.p_values(X))
+    with pytest.raises(ValueError, match=r"maps of shape \(10, 4, 3\); expected \(n, 3, 4\)"):
+        detector.score_maps(detector.transform(normal(10, 1)).transpose(0, 2, 1))
+    with pytest.raises(ValueError, match="either X or scores"):
+        detector.p_values()
+
+
 def test_held_out_images_are_not_learnt_from():
     X = normal(100, 0)
     held_out = PatchGaussianDetector(2, calibration=0.2).fit(X)
@@ -102,10 +116,14 @@ def test_held_out_images_are_not_learnt_from():
     np.testing.assert_array_equal(held_out.calibration_scores_, learnt.score_samples(X[80:]))
 
 
-def test_held_out_scores_add_up_over_calls():
+def test_held_out_scores_add_up_over_calls_once_the_model_is_not_much_poorer():
     X = normal(100, 0)
-    detector = PatchGaussianDetector(2, calibration=0.5).partial_fit(X[:40]).partial_fit(X[40:])
+    detector = PatchGaussianDetector(2, calibration=0.5).partial_fit(X[:60])
+    assert detector.n_samples_seen_ == len(detector.calibration_scores_) == 30
+    detector.partial_fit(X[60:])
     assert detector.n_samples_seen_ == len(detector.calibration_scores_) == 50
+    detector.partial_fit(normal(40, 1))  # the model of the first call had seen less than half of what it has now
+    assert detector.n_samples_seen_ == 70 and len(detector.calibration_scores_) == 40
 
 
 def test_one_image_cannot_be_held_out():
@@ -117,7 +135,7 @@ def test_one_image_cannot_be_held_out():
 
 
 def test_merged_detectors_pool_what_both_have_calibrated_with():
-    first, second = (PatchGaussianDetector(2).fit(normal(60, seed)) for seed in (0, 1))
+    first, second = (PatchGaussianDetector(2, calibration=0.5).fit(normal(60, seed)) for seed in (0, 1))
     both = np.concatenate([second.calibration_scores_, first.calibration_scores_])
     first.merge(second)
     np.testing.assert_array_equal(first.calibration_scores_, both)
@@ -136,8 +154,8 @@ def test_tails_tell_the_upper_quantiles_of_all_values(n, side, share, seed):
     kept = tails(torch.from_numpy(maps)).numpy()
     np.testing.assert_array_equal(kept[:, 0], maps.max((1, 2)))
     assert kept.shape[1] <= 48
-    calibration = no_calibration(side**2).extended([np.concatenate([np.zeros((n, 1)), kept], axis=1)])
-    limit = calibration.map_threshold(0.05, share)
+    calibration = no_calibration(side**2).extended([np.concatenate([np.ones((n, 1)), -kept[:, :1], kept], axis=1)])
+    limit = calibration.seen_by(1).map_threshold(0.05, share)
     assert np.mean(maps > limit) == pytest.approx(share, abs=0.25 * share + 1 / maps.size + 1 / side**2)
 
 
@@ -149,6 +167,31 @@ def test_the_later_half_of_what_is_remembered_calibrates(n_samples, weight, expe
 
 
 def test_a_small_quantile_of_few_scores_is_their_smallest():
-    calibration = Calibration(np.arange(10.0)[:, None], 1)
-    assert calibration.offset(0.01) == 0.0
-    assert calibration.offset(0.5) == 4.5
+    reference = Reference(np.arange(10.0), np.zeros(10), np.zeros((10, 1)), np.ones(1))
+    assert reference.offset(0.01) == 0.0
+    assert reference.offset(0.5) == 4.5
+
+
+@given(c=st.floats(0, 50), seed=st.integers(0, 9))
+def test_scores_of_models_that_had_seen_less_are_brought_to_the_model_of_now(c, seed):
+    rng = np.random.default_rng(seed)
+    learnt = np.repeat(np.arange(32.0, 512, 16), 16)
+    now = rng.gamma(50, size=(len(learnt), 1))
+    then = now * np.exp(c * (1 / learnt - 1 / 512))[:, None]
+    reference = Calibration(np.concatenate([learnt[:, None], -then, then], axis=1), 1).seen_by(512)
+    np.testing.assert_allclose(np.median(-reference.scores), np.median(now), rtol=0.05)
+    np.testing.assert_array_equal(reference.tails[:, 0], -reference.scores)
+
+
+def test_scores_by_models_of_less_than_half_of_the_images_are_left_out():
+    learnt = np.repeat([16.0, 32, 48], 16)
+    calibration = Calibration(np.stack([learnt, -learnt, learnt], axis=1), 1)
+    assert len(calibration.seen_by(64).scores) == 32
+    assert len(calibration.seen_by(1000).scores) == 48  # but for want of better ones
+
+
+def test_scores_that_grow_while_learning_are_left_alone():
+    learnt = np.repeat([16.0, 32, 48], 16)
+    scores = -learnt
+    reference = Calibration(np.stack([learnt, scores, -scores], axis=1), 1).seen_by(32)
+    np.testing.assert_array_equal(reference.scores, scores)

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 from sklearn.pipeline import Pipeline
 from typer.core import TyperGroup
@@ -26,12 +25,12 @@ Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... or auto: a GPU
 class Commands(TyperGroup):
     """Commands whose errors are one line and exit code 1, or a traceback with --debug."""
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         """Run the command."""
         try:
             return super().invoke(ctx)
         except (OSError, ValueError, TypeError, ImportError, RuntimeError, MemoryError) as error:
-            if ctx.params.get("debug") or isinstance(error, click.exceptions.Exit):
+            if ctx.params.get("debug") or isinstance(error, (typer.Exit, typer.Abort)):
                 raise
             told = " ".join(str(error).split()) or type(error).__name__
             typer.echo(f"error: {told}", err=True)

@@ -36,9 +36,9 @@ def demo(
     started = time.perf_counter()
     pipe.fit(data.train_images)
     trained = time.perf_counter()
-    test_features = np.asarray(features.transform(data.test_images))  # once, for scores and maps
-    scores, maps = pipe["detector"].score_samples(test_features), pipe["detector"].transform(test_features)
     detector = pipe["detector"]
+    maps = pipe.transform(data.test_images)
+    scores = detector.score_maps(maps)
     labels = np.where(scores < detector.offset_, -1, 1)
     masks = features.transform_masks(data.test_masks)
     normal = data.test_labels == 1

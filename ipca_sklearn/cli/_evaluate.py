@@ -23,7 +23,7 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     device: Device = "auto",
 ) -> None:
-    """Compare a model with labelled images in MVTec AD's layout: ROCAUC of images and pixels, AUPRO, per defect type."""
+    """Test a model on labelled images in MVTec AD's layout: ROCAUC of images and pixels, AUPRO, per defect type."""
     pipe = open_model(model, device)
     root = root.resolve()
     data = load_mvtec_ad(root.parent, root.name)
@@ -88,9 +88,7 @@ def _draw_roc(path: Path, data: Any, scores: np.ndarray) -> None:
     plt.close(figure)
 
 
-def info(
-    model: ModelFile, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False
-) -> None:
+def info(model: ModelFile, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Say what a model was trained on, by which versions, its settings and its size."""
     pipe = open_model(model, None)
     extractor, detector = pipe[0], pipe[-1]

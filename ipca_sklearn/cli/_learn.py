@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,9 +43,7 @@ def fit(
         [
             (
                 "features",
-                PatchFeatureExtractor(
-                    backbone, image_size=image_size, crop_size=crop_size, device=device, n_jobs=jobs
-                ),
+                PatchFeatureExtractor(backbone, image_size=image_size, crop_size=crop_size, device=device, n_jobs=jobs),
             ),
             ("detector", PatchGaussianDetector(k, step_size=step, contamination=_contamination(contamination))),
         ]
@@ -99,7 +97,7 @@ def _record(folders: list[Path], n_images: int) -> dict[str, Any]:
     return {
         "sources": [str(folder) for folder in folders],
         "n_images": n_images,
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "ipca_sklearn": __version__,
     }
 

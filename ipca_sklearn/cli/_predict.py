@@ -162,7 +162,8 @@ def overlay(pipe: Pipeline, row: dict[str, Any]) -> Image.Image:
     limit = pipe[-1].map_threshold_
     warmth = _stretched(pipe, row["map"], row["size"], Image.Resampling.BILINEAR) / (2 * limit if limit > 0 else 1)
     colours = 255 * colormaps["inferno"](np.clip(warmth, 0, 1))[..., :3]
-    return Image.fromarray((0.4 * grey + 0.6 * colours).astype(np.uint8))
+    inspected = _stretched(pipe, np.ones_like(row["map"]), row["size"], Image.Resampling.NEAREST)[..., None]
+    return Image.fromarray((grey + 0.6 * inspected * (colours - grey)).astype(np.uint8))
 
 
 def mask_image(pipe: Pipeline, row: dict[str, Any]) -> Image.Image:

@@ -1,0 +1,48 @@
+"""Estimators that know which version of the package stored them."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from sklearn.exceptions import InconsistentVersionWarning
+
+import ipca_sklearn
+
+_KEY = "_ipca_sklearn_version"
+
+
+class InconsistentPackageVersionWarning(InconsistentVersionWarning):
+    """What scikit-learn warns with, naming the package whose versions differ."""
+
+    def __str__(self) -> str:
+        return (
+            f"{self.estimator_name} was stored by ipca_sklearn {self.original_sklearn_version} and is loaded by "
+            f"{self.current_sklearn_version}: it may fail or give other results. Fit it again, or load it with the "
+            "version that stored it"
+        )
+
+
+class VersionedMixin:
+    """Store the package's version with an estimator and warn where another one loads it, as scikit-learn's own do.
+
+    (`BaseEstimator` does so for modules of scikit-learn only.) Comes before `BaseEstimator` among the bases.
+    """
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: Any = super().__getstate__()  # BaseEstimator's is a dict
+        return {**state, _KEY: ipca_sklearn.__version__}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        state = dict(state)
+        stored = state.pop(_KEY, "before 0.1.0")
+        if stored != ipca_sklearn.__version__:
+            warnings.warn(
+                InconsistentPackageVersionWarning(
+                    estimator_name=type(self).__name__,
+                    current_sklearn_version=ipca_sklearn.__version__,
+                    original_sklearn_version=stored,
+                ),
+                stacklevel=2,
+            )
+        super().__setstate__(state)  # type: ignore[misc]

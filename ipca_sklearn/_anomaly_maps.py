@@ -1,4 +1,4 @@
-"""From the distances of patches to what a user reads: smooth maps, a score per image, a threshold."""
+"""From the distances of patches to what a user reads: smooth maps, a score per image."""
 
 from __future__ import annotations
 
@@ -12,27 +12,19 @@ from torch import Tensor
 
 from ipca_sklearn import linalg
 
-# Scores of normal images kept for the threshold, at most: enough for any quantile above 1 in 1000.
-MAX_CALIBRATION_SCORES = 8192
-
-
-def n_calibration_scores(n_samples: int) -> int:
-    """Return how many of the latest scores set the threshold: early ones come from a poor model."""
-    return min(MAX_CALIBRATION_SCORES, max(2, n_samples // 2))
-
 
 def smooth_maps(maps: Tensor, sigma: float) -> Tensor:
     """Blur maps (n, H, W) by a Gaussian, as scipy.ndimage.gaussian_filter does, each side mirrored with its edge.
 
     (A mirror without the edge, torchvision's only one, moves what lies beside a corner into it.)
     """
-    rows, columns = (_blurring(side, sigma).to(maps) for side in maps.shape[1:])
+    rows, columns = (blur(side, sigma).to(maps) for side in maps.shape[1:])
     with linalg.full_precision():
         return rows @ maps @ columns.T
 
 
 @lru_cache(maxsize=32)
-def _blurring(side: int, sigma: float) -> Tensor:
+def blur(side: int, sigma: float) -> Tensor:
     """Return the matrix (side, side) that blurs a row of values."""
     return torch.from_numpy(gaussian_filter1d(np.eye(side), sigma, axis=0))
 
@@ -45,11 +37,3 @@ def image_scores(maps: Tensor, how: Any) -> Tensor:
     if how == "mean":
         return values.mean(1)
     return values.topk(max(1, round(how * values.shape[1])), dim=1).values.mean(1)
-
-
-def threshold(scores: np.ndarray, contamination: Any) -> float:
-    """Return the score below which an image is called anomalous, from scores of unseen normal images."""
-    if contamination != "auto":
-        return float(np.quantile(scores, contamination))
-    median = np.median(scores)
-    return float(median - 3 * 1.4826 * np.median(np.abs(scores - median)))

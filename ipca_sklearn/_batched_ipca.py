@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -18,12 +18,13 @@ from ipca_sklearn import linalg
 from ipca_sklearn._devices import resolve_device, resolve_dtype
 from ipca_sklearn._model import Model
 from ipca_sklearn._samples import Samples, check_samples
+from ipca_sklearn._versions import VersionedMixin
 
 # Called with the model before a step (None before the first) and the step (b, P, m).
 StepHook = Callable[[Model | None, Tensor], None]
 
 
-class BatchedIncrementalPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+class BatchedIncrementalPCA(VersionedMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Truncated PCA of one or of many data sets at once, learnt one step of samples at a time.
 
     For `(n, m)` input this is a drop-in for :class:`sklearn.decomposition.IncrementalPCA`. For `(n, P, m)` or
@@ -43,6 +44,10 @@ class BatchedIncrementalPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
     n_oversamples : int, default=0
         Directions kept beyond k while learning and cut when read. They make the result of a long stream nearer to
         that of an exact PCA: memory and time grow as if k were `n_components + n_oversamples`.
+    forgetting_factor : float in (0, 1], default=1.0
+        For data that drift: what the weight of all samples seen is multiplied by for each new one, so that a sample
+        which t samples of later steps came after counts `forgetting_factor ** t`, in the mean, the variances and the
+        components. The past weighs as much as `1 / (1 - forgetting_factor)` samples at most; 1 forgets nothing.
     whiten : bool, default=False
         Divide the transformed values by the standard deviation of their component.
     solver : {"auto", "gram_eigh", "gram_svd", "svd"}, default="auto"
@@ -63,11 +68,11 @@ class BatchedIncrementalPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         Orthonormal directions by decreasing variance. A row is zero where the samples seen so far have no variance
         left (fewer than k + 1 samples, or a lower rank): the missing directions come with more samples.
     explained_variance_ : array of shape (P, k) or (k,)
-        Variance along each component, ddof 1.
+        Variance along each component, ddof 1 (with `forgetting_factor`: 1 of the sum of the weights).
     explained_variance_ratio_ : array of shape (P, k) or (k,)
         The same as a share of the total variance (0 where nothing varies).
     singular_values_ : array of shape (P, k) or (k,)
-        `sqrt(explained_variance_ * (n_samples_seen_ - 1))`.
+        `sqrt(explained_variance_ * (n_samples_seen_ - 1))`; with `forgetting_factor`, of the weighted samples.
     mean_, var_ : array of shape (P, m) or (m,)
         Mean and variance (ddof 0) of each feature.
     noise_variance_ : array of shape (P,), or float
@@ -119,6 +124,7 @@ class BatchedIncrementalPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         "step_size": [Interval(Integral, 1, None, closed="left"), None],
         "centering": [StrOptions(set(linalg.CENTERINGS))],
         "n_oversamples": [Interval(Integral, 0, None, closed="left")],
+        "forgetting_factor": [Interval(Real, 0, 1, closed="right")],
         "whiten": ["boolean"],
         "solver": [StrOptions(set(linalg.SOLVERS))],
         "svd_driver": [StrOptions(set(linalg.SVD_DRIVERS)), None],
@@ -133,6 +139,7 @@ class BatchedIncrementalPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         step_size: int | None = 16,
         centering: str = "incremental",
         n_oversamples: int = 0,
+        forgetting_factor: float = 1.0,
         whiten: bool = False,
         solver: str = "auto",
         svd_driver: str | None = None,
@@ -143,6 +150,7 @@ class BatchedIncrementalPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         self.step_size = step_size
         self.centering = centering
         self.n_oversamples = n_oversamples
+        self.forgetting_factor = forgetting_factor
         self.whiten = whiten
         self.solver = solver
         self.svd_driver = svd_driver
@@ -223,6 +231,7 @@ class BatchedIncrementalPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
             centering=model.centering,
             solver=self.solver,
             svd_driver=self.svd_driver,
+            forgetting_factor=self.forgetting_factor,
             memory=None if spare is None else spare.rows,
         )
         return Model(state, model.n_components, model.centering, kind)
@@ -423,14 +432,14 @@ class BatchedIncrementalPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
     def explained_variance_ratio_(self) -> Any:
         """Share of the total variance along each component."""
         model = self._learned("explained_variance_ratio_")
-        total = model.state.scatter.sum(-1, keepdim=True) / max(model.state.count - 1, 1)
+        total = model.state.scatter.sum(-1, keepdim=True) / model.state.degrees_of_freedom
         return self._read(model.basis().variance / torch.where(total > 0, total, 1))
 
     @property
     def singular_values_(self) -> Any:
         """Singular values of the centred samples."""
         model = self._learned("singular_values_")
-        return self._read((model.basis().variance * max(model.state.count - 1, 1)).sqrt())
+        return self._read((model.basis().variance * model.state.degrees_of_freedom).sqrt())
 
     @property
     def mean_(self) -> Any:
@@ -441,7 +450,7 @@ class BatchedIncrementalPCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
     def var_(self) -> Any:
         """Variance (ddof 0) of each feature."""
         model = self._learned("var_")
-        return self._read(model.state.scatter / model.state.count)
+        return self._read(model.state.scatter / model.state.weight)
 
     @property
     def noise_variance_(self) -> Any:

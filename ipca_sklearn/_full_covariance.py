@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -32,18 +32,22 @@ class CovarianceModel(Model):
 
     def distances(self, step: Tensor, *, score: str, noise_shrinkage: float) -> Tensor:
         """Return the Mahalanobis distances (n, P), the only ones there are: no direction is left for a residual."""
-        device = step.device
+        return linalg.whitened_distances(self.whitener(step.device), self.state.mean.to(step.device), step)
+
+    def whitener(self, device: torch.device) -> Tensor:
+        """Return what deviations are multiplied by for the distances (P, m, m); one copy per device is kept."""
         if device not in self._whiteners:
             self._whiteners[device] = linalg.whiten_scatter(self.state, ridge=self.ridge).to(device)
-        return linalg.whitened_distances(self._whiteners[device], self.state.mean.to(device), step)
+        return self._whiteners[device]
 
     def __getstate__(self) -> dict[str, Any]:
         arrays = {name: getattr(self.state, name).cpu().numpy() for name in ("matrix", "mean")}
-        return {"ridge": self.ridge, "count": self.state.count, **arrays}
+        return {"ridge": self.ridge, "count": self.state.count, "weight": self.state.weight, **arrays}
 
     def __setstate__(self, stored: dict[str, Any]) -> None:
         matrix, mean = (as_tensor(np.asarray(stored[name])) for name in ("matrix", "mean"))
-        self.__init__(linalg.ScatterState(matrix, mean, stored["count"]), stored["ridge"], "numpy")  # type: ignore[misc]
+        state = linalg.ScatterState(matrix, mean, stored["count"], stored["weight"])
+        self.__init__(state, stored["ridge"], "numpy")  # type: ignore[misc]
 
 
 class FullCovariance(BatchedIncrementalPCA):
@@ -53,7 +57,7 @@ class FullCovariance(BatchedIncrementalPCA):
     ----------
     ridge : float, default=0.01
         Added to the diagonal of the covariance when distances are computed.
-    step_size, dtype, device
+    step_size, forgetting_factor, dtype, device
         As in :class:`BatchedIncrementalPCA`.
 
     Attributes
@@ -71,9 +75,10 @@ class FullCovariance(BatchedIncrementalPCA):
 
     _parameter_constraints: dict = {  # noqa: RUF012  (scikit-learn's own form)
         "ridge": [Interval(Real, 0, None, closed="left")],
-        "step_size": [Interval(Integral, 1, None, closed="left"), None],
-        "dtype": BatchedIncrementalPCA._parameter_constraints["dtype"],
-        "device": BatchedIncrementalPCA._parameter_constraints["device"],
+        **{
+            name: BatchedIncrementalPCA._parameter_constraints[name]
+            for name in ("step_size", "forgetting_factor", "dtype", "device")
+        },
     }
     # What the base class reads and this one does not let choose.
     n_components = None
@@ -81,10 +86,17 @@ class FullCovariance(BatchedIncrementalPCA):
     whiten = False
 
     def __init__(
-        self, ridge: float = 0.01, *, step_size: int | None = 16, dtype: Any = None, device: Any = None
+        self,
+        ridge: float = 0.01,
+        *,
+        step_size: int | None = 16,
+        forgetting_factor: float = 1.0,
+        dtype: Any = None,
+        device: Any = None,
     ) -> None:
         self.ridge = ridge
         self.step_size = step_size
+        self.forgetting_factor = forgetting_factor
         self.dtype = dtype
         self.device = device
 
@@ -98,7 +110,9 @@ class FullCovariance(BatchedIncrementalPCA):
         return CovarianceModel(state, self.ridge, samples.kind)
 
     def _after_step(self, model: Model, step: Tensor, spare: Any, kind: str) -> Model:
-        return CovarianceModel(linalg.update_scatter(model.state.to(step.device), step), self.ridge, kind)  # type: ignore[arg-type]
+        old: linalg.ScatterState = model.state.to(step.device)  # type: ignore[assignment]
+        state = linalg.update_scatter(old, step, forgetting_factor=self.forgetting_factor)
+        return CovarianceModel(state, self.ridge, kind)
 
     def _merged(self, mine: Model, theirs: Model) -> Model:
         return CovarianceModel(linalg.merge_scatter(mine.state, theirs.state), self.ridge, mine.kind)  # type: ignore[arg-type]

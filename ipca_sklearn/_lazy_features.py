@@ -170,21 +170,24 @@ def _describe(images: Tensor, features: Tensor, settings: FeatureSettings) -> No
 
 
 def _write_on_grid(layer: Tensor, out: Tensor, settings: FeatureSettings) -> None:
-    """Resize maps (n, C, S, S) to the grid, average the neighbours and write the result to (n, H, W, C).
-
-    Both are linear and the same along rows and columns: one small matrix, applied from both sides.
-    """
+    """Resize maps (n, C, S, S) to the grid, average the neighbours and write the result to (n, H, W, C)."""
     side = layer.shape[-1]
+    if side == settings.grid_size and settings.pooling_size == 1:
+        out.copy_(layer.permute(0, 2, 3, 1))
+    else:
+        matrix = resizing(side, settings.grid_size, settings.map_interpolation, settings.pooling_size, out.device)
+        out.copy_(on_grid(layer, matrix))
+
+
+def on_grid(layer: Tensor, matrix: Tensor) -> Tensor:
+    """Return maps (n, C, S, S) on the grid (n, H, W, C): rows and columns by the same matrix (H, S)."""
     maps = layer.permute(0, 2, 3, 1)
-    if side != settings.grid_size or settings.pooling_size > 1:
-        matrix = _resizing(side, settings.grid_size, settings.map_interpolation, settings.pooling_size, out.device)
-        rows = torch.matmul(matrix, maps.float().flatten(2))  # (n, H, S * C)
-        maps = torch.matmul(matrix, rows.unflatten(2, (side, -1)))
-    out.copy_(maps)
+    rows = torch.matmul(matrix, maps.float().flatten(2))  # (n, H, S * C)
+    return torch.matmul(matrix, rows.unflatten(2, (layer.shape[-1], -1)))
 
 
 @lru_cache(maxsize=32)
-def _resizing(side: int, grid_size: int, interpolation: str, pooling_size: int, device: torch.device) -> Tensor:
+def resizing(side: int, grid_size: int, interpolation: str, pooling_size: int, device: torch.device) -> Tensor:
     """Return the matrix (grid_size, side) that resizes a row of values, and averages each with its neighbours."""
     values = torch.eye(side)[:, None]
     if interpolation == "nearest":

@@ -65,9 +65,10 @@ class Model:
 
     def __getstate__(self) -> dict[str, Any]:
         arrays = {name: getattr(self.state, name).cpu().numpy() for name in ("rows", "mean", "scatter")}
-        return {"n_components": self.n_components, "centering": self.centering, "count": self.state.count, **arrays}
+        numbers = {"count": self.state.count, "weight": self.state.weight}
+        return {"n_components": self.n_components, "centering": self.centering, **numbers, **arrays}
 
     def __setstate__(self, stored: dict[str, Any]) -> None:
         rows, mean, scatter = (as_tensor(np.asarray(stored[name])) for name in ("rows", "mean", "scatter"))
-        state = linalg.State(rows, mean, scatter, stored["count"])
+        state = linalg.State(rows, mean, scatter, stored["count"], stored["weight"])
         self.__init__(state, stored["n_components"], stored["centering"], "numpy")  # type: ignore[misc]

@@ -22,9 +22,10 @@ from ipca_sklearn._devices import resolve_amp, resolve_device
 from ipca_sklearn._image_batches import ImageSettings, decodes_in_processes
 from ipca_sklearn._images import INTERPOLATIONS, check_images, resize_and_crop, to_rgb
 from ipca_sklearn._lazy_features import FeatureSettings, PatchFeatures
+from ipca_sklearn._versions import VersionedMixin
 
 
-class PatchFeatureExtractor(TransformerMixin, BaseEstimator, auto_wrap_output_keys=None):  # type: ignore[call-arg]
+class PatchFeatureExtractor(VersionedMixin, TransformerMixin, BaseEstimator, auto_wrap_output_keys=None):  # type: ignore[call-arg]
     """Describe every patch of an image by the layers of a frozen network (paper, Fig. 1).
 
     The whole image is resized to `image_size` x `image_size`, the centre `crop_size` x `crop_size` is normalised and

@@ -4,33 +4,34 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator
 from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator, OutlierMixin, TransformerMixin, _fit_context
+from sklearn.base import BaseEstimator, OutlierMixin, TransformerMixin, _fit_context, clone
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from ipca_sklearn import linalg
-from ipca_sklearn._anomaly_maps import image_scores, n_calibration_scores, smooth_maps, threshold
+from ipca_sklearn._anomaly_maps import image_scores, smooth_maps
 from ipca_sklearn._batched_ipca import BatchedIncrementalPCA
+from ipca_sklearn._calibration import MAX_IMAGES, Calibration, no_calibration, tails, window
 from ipca_sklearn._devices import resolve_device
 from ipca_sklearn._full_covariance import FullCovariance
 from ipca_sklearn._method_and_parameter import MethodAndParameter
 from ipca_sklearn._model import Model
 from ipca_sklearn._samples import Samples, check_samples
+from ipca_sklearn._versions import VersionedMixin
 
 _PCA_PARAMETERS = set(BatchedIncrementalPCA().get_params()) - {"whiten"}
 _FULL_PARAMETERS = set(FullCovariance().get_params())
 
 
 class PatchGaussianDetector(  # type: ignore[call-arg]
-    OutlierMixin, TransformerMixin, BaseEstimator, auto_wrap_output_keys=None
+    VersionedMixin, OutlierMixin, TransformerMixin, BaseEstimator, auto_wrap_output_keys=None
 ):
     """Anomaly detector with one truncated Gaussian per patch position, learnt from normal images in one pass.
 
@@ -64,13 +65,21 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
         For `n_random_features`.
     centering : {"incremental", "deferred"}, default="incremental"
         As in :class:`BatchedIncrementalPCA`; `"deferred"` with `score="mahalanobis"` is the paper.
-    n_oversamples, solver, svd_driver, dtype, device
-        As in :class:`BatchedIncrementalPCA`.
+    n_oversamples, forgetting_factor, solver, svd_driver, dtype, device
+        As in :class:`BatchedIncrementalPCA`. With `forgetting_factor` the threshold follows the latest images too.
     contamination : "auto" or float in (0, 0.5], default="auto"
-        Share of *normal* images that `predict` may call anomalous. The threshold is set from scores that each step of
-        training images got before the model learnt from it, so they are scores of unseen normal images, and no second
-        pass is needed. `"auto"` puts it three robust standard deviations (1.4826 times the median absolute deviation)
-        beyond their median, which needs fewer images than a small quantile.
+        Share of *normal* images, not learnt from, that `predict` may call anomalous. `"auto"` puts the threshold three
+        robust standard deviations (1.4826 times the median absolute deviation) beyond the median of their scores,
+        which needs fewer images than a small quantile.
+    calibration : "prequential" or float in (0, 0.5], default="prequential"
+        Where the scores of unseen normal images come from, of which thresholds and p-values are made, without a
+        second pass. `"prequential"`: what each step of training images scored before the model learnt from it; all
+        images are learnt from, and the later half of the scores is kept. A number: the last share of the images of
+        each call is not learnt from but scored at its end. That costs images and makes the p-values valid for any
+        number of them, if the images of one `fit` come in random order.
+    pixel_contamination : "image" or float in (0, 0.5], default="image"
+        The same for the patches of a map, which `predict_masks` marks: share of the patches of normal images that may
+        be marked; `"image"` lets the share `contamination` of normal images have any.
     image_score : {"max", "mean"} or float in (0, 1], default="max"
         Score of an image from its map: the largest value, the mean, or the mean of this share of the largest values.
     smoothing : float, default=0.0
@@ -84,6 +93,10 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
         directions are components, and there is `pca_.covariance_`.
     offset_ : float
         `decision_function(X) = score_samples(X) - offset_`; minus infinity before two images have been seen.
+    map_threshold_ : float
+        Patches with larger values of the map are anomalous; infinity before two images have been seen.
+    calibration_scores_ : ndarray of shape (n_calibration,)
+        Scores of unseen normal images, of which `offset_` was made, in the order in which they came.
     n_samples_seen_ : int
         Images learnt from.
     n_features_in_ : int
@@ -116,7 +129,9 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
     2022 (the residual). Defard, Setkov, Loesch, Audigier, "PaDiM: a patch distribution modeling framework for anomaly
     detection and localization", ICPR 2021 (random features and full covariance). Rubin, Thayer, "EM algorithms for ML
     factor analysis", Psychometrika 47, 1982 (a noise of its own for each feature); here the loadings are the principal
-    components, and the noise follows from the variances without iterating.
+    components, and the noise follows from the variances without iterating. Dawid, "Present position and potential
+    developments: the prequential approach", JRSS A 147, 1984. Vovk, Gammerman, Shafer, "Algorithmic learning in a
+    random world", 2005 (conformal p-values).
 
     Examples
     --------
@@ -143,6 +158,8 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
         "ridge": FullCovariance._parameter_constraints["ridge"],
         "random_state": ["random_state"],
         "contamination": [StrOptions({"auto"}), Interval(Real, 0, 0.5, closed="right")],
+        "calibration": [StrOptions({"prequential"}), Interval(Real, 0, 0.5, closed="right")],
+        "pixel_contamination": [StrOptions({"image"}), Interval(Real, 0, 0.5, closed="right")],
         "image_score": [StrOptions({"max", "mean"}), Interval(Real, 0, 1, closed="right")],
         "smoothing": [Interval(Real, 0, None, closed="left")],
     }
@@ -156,11 +173,14 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
         noise_shrinkage: float = 0.5,
         centering: str = "incremental",
         n_oversamples: int = 0,
+        forgetting_factor: float = 1.0,
         solver: str = "auto",
         svd_driver: str | None = None,
         dtype: Any = None,
         device: Any = None,
         contamination: Any = "auto",
+        calibration: Any = "prequential",
+        pixel_contamination: Any = "image",
         image_score: Any = "max",
         smoothing: float = 0.0,
         covariance: str = "low_rank",
@@ -174,11 +194,14 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
         self.noise_shrinkage = noise_shrinkage
         self.centering = centering
         self.n_oversamples = n_oversamples
+        self.forgetting_factor = forgetting_factor
         self.solver = solver
         self.svd_driver = svd_driver
         self.dtype = dtype
         self.device = device
         self.contamination = contamination
+        self.calibration = calibration
+        self.pixel_contamination = pixel_contamination
         self.image_score = image_score
         self.smoothing = smoothing
         self.covariance = covariance
@@ -208,7 +231,8 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
             NaN or infinity, a shape that is not 2-D to 4-D, `n_components` larger than m, a device that is not there.
         """
         samples = check_samples(self, X, reset=True)
-        return self._learn(samples, self._choose_features(samples.n_features), self._new_pca(), np.empty(0))
+        columns = self._choose_features(samples.n_features)
+        return self._learn(samples, columns, self._new_pca(), no_calibration(samples.n_patches))
 
     @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self, X: Any, y: Any = None) -> PatchGaussianDetector:
@@ -219,7 +243,7 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
         if not hasattr(self, "pca_"):
             return self.fit(X)
         pca = copy.copy(self.pca_).set_params(**self._pca_params())
-        return self._learn(check_samples(self, X, reset=False), self._columns(), pca, self._calibration_scores)
+        return self._learn(check_samples(self, X, reset=False), self._columns(), pca, self._calibration)
 
     def _pca_params(self) -> dict[str, Any]:
         mine = self.get_params()
@@ -247,31 +271,24 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
         return np.sort(rng.choice(n_features, self.n_random_features, replace=False))
 
     def _learn(
-        self, samples: Samples, columns: np.ndarray | None, pca: BatchedIncrementalPCA, scores: np.ndarray
+        self, samples: Samples, columns: np.ndarray | None, pca: BatchedIncrementalPCA, calibration: Calibration
     ) -> PatchGaussianDetector:
-        """Let the PCA take all steps, scoring each before it is learnt, and store the result when all is done."""
+        """Let the PCA take all steps, score images before they are learnt, and store the result when all is done."""
         if self.smoothing > 0 and len(samples.patch_shape) != 2:
             raise ValueError(
                 f"smoothing={self.smoothing} needs X of shape (n, H, W, m), not patches of shape {samples.patch_shape}"
             )
+        chosen = samples.take(columns)
         # Tensors stay where they are until the end: the host need not wait for a GPU at every step.
         seen: list[Tensor] = []
-        n_before = pca.n_samples_seen_ if hasattr(pca, "n_samples_seen_") else 0
-        total = n_before + samples.n_samples
-        first_needed = total - n_calibration_scores(total)
-
-        def calibrate(model: Model | None, step: Tensor) -> None:
-            n_learnt = model.state.count if model is not None else 0
-            if n_learnt + len(step) <= first_needed:
-                return  # more than that will have come after it
-            if model is not None:
-                seen.append(self._score_step(model, step, samples.patch_shape))
-            elif len(step) > 1:
-                # Nothing is known before the first step: each half of it is scored by what the other half teaches.
-                # Its scores are the first to be dropped when more come.
-                seen.extend(self._cross_scores(pca, samples, step))
-
-        pca._learn(samples.take(columns), getattr(pca, "_model", None), calibrate)
+        if self.calibration == "prequential":
+            self._learn_prequentially(chosen, pca, seen)
+        else:
+            n_held_out = min(max(1, round(self.calibration * chosen.n_samples)), chosen.n_samples - 1)
+            learnt, held_out = chosen.split(chosen.n_samples - n_held_out)
+            pca._learn(learnt, getattr(pca, "_model", None))
+            for step in held_out.steps(self.step_size) if n_held_out else ():
+                seen.append(self._summarize(pca._model, step, chosen.patch_shape, pca._model.state.weight))
         self.pca_ = pca
         if columns is not None:
             self.feature_indices_ = columns
@@ -279,29 +296,53 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
             del self.feature_indices_
         samples.set_features_in(self)
         self.patch_shape_ = pca.patch_shape_
-        self._set_threshold(np.concatenate([scores, *(part.cpu().numpy() for part in seen)]))
+        self._set_thresholds(calibration.extended(part.cpu().numpy() for part in seen))
         return self
 
-    def _cross_scores(self, pca: BatchedIncrementalPCA, samples: Samples, step: Tensor) -> Iterator[Tensor]:
-        halves = step.tensor_split(2)
-        for learnt, scored in (halves, halves[::-1]):
-            half = type(pca)(**pca.get_params())
-            half.partial_fit(learnt.unflatten(1, samples.patch_shape) if samples.patch_shape else learnt[:, 0])
-            yield self._score_step(half._model, scored, samples.patch_shape)
+    def _learn_prequentially(self, samples: Samples, pca: BatchedIncrementalPCA, seen: list[Tensor]) -> None:
+        """Learn all samples, and add to `seen` what each step was like before it was learnt."""
+        n_before = getattr(pca, "n_samples_seen_", 0)
+        total = n_before + samples.n_samples
+        first_needed = total - window(total, total)
 
-    def _set_threshold(self, scores: np.ndarray) -> None:
-        """Set `offset_` from scores of images that the model had not seen when it scored them."""
-        self._calibration_scores = scores[-n_calibration_scores(self.n_samples_seen_) :]
-        scores = self._calibration_scores.astype(np.float64)
-        if len(scores) == 0:
+        def calibrate(model: Model | None, step: Tensor) -> None:
+            n_learnt = model.state.count if model is not None else 0
+            if n_learnt + len(step) <= first_needed:
+                return  # more than that will have come after it
+            if model is not None:
+                seen.append(self._summarize(model, step, samples.patch_shape, model.state.weight))
+            elif len(step) > 1:
+                # Nothing is known before the first step: each half of it is scored by what the other half teaches.
+                # Its scores are the first to be dropped when more come. They count as scores by a model of the whole
+                # step: a model of 8 images is too poor to extrapolate from.
+                halves = step.tensor_split(2)
+                for learnt, scored in (halves, halves[::-1]):
+                    half = clone(pca)
+                    half.partial_fit(learnt.unflatten(1, samples.patch_shape) if samples.patch_shape else learnt[:, 0])
+                    seen.append(self._summarize(half._model, scored, samples.patch_shape, len(step)))
+
+        pca._learn(samples, getattr(pca, "_model", None), calibrate)
+
+    def _set_thresholds(self, calibration: Calibration) -> None:
+        """Set the thresholds from images that the model had not learnt from when it scored them."""
+        state = self.pca_._model.state
+        prequential = self.calibration == "prequential"
+        self._calibration = calibration.latest(window(state.count, state.weight) if prequential else MAX_IMAGES)
+        self._reference = self._calibration.seen_by(state.weight)
+        if not len(self._reference.scores):
             warnings.warn(
                 "one image is too few for a threshold: predict calls everything normal until more are learnt",
                 UserWarning,
                 stacklevel=4,
             )
-            self.offset_ = -np.inf
-        else:
-            self.offset_ = threshold(scores, self.contamination)
+        self.offset_ = self._reference.offset(self.contamination)
+        self.map_threshold_ = self._reference.map_threshold(self.contamination, self.pixel_contamination)
+
+    @property
+    def calibration_scores_(self) -> np.ndarray:
+        """Scores of unseen normal images."""
+        check_is_fitted(self)
+        return self._reference.scores
 
     @property
     def n_samples_seen_(self) -> int:
@@ -346,7 +387,7 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
                 "random_state"
             )
         self.pca_.merge(other.pca_)
-        self._set_threshold(np.concatenate([other._calibration_scores, self._calibration_scores]))
+        self._set_thresholds(other._calibration.extended([self._calibration.summaries]))
         return self
 
     def transform(self, X: Any) -> Any:
@@ -401,6 +442,74 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
             return torch.where(decision < 0, -1, 1)
         return np.where(decision < 0, -1, 1)
 
+    def predict_masks(self, X: Any) -> Any:
+        """Return which patches are anomalous: `transform(X) > map_threshold_`.
+
+        Parameters and errors as `transform`.
+
+        Returns
+        -------
+        array or tensor of bool, shape (n, H, W), (n, P) or (n, 1)
+        """
+        return self.transform(X) > self.map_threshold_
+
+    def score_maps(self, maps: Any) -> Any:
+        """Return the scores of images from their maps, where both are wanted: the features are read once.
+
+        Parameters
+        ----------
+        maps : array or tensor of shape (n, H, W), (n, P) or (n, 1)
+            As from `transform`.
+
+        Returns
+        -------
+        array or tensor of shape (n,)
+            `score_maps(transform(X))` equals `score_samples(X)`.
+
+        Raises
+        ------
+        ValueError
+            Maps of other shapes than `transform` gives.
+        """
+        check_is_fitted(self)
+        shape = self.patch_shape_ or (1,)
+        if tuple(maps.shape[1:]) != shape:
+            raise ValueError(f"maps of shape {tuple(maps.shape)}; expected (n, {', '.join(map(str, shape))})")
+        if isinstance(maps, Tensor):
+            return -image_scores(maps, self.image_score)
+        return -image_scores(torch.from_numpy(np.ascontiguousarray(maps)), self.image_score).numpy()
+
+    def p_values(self, X: Any = None, *, scores: Any = None) -> np.ndarray:
+        """Return the p-value of each image: how often a normal image scores as low.
+
+        Calling images with p <= a anomalous calls a share a of normal images so, at most, for every a at once.
+
+        Parameters
+        ----------
+        X : PatchFeatures, array-like or tensor of shape (n, H, W, m), (n, P, m) or (n, m)
+            Features of the shape that was learnt. None where `scores` are given.
+        scores : array-like or tensor of shape (n,), default=None
+            What `score_samples(X)` is, where it is known already.
+
+        Returns
+        -------
+        ndarray of float64, shape (n,)
+            (1 + number of calibration images that score as low or lower) / (1 + number of calibration images), so
+            never below that. Valid in finite samples (conformal: Vovk et al., 2005) if the images of X and of one
+            `fit` with `calibration` a number are exchangeable; with `"prequential"`, whose scores come from models
+            that had seen less, about so.
+
+        Raises
+        ------
+        NotFittedError, ValueError
+            As `transform`.
+        """
+        if (X is None) == (scores is None):
+            raise ValueError("p_values takes either X or scores=")
+        check_is_fitted(self)
+        scores = self.score_samples(X) if scores is None else scores
+        return self._reference.p_values(scores.cpu().numpy() if isinstance(scores, Tensor) else np.asarray(scores))
+
     @MethodAndParameter
     def score(self, X: Any, y: Any = None) -> float:
         """Return the mean log-likelihood of the patches of images under probabilistic PCA: higher fits better.
@@ -452,6 +561,12 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
         maps = model.distances(step.to(device), score=self._distance, noise_shrinkage=self.noise_shrinkage)
         maps = maps.unflatten(1, patch_shape or (1,))
         return smooth_maps(maps, self.smoothing) if self.smoothing > 0 else maps
+
+    def _summarize(self, model: Model, step: Tensor, patch_shape: tuple[int, ...], weight: float) -> Tensor:
+        """Return what a calibration keeps (b, 2 + q) of a step (b, P, m), by a model of images of this weight."""
+        maps = self._map_step(model, step, patch_shape)
+        learnt = maps.new_full((len(maps), 1), weight)
+        return torch.cat([learnt, -image_scores(maps, self.image_score)[:, None], tails(maps)], dim=1)
 
     def _score_step(self, model: Model, step: Tensor, patch_shape: tuple[int, ...]) -> Tensor:
         """Return the scores (b,) of a step (b, P, m), higher is more normal."""

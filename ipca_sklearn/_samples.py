@@ -72,6 +72,14 @@ class Samples:
         names = None if self.feature_names is None else self.feature_names[columns]
         return replace(self, n_features=len(columns), feature_names=names, columns=columns, _unchecked=[])
 
+    def split(self, first: int) -> tuple[Samples, Samples]:
+        """Return the first samples, as many as said, and the others."""
+        n_others = self.n_samples - first
+        return (
+            replace(self, source=self.source[:first], n_samples=first, _unchecked=[]),
+            replace(self, source=self.source[first:], n_samples=n_others, _unchecked=[]),
+        )
+
     @property
     def n_patches(self) -> int:
         """Number of PCAs."""

@@ -23,7 +23,9 @@ def run(script, *arguments):
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
 
 
-@pytest.mark.parametrize("script", ["pca.py", "scaling.py", "end_to_end.py", "gpu.py", "leather.py", "paper.py"])
+@pytest.mark.parametrize(
+    "script", ["pca.py", "scaling.py", "end_to_end.py", "gpu.py", "leather.py", "paper.py", "thresholds.py"]
+)
 def test_every_script_says_what_it_does(script):
     done = run(script, "--help")
     assert done.returncode == 0, done.stderr

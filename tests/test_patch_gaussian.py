@@ -229,9 +229,9 @@ def test_a_plain_fit_warns_of_nothing():
 
 
 def test_the_scores_kept_for_the_threshold_are_bounded(monkeypatch):
-    monkeypatch.setattr("ipca_sklearn._anomaly_maps.MAX_CALIBRATION_SCORES", 25)
+    monkeypatch.setattr("ipca_sklearn._calibration.MAX_IMAGES", 25)
     detector = PatchGaussianDetector(3, step_size=10).fit(normal(100))
-    assert len(detector._calibration_scores) == 25
+    assert len(detector.calibration_scores_) == 25
 
 
 @pytest.mark.parametrize(

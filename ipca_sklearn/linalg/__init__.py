@@ -3,7 +3,14 @@
 A batch of P PCAs is a `State`; `update` and `merge` return a new one, `finalize` makes components and variances of it.
 """
 
-from ipca_sklearn.linalg._distances import SCORES, log_likelihood, patch_distances, project, reconstruct
+from ipca_sklearn.linalg._distances import (
+    SCORES,
+    distance_weights,
+    log_likelihood,
+    patch_distances,
+    project,
+    reconstruct,
+)
 from ipca_sklearn.linalg._eigh import EIGENSOLVERS, choose_eigensolver
 from ipca_sklearn.linalg._execution import full_precision
 from ipca_sklearn.linalg._finalize import Basis, finalize
@@ -29,6 +36,7 @@ __all__ = [
     "ScatterState",
     "State",
     "choose_eigensolver",
+    "distance_weights",
     "empty_scatter",
     "empty_state",
     "finalize",

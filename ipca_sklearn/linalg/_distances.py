@@ -64,13 +64,7 @@ def patch_distances(basis: Basis, step: Tensor, *, score: str, noise_shrinkage: 
     n_samples, n_patches, n_features = step.shape
     n_rows = basis.rows.shape[1]
     distances = basis.mean.new_empty(n_samples, n_patches)
-    scale = _inverse_scale(basis)
-    if score == "factor_analysis":
-        noise = basis.feature_noise
-        noise = torch.lerp(noise, noise.mean(0).expand_as(noise), noise_shrinkage)
-    else:
-        noise = basis.noise_variance[:, None]
-    precision = _floored(noise).rsqrt_()
+    scale, precision = distance_weights(basis, score=score, noise_shrinkage=noise_shrinkage)
 
     def task(patches: slice) -> None:
         rows, transform = basis.rows[patches], basis.transform[patches]
@@ -95,6 +89,16 @@ def patch_distances(basis: Basis, step: Tensor, *, score: str, noise_shrinkage: 
         bytes_per_patch = n_samples * (2 * n_features + 3 * n_rows) * basis.mean.element_size()
         for_each_chunk(task, n_patches, bytes_per_patch, basis.mean.device)
     return distances
+
+
+def distance_weights(basis: Basis, *, score: str, noise_shrinkage: float) -> tuple[Tensor, Tensor]:
+    """Return what projections (P, k) and residuals (P, m), or (P, 1), are multiplied by; see `patch_distances`."""
+    if score == "factor_analysis":
+        noise = basis.feature_noise
+        noise = torch.lerp(noise, noise.mean(0).expand_as(noise), noise_shrinkage)
+    else:
+        noise = basis.noise_variance[:, None]
+    return _inverse_scale(basis), _floored(noise).rsqrt_()
 
 
 def _floored(noise: Tensor) -> Tensor:

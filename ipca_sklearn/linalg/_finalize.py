@@ -108,13 +108,15 @@ def _orthonormalize(rows: Tensor) -> tuple[Tensor, Tensor]:
     return transform, norms * factor.diagonal(dim1=1, dim2=2)
 
 
-def _remove_mean(projected_mean: Tensor, norms: Tensor, count: int, eigensolver: Eigensolver) -> tuple[Tensor, Tensor]:
+def _remove_mean(
+    projected_mean: Tensor, norms: Tensor, weight: float, eigensolver: Eigensolver
+) -> tuple[Tensor, Tensor]:
     """Return the rotation (P, r, r) from directions of the raw Gram matrix to those of the scatter, and their norms.
 
     `projected_mean` (P, r) is the mean in the basis of the raw Gram matrix (paper, Eq. 7-9).
     """
     outer = projected_mean[:, :, None] * projected_mean[:, None, :]
-    values, rotation = eigensolver.solve(torch.diag_embed(norms.square()) - count * outer, norms.shape[1])
+    values, rotation = eigensolver.solve(torch.diag_embed(norms.square()) - weight * outer, norms.shape[1])
     # Of an eigenvalue that is zero, rounding makes up to 20 eps of the largest, whatever r is.
     live = values > 50 * torch.finfo(norms.dtype).eps * norms[:, :1].square()
     return rotation * live[..., None], torch.where(live, values, 0).sqrt()
@@ -146,7 +148,6 @@ def finalize(state: State, *, n_components: int, centering: str = "incremental")
     transforms = state.mean.new_zeros(n_patches, n_components, n_rows)
     variance = state.mean.new_zeros(n_patches, n_components)
     kept = min(n_components, n_rows)
-    degrees_of_freedom = max(state.count - 1, 1)
     eigensolver = choose_eigensolver(state.mean.device, state.mean.dtype, n_rows, n_patches)
 
     def task(patches: slice) -> None:
@@ -154,16 +155,16 @@ def finalize(state: State, *, n_components: int, centering: str = "incremental")
         transform, norms = _orthonormalize(rows)
         if centering == "deferred":
             projected_mean = (transform @ (rows @ state.mean[patches, :, None]))[..., 0]
-            rotation, norms = _remove_mean(projected_mean, norms, state.count, eigensolver)
+            rotation, norms = _remove_mean(projected_mean, norms, state.weight, eigensolver)
             transform = rotation @ transform
         transforms[patches, :kept] = transform[:, :kept]
-        variance[patches, :kept] = norms[:, :kept].square() / degrees_of_freedom
+        variance[patches, :kept] = norms[:, :kept].square() / state.degrees_of_freedom
 
     if n_rows:
         with full_precision():
             bytes_per_patch = 2 * n_rows * n_features * state.mean.element_size()
             for_each_chunk(task, n_patches, bytes_per_patch, state.mean.device, group=eigensolver.group)
-    feature_variance = state.scatter / degrees_of_freedom
+    feature_variance = state.scatter / state.degrees_of_freedom
     left = feature_variance.sum(-1) - variance.sum(-1)
     noise_variance = left.clamp_min(0) / max(n_features - n_components, 1) * (n_features > n_components)
     return Basis(state.rows, transforms, variance, state.mean, noise_variance, feature_variance)

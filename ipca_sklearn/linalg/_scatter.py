@@ -23,11 +23,19 @@ class ScatterState:
         Mean of the samples.
     count : int
         Number of samples.
+    weight : float
+        Sum of their weights: `count`, or less where the past is forgotten.
     """
 
     matrix: Tensor
     mean: Tensor
     count: int
+    weight: float
+
+    @property
+    def degrees_of_freedom(self) -> float:
+        """What the scatter is divided by for a sample variance."""
+        return max(self.weight - 1, 1)
 
     @property
     def scatter(self) -> Tensor:
@@ -36,24 +44,26 @@ class ScatterState:
 
     def covariance(self, patches: slice = slice(None)) -> Tensor:
         """Return the sample covariance (P, m, m), ddof 1."""
-        return self.matrix[patches] / max(self.count - 1, 1)
+        return self.matrix[patches] / self.degrees_of_freedom
 
     def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> ScatterState:
         """Return the state on another device or in another dtype (itself where nothing changes)."""
         matrix, mean = (tensor.to(device=device, dtype=dtype) for tensor in (self.matrix, self.mean))
-        return ScatterState(matrix, mean, self.count)
+        return ScatterState(matrix, mean, self.count, self.weight)
 
 
 def empty_scatter(n_patches: int, n_features: int, *, dtype: torch.dtype, device: torch.device) -> ScatterState:
     """Return the state of P Gaussians that have seen nothing."""
     mean = torch.zeros(n_patches, n_features, dtype=dtype, device=device)
-    return ScatterState(mean.new_zeros(n_patches, n_features, n_features), mean, 0)
+    return ScatterState(mean.new_zeros(n_patches, n_features, n_features), mean, 0, 0)
 
 
-def update_scatter(state: ScatterState, step: Tensor) -> ScatterState:
-    """Add a step of samples (b, P, m), b >= 1, which is not changed. Cost per Gaussian: b m^2."""
+def update_scatter(state: ScatterState, step: Tensor, *, forgetting_factor: float = 1.0) -> ScatterState:
+    """Add a step of samples (b, P, m), b >= 1, which is not changed; see `update`. Cost per Gaussian: b m^2."""
     n_samples, n_patches, n_features = step.shape
-    total = state.count + n_samples
+    ageing = forgetting_factor**n_samples
+    old_weight = ageing * state.weight
+    total = old_weight + n_samples
     matrix, mean = torch.empty_like(state.matrix), torch.empty_like(state.mean)
 
     def task(patches: slice) -> None:
@@ -62,24 +72,25 @@ def update_scatter(state: ScatterState, step: Tensor) -> ScatterState:
         deviations = samples - reference
         shift = deviations.mean(1, keepdim=True)
         deviations = deviations - shift
-        between = shift.mT @ shift * (state.count * n_samples / total)
-        torch.baddbmm(state.matrix[patches] + between, deviations.mT, deviations, out=matrix[patches])
+        between = shift.mT @ shift * (old_weight * n_samples / total)
+        torch.baddbmm(between.add_(state.matrix[patches], alpha=ageing), deviations.mT, deviations, out=matrix[patches])
         torch.add(reference[:, 0], shift[:, 0], alpha=n_samples / total, out=mean[patches])
 
     with full_precision():
         bytes_per_patch = 3 * (n_samples + n_features) * n_features * state.mean.element_size()
         for_each_chunk(task, n_patches, bytes_per_patch, state.mean.device)
-    return ScatterState(matrix, mean, total)
+    return ScatterState(matrix, mean, state.count + n_samples, total)
 
 
 def merge_scatter(first: ScatterState, second: ScatterState) -> ScatterState:
     """Combine the Gaussians of two disjoint sets of samples (Chan et al., 1979); exact."""
     second = second.to(first.mean.device, first.mean.dtype)
-    total = first.count + second.count
+    total = first.weight + second.weight
     shift = second.mean - first.mean
-    between = shift[:, :, None] * shift[:, None] * (first.count * second.count / total)
-    mean = first.mean + shift * (second.count / total)
-    return ScatterState(first.matrix + second.matrix + between, mean, total)
+    between = shift[:, :, None] * shift[:, None] * (first.weight * second.weight / total)
+    mean = first.mean + shift * (second.weight / total)
+    matrix = first.matrix + second.matrix + between
+    return ScatterState(matrix, mean, first.count + second.count, total)
 
 
 def finalize_scatter(state: ScatterState) -> Basis:
@@ -94,7 +105,7 @@ def finalize_scatter(state: ScatterState) -> Basis:
 
     for_each_chunk(task, n_patches, 3 * n_features**2 * rows.element_size(), rows.device)
     identity = torch.eye(n_features, dtype=rows.dtype, device=rows.device).expand_as(rows)
-    feature_variance = state.scatter / max(state.count - 1, 1)
+    feature_variance = state.scatter / state.degrees_of_freedom
     return Basis(rows, identity, variance, state.mean, torch.zeros_like(variance[:, 0]), feature_variance)
 
 

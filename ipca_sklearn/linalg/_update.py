@@ -30,23 +30,31 @@ class State:
         Sum over the samples of the squared deviation from the mean, per feature (exact, never truncated).
     count : int
         Number of samples.
+    weight : float
+        Sum of their weights in all of the above: `count`, or less where the past is forgotten.
     """
 
     rows: Tensor
     mean: Tensor
     scatter: Tensor
     count: int
+    weight: float
+
+    @property
+    def degrees_of_freedom(self) -> float:
+        """What the scatter is divided by for a sample variance."""
+        return max(self.weight - 1, 1)
 
     def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> State:
         """Return the state on another device or in another dtype (itself where nothing changes)."""
         rows, mean, scatter = (tensor.to(device=device, dtype=dtype) for tensor in (self.rows, self.mean, self.scatter))
-        return State(rows, mean, scatter, self.count)
+        return State(rows, mean, scatter, self.count, self.weight)
 
 
 def empty_state(n_patches: int, n_features: int, *, dtype: torch.dtype, device: torch.device) -> State:
     """Return the state of P PCAs that have seen nothing."""
     zeros = torch.zeros(n_patches, n_features, dtype=dtype, device=device)
-    return State(zeros.new_zeros(n_patches, 0, n_features), zeros, zeros, 0)
+    return State(zeros.new_zeros(n_patches, 0, n_features), zeros, zeros, 0, 0)
 
 
 @lru_cache(maxsize=32)
@@ -59,13 +67,13 @@ def _helmert(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     return matrix.to(dtype=dtype, device=device)
 
 
-def _centre(deviations: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return the mean of (b, P, m) deviations from a running mean of `count` samples, and the rows they add to W.
+def _centre(deviations: Tensor, old_weight: float) -> tuple[Tensor, Tensor]:
+    """Return the mean of (b, P, m) deviations from a running mean of weight `old_weight`, and the rows they add to W.
 
     Row 0 stands for the shift of the mean, the others for the scatter around the step's own mean.
     """
     n_samples, _, n_features = deviations.shape
-    weight = math.sqrt(count / (count + n_samples))
+    weight = math.sqrt(old_weight / (old_weight + n_samples))
     if n_samples <= n_features:
         helmert = _helmert(n_samples, deviations.dtype, deviations.device)
         rows = (helmert @ deviations.flatten(1)).view(deviations.shape)
@@ -91,6 +99,7 @@ def update(
     centering: str = "incremental",
     solver: str = "auto",
     svd_driver: str | None = None,
+    forgetting_factor: float = 1.0,
     memory: Tensor | None = None,
 ) -> State:
     """Add one step of samples to every PCA.
@@ -110,6 +119,10 @@ def update(
         the paper's Eq. 4-6: raw samples, the mean is taken out at the end.
     solver, svd_driver : str
         See `ipca_sklearn.linalg.SOLVERS` and `torch.linalg.svd`.
+    forgetting_factor : float in (0, 1], default=1.0
+        What the weight of every old sample is multiplied by for each new one: after the step, a sample that t samples
+        of later steps came after weighs `forgetting_factor ** t`. (Levy & Lindenbaum, 2000, age by the step; this way
+        what is forgotten does not depend on the size of the steps.)
     memory : Tensor or None
         Rows of a state that nobody needs any more, overwritten by the new rows if they fit: on a CPU new memory of
         this size is paid for in page faults, every step again.
@@ -126,7 +139,9 @@ def update(
     """
     n_samples, n_patches, n_features = step.shape
     dtype, device = state.mean.dtype, state.mean.device
-    total = state.count + n_samples
+    ageing = forgetting_factor**n_samples
+    old_weight = ageing * state.weight
+    total = old_weight + n_samples
     first_row = 1 if centering == "incremental" and state.count == 0 else 0
     height = state.rows.shape[1] + n_samples - first_row
     chosen = get_solver(solver, svd_driver, state.mean, min(height, n_features))
@@ -142,22 +157,23 @@ def update(
         reference = state.mean[patches] if state.count else samples[0]
         new = samples - reference
         if centering == "incremental":
-            shift, new = _centre(new, state.count)
+            shift, new = _centre(new, old_weight)
             growth = _sum_of_squares(new)
             new = new[first_row:]
         else:
             shift = new.mean(0)
             growth = (_sum_of_squares(new) - shift.square() * (n_samples**2 / total)).clamp_min_(0)
             new = samples
-        torch.add(state.scatter[patches], growth, out=scatter[patches])
+        torch.add(growth, state.scatter[patches], alpha=ageing, out=scatter[patches])
         torch.add(reference, shift, alpha=n_samples / total, out=mean[patches])
         if kept:
-            _write_leading(chosen, [state.rows[patches], new.transpose(0, 1)], rows[patches])
+            old = state.rows[patches] if ageing == 1 else state.rows[patches] * math.sqrt(ageing)
+            _write_leading(chosen, [old, new.transpose(0, 1)], rows[patches])
 
     with full_precision():
         bytes_per_patch = (3 * n_samples + 2 * kept + height) * n_features * state.mean.element_size()
         for_each_chunk(task, n_patches, bytes_per_patch, device, group=chosen.group)
-    return State(rows, mean, scatter, total)
+    return State(rows, mean, scatter, state.count + n_samples, total)
 
 
 def merge(
@@ -176,9 +192,9 @@ def merge(
     """
     dtype, device = first.mean.dtype, first.mean.device
     second = second.to(device=device, dtype=dtype)
-    total = first.count + second.count
+    total = first.weight + second.weight
     shift = second.mean - first.mean
-    mean_row = shift * math.sqrt(first.count * second.count / total)
+    mean_row = shift * math.sqrt(first.weight * second.weight / total)
     blocks = [first.rows, second.rows]
     if centering == "incremental":
         blocks.append(mean_row[:, None])
@@ -195,8 +211,9 @@ def merge(
         with full_precision():
             bytes_per_patch = (2 * height + kept) * n_features * shift.element_size()
             for_each_chunk(task, n_patches, bytes_per_patch, device, group=chosen.group)
-    mean = first.mean + shift * (second.count / total)
-    return State(rows, mean, first.scatter + second.scatter + mean_row.square(), total)
+    mean = first.mean + shift * (second.weight / total)
+    scatter = first.scatter + second.scatter + mean_row.square()
+    return State(rows, mean, scatter, first.count + second.count, total)
 
 
 def _write_leading(solver: Solver, blocks: list[Tensor], out: Tensor) -> None:

@@ -1,0 +1,310 @@
+"""A fitted pipeline as one torch module or one ONNX file: images in, scores and anomaly maps out."""
+
+from __future__ import annotations
+
+import copy
+import os
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.pipeline import Pipeline
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor, nn
+
+from ipca_sklearn import linalg
+from ipca_sklearn._anomaly_maps import blur, image_scores
+from ipca_sklearn._full_covariance import CovarianceModel
+from ipca_sklearn._lazy_features import FeatureSettings, on_grid, resizing
+from ipca_sklearn._patch_features import PatchFeatureExtractor
+from ipca_sklearn._patch_gaussian import PatchGaussianDetector
+
+# What protocol buffers, so ONNX files in one piece, hold at most.
+_MAX_BYTES = 2**31 - 2**24
+
+
+class PatchGaussianModule(nn.Module):
+    """Images to scores and maps; made by :func:`to_torch`.
+
+    Attributes
+    ----------
+    offset : float
+        `offset_` of the detector: images with a lower score are anomalous.
+    map_threshold : float
+        `map_threshold_` of the detector: patches with a larger value are anomalous.
+    """
+
+    _blur: Tensor | None
+
+    def __init__(self, extractor: PatchFeatureExtractor, detector: PatchGaussianDetector) -> None:
+        super().__init__()
+        settings = extractor._features([np.zeros((8, 8, 3), np.uint8)], None)._settings
+        self.offset, self.map_threshold = float(detector.offset_), float(detector.map_threshold_)
+        self._features = _Features(settings, detector._columns())
+        model = detector.pca_._model
+        self._distances: nn.Module
+        if isinstance(model, CovarianceModel):
+            self._distances = _FullDistances(model)
+        else:
+            self._distances = _Distances(model.basis(torch.device("cpu")), detector._distance, detector.noise_shrinkage)
+        self._image_score = detector.image_score
+        self._grid_size = settings.grid_size
+        sigma = detector.smoothing
+        self.register_buffer("_blur", blur(settings.grid_size, sigma).float() if sigma > 0 else None)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Score images.
+
+        Parameters
+        ----------
+        images : Tensor of shape (n, 3, H, W)
+            RGB, uint8 or floats in [0, 1], of any size.
+
+        Returns
+        -------
+        score : Tensor of shape (n,)
+            As `score_samples`: higher is more normal.
+        map : Tensor of shape (n, grid_size, grid_size)
+            As `transform`: larger is more anomalous.
+        """
+        maps = self._distances(self._features(images)).unflatten(1, (self._grid_size, self._grid_size))
+        if self._blur is not None:
+            maps = self._blur @ maps @ self._blur.T
+        return -image_scores(maps, self._image_score), maps
+
+
+class _Features(nn.Module):
+    """Images (n, 3, H, W) to features (P, n, m), the patches in front."""
+
+    _mean: Tensor
+    _std: Tensor
+    _columns: Tensor | None
+
+    def __init__(self, settings: FeatureSettings, columns: np.ndarray | None) -> None:
+        super().__init__()
+        self._settings = settings.images
+        self._backbone = copy.deepcopy(settings.backbone)
+        self._network = self._backbone.module.float().cpu()
+        side = settings.images.crop_size
+        self.register_buffer("_mean", torch.tensor(settings.mean).view(3, 1, 1))
+        self.register_buffer("_std", torch.tensor(settings.std).view(3, 1, 1))
+        self.register_buffer("_columns", None if columns is None else torch.from_numpy(columns))
+        with torch.inference_mode():
+            layers = self._backbone.maps(torch.zeros(1, 3, side, side))
+        for index, layer in enumerate(layers):
+            matrix = resizing(
+                layer.shape[-1],
+                settings.grid_size,
+                settings.map_interpolation,
+                settings.pooling_size,
+                torch.device("cpu"),
+            )
+            self.register_buffer(f"_resizing_{index}", matrix.clone())
+
+    def forward(self, images: Tensor) -> Tensor:
+        layers = self._backbone.maps((self._cut(images) - self._mean) / self._std)
+        resized = [on_grid(layer, self.get_buffer(f"_resizing_{index}")) for index, layer in enumerate(layers)]
+        features = torch.cat(resized, dim=3).flatten(1, 2)
+        if self._columns is not None:
+            features = features[..., self._columns]
+        return features.transpose(0, 1)
+
+    def _cut(self, images: Tensor) -> Tensor:
+        """Resize to image_size, crop the centre and scale to [0, 1]; height and width are known only now."""
+        settings = self._settings
+        start = round((settings.image_size - settings.crop_size) / 2)
+        crop = slice(start, start + settings.crop_size)
+        integers = images.dtype == torch.uint8
+        precise = torch.float64 if integers and settings.interpolation != "nearest" else torch.float32
+        positions = torch.arange(settings.image_size, device=images.device, dtype=precise)
+        if settings.interpolation == "nearest":
+            rows, columns = (_nearest(positions[crop], side, settings.image_size) for side in images.shape[2:])
+            cut = images[:, :, rows][..., columns].float()
+            return cut / 255 if integers else cut
+        rows, columns = (_antialiased(positions, side, settings.image_size) for side in images.shape[2:])
+        if not integers:
+            return rows[crop] @ (images.float() @ columns[crop].T)
+        # The kernel for 8 bits has weights of 16 and rounds after each pass, the width first (ATen, UpSampleKernel).
+        half = (images.double() @ _in_16_bits(columns)[crop].T + 0.5).floor()
+        return ((_in_16_bits(rows)[crop] @ half + 0.5).floor() / 255).float()
+
+
+def _nearest(positions: Tensor, side: int, new_side: int) -> Tensor:
+    """Return the indices that torch's "nearest-exact" takes."""
+    return ((positions + 0.5) * (side / new_side)).floor().long().clamp(max=side - 1)
+
+
+def _antialiased(positions: Tensor, side: int, new_side: int) -> Tensor:
+    """Return the matrix (positions, side) of torch's bilinear interpolation with antialias."""
+    scale = torch.full((), side, dtype=positions.dtype, device=positions.device) / new_side
+    width = scale.clamp(min=1)
+    pixels = torch.arange(side, device=positions.device, dtype=positions.dtype) + 0.5
+    weights = (1 - (pixels - ((positions + 0.5) * scale)[:, None]).abs() / width).clamp(min=0)
+    return weights / weights.sum(1, keepdim=True)
+
+
+def _in_16_bits(weights: Tensor) -> Tensor:
+    """Round weights as torch does for 8-bit images: as many binary digits as the largest leaves room for."""
+    digits = (((2**15 - 0.5) / weights.max()).log2().ceil() - 1).clamp(0, 22)
+    return (weights * 2**digits + 0.5).floor() / 2**digits
+
+
+class _Distances(nn.Module):
+    """Distances (n, P) of features (P, n, m) from truncated Gaussians: P k m numbers, and P m or 2 P m more."""
+
+    _mean: Tensor
+    _components: Tensor
+    _scale: Tensor
+    _precision: Tensor | None
+
+    def __init__(self, basis: linalg.Basis, score: str, noise_shrinkage: float) -> None:
+        super().__init__()
+        scale, precision = linalg.distance_weights(basis, score=score, noise_shrinkage=noise_shrinkage)
+        self._score = score
+        self.register_buffer("_mean", basis.mean.float()[:, None].clone())
+        self.register_buffer("_components", basis.components.float().clone())
+        self.register_buffer("_scale", scale.float()[:, None].clone())
+        # The square roots of what the residual is divided by; ones for its plain length.
+        self.register_buffer("_precision", None if score == "residual" else precision.float()[:, None].clone())
+
+    def forward(self, features: Tensor) -> Tensor:
+        centred = features - self._mean
+        projected = centred @ self._components.mT
+        squared = torch.zeros_like(centred[..., 0])
+        if self._score != "residual":
+            squared = squared + (projected * self._scale).square().sum(-1)
+        if self._score != "mahalanobis":
+            left = centred - projected @ self._components
+            squared = squared + (left if self._precision is None else left * self._precision).square().sum(-1)
+        return squared.sqrt().T
+
+
+class _FullDistances(nn.Module):
+    """Mahalanobis distances (n, P) of features (P, n, m): P m^2 numbers."""
+
+    _mean: Tensor
+    _whitener: Tensor
+
+    def __init__(self, model: CovarianceModel) -> None:
+        super().__init__()
+        self.register_buffer("_mean", model.state.mean.float().cpu()[:, None].clone())
+        self.register_buffer("_whitener", model.whitener(torch.device("cpu")).float().clone())
+
+    def forward(self, features: Tensor) -> Tensor:
+        return ((features - self._mean) @ self._whitener.mT).square().sum(-1).sqrt().T
+
+
+def to_torch(pipe: Pipeline) -> PatchGaussianModule:
+    """Return a fitted pipeline as a torch module, for a program without scikit-learn's interface.
+
+    Parameters
+    ----------
+    pipe : Pipeline
+        Of a fitted :class:`PatchFeatureExtractor` and a fitted :class:`PatchGaussianDetector`.
+
+    Returns
+    -------
+    nn.Module
+        Takes images (n, 3, H, W), uint8 or floats in [0, 1], of any size; returns the scores (n,), higher is more
+        normal, and the maps (n, H', W'), larger is more anomalous. float32, on the CPU, a copy: what the pipeline
+        learns later has no effect. Decoding (EXIF orientation, palettes, transparency) is left to the caller.
+
+    Raises
+    ------
+    TypeError
+        `pipe` is another pipeline.
+    NotFittedError
+        It is not fitted.
+
+    Examples
+    --------
+    >>> import numpy as np, torch
+    >>> from sklearn.pipeline import Pipeline
+    >>> from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector
+    >>> from ipca_sklearn.export import to_torch
+    >>> images = np.random.default_rng(0).integers(0, 255, (8, 40, 40, 3), dtype=np.uint8)
+    >>> extractor = PatchFeatureExtractor("resnet18", weights=None, image_size=32, crop_size=32)
+    >>> pipe = Pipeline([("features", extractor), ("detector", PatchGaussianDetector(2))]).fit(images)
+    >>> score, map = to_torch(pipe)(torch.from_numpy(images).movedim(-1, 1))
+    >>> score.shape, map.shape, bool(np.allclose(score, pipe.score_samples(images), rtol=1e-3))
+    (torch.Size([8]), torch.Size([8, 8, 8]), True)
+    """
+    steps = [step for _, step in pipe.steps] if isinstance(pipe, Pipeline) else [pipe]
+    if [type(step) for step in steps] != [PatchFeatureExtractor, PatchGaussianDetector]:
+        names = ", ".join(type(step).__name__ for step in steps)
+        raise TypeError(f"export takes a Pipeline of PatchFeatureExtractor and PatchGaussianDetector, got {names}")
+    for step in steps:
+        check_is_fitted(step)
+    return PatchGaussianModule(*steps).eval().requires_grad_(False)
+
+
+def to_onnx(pipe: Pipeline, path: str | os.PathLike, *, dtype: str = "uint8", opset_version: int = 18) -> None:
+    """Write a fitted pipeline as one ONNX file, network included.
+
+    Parameters
+    ----------
+    pipe : Pipeline
+        As for :func:`to_torch`.
+    path : str or path
+        Of the file; replaced only when the new one is complete.
+    dtype : {"uint8", "float32"}, default="uint8"
+        Of the input `images` (n, 3, H, W); n, H and W are dynamic. Floats are in [0, 1].
+    opset_version : int, default=18
+        Of ONNX.
+
+    Raises
+    ------
+    ImportError
+        onnx and onnxscript are not installed: `pip install "ipca_sklearn[onnx]"`.
+    ValueError
+        The model has more than 2 GB, which no ONNX file in one piece can hold: P k m and what else there is, so only
+        `covariance="full"` with many features gets there.
+    TypeError, NotFittedError
+        As `to_torch`.
+
+    Notes
+    -----
+    Outputs are `score` (n,), higher is more normal, and `map` (n, H', W'), larger is more anomalous; scores agree with
+    `pipe.score_samples` to about 1e-5. The file's metadata say `offset` (lower scores are anomalous),
+    `map_threshold` and `ipca_sklearn_version`. Size: 4 bytes for each of the P (k + 2) m numbers and each weight of the
+    network; PaDiM's inverse covariances are P m^2.
+    """
+    if dtype not in ("uint8", "float32"):
+        raise ValueError(f"dtype={dtype!r}: the input of the file is 'uint8' or 'float32'")
+    try:
+        import onnxscript  # noqa: F401  (what torch.onnx needs)
+    except ImportError as error:
+        raise ImportError("writing ONNX needs onnx and onnxscript; pip install 'ipca_sklearn[onnx]'") from error
+    module = to_torch(pipe)
+    n_bytes = sum(value.numel() * value.element_size() for value in module.state_dict().values())
+    if n_bytes > _MAX_BYTES:
+        raise ValueError(
+            f"the model has {n_bytes / 1e9:.1f} GB, an ONNX file holds 2: lower n_components, or n_random_features "
+            "with covariance='full'"
+        )
+    side = module._features._settings.image_size
+    images = torch.zeros(2, 3, side, side + 1, dtype=getattr(torch, dtype))
+    dynamic = {"images": {0: torch.export.Dim("n"), 2: torch.export.Dim("height"), 3: torch.export.Dim("width")}}
+    program = torch.onnx.export(
+        module,
+        (images,),
+        dynamo=True,
+        opset_version=opset_version,
+        input_names=["images"],
+        output_names=["score", "map"],
+        dynamic_shapes=dynamic,
+        verbose=False,
+    )
+    assert program is not None  # dynamo=True returns one
+    program.model.metadata_props.update(
+        offset=repr(module.offset),
+        map_threshold=repr(module.map_threshold),
+        ipca_sklearn_version=version("ipca_sklearn"),
+    )
+    unfinished = Path(f"{os.fspath(path)}.{os.getpid()}.tmp")
+    try:
+        program.save(unfinished, external_data=False)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)

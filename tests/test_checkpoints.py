@@ -1,0 +1,163 @@
+"""fit_resumable: killed at any moment, the result is that of an uninterrupted fit, bit for bit."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.pipeline import Pipeline
+
+from ipca_sklearn import BatchedIncrementalPCA, PatchFeatureExtractor, PatchGaussianDetector
+from ipca_sklearn.persistence import fit_resumable, load, save
+
+
+def normal(n, seed=0):
+    return np.random.default_rng(seed).normal(size=(n, 3, 4, 8))
+
+
+def assert_same(found, expected, X):
+    np.testing.assert_array_equal(found.score_samples(X), expected.score_samples(X))
+    assert (found.offset_, found.map_threshold_) == (expected.offset_, expected.map_threshold_)
+
+
+def stop_after(n):
+    def callback(done):
+        if done >= n:
+            raise KeyboardInterrupt
+
+    return callback
+
+
+@pytest.mark.parametrize("every", [1, 16, 40])
+@pytest.mark.parametrize(
+    "parameters", [{}, {"forgetting_factor": 0.98}, {"covariance": "full", "score": "mahalanobis"}]
+)
+def test_an_interrupted_fit_goes_on_and_ends_as_if_it_had_not_been(tmp_path, every, parameters):
+    X = normal(150)
+    expected = PatchGaussianDetector(3, **parameters).fit(X)
+    interrupted = PatchGaussianDetector(3, **parameters)
+    with pytest.raises(KeyboardInterrupt):
+        fit_resumable(interrupted, X, tmp_path / "c", every=every, callback=stop_after(48))
+    assert 48 <= interrupted.n_samples_seen_ < 150  # usable
+    assert interrupted.predict(X).shape == (150,)
+    seen = []
+    resumed = PatchGaussianDetector(3, **parameters)
+    assert fit_resumable(resumed, X, tmp_path / "c", every=every, callback=seen.append) is resumed
+    assert min(seen) > 48 and seen[-1] == 150
+    assert_same(resumed, expected, X)
+    fit_resumable(
+        again := PatchGaussianDetector(3, **parameters), X, tmp_path / "c", every=every, callback=stop_after(0)
+    )
+    assert_same(again, expected, X)
+
+
+def test_a_bare_pca_goes_on_too(tmp_path):
+    X = normal(100)
+    with pytest.raises(KeyboardInterrupt):
+        fit_resumable(BatchedIncrementalPCA(3), X, tmp_path / "c", every=32, callback=stop_after(64))
+    pca = fit_resumable(BatchedIncrementalPCA(3), X, tmp_path / "c", every=32)
+    np.testing.assert_array_equal(pca.components_, BatchedIncrementalPCA(3).fit(X).components_)
+
+
+@pytest.fixture
+def paths(tmp_path):
+    rng = np.random.default_rng(0)
+    found = [tmp_path / f"{index}.png" for index in range(40)]
+    for path in found:
+        Image.fromarray(rng.integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(path)
+    return found
+
+
+def pipeline(augment=None, random_state=0):
+    extractor = PatchFeatureExtractor(
+        "resnet18", weights=None, image_size=40, crop_size=32, augment=augment, random_state=random_state
+    )
+    return Pipeline([("features", extractor), ("detector", PatchGaussianDetector(3, step_size=8))])
+
+
+@pytest.mark.parametrize("augment", [None, "random_crop"])
+def test_a_pipeline_goes_on_from_paths_with_the_same_crops(tmp_path, paths, augment):
+    expected = pipeline(augment).fit(paths)
+    with pytest.raises(KeyboardInterrupt):
+        fit_resumable(pipeline(augment), paths, tmp_path / "c", every=10, callback=stop_after(16))
+    resumed = fit_resumable(pipeline(augment), paths, tmp_path / "c", every=10)
+    np.testing.assert_array_equal(resumed.score_samples(paths), expected.score_samples(paths))
+    assert resumed[-1].offset_ == expected[-1].offset_
+
+
+def test_other_samples_parameters_and_files_are_refused(tmp_path):
+    X = normal(60)
+    with pytest.raises(KeyboardInterrupt):
+        fit_resumable(PatchGaussianDetector(3), X, tmp_path / "c", every=16, callback=stop_after(32))
+    detector = PatchGaussianDetector(3).fit(X)
+    before = detector.score_samples(X)
+    with pytest.raises(ValueError, match="the first 32 of X are not those"):
+        fit_resumable(detector, normal(60, seed=1), tmp_path / "c", every=16)
+    with pytest.raises(ValueError, match="X has 20"):
+        fit_resumable(detector, X[:20], tmp_path / "c", every=16)
+    with pytest.raises(ValueError, match="n_components 3 then, 2 now"):
+        fit_resumable(PatchGaussianDetector(2), X, tmp_path / "c", every=16)
+    np.testing.assert_array_equal(detector.score_samples(X), before)
+    save(detector, tmp_path / "model")
+    with pytest.raises(ValueError, match="holds no checkpoint but a PatchGaussianDetector"):
+        fit_resumable(detector, X, tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("model", "every", "message"),
+    [
+        (PatchGaussianDetector(2, step_size=None), 10, "cannot be resumed"),
+        (PatchGaussianDetector(2, calibration=0.5), 10, "calibration='prequential'"),
+        (PatchGaussianDetector(2), 0, "every=0"),
+        (pipeline(random_state=None), 10, "features__random_state"),
+    ],
+)
+def test_what_cannot_be_resumed_is_refused_at_once(tmp_path, model, every, message):
+    with pytest.raises(ValueError, match=message):
+        fit_resumable(model, normal(30), tmp_path / "c", every=every)
+    assert not list(tmp_path.iterdir())
+
+
+KILLED = """
+import os, random, signal, sys, time
+import numpy as np, torch
+from ipca_sklearn import PatchGaussianDetector
+from ipca_sklearn.persistence import fit_resumable, save
+
+folder = sys.argv[1]
+X = np.random.default_rng(0).normal(size=(1600, 6, 6, 16))  # before any thread runs, so that forks are safe
+moments = random.Random(0)
+kills = fits = 0
+while kills < 20 or fits == 0:
+    checkpoint = os.path.join(folder, f"checkpoint{fits}")
+    child = os.fork()
+    if child == 0:
+        save(fit_resumable(PatchGaussianDetector(4), X, checkpoint, every=16), os.path.join(folder, f"model{fits}"))
+        os._exit(0)
+    if kills < 20:
+        time.sleep(moments.uniform(0.02, 0.3))
+        os.kill(child, signal.SIGKILL)
+    status = os.waitpid(child, 0)[1]
+    if os.WIFSIGNALED(status):
+        kills += 1
+    else:
+        assert status == 0
+        fits += 1
+print(kills, fits)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="children are forked, so that they start at once")
+def test_killed_twenty_times_at_random_moments_the_result_is_that_of_one_fit(tmp_path):
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    kills, fits = map(int, done.stdout.split())
+    assert kills == 20 and fits >= 1
+    X = np.random.default_rng(0).normal(size=(1600, 6, 6, 16))
+    expected = PatchGaussianDetector(4).fit(X)
+    for number in range(fits):
+        assert_same(load(tmp_path / f"model{number}"), expected, X[:50])

@@ -1,0 +1,131 @@
+"""Pipelines as torch modules and ONNX files: the same scores, other sizes and numbers of images, bad input."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from sklearn.exceptions import NotFittedError
+from sklearn.pipeline import Pipeline
+from torch import nn
+
+from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector, export
+from ipca_sklearn.export import to_onnx, to_torch
+
+DETECTORS = {
+    "default": {},
+    "smoothed": {"score": "residual", "smoothing": 1.0, "image_score": 0.1},
+    "mean": {"score": "ppca", "image_score": "mean", "n_random_features": 8, "random_state": 0},
+    "padim": {"covariance": "full", "score": "mahalanobis", "n_random_features": 8, "random_state": 0},
+    "paper": {"score": "mahalanobis", "centering": "deferred", "dtype": "float64"},
+}
+
+
+def pictures(n, height, width, seed=0):
+    return np.random.default_rng(seed).integers(0, 255, (n, height, width, 3), dtype=np.uint8)
+
+
+def fitted(detector="default", interpolation="nearest"):
+    extractor = PatchFeatureExtractor(
+        "resnet18", weights=None, image_size=40, crop_size=32, interpolation=interpolation, random_state=0
+    )
+    steps = [("features", extractor), ("detector", PatchGaussianDetector(3, **DETECTORS[detector]))]
+    return Pipeline(steps).fit(pictures(20, 90, 70))
+
+
+def channels_first(images):
+    return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear"])
+@pytest.mark.parametrize("detector", DETECTORS)
+def test_the_module_scores_as_the_pipeline(detector, interpolation):
+    pipe = fitted(detector, interpolation)
+    module = to_torch(pipe)
+    for images in (pictures(5, 90, 70, seed=1), pictures(1, 33, 217, seed=2)):
+        score, maps = module(torch.from_numpy(channels_first(images)))
+        np.testing.assert_allclose(score, pipe.score_samples(images), rtol=1e-5)
+        np.testing.assert_allclose(maps, pipe.transform(images), rtol=1e-4, atol=1e-5)
+        score, _ = module(torch.from_numpy(channels_first(images)).float() / 255)
+        floats = images.astype(np.float32) / 255
+        np.testing.assert_allclose(score, pipe.score_samples(floats), rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("detector", "interpolation", "dtype"),
+    [
+        ("default", "nearest", "uint8"),
+        ("smoothed", "bilinear", "uint8"),
+        ("paper", "bilinear", "float32"),
+        ("padim", "nearest", "uint8"),
+    ],
+)
+def test_the_file_scores_as_the_pipeline_for_any_number_and_size_of_images(tmp_path, detector, interpolation, dtype):
+    pipe = fitted(detector, interpolation)
+    to_onnx(pipe, tmp_path / "model.onnx", dtype=dtype)
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    for images in (pictures(1, 20, 30, seed=1), pictures(7, 151, 64, seed=2)):
+        images = images if dtype == "uint8" else images.astype(np.float32) / 255
+        score, maps = session.run(None, {"images": channels_first(images)})
+        np.testing.assert_allclose(score, pipe.score_samples(images), rtol=1e-4)
+        np.testing.assert_allclose(maps, pipe.transform(images), rtol=1e-3, atol=1e-4)
+    stored = session.get_modelmeta().custom_metadata_map
+    assert float(stored["offset"]) == pipe[-1].offset_
+    assert float(stored["map_threshold"]) == pipe[-1].map_threshold_
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_a_module_is_as_small_as_its_components_and_network():
+    pipe = fitted()
+    module = to_torch(pipe)
+    network = sum(value.numel() for value in pipe[0]._backbone.module.state_dict().values())
+    n_patches, n_components, n_features = pipe[-1].pca_.components_.shape
+    numbers = sum(value.numel() for value in module.state_dict().values())
+    gaussians = n_patches * (n_components + 2) * n_features
+    assert gaussians < numbers - network < 1.05 * gaussians + 1000
+
+
+def test_what_the_pipeline_learns_later_has_no_effect():
+    pipe, images = fitted(), pictures(3, 90, 70, seed=1)
+    module = to_torch(pipe)
+    before, _ = module(torch.from_numpy(channels_first(images)))
+    pipe[-1].partial_fit(pipe[0].transform(images))
+    after, _ = module(torch.from_numpy(channels_first(images)))
+    assert torch.equal(before, after)
+    assert not np.allclose(after, pipe.score_samples(images))
+
+
+def test_a_failed_export_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"old")
+
+    def full(*_):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(export.os, "replace", full)
+    with pytest.raises(OSError, match="no space left"):
+        to_onnx(fitted(), path)
+    assert path.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_model_beyond_two_gigabytes_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "_MAX_BYTES", 1000)
+    with pytest.raises(ValueError, match="lower n_components"):
+        to_onnx(fitted(), tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize(
+    "wrong", [PatchGaussianDetector(), Pipeline([("network", PatchFeatureExtractor())]), nn.ReLU()]
+)
+def test_other_things_than_a_pipeline_of_both_are_refused(wrong):
+    with pytest.raises(TypeError, match="Pipeline of PatchFeatureExtractor and PatchGaussianDetector"):
+        to_torch(wrong)
+
+
+def test_an_unfitted_pipeline_and_an_unknown_dtype_are_refused(tmp_path):
+    pipe = Pipeline([("features", PatchFeatureExtractor()), ("detector", PatchGaussianDetector())])
+    with pytest.raises(NotFittedError):
+        to_torch(pipe)
+    with pytest.raises(ValueError, match="'uint8' or 'float32'"):
+        to_onnx(pipe, tmp_path / "model.onnx", dtype="int8")

@@ -1,0 +1,144 @@
+"""Models on disk: the same bits, small files, maps, versions, kills while writing."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+import warnings
+
+import joblib
+import numpy as np
+import pytest
+import torch
+from sklearn.exceptions import InconsistentVersionWarning
+from sklearn.pipeline import Pipeline
+
+import ipca_sklearn
+from ipca_sklearn import BatchedIncrementalPCA, PatchFeatureExtractor, PatchGaussianDetector
+from ipca_sklearn.persistence import load, save
+
+DETECTORS = {
+    "default": {},
+    "paper": {"score": "mahalanobis", "centering": "deferred"},
+    "padim": {"covariance": "full", "score": "mahalanobis", "n_random_features": 5, "random_state": 0},
+    "forgetting": {"forgetting_factor": 0.95, "calibration": 0.25},
+}
+
+
+def normal(n, seed=0):
+    return np.random.default_rng(seed).normal(size=(n, 4, 5, 8)).astype(np.float32)
+
+
+@pytest.mark.parametrize("mmap_mode", [None, "r"])
+@pytest.mark.parametrize("detector", DETECTORS)
+def test_a_loaded_detector_scores_and_goes_on_bit_for_bit(tmp_path, detector, mmap_mode):
+    X, more = normal(60), normal(40, seed=1)
+    fitted = PatchGaussianDetector(3, **DETECTORS[detector]).fit(X)
+    expected = fitted.score_samples(X)
+    save(fitted, tmp_path / "model.joblib")
+    before = (tmp_path / "model.joblib").read_bytes()
+    loaded = load(tmp_path / "model.joblib", mmap_mode=mmap_mode)
+    np.testing.assert_array_equal(loaded.score_samples(X), expected)
+    np.testing.assert_array_equal(loaded.score_samples(torch.from_numpy(X)), expected)
+    assert (loaded.offset_, loaded.map_threshold_) == (fitted.offset_, fitted.map_threshold_)
+    np.testing.assert_array_equal(loaded.partial_fit(more).score_samples(X), fitted.partial_fit(more).score_samples(X))
+    assert loaded.offset_ == fitted.offset_
+    assert (tmp_path / "model.joblib").read_bytes() == before
+
+
+def test_new_images_after_loading_equal_having_had_them_at_the_end_of_the_stream(tmp_path):
+    X = normal(96)
+    save(PatchGaussianDetector(3).fit(X[:64]), tmp_path / "model.joblib")
+    later = load(tmp_path / "model.joblib").partial_fit(X[64:])
+    at_once = PatchGaussianDetector(3).fit(X)
+    np.testing.assert_array_equal(later.score_samples(X), at_once.score_samples(X))
+    assert later.offset_ == at_once.offset_ and later.map_threshold_ == at_once.map_threshold_
+
+
+def test_a_pipeline_scores_the_same_in_another_process(tmp_path):
+    images = np.random.default_rng(0).integers(0, 255, (20, 40, 40, 3), dtype=np.uint8)
+    extractor = PatchFeatureExtractor("resnet18", weights=None, image_size=32, crop_size=32, random_state=0)
+    pipe = Pipeline([("features", extractor), ("detector", PatchGaussianDetector(3))]).fit(images)
+    save(pipe, tmp_path / "model.joblib")
+    np.save(tmp_path / "images.npy", images)
+    code = (
+        "import sys, numpy as np; from ipca_sklearn.persistence import load; import os; os.chdir(sys.argv[1]);"
+        "np.save('scores.npy', load('model.joblib', mmap_mode='r').score_samples(np.load('images.npy')))"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+    np.testing.assert_array_equal(np.load(tmp_path / "scores.npy"), pipe.score_samples(images))
+
+
+@pytest.mark.parametrize("detector", ["default", "padim"])
+def test_a_file_is_as_small_as_its_arrays_also_after_scoring(tmp_path, detector):
+    X = np.random.default_rng(0).normal(size=(20, 20, 20, 64)).astype(np.float32)
+    fitted = PatchGaussianDetector(16, **DETECTORS[detector]).fit(X)
+    fitted.score_samples(X)
+    save(fitted, tmp_path / "model.joblib")
+    state = fitted.pca_._model.__getstate__()
+    arrays = sum(value.nbytes for value in state.values() if isinstance(value, np.ndarray))
+    assert arrays < (tmp_path / "model.joblib").stat().st_size < 1.1 * arrays + 20_000
+
+
+@pytest.mark.parametrize("estimator", [BatchedIncrementalPCA(2), PatchGaussianDetector(2)])
+def test_another_version_is_warned_of(estimator, monkeypatch):
+    stored = pickle.dumps(estimator.fit(normal(20)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pickle.loads(stored)
+    monkeypatch.setattr(ipca_sklearn, "__version__", "99.0")
+    with pytest.warns(InconsistentVersionWarning, match=r"stored by ipca_sklearn 0\.1\.0 and is loaded by 99\.0"):
+        pickle.loads(stored)
+
+
+def test_a_failed_save_leaves_the_old_file(tmp_path):
+    path = tmp_path / "model.joblib"
+    save(PatchGaussianDetector(2), path)
+    before = path.read_bytes()
+    with pytest.raises((TypeError, AttributeError, pickle.PicklingError)):
+        save(Pipeline([("generator", (number for number in range(3)))]), path)
+    assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        save(PatchGaussianDetector(2), tmp_path / "missing" / "model.joblib")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a process that can be killed at once")
+def test_killed_while_writing_the_old_file_is_intact(tmp_path):
+    path = tmp_path / "model.joblib"
+    save({"generation": 0}, path)
+    killer = (
+        "import sys, numpy as np; from ipca_sklearn.persistence import save\n"
+        "model = {'generation': 1, 'array': np.ones(50_000_000)}\n"
+        "print('ready', flush=True)\n"
+        "while True: save(model, sys.argv[1])"
+    )
+    writer = subprocess.Popen([sys.executable, "-c", killer, str(path)], stdout=subprocess.PIPE)
+    assert writer.stdout is not None and writer.stdout.readline() == b"ready\n"
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob(".model.joblib.*.tmp")) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    writer.send_signal(signal.SIGKILL)
+    writer.wait()
+    assert joblib.load(path)["generation"] in (0, 1)
+    save({"generation": 2}, path)
+    assert joblib.load(path)["generation"] == 2
+    assert [file.name for file in tmp_path.iterdir()] == ["model.joblib"]
+
+
+@pytest.mark.parametrize("broken", [b"", b"no model", None])
+def test_a_broken_or_missing_file_is_named(tmp_path, broken):
+    path = tmp_path / "model.joblib"
+    if broken is None:
+        save(PatchGaussianDetector(2).fit(normal(30)), path)
+        broken = path.read_bytes()[:-1000]
+    path.write_bytes(broken)
+    with pytest.raises(ValueError, match=r"model\.joblib is not a whole model file"):
+        load(path)
+    with pytest.raises(FileNotFoundError, match="no model at"):
+        load(tmp_path / "other.joblib")
+    with pytest.raises(ValueError, match="mmap_mode='w\\+'"):
+        load(path, mmap_mode="w+")

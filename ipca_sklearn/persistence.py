@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import joblib
+from sklearn.exceptions import InconsistentVersionWarning
 
 from ipca_sklearn._atomic_files import remove_leftovers, replacing
 from ipca_sklearn._checkpoints import Checkpoint, fit_in_blocks
@@ -32,7 +33,8 @@ def save(model: Any, path: str | os.PathLike[str]) -> None:
     Notes
     -----
     The format is joblib's: `joblib.load` reads it too. Size: the arrays' bytes and a few kilobytes. Killed while
-    writing, or without power, the old file is intact, and the next `save` to the same path removes what was left.
+    writing, or without power, the old file is intact; what was left beside it, `.<name>.<letters>.tmp`, is removed by a
+    `save` to the same path an hour later or after that.
 
     Examples
     --------
@@ -48,7 +50,7 @@ def save(model: Any, path: str | os.PathLike[str]) -> None:
     >>> bool((loaded.score_samples(X) == detector.score_samples(X)).all())
     True
     """
-    remove_leftovers(path)
+    remove_leftovers(path, older_than=3600)  # a younger one may be that of another process at work
     with replacing(path) as file:
         joblib.dump(model, file)
 
@@ -88,8 +90,8 @@ def load(path: str | os.PathLike[str], *, mmap_mode: str | None = None) -> Any:
         raise FileNotFoundError(f"no model at {os.fspath(path)}")
     try:
         return joblib.load(path, mmap_mode=mmap_mode)
-    except ImportError:
-        raise  # says which package the model needs
+    except (ImportError, MemoryError, OSError, InconsistentVersionWarning):
+        raise  # these say what is wrong: a package that the model needs, a file that may not be read, ...
     except Exception as error:  # pickle, zlib and numpy each raise their own on broken files
         raise ValueError(
             f"{os.fspath(path)} is not a whole model file ({type(error).__name__}: {error}); save the model again"
@@ -111,12 +113,12 @@ def fit_resumable(
     model : Pipeline, PatchGaussianDetector or BatchedIncrementalPCA
         A pipeline ends in one of these, and its other steps learn nothing from the images (as PatchFeatureExtractor).
         What it has learnt before is forgotten.
-    X : sequence of images, PatchFeatures or array-like
-        As for `fit`; the same, in the same order, in every run.
+    X : sequence of images, or array-like for a bare detector or PCA
+        As for `fit`; the same, in the same order, in every run. No PatchFeatures: pass the pipeline and its images.
     path : str or path-like
         Of the checkpoint. Replaced only when the next one is complete.
     every : int, default=1000
-        Samples between checkpoints, rounded up to whole steps of `step_size`.
+        Samples between checkpoints, rounded up to whole steps of `step_size`; it may be another one in every run.
     callback : callable or None, default=None
         Called with the number of samples done after each checkpoint.
 
@@ -128,8 +130,11 @@ def fit_resumable(
     Raises
     ------
     ValueError
-        The checkpoint is of other parameters or samples, or broken; `step_size=None` or a held-out `calibration`, which
+        The checkpoint is of other parameters, weights, samples or another version of ipca_sklearn, or broken; X has
+        grown since the fit was complete; `step_size=None` or a held-out `calibration`, which
         do not go in blocks; random steps without a `random_state`.
+    TypeError
+        X are PatchFeatures.
     KeyboardInterrupt
         Ctrl-C: `model` is fitted on what the last checkpoint has learnt.
 
@@ -150,6 +155,7 @@ def fit_resumable(
     >>> detector.n_samples_seen_, detector.offset_ == PatchGaussianDetector(2).fit(X).offset_
     (100, True)
     """
+    remove_leftovers(path)
     stored = load(path) if os.path.exists(path) else None
     if stored is not None and not isinstance(stored, Checkpoint):
         raise ValueError(f"{os.fspath(path)} holds no checkpoint but a {type(stored).__name__}; name another file")

@@ -510,7 +510,9 @@ def test_the_place_of_a_token_is_that_of_its_patch_in_the_image(name, patch, cha
     images = np.random.default_rng(0).integers(0, 255, (2, size, size, 3), dtype=np.uint8)
     images[1] = images[0]
     images[1, row * patch : (row + 1) * patch, column * patch : (column + 1) * patch] //= 2
-    extractor = PatchFeatureExtractor(name, layers=[layer], weights=None, image_size=size, crop_size=size)
+    extractor = PatchFeatureExtractor(
+        name, layers=[layer], weights=None, image_size=size, crop_size=size, pooling_size=1
+    )
     extractor.fit(images)
     tokens_stay_apart(extractor._backbone.module)
     first, second = np.asarray(extractor.transform(images))
@@ -530,7 +532,9 @@ def test_class_and_register_tokens_of_dinov2_are_dropped(name, extra):
 
 
 def test_the_class_token_of_vit_is_dropped_and_a_vit_of_another_size_pickles():
-    extractor = PatchFeatureExtractor("vit_b_16", layers=["encoder.dropout"], weights=None, image_size=32, crop_size=32)
+    extractor = PatchFeatureExtractor(
+        "vit_b_16", layers=["encoder.dropout"], weights=None, image_size=32, crop_size=32, pooling_size=1
+    )
     images = np.random.default_rng(0).integers(0, 255, (2, 32, 32, 3), dtype=np.uint8)
     features, seen = extractor.fit(images).transform(images), []
     extractor._backbone.module.get_submodule("encoder.dropout").register_forward_hook(

@@ -1,0 +1,160 @@
+"""fit, update, predict, evaluate, info and export, as a user runs them on a folder of images."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import onnxruntime
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from ipca_sklearn.cli import app
+from ipca_sklearn.cli._predict import hottest_box
+from ipca_sklearn.datasets import make_textures
+from ipca_sklearn.persistence import load
+
+runner = CliRunner()
+SETTINGS = ["--image-size", "64", "--crop-size", "64", "--k", "4", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A folder in MVTec AD's layout, and a model of it."""
+    root = tmp_path_factory.mktemp("cli") / "fabric"
+    data = make_textures(40, 8, size=64, random_state=0)
+    for index, image in enumerate(data.train_images):
+        save_image(root / "train" / "good" / f"{index}.png", image)
+    for index, (image, mask, kind) in enumerate(zip(data.test_images, data.test_masks, data.defect_types, strict=True)):
+        save_image(root / "test" / str(kind) / f"{index}.png", image)
+        if kind != "good":
+            save_image(root / "ground_truth" / str(kind) / f"{index}_mask.png", (255 * mask).astype(np.uint8))
+    done = run("fit", root / "train", "-o", root / "model.joblib", *SETTINGS, "--contamination", "0.1")
+    assert "40 images learnt" in done.stdout
+    return root
+
+
+def save_image(path, image):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.squeeze(image)).save(path)
+
+
+def run(*arguments, code=0, text=None):
+    done = runner.invoke(app, [str(argument) for argument in arguments], input=text)
+    assert done.exit_code == code, done.output
+    return done
+
+
+def test_predict_gives_the_scores_of_the_model(root, tmp_path):
+    run("predict", root / "model.joblib", root / "test", "-o", tmp_path / "rows.csv", "--device", "cpu")
+    run("predict", root / "model.joblib", root / "test", "-o", tmp_path / "rows.jsonl", "--device", "cpu")
+    with (tmp_path / "rows.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    lines = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert [row["path"] for row in rows] == [line["path"] for line in lines]
+    pipe = load(root / "model.joblib")
+    paths = [line["path"] for line in lines]
+    np.testing.assert_allclose([line["score"] for line in lines], pipe.score_samples(paths), rtol=1e-5)
+    np.testing.assert_array_equal([line["label"] for line in lines], pipe.predict(paths))
+    assert all(0 < line["p_value"] <= 1 and line["error"] is None for line in lines)
+
+
+def test_an_unreadable_image_is_a_row_with_its_error_and_exit_code_3(root, tmp_path):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no image")
+    good = next((root / "train" / "good").iterdir())
+    done = run("predict", root / "model.joblib", good, broken, tmp_path / "none.png", "--device", "cpu", code=3)
+    rows = list(csv.DictReader(done.stdout.splitlines()))
+    assert [bool(row["error"]) for row in rows] == [False, True, True]
+    assert "broken.png" in rows[1]["error"] and rows[1]["score"] == ""
+    assert "2 of 3 images cannot be read" in done.stderr
+
+
+def test_paths_come_through_a_pipe(root):
+    paths = "\n".join(map(str, sorted((root / "test").rglob("*.png"))[:3]))
+    done = run("predict", root / "model.joblib", "-", "--device", "cpu", text=paths)
+    assert [row["path"] for row in csv.DictReader(done.stdout.splitlines())] == paths.split("\n")
+
+
+def test_heat_maps_and_masks_are_pictures_of_the_size_of_the_image(root, tmp_path):
+    image = next((root / "train" / "good").iterdir())
+    large = tmp_path / "large.png"
+    Image.open(image).resize((150, 90)).save(large)
+    places = [tmp_path / "maps", tmp_path / "masks"]
+    run("predict", root / "model.joblib", large, "--maps", places[0], "--masks", places[1], "--device", "cpu")
+    for place, mode in zip(places, ("RGB", "L"), strict=True):
+        with Image.open(place / "000001_large.png") as picture:
+            assert picture.size == (150, 90) and picture.mode == mode
+
+
+def test_update_equals_more_training_and_leaves_the_old_file_where_another_is_named(root, tmp_path):
+    before = (root / "model.joblib").read_bytes()
+    more = sorted((root / "test" / "good").iterdir())
+    run("update", root / "model.joblib", root / "test" / "good", "-o", tmp_path / "new.joblib", "--device", "cpu")
+    expected = load(root / "model.joblib")
+    expected[-1].partial_fit(expected[0].transform(more))
+    updated = load(tmp_path / "new.joblib")
+    np.testing.assert_allclose(updated.score_samples(more), expected.score_samples(more), rtol=1e-5)
+    assert updated[-1].n_samples_seen_ == 40 + len(more)
+    assert (root / "model.joblib").read_bytes() == before
+    told = json.loads(run("info", tmp_path / "new.joblib", "--json").stdout)
+    assert [record["n_images"] for record in told["learnt from"]] == [40, len(more)]
+    assert told["components"] == 4 and told["images learnt"] == 40 + len(more)
+
+
+def test_evaluate_prints_figures_per_type_and_draws(root, tmp_path):
+    done = run("evaluate", root / "model.joblib", root, "--picture", tmp_path / "roc.png", "--device", "cpu")
+    assert "image ROCAUC" in done.stdout and "normal images are called anomalous" in done.stdout
+    told = json.loads(run("evaluate", root / "model.joblib", root, "--json", "--device", "cpu").stdout)
+    assert told["defects"][0]["defects"] == "all" and told["n_normal"] == 4
+    assert all(0 <= row["image_roc_auc"] <= 1 for row in told["defects"])
+    with Image.open(tmp_path / "roc.png") as picture:
+        assert min(picture.size) > 300
+
+
+def test_export_writes_a_file_that_onnxruntime_runs(root, tmp_path):
+    run("export", root / "model.joblib", "-o", tmp_path / "model.onnx")
+    path = next((root / "train" / "good").iterdir())
+    image = np.asarray(Image.open(path).convert("RGB")).transpose(2, 0, 1)[None]
+    score, _ = onnxruntime.InferenceSession(tmp_path / "model.onnx").run(None, {"images": image})
+    np.testing.assert_allclose(score, load(root / "model.joblib").score_samples([path]), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fit", "nowhere", "-o", "m.joblib"], "no image at nowhere"),
+        (["fit", ".", "-o", "m.joblib"], "no images in ."),
+        (["predict", "nowhere.joblib", "x.png"], "no model at nowhere.joblib"),
+        (["info", "other.joblib"], "is not a whole model file"),
+        (["fit", "x.png", "-o", "m.joblib", "--contamination", "much"], "contamination"),
+    ],
+)
+def test_errors_are_one_line_and_a_traceback_only_if_asked_for(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other.joblib").write_bytes(b"something else")
+    done = run(*arguments, code=1)
+    assert message in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "m.joblib").exists()
+    with pytest.raises((OSError, ValueError)):
+        runner.invoke(app, ["--debug", *arguments], catch_exceptions=False)
+
+
+def test_a_table_of_an_unknown_form_is_refused(root):
+    assert "neither .csv nor .jsonl" in run("predict", root / "model.joblib", root, "-o", "x.xlsx", code=1).stderr
+
+
+def test_the_hottest_box_is_around_the_region_of_the_largest_value():
+    values = np.zeros((4, 4))
+    values[1, 1:3] = 5, 7
+    values[3, 0] = 6  # another region
+    assert hottest_box(values, 4, (10, 20, 40, 80)) == (20, 40, 10, 40)
+    assert hottest_box(values, 9, (0, 0, 4, 4)) == (1, 2, 1, 1)
+
+
+def test_help_names_every_command_and_the_exit_codes():
+    text = run("--help").stdout
+    for name in ("demo", "fit", "update", "predict", "evaluate", "info", "export", "Exit codes"):
+        assert name in text

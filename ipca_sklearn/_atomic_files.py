@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -44,9 +45,11 @@ def replacing(path: Any) -> Iterator[BinaryIO]:
             os.close(folder)
 
 
-def remove_leftovers(path: Any) -> None:
-    """Remove what processes that were killed while writing `path` have left beside it; nobody may be writing it now."""
+def remove_leftovers(path: Any, *, older_than: float = 0) -> None:
+    """Remove what processes that were killed while writing `path` have left beside it `older_than` seconds ago."""
     target = Path(path).resolve()
     for file in target.parent.iterdir() if target.parent.is_dir() else ():
         if file.name.startswith(f".{target.name}.") and file.suffix == ".tmp":
-            file.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):  # its process has just put it in place
+                if time.time() - file.stat().st_mtime >= older_than:
+                    file.unlink()

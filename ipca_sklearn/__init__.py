@@ -1,7 +1,7 @@
 """Visual anomaly detection with thousands of small incremental PCAs, as scikit-learn estimators."""
 
 from ipca_sklearn._batched_ipca import BatchedIncrementalPCA
-from ipca_sklearn._images import ImageReadError
+from ipca_sklearn._images import ImageReadError, SkippedImagesWarning
 from ipca_sklearn._lazy_features import PatchFeatures
 from ipca_sklearn._patch_features import PatchFeatureExtractor
 from ipca_sklearn._patch_gaussian import PatchGaussianDetector
@@ -14,4 +14,5 @@ __all__ = [
     "PatchFeatureExtractor",
     "PatchFeatures",
     "PatchGaussianDetector",
+    "SkippedImagesWarning",
 ]

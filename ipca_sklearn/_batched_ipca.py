@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ipca_sklearn import linalg
 from ipca_sklearn._devices import resolve_device, resolve_dtype
+from ipca_sklearn._images import ImageReadError
 from ipca_sklearn._model import Model
 from ipca_sklearn._samples import Samples, check_samples
 from ipca_sklearn._versions import VersionedMixin
@@ -177,7 +178,8 @@ class BatchedIncrementalPCA(VersionedMixin, ClassNamePrefixFeaturesOutMixin, Tra
         Raises
         ------
         ValueError
-            NaN or infinity, a shape that is not 2-D to 4-D, `n_components` larger than m, a device that is not there.
+            NaN or infinity, a shape that is not 2-D to 4-D, `n_components` larger than m, a device that is not there,
+            images of which none can be read.
         """
         self._learn(check_samples(self, X, reset=True), None)
         return self
@@ -219,7 +221,9 @@ class BatchedIncrementalPCA(VersionedMixin, ClassNamePrefixFeaturesOutMixin, Tra
             spare = made_here.pop(0) if len(made_here) > 1 else None
             model = self._after_step(model, step, spare, samples.kind)
             made_here.append(model.state)
-        assert model is not None  # X has at least one sample
+        if model is None:  # X has at least one sample, but all were skipped
+            reason = next(iter(samples.source.skipped.values()))
+            raise ImageReadError(f"none of the {samples.n_samples} images could be read, one of them because: {reason}")
         return model
 
     def _after_step(self, model: Model, step: Tensor, spare: linalg.State | None, kind: str) -> Model:

@@ -137,9 +137,9 @@ class Reference:
         return float(self.tails.flat[descending[last]])
 
     def p_values(self, scores: np.ndarray) -> np.ndarray:
-        """Return (1 + number of reference images that score as low or lower) / (1 + number of them)."""
+        """Return (1 + number of reference images that score as low or lower) / (1 + number of them); NaN for NaN."""
         as_low = np.searchsorted(np.sort(self.scores), scores, side="right")
-        return (1 + as_low) / (1 + len(self.scores))
+        return np.where(np.isnan(scores), np.nan, (1 + as_low) / (1 + len(self.scores)))
 
 
 def _lower_threshold(scores: np.ndarray, contamination: Any) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, MutableMapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,7 +19,15 @@ from joblib.parallel import LokyBackend, get_active_backend
 from torch import Tensor
 from torchvision.transforms import v2
 
-from ipca_sklearn._images import check_range, load_batch, resize_and_crop, to_device, to_rgb, value_range
+from ipca_sklearn._images import (
+    ImageReadError,
+    check_range,
+    load_batch,
+    resize_and_crop,
+    to_device,
+    to_rgb,
+    value_range,
+)
 
 
 @dataclass(frozen=True)
@@ -32,6 +40,7 @@ class ImageSettings:
     augment: Any
     seed: int
     batch_size: int
+    on_error: str
     n_jobs: int
     processes: bool
     device: torch.device
@@ -50,7 +59,9 @@ def decodes_in_processes() -> bool:
     return isinstance(backend, LokyBackend)
 
 
-def read_batches(images: Any, groups: Sequence[np.ndarray], settings: ImageSettings) -> Generator[Tensor]:
+def read_batches(
+    images: Any, groups: Sequence[np.ndarray], settings: ImageSettings, skipped: MutableMapping[int, str]
+) -> Generator[Tensor]:
     """Yield the images of each group of indices as (b, 3, crop_size, crop_size) float32 in [0, 1] on the device.
 
     `n_jobs` workers decode, resize and crop, and one more thread puts batches together and moves them, while the
@@ -65,17 +76,23 @@ def read_batches(images: Any, groups: Sequence[np.ndarray], settings: ImageSetti
         Indices of the images of each batch.
     settings : ImageSettings
         How images are read.
+    skipped : dict of str
+        With `on_error="skip"`: gets the index of each image that cannot be read, before its batch is yielded with
+        black in its place, and the reason.
 
     Raises
     ------
     FileNotFoundError, ImageReadError
-        When the turn of the image comes; for floats on a GPU, which are checked all at once, before the first.
+        With `on_error="raise"`: when the turn of the image comes; for floats on a GPU, which are checked all at once,
+        before the first.
     """
     device = settings.device
     stream = torch.cuda.Stream(device) if device.type == "cuda" else None
     if stream is not None:
         stream.wait_stream(torch.cuda.current_stream(device))  # which may still be making the images
-    if isinstance(images, Tensor) and images.is_cuda and images.is_floating_point():
+    if settings.on_error == "skip" and _may_fail(images):
+        images = list(images)  # one by one, so that one failure does not take its neighbours with it
+    elif groups and isinstance(images, Tensor) and images.is_cuda and images.is_floating_point():
         ranges = torch.cat([value_range(_take(images, group)) for group in groups], dim=1)
         check_range(ranges.cpu(), [f"X[{index}]" for group in groups for index in group])
     n_threads = torch.get_num_threads()
@@ -90,7 +107,7 @@ def read_batches(images: Any, groups: Sequence[np.ndarray], settings: ImageSetti
         try:
             for group in groups:
                 parts = _submit(images, group, settings, stream, decoders, processes)
-                stage = partial(_stage, parts, group, settings, stream)
+                stage = partial(_stage, parts, group, settings, stream, skipped)
                 # The random numbers of torch belong to the whole program, so augmentation is the reader's own work.
                 ready = stage if settings.augment is not None else stager.submit(stage).result
                 waiting.append((len(group), parts, ready))
@@ -102,6 +119,13 @@ def read_batches(images: Any, groups: Sequence[np.ndarray], settings: ImageSetti
             for _, parts, _ in waiting:
                 for part in parts:
                     part.cancel()
+
+
+def _may_fail(images: Any) -> bool:
+    """Whether images in one array or tensor can be wrong: integers cannot, floats may leave [0, 1]."""
+    if isinstance(images, Tensor):
+        return images.is_floating_point()
+    return isinstance(images, np.ndarray) and images.dtype.kind == "f"
 
 
 def _submit(
@@ -158,10 +182,23 @@ def _take(images: Any, group: np.ndarray) -> Any:
 
 
 def _stage(
-    parts: list[Future[Any]], group: np.ndarray, settings: ImageSettings, stream: torch.cuda.Stream | None
+    parts: list[Future[Any]],
+    group: np.ndarray,
+    settings: ImageSettings,
+    stream: torch.cuda.Stream | None,
+    skipped: MutableMapping[int, str],
 ) -> tuple[Tensor, torch.cuda.Event | None]:
     """Put the parts of a batch together, on the device; the event says when they are there."""
-    images: Any = [torch.as_tensor(part.result()) for part in parts]
+    images: Any = []
+    for number, part in enumerate(parts):
+        try:
+            images.append(torch.as_tensor(part.result()))
+        except (FileNotFoundError, ImageReadError) as error:
+            if settings.on_error == "raise":
+                raise
+            skipped[int(group[number])] = str(error)
+            side = settings.crop_size if settings.augment is None else settings.image_size
+            images.append(torch.zeros(3, side, side, dtype=torch.uint8))
     with torch.cuda.stream(stream):
         if images[0].ndim == 4:  # the whole group is one piece
             (images,) = images

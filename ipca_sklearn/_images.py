@@ -24,6 +24,10 @@ class ImageReadError(OSError, ValueError):
     """An image cannot be read; the message names it and says why and what to do."""
 
 
+class SkippedImagesWarning(UserWarning):
+    """Images could not be read and were skipped, because `on_error="skip"` asks for it; the message names some."""
+
+
 def check_images(X: Any) -> Any:
     """Return X as a sequence of images (list, array or tensor) after the checks that need no decoding.
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,7 +16,11 @@ from torch import Tensor
 
 from ipca_sklearn._backbones import Backbone
 from ipca_sklearn._image_batches import ImageSettings, read_batches
+from ipca_sklearn._images import SkippedImagesWarning
 from ipca_sklearn.linalg import full_precision
+
+if TYPE_CHECKING:
+    from ipca_sklearn._feature_cache import FeatureCache
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,13 @@ class PatchFeatures:
     Behaves like an array of shape `(n, H, W, m)` that is not there yet: it has `shape`, `dtype` and `len`, slices and
     index arrays give another one, an integer gives the array of one image, `numpy.asarray` gives the whole array.
     Iterating runs the network, one batch of images at a time, as often as wanted, with the same result. Pickles.
+    With `on_error="skip"` the features of images that cannot be read are NaN, and `skipped` says why.
+
+    Attributes
+    ----------
+    skipped : dict of int to str
+        Positions, in the images given to `transform`, of those that could not be read when they were read last, and
+        the reasons.
 
     Examples
     --------
@@ -57,10 +69,19 @@ class PatchFeatures:
     ndim = 4
     dtype = np.dtype(np.float32)
 
-    def __init__(self, images: Any, indices: np.ndarray, settings: FeatureSettings) -> None:
+    def __init__(
+        self,
+        images: Any,
+        indices: np.ndarray,
+        settings: FeatureSettings,
+        cache: FeatureCache | None = None,
+        skipped: dict[int, str] | None = None,
+    ) -> None:
         self._images = images
         self._indices = indices
         self._settings = settings
+        self._cache = cache
+        self.skipped = {} if skipped is None else skipped
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -73,6 +94,11 @@ class PatchFeatures:
         """Where the features are computed, and stay."""
         return self._settings.images.device
 
+    @property
+    def may_skip(self) -> bool:
+        """Whether images that cannot be read are skipped."""
+        return self._settings.images.on_error == "skip"
+
     def __len__(self) -> int:
         return len(self._indices)
 
@@ -84,8 +110,21 @@ class PatchFeatures:
         if np.ndim(chosen) > 1:
             raise IndexError("PatchFeatures are indexed by images alone: an integer, a slice, or one row of indices")
         if np.ndim(chosen) == 0:
-            return np.asarray(PatchFeatures(self._images, np.array([chosen]), self._settings))[0]
-        return PatchFeatures(self._images, chosen, self._settings)
+            return np.asarray(self._at(np.array([chosen])))[0]
+        return self._at(chosen)
+
+    def _at(self, indices: np.ndarray) -> PatchFeatures:
+        return PatchFeatures(self._images, indices, self._settings, self._cache, self.skipped)
+
+    def cached_in(self, cache: FeatureCache | None) -> PatchFeatures:
+        """Return the same features, which are looked up in a cache before the network is asked."""
+        return PatchFeatures(self._images, self._indices, self._settings, cache, self.skipped)
+
+    def skipped_rows(self, start: int, stop: int) -> list[int]:
+        """Return which of `range(start, stop)` could not be read when they were read last, counted from `start`."""
+        if not self.skipped:
+            return []
+        return [row for row, index in enumerate(self._indices[start:stop]) if int(index) in self.skipped]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         if copy is False:
@@ -140,17 +179,54 @@ class PatchFeatures:
         mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (settings.mean, settings.std))
         block = size * max(1, limit // size)  # whole batches of `size` that the network takes at once
         blocks = [self._indices[start : start + block] for start in range(0, len(self), block)]
-        groups = [part[start : start + limit] for part in blocks for start in range(0, len(part), limit)]
-        with closing(read_batches(self._images, groups, settings.images)) as images:
+        for index in self._indices:  # it may be readable by now
+            self.skipped.pop(int(index), None)
+        files = None if self._cache is None else self._cache.files(self._images, self._indices, settings)
+        # Rows of each block that the network has to make, as many at once as it may take.
+        to_make: list[list[np.ndarray]] = []
+        for indices in blocks:
+            rows = np.arange(len(indices)) if files is None else files.missing(indices)
+            to_make.append([rows[start : start + limit] for start in range(0, len(rows), limit)])
+        groups = [indices[rows] for indices, parts in zip(blocks, to_make, strict=True) for rows in parts]
+        with closing(read_batches(self._images, groups, settings.images, self.skipped)) as images:
             memory = None
-            for number, indices in enumerate(blocks):
+            for number, (indices, parts) in enumerate(zip(blocks, to_make, strict=True)):
                 if memory is None or not in_place:
                     memory = torch.empty(len(indices), *self.shape[1:], device=device)
                 features = memory[: len(indices)]
-                for part in features.split(limit):
-                    _describe((next(images) - mean) / std, part, settings)
+                for rows in parts:
+                    self._make_rows((next(images) - mean) / std, features, rows, indices, files)
+                if files is not None:
+                    for row in np.setdiff1d(np.arange(len(indices)), np.concatenate([*parts, []])):
+                        if not files.read(indices[row], features[row]):  # gone since, or broken
+                            features[row] = torch.from_numpy(np.asarray(self._at(indices[[row]]).cached_in(None))[0])
                 for offset in range(0, len(indices), size):
                     yield number * block + offset, features[offset : offset + size]
+        self._report_skipped()
+
+    def _make_rows(self, images: Tensor, features: Tensor, rows: np.ndarray, indices: np.ndarray, files: Any) -> None:
+        """Let the network fill some rows of `features`, and the cache keep them."""
+        together = rows[-1] - rows[0] + 1 == len(rows)
+        made = features[rows[0] : rows[-1] + 1] if together else features.new_empty(len(rows), *features.shape[1:])
+        _describe(images, made, self._settings)
+        for row, index, one in zip(rows, indices[rows], made, strict=True):
+            if int(index) in self.skipped:
+                one.fill_(torch.nan)
+            elif files is not None:
+                files.write(index, one)
+            if not together:
+                features[row] = one
+
+    def _report_skipped(self) -> None:
+        reasons = [self.skipped[int(index)] for index in self._indices if int(index) in self.skipped]
+        if reasons:
+            told = "; ".join(reasons[:3]) + (f"; and {len(reasons) - 3} more" if len(reasons) > 3 else "")
+            warnings.warn(
+                f"{len(reasons)} of {len(self)} images could not be read: {told}. They are not learnt from, and their "
+                "scores are NaN",
+                SkippedImagesWarning,
+                stacklevel=2,
+            )
 
 
 def _describe(images: Tensor, features: Tensor, settings: FeatureSettings) -> None:

@@ -83,6 +83,10 @@ class PatchFeatureExtractor(VersionedMixin, TransformerMixin, BaseEstimator, aut
     compile : bool, default=False
         Let :func:`torch.compile` compile the network when it is first used, and again in every new process. Short
         batches are filled up to `batch_size`, so that each size is not compiled anew. Pays off for many images.
+    on_error : {"raise", "skip"}, default="raise"
+        What is done about an image that cannot be read. `"skip"`: nothing is learnt from it (its step has one image
+        less), its features, map and score are NaN, `predict` says -1, and one SkippedImagesWarning per pass tells how
+        many there were.
     n_jobs : int or None, default=None
         Threads that decode images while the network runs. None is one, -1 all cores. Where `transform` is called
         within `joblib.parallel_config(backend="loky")`, files are decoded by so many processes: they take seconds to
@@ -98,6 +102,9 @@ class PatchFeatureExtractor(VersionedMixin, TransformerMixin, BaseEstimator, aut
         The layers used.
     n_features_out_ : int
         Features per patch, m.
+    skipped_ : dict of int to str
+        With `on_error="skip"`: positions in X of the images that `fit_transform` (so the fit of a pipeline) could not
+        read, and the reasons; filled as the features are read.
 
     Notes
     -----
@@ -139,9 +146,13 @@ class PatchFeatureExtractor(VersionedMixin, TransformerMixin, BaseEstimator, aut
         "device": [str, Integral, torch.device, None],
         "amp": ["boolean", StrOptions({"bfloat16", "float16"})],
         "compile": ["boolean"],
+        "on_error": [StrOptions({"raise", "skip"})],
         "n_jobs": [Integral, None],
         "random_state": ["random_state"],
     }
+
+    # The FeatureCache of the pipeline that has fitted this; it stays behind when the extractor is pickled.
+    _feature_cache: Any = None
 
     def __init__(
         self,
@@ -161,6 +172,7 @@ class PatchFeatureExtractor(VersionedMixin, TransformerMixin, BaseEstimator, aut
         device: Any = None,
         amp: bool | str = False,
         compile: bool = False,
+        on_error: str = "raise",
         n_jobs: int | None = None,
         random_state: Any = None,
     ) -> None:
@@ -179,6 +191,7 @@ class PatchFeatureExtractor(VersionedMixin, TransformerMixin, BaseEstimator, aut
         self.device = device
         self.amp = amp
         self.compile = compile
+        self.on_error = on_error
         self.n_jobs = n_jobs
         self.random_state = random_state
 
@@ -231,6 +244,7 @@ class PatchFeatureExtractor(VersionedMixin, TransformerMixin, BaseEstimator, aut
         self.layers_ = backbone.layers
         self.grid_size_ = self.grid_size or max(layer.shape[-1] for layer in maps)
         self.n_features_out_ = sum(self._channels)
+        self.skipped_: dict[int, str] = {}
         return self
 
     def _read_normalization(self, backbone: Backbone) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -257,7 +271,7 @@ class PatchFeatureExtractor(VersionedMixin, TransformerMixin, BaseEstimator, aut
         Returns
         -------
         PatchFeatures of shape (n, grid_size_, grid_size_, n_features_out_)
-            float32, lazy. An image that cannot be read raises when its turn comes.
+            float32, lazy. An image that cannot be read raises, or is skipped, when its turn comes.
 
         Raises
         ------
@@ -273,7 +287,9 @@ class PatchFeatureExtractor(VersionedMixin, TransformerMixin, BaseEstimator, aut
         """Fit, and return the features of X as augmented training images, if `augment` says so."""
         self.fit(X, y)
         augment = v2.RandomCrop(self.crop_size) if isinstance(self.augment, str) else self.augment
-        return self._features(X, augment)
+        features = self._features(X, augment)
+        self.skipped_ = features.skipped
+        return features
 
     def _features(self, X: Any, augment: Any) -> PatchFeatures:
         images = check_images(X)
@@ -294,6 +310,7 @@ class PatchFeatureExtractor(VersionedMixin, TransformerMixin, BaseEstimator, aut
                 augment=augment,
                 seed=self._seed,
                 batch_size=self.batch_size,
+                on_error=self.on_error,
                 n_jobs=effective_n_jobs(self.n_jobs),
                 processes=decodes_in_processes(),
                 device=device,
@@ -301,7 +318,7 @@ class PatchFeatureExtractor(VersionedMixin, TransformerMixin, BaseEstimator, aut
             amp_dtype=resolve_amp(self.amp, device),
             compile=self.compile,
         )
-        return PatchFeatures(images, np.arange(len(images)), settings)
+        return PatchFeatures(images, np.arange(len(images)), settings, self._feature_cache)
 
     def transform_masks(self, masks: Any) -> np.ndarray:
         """Cut masks as the images are cut, so that they lie over the crop (and over maps resized to `crop_size`).
@@ -350,6 +367,11 @@ class PatchFeatureExtractor(VersionedMixin, TransformerMixin, BaseEstimator, aut
         check_is_fitted(self)
         pairs = zip(self.layers_, self._channels, strict=True)
         return np.array([f"{layer}_{channel}" for layer, count in pairs for channel in range(count)], dtype=object)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        state.pop("_feature_cache", None)
+        return state
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -307,8 +307,9 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
 
         def calibrate(model: Model | None, step: Tensor) -> None:
             n_learnt = model.state.count if model is not None else 0
-            if n_learnt + len(step) <= first_needed:
+            if n_learnt + len(step) <= first_needed and not samples.may_skip:
                 return  # more than that will have come after it
+            del seen[:-MAX_IMAGES]
             if model is not None:
                 seen.append(self._summarize(model, step, samples.patch_shape, model.state.weight))
             elif len(step) > 1:
@@ -423,6 +424,7 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
         Returns
         -------
         array or tensor of shape (n,)
+            NaN for images that could not be read (`on_error="skip"` of PatchFeatureExtractor).
 
         Raises
         ------
@@ -436,11 +438,14 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
         return self.score_samples(X) - self.offset_
 
     def predict(self, X: Any) -> Any:
-        """Return +1 for normal and -1 for anomalous images. Parameters and errors as `score_samples`."""
+        """Return +1 for normal and -1 for anomalous images. Parameters and errors as `score_samples`.
+
+        Images that could not be read (`on_error="skip"`) are -1: someone should look.
+        """
         decision = self.decision_function(X)
         if isinstance(decision, Tensor):
-            return torch.where(decision < 0, -1, 1)
-        return np.where(decision < 0, -1, 1)
+            return torch.where(decision >= 0, 1, -1)
+        return np.where(decision >= 0, 1, -1)
 
     def predict_masks(self, X: Any) -> Any:
         """Return which patches are anomalous: `transform(X) > map_threshold_`.
@@ -534,7 +539,8 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
         NotFittedError, ValueError
             As `transform`.
         """
-        return float(np.mean(np.asarray(self._map_steps(X, self._likelihood_step), dtype=np.float64)))
+        likelihoods = np.asarray(self._map_steps(X, self._likelihood_step), dtype=np.float64)
+        return float(np.mean(likelihoods[~np.isnan(likelihoods)]))
 
     def _likelihood_step(self, model: Model, step: Tensor, patch_shape: tuple[int, ...]) -> Tensor:
         device = resolve_device(self.device, step.device, required=False)

@@ -88,12 +88,29 @@ class Samples:
     def steps(self, size: int | None) -> Iterator[Tensor]:
         """Read X in steps of `size` samples, the last one shorter; None reads all at once.
 
+        Images that could not be read and are skipped leave their step shorter, so that which samples a step has does
+        not depend on where reading began.
+
         Raises
         ------
         ValueError
             If a step holds NaN or infinity; the message says between which samples. On a GPU that is found out when
             all steps have been read, or by `check_finite`, so that the host need not wait for each step.
         """
+        for step, skipped in self._read(size):
+            if skipped:
+                kept = np.setdiff1d(np.arange(len(step)), skipped)
+                step = step[torch.from_numpy(kept).to(step.device)]
+            if len(step):
+                yield step
+
+    @property
+    def may_skip(self) -> bool:
+        """Whether there may be fewer samples than `n_samples`, which only reading them tells."""
+        return getattr(self.source, "may_skip", False)
+
+    def _read(self, size: int | None) -> Iterator[tuple[Tensor, list[int]]]:
+        """Yield steps with zeros in the rows of skipped images, and which rows these are."""
         size = self.n_samples if size is None else size
         start = 0
         for block in self._blocks(size):
@@ -101,13 +118,16 @@ class Samples:
             if self.columns is not None:
                 step = step[..., torch.from_numpy(self.columns).to(step.device)]
             step = step.to(_floating(step.dtype))
+            skipped = self.source.skipped_rows(start, start + len(step)) if self.may_skip else []
+            if skipped:
+                step[skipped] = 0
             # Both extremes are NaN if any value is, and need no mask as large as the step.
             finite = torch.isfinite(torch.stack(torch.aminmax(step))).all()
             self._unchecked.append((start, len(step), finite))
             if self._checks_at_once(step):
                 self.check_finite()
             start += len(step)
-            yield step
+            yield step, skipped
         self.check_finite()
 
     @staticmethod
@@ -136,8 +156,16 @@ class Samples:
             yield block
 
     def map_steps(self, function: Callable[[Tensor], Tensor], size: int | None) -> Any:
-        """Return `function` of all steps, joined along the first axis, in the form that the user gave X in."""
-        parts = [self.like(function(step)) for step in self.steps(size)]
+        """Return `function` of all steps, joined along the first axis, in the form that the user gave X in.
+
+        It is NaN for images that could not be read and are skipped.
+        """
+        parts = []
+        for step, skipped in self._read(size):
+            result = function(step)
+            if skipped:
+                result[skipped] = torch.nan
+            parts.append(self.like(result))
         return np.concatenate(parts) if self.kind == "numpy" else torch.cat(parts)
 
     def set_features_in(self, estimator: Any) -> None:

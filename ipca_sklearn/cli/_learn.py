@@ -30,6 +30,9 @@ def fit(
     ] = "auto",
     image_size: Annotated[int, typer.Option(min=1, help="Side that images are resized to.")] = 256,
     crop_size: Annotated[int, typer.Option(min=1, help="Side of the centre that is inspected.")] = 224,
+    on_error: Annotated[
+        str, typer.Option(help="raise: stop at an image that cannot be read; skip: go on without it, and say so.")
+    ] = "raise",
     checkpoint_every: Annotated[int, typer.Option(min=1, help="Images between checkpoints.")] = 1000,
     device: Device = "auto",
     jobs: Annotated[int, typer.Option(help="Threads that decode images; -1: all cores.")] = -1,
@@ -43,7 +46,14 @@ def fit(
         [
             (
                 "features",
-                PatchFeatureExtractor(backbone, image_size=image_size, crop_size=crop_size, device=device, n_jobs=jobs),
+                PatchFeatureExtractor(
+                    backbone,
+                    image_size=image_size,
+                    crop_size=crop_size,
+                    on_error=on_error,
+                    device=device,
+                    n_jobs=jobs,
+                ),
             ),
             ("detector", PatchGaussianDetector(k, step_size=step, contamination=_contamination(contamination))),
         ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,9 +18,13 @@ CUDA_CHUNK_BYTES = 256 << 20
 CPU_CHUNK_BYTES = 4 << 20
 
 
+# Devices that ran out of memory with chunks of the usual size, and the bytes of a chunk that they took instead.
+_smaller_chunks: dict[torch.device, int] = {}
+
+
 def chunk_size(n_patches: int, bytes_per_patch: int, device: torch.device, group: int = 1) -> int:
     """Return how many patches one call of a batched routine takes: a multiple of `group` that fits, evenly spread."""
-    limit = CPU_CHUNK_BYTES if device.type == "cpu" else CUDA_CHUNK_BYTES
+    limit = CPU_CHUNK_BYTES if device.type == "cpu" else _smaller_chunks.get(device, CUDA_CHUNK_BYTES)
     fitting = max(1, min(CUDA_CHUNK, limit // max(1, bytes_per_patch)) // group) * group
     even = math.ceil(n_patches / math.ceil(n_patches / fitting))
     return min(n_patches, math.ceil(even / group) * group)
@@ -33,7 +38,11 @@ def for_each_chunk(
     On a CPU the chunks run on as many threads as torch may use (`torch.get_num_threads()`), with one BLAS/LAPACK
     thread in each: LAPACK releases the GIL, and two threads inside one small decomposition are slower than one. What a
     worker sets is also what torch gives to every thread that is started later, so the caller's count is set again.
+
+    A chunk for which a device has no memory is halved until it fits, and so are all later ones; a warning says so
+    once. Tasks therefore write to their own patches only, and may be repeated.
     """
+    task = _halving_what_does_not_fit(task, bytes_per_patch, device, group)
     size = chunk_size(n_patches, bytes_per_patch, device, group)
     chunks = [slice(start, min(start + size, n_patches)) for start in range(0, n_patches, size)]
     available = torch.get_num_threads()
@@ -48,6 +57,40 @@ def for_each_chunk(
                 pass
     finally:
         torch.set_num_threads(available)
+
+
+def _halving_what_does_not_fit(
+    task: Callable[[slice], None], bytes_per_patch: int, device: torch.device, group: int
+) -> Callable[[slice], None]:
+    def attempt(chunk: slice) -> None:
+        size = chunk.stop - chunk.start
+        try:
+            task(chunk)
+            return
+        except RuntimeError as error:
+            if size <= group or not _is_out_of_memory(error):
+                raise
+        # Out of the except clause the traceback no longer holds the tensors of the failed attempt.
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        half = max(group, math.ceil(size / 2 / group) * group)
+        if device not in _smaller_chunks:
+            warnings.warn(
+                f"{device} has no memory left for {size} patches at once: they are taken {half} at a time, and smaller "
+                "chunks from now on. The result is the same; a smaller step_size or batch_size needs less",
+                UserWarning,
+                stacklevel=2,
+            )
+        _smaller_chunks[device] = min(_smaller_chunks.get(device, CUDA_CHUNK_BYTES), half * bytes_per_patch)
+        attempt(slice(chunk.start, chunk.start + half))
+        attempt(slice(chunk.start + half, chunk.stop))
+
+    return attempt
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch, or one of the libraries that allocate their own memory, has none left."""
+    return isinstance(error, torch.OutOfMemoryError) or "STATUS_ALLOC_FAILED" in str(error)
 
 
 @contextmanager

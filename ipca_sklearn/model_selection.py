@@ -1,0 +1,167 @@
+"""Choosing parameters: splits for one-class data, and a cache so that a search runs the network once per image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+from sklearn.model_selection import BaseCrossValidator, GroupKFold, KFold
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import _num_samples, check_consistent_length, column_or_1d
+
+from ipca_sklearn._feature_cache import FeatureCache
+
+__all__ = ["FeatureCache", "OneClassKFold", "RepeatedOneClassKFold"]
+
+
+class OneClassKFold(BaseCrossValidator):
+    """K-fold splits for learning from normal samples only: anomalous samples are tested and never learnt.
+
+    The normal samples are split as by :class:`sklearn.model_selection.KFold`. Each fold is tested together with all
+    the anomalous samples, so every anomalous sample is tested `n_splits` times, and every fold has an ROC curve.
+    Use it as `cv` of :class:`sklearn.model_selection.GridSearchCV` and its like.
+
+    Parameters
+    ----------
+    n_splits : int, default=5
+        Folds, at least 2.
+    shuffle : bool, default=False
+        Shuffle the normal samples before they are split. Without it a fold is a stretch of consecutive images: a
+        harder and often more honest test, where images of a shift look alike.
+    random_state : int, RandomState or None, default=None
+        For `shuffle`. The halving searches need an integer.
+
+    See Also
+    --------
+    RepeatedOneClassKFold : The same several times, shuffled differently.
+    FeatureCache : What keeps a search from running the network in every fold.
+
+    Notes
+    -----
+    With `groups` (images of one part, or of one roll), no group is on both sides: the groups of the normal samples
+    are split as by :class:`sklearn.model_selection.GroupKFold`, and an anomalous sample is tested only in folds whose
+    training samples are of other groups - in one fold where its group has normal samples, else in all.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from ipca_sklearn.model_selection import OneClassKFold
+    >>> y = np.array([1, 1, 1, 1, -1, -1])
+    >>> for train, test in OneClassKFold(n_splits=2).split(y, y):
+    ...     print(train, test)
+    [2 3] [0 1 4 5]
+    [0 1] [2 3 4 5]
+    """
+
+    # Routed by scikit-learn's metadata routing without being asked for, as by its own splitters of groups.
+    __metadata_request__split = {"groups": True}  # noqa: RUF012
+
+    def __init__(self, n_splits: int = 5, *, shuffle: bool = False, random_state: Any = None) -> None:
+        self.n_splits = n_splits
+        self.shuffle = shuffle
+        self.random_state = random_state
+
+    def get_n_splits(self, X: Any = None, y: Any = None, groups: Any = None) -> int:
+        """Return the number of splits; the arguments are ignored."""
+        return self.n_splits
+
+    def split(self, X: Any, y: Any = None, groups: Any = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield the indices of the training and of the test samples of each fold.
+
+        Parameters
+        ----------
+        X : sequence of n samples
+            Only its length is used.
+        y : array-like of shape (n,), default=None
+            +1 for normal, -1 for anomalous samples; None: all are normal.
+        groups : array-like of shape (n,), default=None
+            What samples belong together.
+
+        Yields
+        ------
+        train, test : ndarray of int
+            Ascending.
+
+        Raises
+        ------
+        ValueError
+            Other labels, `n_splits` below 2, fewer normal samples (or groups of them) than splits.
+        """
+        check_consistent_length(X, y, groups)
+        self._check_n_splits()
+        n_samples = _num_samples(X)
+        labels = np.ones(n_samples, dtype=int) if y is None else _check_labels(y)
+        normal, anomalous = np.flatnonzero(labels == 1), np.flatnonzero(labels == -1)
+        if groups is None:
+            if len(normal) < self.n_splits:
+                raise ValueError(f"n_splits={self.n_splits} of {len(normal)} normal samples: lower it")
+            folds = KFold(self.n_splits, shuffle=self.shuffle, random_state=self.random_state).split(normal)
+            for train, test in folds:
+                yield normal[train], np.sort(np.concatenate([normal[test], anomalous]))
+            return
+        groups = column_or_1d(groups)
+        n_groups = len(np.unique(groups[normal]))
+        if n_groups < self.n_splits:
+            raise ValueError(f"n_splits={self.n_splits} of {n_groups} groups of normal samples: lower it")
+        grouped = GroupKFold(self.n_splits, shuffle=self.shuffle, random_state=self.random_state)
+        for train, test in grouped.split(normal, groups=groups[normal]):
+            apart = anomalous[~np.isin(groups[anomalous], groups[normal[train]])]
+            yield normal[train], np.sort(np.concatenate([normal[test], apart]))
+
+    def _check_n_splits(self) -> None:
+        if not isinstance(self.n_splits, Integral) or self.n_splits < 2:
+            raise ValueError(f"n_splits={self.n_splits!r}: an integer of at least 2")
+
+    def _iter_test_indices(self, X: Any = None, y: Any = None, groups: Any = None) -> Iterator[np.ndarray]:
+        for _, test in self.split(X, y, groups):
+            yield test
+
+
+class RepeatedOneClassKFold(OneClassKFold):
+    """`n_repeats` times :class:`OneClassKFold`, each time shuffled differently.
+
+    Parameters
+    ----------
+    n_splits : int, default=5
+        Folds of each repetition.
+    n_repeats : int, default=10
+        Repetitions.
+    random_state : int, RandomState or None, default=None
+        An integer gives the same splits in every call, which the halving searches need.
+
+    Examples
+    --------
+    >>> from ipca_sklearn.model_selection import RepeatedOneClassKFold
+    >>> cv = RepeatedOneClassKFold(n_splits=2, n_repeats=3, random_state=0)
+    >>> cv.get_n_splits(), len(list(cv.split([0, 1, 2, 3], [1, 1, 1, -1])))
+    (6, 6)
+    """
+
+    def __init__(self, n_splits: int = 5, *, n_repeats: int = 10, random_state: Any = None) -> None:
+        self.n_splits = n_splits
+        self.n_repeats = n_repeats
+        self.random_state = random_state
+
+    def get_n_splits(self, X: Any = None, y: Any = None, groups: Any = None) -> int:
+        """Return the number of splits, of all repetitions; the arguments are ignored."""
+        return self.n_splits * self.n_repeats
+
+    def split(self, X: Any, y: Any = None, groups: Any = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield the folds of one repetition after the other; see :meth:`OneClassKFold.split`."""
+        rng = check_random_state(self.random_state)
+        for _ in range(self.n_repeats):
+            once = OneClassKFold(self.n_splits, shuffle=True, random_state=rng.randint(2**31 - 1))
+            yield from once.split(X, y, groups)
+
+
+def _check_labels(y: Any) -> np.ndarray:
+    labels = column_or_1d(y)
+    unknown = sorted(set(np.unique(labels).tolist()) - {1, -1}, key=str)
+    if unknown:
+        raise ValueError(
+            f"y has the labels {unknown[:5]}; normal is +1 and anomalous -1. Of a column where anomalous is 1 and "
+            "normal 0, make np.where(column == 1, -1, 1)"
+        )
+    return labels

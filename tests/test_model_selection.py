@@ -1,0 +1,348 @@
+"""Searches over parameters from paths: splits of one-class data, and features computed once per image."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import sklearn
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from sklearn.base import clone
+from sklearn.experimental import enable_halving_search_cv  # noqa: F401
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import GridSearchCV, HalvingGridSearchCV, cross_val_score, cross_validate
+from sklearn.pipeline import Pipeline
+
+from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector, _lazy_features
+from ipca_sklearn.model_selection import FeatureCache, OneClassKFold, RepeatedOneClassKFold
+from ipca_sklearn.persistence import load, save
+
+labels = st.lists(st.sampled_from([1, -1]), min_size=2, max_size=40).map(np.array)
+
+
+def count(y: np.ndarray, label: int) -> int:
+    return int(np.sum(y == label))
+
+
+@given(labels, st.integers(2, 5), st.booleans())
+def test_normal_samples_are_learnt_and_tested_and_anomalous_ones_only_tested(
+    y: np.ndarray, n_splits: int, shuffle: bool
+) -> None:
+    cv = OneClassKFold(n_splits, shuffle=shuffle, random_state=0 if shuffle else None)
+    if count(y, 1) < n_splits:
+        with pytest.raises(ValueError, match="lower it"):
+            list(cv.split(y, y))
+        return
+    folds = list(cv.split(np.zeros(len(y)), y))
+    assert len(folds) == cv.get_n_splits() == n_splits
+    for train, test in folds:
+        assert set(y[train]) == {1}
+        assert set(train).isdisjoint(test)
+        assert set(train) | set(test) == set(range(len(y)))
+        assert set(np.flatnonzero(y == -1)) <= set(test)
+    tested = np.concatenate([test[y[test] == 1] for _, test in folds])
+    np.testing.assert_array_equal(np.sort(tested), np.flatnonzero(y == 1))
+
+
+@given(st.lists(st.tuples(st.sampled_from([1, -1]), st.integers(0, 6)), min_size=4, max_size=40), st.booleans())
+def test_no_group_is_on_both_sides(samples: list[tuple[int, int]], shuffle: bool) -> None:
+    y, groups = np.array(samples).T
+    cv = OneClassKFold(2, shuffle=shuffle, random_state=0 if shuffle else None)
+    if len(set(groups[y == 1])) < 2:
+        with pytest.raises(ValueError, match="groups of normal samples"):
+            list(cv.split(y, y, groups))
+        return
+    folds = list(cv.split(y, y, groups))
+    for train, test in folds:
+        assert set(y[train]) == {1}
+        assert set(groups[train]).isdisjoint(groups[test])
+    assert set(np.concatenate([test for _, test in folds])) == set(range(len(y)))  # every sample is tested
+
+
+def test_without_labels_all_samples_are_normal() -> None:
+    assert [(list(train), list(test)) for train, test in OneClassKFold(2).split(range(4))] == [
+        ([2, 3], [0, 1]),
+        ([0, 1], [2, 3]),
+    ]
+
+
+def test_other_labels_are_refused_with_a_way_to_mend_them() -> None:
+    with pytest.raises(ValueError, match=r"labels \[0\].*np\.where"):
+        list(OneClassKFold(2).split(range(4), [0, 0, 1, 1]))
+    with pytest.raises(ValueError, match="at least 2"):
+        list(OneClassKFold(1).split(range(4)))
+
+
+def test_repetitions_differ_and_are_the_same_again() -> None:
+    cv = RepeatedOneClassKFold(3, n_repeats=4, random_state=0)
+    first, second = ([tuple(test) for _, test in cv.split(range(12))] for _ in range(2))
+    assert first == second
+    assert len(first) == cv.get_n_splits() == 12
+    assert len(set(first)) > 3
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Path], np.ndarray]:
+    """18 dark normal images and 4 with a bright square."""
+    folder, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    paths, y = [folder / f"{number:02d}.png" for number in range(22)], np.array([1] * 18 + [-1] * 4)
+    for path, label in zip(paths, y, strict=True):
+        pixels = rng.integers(90, 110, (32, 32, 3), dtype=np.uint8)
+        if label == -1:
+            pixels[8:16, 8:16] = 255
+        Image.fromarray(pixels).save(path)
+    return paths, y
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> FeatureCache:
+    return FeatureCache(tmp_path / "cache")
+
+
+def make_pipeline(memory: Any = None, **parameters: Any) -> Pipeline:
+    extractor = PatchFeatureExtractor(
+        "resnet18", layers=["layer1"], weights=None, random_state=0, image_size=32, crop_size=32, grid_size=4,
+        batch_size=4,
+    )  # fmt: skip
+    pipe = Pipeline([("features", extractor), ("detector", PatchGaussianDetector(2, step_size=4))], memory=memory)
+    return pipe.set_params(**parameters)
+
+
+@pytest.fixture
+def network(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """Images that pass through the network, counted batch by batch."""
+    seen: list[int] = []
+    original = _lazy_features._describe
+
+    def describe(images: Any, *arguments: Any) -> None:
+        seen.append(len(images))
+        original(images, *arguments)
+
+    monkeypatch.setattr(_lazy_features, "_describe", describe)
+    yield seen
+
+
+GRID = {"detector__n_components": [1, 2, 3], "detector__step_size": [4, 8]}
+
+
+def test_a_grid_search_from_paths_runs_the_network_once_per_image(
+    images: tuple[list[Path], np.ndarray], cache: FeatureCache, network: list[int]
+) -> None:
+    paths, y = images
+    plain = GridSearchCV(make_pipeline(), GRID, scoring="roc_auc", cv=OneClassKFold(3), refit=False).fit(paths, y)
+    assert sum(network) == 6 * sum(len(train) + len(test) for train, test in OneClassKFold(3).split(paths, y))
+    network.clear()
+    search = GridSearchCV(make_pipeline(cache), GRID, scoring="roc_auc", cv=OneClassKFold(3)).fit(paths, y)
+    assert sum(network) == len(paths) == cache.n_images
+    np.testing.assert_allclose(search.cv_results_["mean_test_score"], plain.cv_results_["mean_test_score"])
+    assert search.best_score_ == 1
+    assert roc_auc_score(y, search.score_samples(paths)) > 0.9
+
+
+def test_cached_features_are_those_of_the_network(images: tuple[list[Path], np.ndarray], cache: FeatureCache) -> None:
+    paths, _ = images
+    plain = make_pipeline().fit(paths[:18])
+    for _ in range(2):  # written, then read
+        cached = make_pipeline(cache).fit(paths[:18])
+        np.testing.assert_allclose(
+            np.asarray(cached[0].transform(paths)), np.asarray(plain[0].transform(paths)), rtol=1e-5, atol=1e-6
+        )
+    first, second = (make_pipeline(cache).fit(paths[:18]).transform(paths) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+
+
+def test_two_processes_share_the_cache(images: tuple[list[Path], np.ndarray], cache: FeatureCache) -> None:
+    paths, y = images
+    searches = [
+        GridSearchCV(make_pipeline(cache), GRID, scoring="roc_auc", cv=OneClassKFold(2), n_jobs=n_jobs).fit(paths, y)
+        for n_jobs in (2, 1)
+    ]
+    assert cache.n_images == len(paths)
+    results = [search.cv_results_["mean_test_score"] for search in searches]
+    np.testing.assert_array_equal(*results)
+
+
+def test_other_settings_and_changed_files_are_not_taken_for_the_same(tmp_path: Path, cache: FeatureCache) -> None:
+    path, rng = tmp_path / "image.png", np.random.default_rng(0)
+    pixels = rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    other_pixels = 255 - pixels
+    variants: list[tuple[Any, dict[str, Any]]] = [
+        (path, {}),
+        (path, {"features__pooling_size": 1}),
+        (path, {"features__crop_size": 16}),
+        (path, {"features__random_state": 1}),  # other weights
+        (path, {"features__normalization": (0.5, 0.5)}),
+        (pixels, {}),
+        (other_pixels, {}),
+        (Image.fromarray(other_pixels).convert("L"), {}),
+    ]
+    for number, (image, parameters) in enumerate(variants, start=1):
+        features = make_pipeline(cache, **parameters).fit([image] * 2)[0].transform([image])
+        np.testing.assert_allclose(np.asarray(features), np.asarray(features.cached_in(None)), rtol=1e-4, atol=1e-6)
+        assert cache.n_images == number
+    Image.fromarray(other_pixels).save(path)
+    make_pipeline(cache).fit([path] * 2)
+    assert cache.n_images == len(variants) + 1
+
+
+def test_a_full_cache_says_so_once_per_reading_and_goes_on(
+    images: tuple[list[Path], np.ndarray], tmp_path: Path
+) -> None:
+    paths, _ = images
+    n_bytes = 4 * 4 * 4 * 64 + 128
+    cache = FeatureCache(tmp_path, max_bytes=5 * n_bytes)
+    with pytest.warns(UserWarning, match=r"is full: 5 images of 0.0 MB") as caught:
+        pipe = make_pipeline(cache).fit(paths[:18])
+    assert len(caught) == 1
+    assert cache.n_bytes == 5 * n_bytes
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        np.testing.assert_allclose(
+            pipe.score_samples(paths), make_pipeline().fit(paths[:18]).score_samples(paths), rtol=1e-4
+        )
+    cache.clear()
+    assert cache.n_images == cache.n_bytes == 0
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda file: file.write_bytes(b"x"), lambda file: file.write_bytes(b""), Path.unlink]
+)
+def test_broken_or_vanished_files_are_computed_again(
+    images: tuple[list[Path], np.ndarray], cache: FeatureCache, damage: Any
+) -> None:
+    paths, _ = images
+    pipe = make_pipeline(cache).fit(paths[:18])
+    expected = pipe.score_samples(paths)
+    damage(next(Path(cache.location).glob("*/*/*.npy")))
+    np.testing.assert_allclose(pipe.score_samples(paths), expected, rtol=1e-4)
+
+
+def test_unreadable_images_are_not_stored(images: tuple[list[Path], np.ndarray], cache: FeatureCache) -> None:
+    paths = [*images[0][:8], Path("missing.png")]
+    pipe = make_pipeline(cache, features__on_error="skip")
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="1 of 9 images could not be read"):
+            pipe.fit(paths)
+    assert pipe[-1].n_samples_seen_ == cache.n_images == 8
+
+
+def test_augmented_features_are_not_stored_and_a_warning_says_so(
+    images: tuple[list[Path], np.ndarray], cache: FeatureCache
+) -> None:
+    pipe = make_pipeline(cache, features__augment="random_crop", features__crop_size=24)
+    with pytest.warns(UserWarning, match="augmented images are not kept"):
+        pipe.fit(images[0][:8])
+    assert cache.n_images == 0
+
+
+def test_a_saved_model_leaves_the_cache_behind(
+    images: tuple[list[Path], np.ndarray], cache: FeatureCache, tmp_path: Path
+) -> None:
+    paths, _ = images
+    pipe = make_pipeline(cache).fit(paths[:8])
+    save(pipe, tmp_path / "model.joblib")
+    loaded = load(tmp_path / "model.joblib")
+    np.testing.assert_allclose(loaded.score_samples(paths), pipe.score_samples(paths[:22]), rtol=1e-4)
+    assert loaded[0]._feature_cache is None
+    assert pipe[0]._feature_cache is cache
+
+
+def test_a_cache_survives_clone_and_copy(cache: FeatureCache) -> None:
+    cloned = clone(make_pipeline(cache)).memory
+    assert (cloned.location, cloned.max_bytes) == (cache.location, cache.max_bytes)
+    assert copy.deepcopy(cache).location == cache.location
+    assert "max_bytes=20000000000" in repr(cache)
+
+
+def test_selection_without_defects_by_held_out_likelihood(
+    images: tuple[list[Path], np.ndarray], cache: FeatureCache
+) -> None:
+    paths, y = images
+    normal = [path for path, label in zip(paths, y, strict=True) if label == 1]
+    search = GridSearchCV(make_pipeline(cache), {"detector__n_components": [1, 2]}, cv=OneClassKFold(3)).fit(normal)
+    train, test = next(iter(OneClassKFold(3).split(normal)))
+    best = make_pipeline(cache, **search.best_params_).fit([normal[i] for i in train])
+    assert search.cv_results_["split0_test_score"][search.best_index_] == pytest.approx(
+        best.score([normal[i] for i in test])
+    )
+
+
+def test_halving_search_and_cross_validation(images: tuple[list[Path], np.ndarray], cache: FeatureCache) -> None:
+    paths, y = images
+    cv = OneClassKFold(2, shuffle=True, random_state=0)
+    search = HalvingGridSearchCV(
+        make_pipeline(cache), {"detector__n_components": [1, 2]}, scoring="roc_auc", cv=cv, random_state=0,
+        min_resources=11, return_train_score=False,
+    ).fit(paths, y)  # fmt: skip
+    assert search.best_params_["detector__n_components"] in (1, 2)
+    assert cross_val_score(make_pipeline(cache), paths, y, cv=cv, scoring="roc_auc").tolist() == [1, 1]
+    scored = cross_validate(make_pipeline(cache), paths, y, cv=cv, scoring=["roc_auc", "average_precision"])
+    assert scored["test_average_precision"].shape == (2,)
+
+
+def test_groups_reach_the_splitter_with_and_without_metadata_routing(
+    images: tuple[list[Path], np.ndarray], cache: FeatureCache
+) -> None:
+    paths, y = images
+    groups = np.arange(22) // 3
+    cv = OneClassKFold(2)
+    expected = [test for _, test in cv.split(paths, y, groups)]
+    seen = []
+
+    class Spy(OneClassKFold):
+        def split(self, X: Any, y: Any = None, groups: Any = None) -> Any:
+            for train, test in super().split(X, y, groups):
+                seen.append(test)
+                yield train, test
+
+    grid = {"detector__n_components": [1]}
+    GridSearchCV(make_pipeline(cache), grid, scoring="roc_auc", cv=Spy(2)).fit(paths, y, groups=groups)
+    with sklearn.config_context(enable_metadata_routing=True):
+        GridSearchCV(make_pipeline(cache), grid, scoring="roc_auc", cv=Spy(2)).fit(paths, y, groups=groups)
+    for got, want in zip(seen, expected * 2, strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+def test_the_callbacks_of_scikit_learn_follow_a_search(
+    images: tuple[list[Path], np.ndarray], cache: FeatureCache
+) -> None:
+    pytest.importorskip("sklearn.callback", reason="this scikit-learn has no callbacks", exc_type=ImportError)
+    paths, y = images
+
+    class Counter:
+        """What scikit-learn's FitCallback protocol asks for."""
+
+        def __init__(self) -> None:
+            self.tasks: list[str] = []
+
+        def setup(self, estimator: Any, context: Any) -> None:
+            self.tasks.append("setup")
+
+        def on_fit_task_begin(self, estimator: Any, context: Any, **_: Any) -> None:
+            self.tasks.append(context.task_name)
+
+        def on_fit_task_end(self, estimator: Any, context: Any, **_: Any) -> None:
+            pass
+
+        def teardown(self, estimator: Any, context: Any) -> None:
+            self.tasks.append("teardown")
+
+    counter = Counter()
+    search = GridSearchCV(
+        make_pipeline(cache), {"detector__n_components": [1, 2]}, scoring="roc_auc", cv=OneClassKFold(2)
+    )
+    search.set_callbacks(counter).fit(paths, y)
+    assert counter.tasks[0] == "setup"
+    assert counter.tasks[-1] == "teardown"
+    assert len(counter.tasks) >= 2 + 2 * 2  # a task for each candidate and fold

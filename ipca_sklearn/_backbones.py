@@ -6,6 +6,7 @@ import copy
 import difflib
 import os
 import re
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,10 @@ _DEFAULT_LAYERS = {
 }
 
 
+# Tracing a network and the random numbers of torch belong to the whole program: one thread at a time.
+_BUILDING = threading.RLock()
+
+
 class Backbone:
     """A network cut off after the last layer that is used; pickles its architecture by name and weights as numpy.
 
@@ -64,7 +69,7 @@ class Backbone:
             layers = tuple(layers)
             if not 0 < len(layers) == len(set(layers)):
                 raise ValueError(f"layers={list(layers)} names no layer, or one twice; name at least one, each once")
-        with torch.random.fork_rng(devices=[]):
+        with _BUILDING, torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             if isinstance(name, str) and name.startswith("timm:"):
                 self.layers = self._build_timm(name.removeprefix("timm:"), layers, weights)

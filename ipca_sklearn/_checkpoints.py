@@ -61,7 +61,7 @@ def fit_in_blocks(
         raise TypeError("PatchFeatures cannot be told apart without computing them; pass the pipeline and its images")
     learner = model.steps[-1][1] if isinstance(model, Pipeline) else model
     block = _block(model, learner, every)
-    _check_repeatable(model)
+    check_repeatable(model)
     features = model[:-1].fit_transform(X) if isinstance(model, Pipeline) and len(model.steps) > 1 else X
     parameters = _parameters(model)
     n_samples, done, digest = len(X), 0, _new_digest(X)
@@ -76,19 +76,19 @@ def fit_in_blocks(
                 f"the checkpoint was made of other samples: the first {done} of X are not those that were learnt. Pass "
                 "the same samples in the same order, or remove the file to start anew"
             )
-        _adopt(learner, current)
+        adopt(learner, current)
     while done < n_samples:
         stop = min(done + block, n_samples)
         current.partial_fit(features[done:stop])
         _feed(digest, X, done, stop)
         done = stop
         save(Checkpoint(current, done, parameters, digest.hexdigest(), complete=done == n_samples))
-        _adopt(learner, current)
+        adopt(learner, current)
         if callback is not None:
             callback(done)
 
 
-def _adopt(learner: Any, other: Any) -> None:
+def adopt(learner: Any, other: Any) -> None:
     """Let `learner` know what `other` has learnt, and nothing else; one assignment, so that Ctrl-C cannot halve it."""
     own = {name: vars(learner)[name] for name in learner.get_params(deep=False)}
     learner.__dict__ = {**vars(other), **own}
@@ -114,7 +114,7 @@ def _block(model: Any, learner: Any, every: int) -> int:
     return -(-every // unit) * unit
 
 
-def _check_repeatable(model: Any) -> None:
+def check_repeatable(model: Any) -> None:
     """Refuse what would not be the same again in another process."""
     for name, step in model.steps[:-1] if isinstance(model, Pipeline) else ():
         parameters = step.get_params(deep=False)

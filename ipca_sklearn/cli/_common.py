@@ -19,6 +19,9 @@ SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 ERROR, UNREADABLE = 1, 3  # exit codes; 2 is a wrong command line (click's)
 
 ModelFile = Annotated[Path, typer.Argument(metavar="MODEL", help="File of `ipca-sklearn fit`. It can execute code.")]
+OnError = Annotated[
+    str, typer.Option(help="raise: stop at an image that cannot be read; skip: go on without it, and say so.")
+]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... or auto: a GPU if there is one.")]
 
 
@@ -62,13 +65,14 @@ def _walk(places: Iterable[Path]) -> Iterator[Path]:
             yield place  # what is wrong with it is said when it is read
 
 
-def open_model(path: Path, device: str | None) -> Pipeline:
-    """Load a model and let it compute on a device."""
+def open_model(path: Path, device: str | None, *, on_error: str = "raise") -> Pipeline:
+    """Load a model, let it compute on a device and say what it does about images that cannot be read."""
     pipe = persistence.load(path)
     steps = [step for _, step in pipe.steps] if isinstance(pipe, Pipeline) else []
     if [type(step) for step in steps] != [PatchFeatureExtractor, PatchGaussianDetector]:
         raise ValueError(f"{path} holds no pipeline of `ipca-sklearn fit` but a {type(pipe).__name__}")
-    return pipe.set_params(**{f"{pipe.steps[0][0]}__device": device})
+    pipe[0].set_params(device=device, on_error=on_error)
+    return pipe
 
 
 class Progress:

@@ -10,7 +10,7 @@ import typer
 from sklearn.pipeline import Pipeline
 
 from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector, __version__, persistence
-from ipca_sklearn.cli._common import Device, ModelFile, Progress, list_images, open_model
+from ipca_sklearn.cli._common import Device, ModelFile, OnError, Progress, list_images, open_model
 
 Folders = Annotated[
     list[Path], typer.Argument(metavar="DIR...", help="Folders or files of normal images; `-` reads paths from stdin.")
@@ -30,9 +30,7 @@ def fit(
     ] = "auto",
     image_size: Annotated[int, typer.Option(min=1, help="Side that images are resized to.")] = 256,
     crop_size: Annotated[int, typer.Option(min=1, help="Side of the centre that is inspected.")] = 224,
-    on_error: Annotated[
-        str, typer.Option(help="raise: stop at an image that cannot be read; skip: go on without it, and say so.")
-    ] = "raise",
+    on_error: OnError = "raise",
     checkpoint_every: Annotated[int, typer.Option(min=1, help="Images between checkpoints.")] = 1000,
     device: Device = "auto",
     jobs: Annotated[int, typer.Option(help="Threads that decode images; -1: all cores.")] = -1,
@@ -77,6 +75,7 @@ def update(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="MODEL", help="Write here, not over the old model.")
     ] = None,
+    on_error: OnError = "raise",
     device: Device = "auto",
 ) -> None:
     """Learn more normal images with a model, as if it had seen them at the end of its training.
@@ -84,7 +83,7 @@ def update(
     If anything goes wrong the file stays as it was.
     """
     paths = list_images(folders)
-    pipe = open_model(model, device)
+    pipe = open_model(model, device, on_error=on_error)
     features = pipe[0].transform(paths)
     block = 16 * (pipe[-1].step_size or 16)
     progress = Progress(len(paths))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,7 +17,9 @@ from PIL import Image, ImageOps
 from scipy.ndimage import label
 from sklearn.pipeline import Pipeline
 
+from ipca_sklearn import SkippedImagesWarning
 from ipca_sklearn.cli._common import UNREADABLE, Device, ModelFile, Progress, list_images, open_model
+from ipca_sklearn.report import HtmlReport
 
 COLUMNS = ("path", "score", "p_value", "label", "top", "left", "height", "width", "error")
 
@@ -31,6 +34,9 @@ def predict(
     ] = Path("-"),
     maps: Annotated[Path | None, typer.Option(metavar="DIR", help="Write heat maps over the images, as PNG.")] = None,
     masks: Annotated[Path | None, typer.Option(metavar="DIR", help="Write masks of anomalous patches, as PNG.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a page of all images, sorted by score, as .html.")
+    ] = None,
     device: Device = "auto",
 ) -> None:
     """Score images: path, score (higher is more normal), p-value, label, the hottest box, and what went wrong.
@@ -38,21 +44,27 @@ def predict(
     label is +1 (normal) or -1 (anomalous), the box is in pixels of the image. An image that cannot be read is a row
     with its error, and the exit code is then 3.
     """
-    pipe = open_model(model, device)
+    pipe = open_model(model, device, on_error="skip")
     paths = list_images(places)
     progress = Progress(len(paths))
     failed = 0
     with ExitStack() as stack:
         table = Table(output, stack)
+        page = None
+        if report is not None:
+            title = f"{model.name}, {len(paths)} images"
+            page = stack.enter_context(HtmlReport(report, threshold=pipe[-1].offset_, title=title))
         for number, row in enumerate(rows(pipe, paths), 1):
             table.write(row)
             if row["error"]:
                 failed += 1
             else:
                 if maps is not None:
-                    _save(overlay(pipe, row), maps, number, row["path"])
+                    _save(overlay(pipe, row["map"], open_upright(row["path"])), maps, number, row["path"])
                 if masks is not None:
                     _save(mask_image(pipe, row), masks, number, row["path"])
+            if page is not None:
+                _add_to_report(page, pipe, row)
             progress.show(number)
     if failed:
         typer.echo(f"{failed} of {len(paths)} images cannot be read; see the column error", err=True)
@@ -85,24 +97,23 @@ def rows(pipe: Pipeline, paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
     """Yield a row per image, with its map and its size; a few images are in memory at a time."""
     size = pipe[-1].step_size or 16
     for start in range(0, len(paths), size):
-        block = list(paths[start : start + size])
-        try:
-            yield from _score(pipe, block)
-        except (OSError, ValueError):  # one of them cannot be read: which?
-            for path in block:
-                try:
-                    yield from _score(pipe, [path])
-                except (OSError, ValueError) as error:
-                    yield dict.fromkeys(COLUMNS) | {"path": str(path), "error": " ".join(str(error).split())}
+        yield from _score(pipe, list(paths[start : start + size]))
 
 
 def _score(pipe: Pipeline, paths: list[Path]) -> list[dict[str, Any]]:
     extractor, detector = pipe[0], pipe[-1]
-    maps = detector.transform(extractor.transform(paths))
+    features = extractor.transform(paths)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SkippedImagesWarning)  # the rows tell which, and why
+        maps = detector.transform(features)
     scores = detector.score_maps(maps)
     p_values = detector.p_values(scores=scores)
     found = []
-    for path, anomaly_map, score, p_value in zip(paths, maps, scores, p_values, strict=True):
+    for index, (path, anomaly_map, score, p_value) in enumerate(zip(paths, maps, scores, p_values, strict=True)):
+        if index in features.skipped:
+            error = " ".join(features.skipped[index].split())
+            found.append(dict.fromkeys(COLUMNS) | {"path": str(path), "error": error})
+            continue
         size = image_size(path)
         box = hottest_box(anomaly_map, detector.map_threshold_, extractor.covered_box(size))
         row = {
@@ -123,6 +134,20 @@ def image_size(path: Path) -> tuple[int, int]:
         width, height = image.size
         turned = image.getexif().get(0x0112, 1) >= 5  # EXIF orientations 5 to 8 lie on their side
     return (width, height) if turned else (height, width)
+
+
+def open_upright(path: str, side: int | None = None) -> Image.Image:
+    """Return an image as it is shown, no larger than a square of this side."""
+    with Image.open(path) as image:
+        if side is not None:
+            image.draft("RGB", (side, side))  # JPEG files are decoded at a fraction of their size
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode.startswith("I") or upright.mode == "F":  # 16 bits; PIL would cut the upper half off
+            upright = Image.fromarray((np.asarray(upright, dtype=np.float32) / 257).clip(0, 255).astype(np.uint8))
+        upright = upright.convert("RGB")
+    if side is not None:
+        upright.thumbnail((side, side))
+    return upright
 
 
 def hottest_box(
@@ -153,17 +178,27 @@ def _stretched(pipe: Pipeline, values: np.ndarray, size: tuple[int, int], resamp
     return laid
 
 
-def overlay(pipe: Pipeline, row: dict[str, Any]) -> Image.Image:
+def overlay(pipe: Pipeline, anomaly_map: np.ndarray, image: Image.Image) -> Image.Image:
     """Return the image in grey with the heat map over it: black is 0, yellow twice the threshold and more."""
     from matplotlib import colormaps
 
-    with Image.open(row["path"]) as image:
-        grey = np.asarray(ImageOps.exif_transpose(image).convert("L"), dtype=np.float32)[..., None]
+    grey = np.asarray(image.convert("L"), dtype=np.float32)[..., None]
+    size = grey.shape[:2]
     limit = pipe[-1].map_threshold_
-    warmth = _stretched(pipe, row["map"], row["size"], Image.Resampling.BILINEAR) / (2 * limit if limit > 0 else 1)
+    limit = 2 * limit if 0 < limit < np.inf else 1
+    warmth = _stretched(pipe, anomaly_map, size, Image.Resampling.BILINEAR) / limit
     colours = 255 * colormaps["inferno"](np.clip(warmth, 0, 1))[..., :3]
-    inspected = _stretched(pipe, np.ones_like(row["map"]), row["size"], Image.Resampling.NEAREST)[..., None]
+    inspected = _stretched(pipe, np.ones_like(anomaly_map), size, Image.Resampling.NEAREST)[..., None]
     return Image.fromarray((grey + 0.6 * inspected * (colours - grey)).astype(np.uint8))
+
+
+def _add_to_report(page: HtmlReport, pipe: Pipeline, row: dict[str, Any]) -> None:
+    if row["error"]:
+        page.add(row["path"], error=row["error"])
+        return
+    thumbnail = open_upright(row["path"], page.thumbnail_size)
+    heat_map = overlay(pipe, row["map"], thumbnail)
+    page.add(row["path"], row["score"], p_value=row["p_value"], image=thumbnail, heat_map=heat_map)
 
 
 def mask_image(pipe: Pipeline, row: dict[str, Any]) -> Image.Image:

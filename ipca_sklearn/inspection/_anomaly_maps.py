@@ -1,4 +1,4 @@
-"""Pictures of what a detector sees, in scikit-learn's Display convention."""
+"""AnomalyMapDisplay: images, ground truth and heat maps."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from sklearn.utils._optional_dependencies import check_matplotlib_support
 
 from ipca_sklearn._images import check_images, to_rgb
 from ipca_sklearn._patch_features import PatchFeatureExtractor
-
-__all__ = ["AnomalyMapDisplay"]
 
 
 class AnomalyMapDisplay:

@@ -1,0 +1,148 @@
+"""ExplainedVarianceDisplay: how many components each place of the image needs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.pipeline import Pipeline
+from sklearn.utils._optional_dependencies import check_matplotlib_support
+from sklearn.utils.validation import check_is_fitted
+
+
+class ExplainedVarianceDisplay:
+    """Which share of the variance the components explain, and how many each patch needs for a given share.
+
+    On the left a map over the places of the image, on the right the scree curve: median, and the middle 80 % of the
+    patches. Places that need more components than were kept are grey; many of them say that `n_components` is small.
+    Create it with `from_estimator`.
+
+    Parameters
+    ----------
+    explained_variance_ratio : ndarray of shape (H, W, k), (P, k) or (k,)
+        Share of the total variance along each component, of each patch.
+    share : float in (0, 1], default=0.9
+        What share the map is for.
+
+    Attributes
+    ----------
+    n_components_needed : ndarray of int, shape (H, W), (P,) or ()
+        Components that reach `share`; k + 1 where k do not. 0 where nothing varies.
+    figure_ : matplotlib.figure.Figure
+        After `plot`.
+    axes_ : ndarray of Axes, shape (2,) or, without a map, (1,)
+        The map (for patches in rows and columns), the curve.
+
+    See Also
+    --------
+    ExplainedVarianceDisplay.from_estimator : Make the display from what was learnt.
+    """
+
+    def __init__(self, explained_variance_ratio: np.ndarray, *, share: float = 0.9) -> None:
+        if not 0 < share <= 1:
+            raise ValueError(f"share={share} is not in (0, 1]")
+        self.explained_variance_ratio = explained_variance_ratio
+        self.share = share
+        cumulated = np.cumsum(explained_variance_ratio, axis=-1)
+        # Ratios of float32 sum to 1 up to rounding only.
+        too_few = (cumulated < share - 1e-6).sum(-1)
+        self.n_components_needed = np.where(cumulated[..., -1] > 0, too_few + 1, 0)
+
+    @classmethod
+    def from_estimator(cls, estimator: Any, *, share: float = 0.9, axes: Any = None) -> ExplainedVarianceDisplay:
+        """Draw what a fitted estimator explains.
+
+        Parameters
+        ----------
+        estimator : BatchedIncrementalPCA, PatchGaussianDetector or a Pipeline that ends in one
+            Fitted.
+        share : float in (0, 1], default=0.9
+            What share of the variance the map is for.
+        axes : array of 2 matplotlib Axes, or None
+            Where to draw; None makes a figure. Without a map one is enough.
+
+        Returns
+        -------
+        ExplainedVarianceDisplay
+
+        Raises
+        ------
+        TypeError
+            The estimator has learnt no components.
+        NotFittedError
+            It is not fitted.
+        ImportError
+            Without matplotlib.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from ipca_sklearn import BatchedIncrementalPCA
+        >>> from ipca_sklearn.inspection import ExplainedVarianceDisplay
+        >>> X = np.random.default_rng(0).normal(size=(200, 3, 4, 6)) * [9, 1, 1, 1, 1, 1]
+        >>> pca = BatchedIncrementalPCA(n_components=3).fit(X)
+        >>> display = ExplainedVarianceDisplay.from_estimator(pca, share=0.9)
+        >>> display.n_components_needed.tolist()
+        [[1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1]]
+        """
+        learner = estimator[-1] if isinstance(estimator, Pipeline) else estimator
+        check_is_fitted(learner)
+        pca = getattr(learner, "pca_", learner)
+        if not hasattr(pca, "explained_variance_ratio_") or not hasattr(pca, "patch_shape_"):
+            raise TypeError(
+                f"{type(learner).__name__} has learnt no components; pass a BatchedIncrementalPCA, a "
+                "PatchGaussianDetector, or a pipeline that ends in one"
+            )
+        ratio = pca.explained_variance_ratio_
+        ratio = ratio.cpu().numpy() if isinstance(ratio, torch.Tensor) else np.asarray(ratio)
+        display = cls(ratio.reshape(*pca.patch_shape_, ratio.shape[-1]), share=share)
+        return display.plot(axes=axes)
+
+    def plot(self, *, axes: Any = None) -> ExplainedVarianceDisplay:
+        """Draw the display.
+
+        Parameters
+        ----------
+        axes : array of 2 matplotlib Axes, or None
+            As in `from_estimator`.
+
+        Returns
+        -------
+        ExplainedVarianceDisplay
+            This display.
+        """
+        check_matplotlib_support(f"{type(self).__name__}.plot")
+        import matplotlib.pyplot as plt
+
+        has_map = self.n_components_needed.ndim == 2
+        if axes is None:
+            _, axes = plt.subplots(1, 1 + has_map, figsize=(9 if has_map else 4.5, 3.8), layout="constrained")
+        self.axes_ = np.atleast_1d(axes)
+        self.figure_ = self.axes_[0].figure
+        if has_map:
+            self._draw_map(self.axes_[0])
+        self._draw_curve(self.axes_[-1])
+        return self
+
+    def _draw_map(self, axis: Any) -> None:
+        import matplotlib as mpl
+
+        k = self.explained_variance_ratio.shape[-1]
+        colours = mpl.colormaps["viridis"].with_extremes(over="0.6")
+        image = axis.imshow(self.n_components_needed, cmap=colours, vmin=0, vmax=k)
+        axis.figure.colorbar(image, ax=axis, extend="max", label=f"components (grey: more than {k})")
+        axis.set(title=f"needed for {self.share:.0%} of the variance", xticks=[], yticks=[])
+
+    def _draw_curve(self, axis: Any) -> None:
+        k = self.explained_variance_ratio.shape[-1]
+        cumulated = np.cumsum(self.explained_variance_ratio.reshape(-1, k), axis=1)
+        numbers = np.arange(1, k + 1)
+        low, median, high = np.quantile(cumulated, [0.1, 0.5, 0.9], axis=0)
+        if len(cumulated) > 1:
+            axis.fill_between(numbers, low, high, alpha=0.3, label="middle 80 % of the patches")
+        axis.plot(numbers, median, marker=".", label="median patch" if len(cumulated) > 1 else None)
+        axis.axhline(self.share, linestyle=":", color="0.5")
+        axis.set(xlabel="components", ylabel="share of the variance", ylim=(0, 1.02), title="explained variance")
+        if len(cumulated) > 1:
+            axis.legend(loc="lower right")

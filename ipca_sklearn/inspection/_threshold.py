@@ -1,0 +1,154 @@
+"""ThresholdDisplay: where the threshold lies among the scores of normal images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.pipeline import Pipeline
+from sklearn.utils._optional_dependencies import check_matplotlib_support
+from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d
+
+
+class ThresholdDisplay:
+    """Histogram of the scores of normal images that the model had not learnt from, and the threshold.
+
+    With other images beside them, coloured by their labels where these are known. Create it with `from_estimator`.
+
+    Parameters
+    ----------
+    calibration_scores : ndarray of shape (n,)
+        Of normal images; higher is more normal.
+    offset : float
+        Images that score lower are anomalous.
+    scores : ndarray of shape (n_new,) or None, default=None
+        Of other images. NaN (images that could not be read) is left out.
+    labels : ndarray of shape (n_new,) or None, default=None
+        +1 for normal, -1 for anomalous ones.
+
+    Attributes
+    ----------
+    ax_ : matplotlib Axes
+        After `plot`.
+    figure_ : matplotlib.figure.Figure
+    line_ : matplotlib Line2D
+        The threshold.
+
+    See Also
+    --------
+    ThresholdDisplay.from_estimator : Make the display from a fitted detector.
+    """
+
+    def __init__(
+        self, calibration_scores: np.ndarray, offset: float, *, scores: Any = None, labels: Any = None
+    ) -> None:
+        self.calibration_scores = calibration_scores
+        self.offset = offset
+        self.scores = scores
+        self.labels = labels
+
+    @classmethod
+    def from_estimator(
+        cls, estimator: Any, X: Any = None, y: Any = None, *, bins: Any = 30, ax: Any = None
+    ) -> ThresholdDisplay:
+        """Draw the scores of a fitted detector.
+
+        Parameters
+        ----------
+        estimator : PatchGaussianDetector, or a Pipeline that ends in one
+            Fitted.
+        X : array-like, PatchFeatures or images, default=None
+            What `estimator.score_samples` takes; None draws the normal images of the fit alone.
+        y : array-like of shape (n_new,), default=None
+            Labels of X: +1 for normal, -1 for anomalous images.
+        bins : int or sequence, default=30
+            Of the histograms, which share them.
+        ax : matplotlib Axes or None
+            Where to draw; None makes a figure.
+
+        Returns
+        -------
+        ThresholdDisplay
+
+        Raises
+        ------
+        TypeError
+            The estimator has no threshold.
+        ValueError
+            y without X, of another length, or with other labels.
+        NotFittedError
+            The estimator is not fitted.
+        ImportError
+            Without matplotlib.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from ipca_sklearn import PatchGaussianDetector
+        >>> from ipca_sklearn.inspection import ThresholdDisplay
+        >>> rng = np.random.default_rng(0)
+        >>> detector = PatchGaussianDetector(2, contamination=0.1).fit(rng.normal(size=(100, 4, 4, 8)))
+        >>> display = ThresholdDisplay.from_estimator(detector, 3 * rng.normal(size=(9, 4, 4, 8)))
+        >>> bool(display.line_.get_xdata()[0] == detector.offset_), len(display.scores)
+        (True, 9)
+        """
+        detector = estimator[-1] if isinstance(estimator, Pipeline) else estimator
+        if not hasattr(type(detector), "calibration_scores_"):
+            raise TypeError(
+                f"{type(detector).__name__} has no threshold; pass a PatchGaussianDetector, or its pipeline"
+            )
+        check_is_fitted(detector)
+        if y is not None:
+            if X is None:
+                raise ValueError("labels y without the images X that they are of")
+            y = column_or_1d(y)
+            if not set(np.unique(y).tolist()) <= {1, -1}:
+                raise ValueError(f"y has the labels {np.unique(y)[:5]}; normal is +1 and anomalous -1")
+            check_consistent_length(X, y)
+        scores = None if X is None else estimator.score_samples(X)
+        scores = scores.cpu().numpy() if isinstance(scores, torch.Tensor) else scores
+        display = cls(detector.calibration_scores_, detector.offset_, scores=scores, labels=y)
+        return display.plot(bins=bins, ax=ax)
+
+    def plot(self, *, bins: Any = 30, ax: Any = None) -> ThresholdDisplay:
+        """Draw the display.
+
+        Parameters
+        ----------
+        bins : int or sequence, default=30
+            Of the histograms, which share them.
+        ax : matplotlib Axes or None
+            As in `from_estimator`.
+
+        Returns
+        -------
+        ThresholdDisplay
+            This display.
+        """
+        check_matplotlib_support(f"{type(self).__name__}.plot")
+        import matplotlib.pyplot as plt
+
+        if ax is None:
+            _, ax = plt.subplots(figsize=(6, 3.8), layout="constrained")
+        self.ax_, self.figure_ = ax, ax.figure
+        groups = [("normal, not learnt from", self.calibration_scores, "tab:blue"), *self._new_groups()]
+        groups = [(name, values[np.isfinite(values)], colour) for name, values, colour in groups]
+        together = np.concatenate([values for _, values, _ in groups])
+        edges = np.histogram_bin_edges(together, bins) if len(together) else [0.0, 1.0]
+        for name, values, colour in groups:
+            # Shares, not counts: the groups have different sizes.
+            weights = np.full(len(values), 1 / max(1, len(values)))
+            ax.hist(values, edges, weights=weights, label=f"{name} ({len(values)})", color=colour, alpha=0.55)
+        self.line_ = ax.axvline(self.offset, color="black", linestyle="--", label=f"threshold {self.offset:.4g}")
+        ax.set(xlabel="score (higher is more normal)", ylabel="share of the images")
+        ax.legend()
+        return self
+
+    def _new_groups(self) -> list[tuple[str, np.ndarray, str]]:
+        if self.scores is None:
+            return []
+        if self.labels is None:
+            return [("new", self.scores, "tab:orange")]
+        named = [("new, normal", 1, "tab:green"), ("new, anomalous", -1, "tab:red")]
+        return [(name, self.scores[self.labels == label], colour) for name, label, colour in named]

@@ -270,8 +270,9 @@ class PatchFeatureExtractor(VersionedMixin, TransformerMixin, BaseEstimator, aut
 
         Returns
         -------
-        PatchFeatures of shape (n, grid_size_, grid_size_, n_features_out_)
-            float32, lazy. An image that cannot be read raises, or is skipped, when its turn comes.
+        PatchFeatures of shape (n, H, W, m)
+            H and W are `grid_size_`, m is `n_features_out_`; float32, lazy. An image that cannot be read raises, or is
+            skipped, when its turn comes.
 
         Raises
         ------

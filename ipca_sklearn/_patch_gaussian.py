@@ -43,11 +43,11 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
         Images per update, and per step of scoring.
     score : {"factor_analysis", "residual", "mahalanobis", "ppca"}, default="factor_analysis"
         Distance of a patch from its Gaussian, with z the projection divided by the standard deviations and r what the
-        projection leaves: `"mahalanobis"` |z| (paper, Eq. 3), `"residual"` |r| (feature reconstruction error),
-        `"ppca"` sqrt(|z|^2 + |r|^2 / noise_variance_), `"factor_analysis"` sqrt(|z|^2 + sum_j r_j^2 / noise_j), with
-        the noise of each feature j at each patch. All of them read the same model: `set_params(score=...)` on a
-        fitted detector changes the scores, but not `offset_`, which only learning sets. The attribute `score` is the
-        method; `get_params()["score"]` is the parameter.
+        projection leaves: `"mahalanobis"` is the norm of z (paper, Eq. 3), `"residual"` that of r (feature
+        reconstruction error), `"ppca"` is `sqrt(z^2 + r^2 / noise_variance_)` of these norms, `"factor_analysis"`
+        `sqrt(z^2 + sum_j r_j^2 / noise_j)`, with the noise of each feature j at each patch. All of them read the same
+        model: `set_params(score=...)` on a fitted detector changes the scores, but not `offset_`, which only learning
+        sets. The attribute `score` is the method; `get_params()["score"]` is the parameter.
     noise_shrinkage : float in [0, 1], default=0.5
         For `score="factor_analysis"`: how far the noise of a patch is moved from its own estimate (0) to the mean of
         all patches (1). Few images say little about one place, and a place that hardly ever varied must not shout at

@@ -20,6 +20,8 @@ from ipca_sklearn._lazy_features import FeatureSettings, on_grid, resizing
 from ipca_sklearn._patch_features import PatchFeatureExtractor
 from ipca_sklearn._patch_gaussian import PatchGaussianDetector
 
+__all__ = ["to_onnx", "to_torch"]
+
 # What protocol buffers, so ONNX files in one piece, hold at most.
 _MAX_BYTES = 2**31 - 2**24
 

@@ -1,0 +1,50 @@
+"""
+Thresholds without defects
+==========================
+
+What share of good parts may be called bad? ``contamination`` says it, and means images that were not learnt from.
+"""
+
+# %%
+import matplotlib.pyplot as plt
+import numpy as np
+
+from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector
+from ipca_sklearn.datasets import make_textures
+from ipca_sklearn.inspection import ThresholdDisplay
+
+data = make_textures(300, 120, material="metal", random_state=0)
+extractor = PatchFeatureExtractor("efficientnet_lite0", grid_size=28, image_size=128, crop_size=128)
+normal = np.asarray(extractor.fit_transform(data.train_images))
+new = np.asarray(extractor.transform(data.test_images))
+
+# %%
+# The threshold comes from scores that each step of images got before it was learnt. The scores of
+# images that were learnt would be too good: their five per cent quantile would call far more new
+# images anomalous.
+detector = PatchGaussianDetector(n_components=16, contamination=0.05).fit(normal)
+in_sample = np.quantile(detector.score_samples(normal), 0.05)
+good = new[data.test_labels == 1]
+print("asked for:", 0.05)
+print("new normal images called anomalous:", np.mean(detector.predict(good) == -1))
+print("with the quantile of the learnt images:", np.mean(detector.score_samples(good) < in_sample))
+
+# %%
+ThresholdDisplay.from_estimator(detector, new, data.test_labels)
+
+# %%
+# p-values say how often a normal image scores as low. For normal images they are spread evenly;
+# defects are near 0.
+p_values = detector.p_values(new)
+figure, axis = plt.subplots(layout="constrained")
+axis.hist(
+    [p_values[data.test_labels == 1], p_values[data.test_labels == -1]], bins=20, label=["normal", "with a defect"]
+)
+axis.set(xlabel="p-value", ylabel="images")
+axis.legend()
+
+# %%
+# Masks mark the patches above a threshold of their own.
+marked = detector.predict_masks(new)
+print("normal images with any mark:", np.mean(marked[data.test_labels == 1].any((1, 2))))
+print("images with a defect with any mark:", np.mean(marked[data.test_labels == -1].any((1, 2))))

@@ -21,6 +21,11 @@ from ipca_sklearn._model import Model
 from ipca_sklearn._samples import Samples, check_samples
 from ipca_sklearn._versions import VersionedMixin
 
+_TOO_LARGE = (
+    "the values of X passed to {owner} are too large for their squares to be summed in {dtype}; divide X by a "
+    "constant, or set dtype='float64'"
+)
+
 # Called with the model before a step (None before the first) and the step (b, P, m).
 StepHook = Callable[[Model | None, Tensor], None]
 
@@ -179,7 +184,7 @@ class BatchedIncrementalPCA(VersionedMixin, ClassNamePrefixFeaturesOutMixin, Tra
         ------
         ValueError
             NaN or infinity, a shape that is not 2-D to 4-D, `n_components` larger than m, a device that is not there,
-            images of which none can be read.
+            images of which none can be read, values whose squares overflow.
         """
         self._learn(check_samples(self, X, reset=True), None)
         return self
@@ -201,9 +206,13 @@ class BatchedIncrementalPCA(VersionedMixin, ClassNamePrefixFeaturesOutMixin, Tra
             self._check_unchanged(model)
         try:
             model = self._take_steps(samples, model, on_step)
-        except torch.linalg.LinAlgError:
+        except torch.linalg.LinAlgError as error:
             samples.check_finite()  # NaN, which is not looked for at once on a GPU, is what the user can mend
-            raise
+            raise ValueError(_TOO_LARGE.format(owner=samples.owner, dtype=samples.dtype)) from error
+        state = model.state
+        for values in (state.scatter, *((state.rows,) if model.centering == "deferred" else ())):
+            if values.numel() and not torch.isfinite(torch.stack(torch.aminmax(values))).all():
+                raise ValueError(_TOO_LARGE.format(owner=samples.owner, dtype=values.dtype))
         self.patch_shape_ = samples.patch_shape
         samples.set_features_in(self)
         self._store(model)

@@ -103,8 +103,9 @@ def distance_weights(basis: Basis, *, score: str, noise_shrinkage: float) -> tup
 
 def _floored(noise: Tensor) -> Tensor:
     """Keep the noise of a patch that never varied above what the dtype resolves of the average patch."""
-    average = noise.mean()
-    return noise.clamp_min(torch.finfo(noise.dtype).eps * torch.where(average > 0, average, 1))
+    average, limits = noise.mean(), torch.finfo(noise.dtype)
+    # The product itself may be too small for the dtype.
+    return noise.clamp_min((limits.eps * torch.where(average > 0, average, 1)).clamp_min(limits.tiny))
 
 
 def log_likelihood(basis: Basis, step: Tensor) -> Tensor:

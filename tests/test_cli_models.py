@@ -158,3 +158,31 @@ def test_help_names_every_command_and_the_exit_codes():
     text = run("--help").stdout
     for name in ("demo", "fit", "update", "predict", "evaluate", "info", "export", "Exit codes"):
         assert name in text
+
+
+def test_unreadable_images_stop_learning_or_are_skipped_with_one_line(root, tmp_path):
+    folder = tmp_path / "good"
+    for path in sorted((root / "train" / "good").iterdir())[:20]:
+        save_image(folder / path.name, np.asarray(Image.open(path)))
+    (folder / "broken.png").write_text("no image")
+    model = tmp_path / "model.joblib"
+    done = run("fit", folder, "-o", model, *SETTINGS, code=1)
+    assert "broken.png is not an image" in done.stderr
+    done = run("fit", folder, "-o", model, *SETTINGS, "--on-error", "skip")
+    assert "20 images learnt" in done.stdout
+    told = [line for line in done.stderr.splitlines() if "broken.png" in line]
+    assert len(told) == 1
+    assert told[0].startswith("warning: 1 of 21 images could not be read")
+    run("update", model, folder, "--device", "cpu", code=1)
+    done = run("update", model, folder, "--device", "cpu", "--on-error", "skip")
+    assert "40 images learnt" in done.stdout
+    assert load(model).learnt_from_[1]["n_images"] == 20
+
+
+def test_fit_shuffles_unless_told_not_to(root, tmp_path):
+    for options, order in (([], np.random.default_rng(0).permutation(40)), (["--no-shuffle"], np.arange(40))):
+        run("fit", root / "train", "-o", tmp_path / "model.joblib", *SETTINGS, *options)
+        pipe = load(tmp_path / "model.joblib")
+        paths = sorted((root / "train" / "good").iterdir())
+        expected = pipe[-1].__class__(**pipe[-1].get_params()).fit(pipe[0].transform([paths[i] for i in order]))
+        assert pipe[-1].offset_ == pytest.approx(expected.offset_, rel=1e-4)

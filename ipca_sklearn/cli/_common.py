@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,13 +32,20 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
         try:
-            return super().invoke(ctx)
+            with warnings.catch_warnings():
+                if not ctx.params.get("debug"):
+                    warnings.showwarning = _show_warning
+                return super().invoke(ctx)
         except (OSError, ValueError, TypeError, ImportError, RuntimeError, MemoryError) as error:
             if ctx.params.get("debug") or isinstance(error, (typer.Exit, typer.Abort)):
                 raise
             told = " ".join(str(error).split()) or type(error).__name__
             typer.echo(f"error: {told}", err=True)
             raise typer.Exit(ERROR) from error
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    typer.echo(f"warning: {' '.join(str(message).split())}", err=True)
 
 
 def list_images(places: Iterable[Path]) -> list[Path]:

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 from sklearn.pipeline import Pipeline
 
@@ -30,6 +31,9 @@ def fit(
     ] = "auto",
     image_size: Annotated[int, typer.Option(min=1, help="Side that images are resized to.")] = 256,
     crop_size: Annotated[int, typer.Option(min=1, help="Side of the centre that is inspected.")] = 224,
+    shuffle: Annotated[
+        bool, typer.Option(help="Learn in random order, the same each time: folders are often sorted by time or light.")
+    ] = True,
     on_error: OnError = "raise",
     checkpoint_every: Annotated[int, typer.Option(min=1, help="Images between checkpoints.")] = 1000,
     device: Device = "auto",
@@ -40,6 +44,8 @@ def fit(
     A checkpoint lies beside the model until it is complete: after an interruption the same command goes on from it.
     """
     paths = list_images(folders)
+    if shuffle:  # the threshold comes from the later half
+        paths = [paths[index] for index in np.random.default_rng(0).permutation(len(paths))]
     pipe = Pipeline(
         [
             (
@@ -63,7 +69,7 @@ def fit(
     except KeyboardInterrupt:
         typer.echo("\ninterrupted: the same command goes on from the last checkpoint", err=True)
         raise typer.Exit(130) from None
-    pipe.learnt_from_ = [_record(folders, len(paths))]
+    pipe.learnt_from_ = [_record(folders, pipe[-1].n_samples_seen_)]
     persistence.save(pipe, output)
     checkpoint.unlink(missing_ok=True)
     _told(pipe, output)
@@ -85,12 +91,13 @@ def update(
     paths = list_images(folders)
     pipe = open_model(model, device, on_error=on_error)
     features = pipe[0].transform(paths)
+    n_before = pipe[-1].n_samples_seen_
     block = 16 * (pipe[-1].step_size or 16)
     progress = Progress(len(paths))
     for start in range(0, len(paths), block):
         pipe[-1].partial_fit(features[start : start + block])
         progress.show(min(start + block, len(paths)))
-    pipe.learnt_from_ = [*getattr(pipe, "learnt_from_", []), _record(folders, len(paths))]
+    pipe.learnt_from_ = [*getattr(pipe, "learnt_from_", []), _record(folders, pipe[-1].n_samples_seen_ - n_before)]
     persistence.save(pipe, output or model)
     _told(pipe, output or model)
 

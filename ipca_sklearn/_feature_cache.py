@@ -44,7 +44,7 @@ class FeatureCache:
 
     Notes
     -----
-    An image needs 4 H W m bytes (EfficientNet-Lite0: 3.3 MB). It is found again by everything its features depend
+    An image needs 4 H W m bytes (EfficientNet-Lite0: 3.2 MB). It is found again by everything its features depend
     on: the settings and weights of the network, the versions of torch and torchvision, and the image: a file by its
     path, size and time of change, anything else by its content. A network of your own counts by its structure as
     printed and its weights: `clear` the cache when you change its code.

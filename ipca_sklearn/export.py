@@ -218,6 +218,8 @@ def to_torch(pipe: Pipeline) -> PatchGaussianModule:
         `pipe` is another pipeline.
     NotFittedError
         It is not fitted.
+    RuntimeError
+        `interpolation="bilinear"` with a torch before 2.10, which resizes otherwise.
 
     Examples
     --------
@@ -238,7 +240,18 @@ def to_torch(pipe: Pipeline) -> PatchGaussianModule:
         raise TypeError(f"export takes a Pipeline of PatchFeatureExtractor and PatchGaussianDetector, got {names}")
     for step in steps:
         check_is_fitted(step)
+    if steps[0].interpolation == "bilinear":
+        _require_torch("bilinear resizing within a module")
     return PatchGaussianModule(*steps).eval().requires_grad_(False)
+
+
+def _require_torch(what: str) -> None:
+    """Refuse versions with which the tests of this module fail: scores would differ, or tracing stops."""
+    if torch.__version__ < (2, 10):
+        raise RuntimeError(
+            f"{what} needs torch 2.10 or newer, this is {torch.__version__}; save the model, and export it where torch "
+            "is newer"
+        )
 
 
 def to_onnx(pipe: Pipeline, path: str | os.PathLike, *, dtype: str = "uint8", opset_version: int = 18) -> None:
@@ -262,6 +275,8 @@ def to_onnx(pipe: Pipeline, path: str | os.PathLike, *, dtype: str = "uint8", op
     ValueError
         The model has more than 2 GB, which no ONNX file in one piece can hold: P k m and what else there is, so only
         `covariance="full"` with many features gets there.
+    RuntimeError
+        torch is older than 2.10.
     TypeError, NotFittedError
         As `to_torch`.
 
@@ -278,6 +293,7 @@ def to_onnx(pipe: Pipeline, path: str | os.PathLike, *, dtype: str = "uint8", op
         import onnxscript  # noqa: F401  (what torch.onnx needs)
     except ImportError as error:
         raise ImportError("writing ONNX needs onnx and onnxscript; pip install 'ipca_sklearn[onnx]'") from error
+    _require_torch("writing ONNX")
     module = to_torch(pipe)
     n_bytes = sum(value.numel() * value.element_size() for value in module.state_dict().values())
     if n_bytes > _MAX_BYTES:

@@ -275,6 +275,7 @@ RANK = """
         joblib.dump(fit_rank(make_detector(), share), "{folder}/{{}}.joblib".format(rank))
     except Exception as error:
         print(type(error).__name__, error)
+    distributed.barrier()  # torch 2.6 hangs in the next line where the other rank has gone
     distributed.destroy_process_group()
 """
 

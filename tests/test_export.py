@@ -22,6 +22,9 @@ DETECTORS = {
 }
 
 
+new_torch = pytest.mark.skipif(torch.__version__ < (2, 10), reason="torch before 2.10 exports no ONNX file of this")
+
+
 def pictures(n, height, width, seed=0):
     return np.random.default_rng(seed).integers(0, 255, (n, height, width, 3), dtype=np.uint8)
 
@@ -41,6 +44,8 @@ def channels_first(images):
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear"])
 @pytest.mark.parametrize("detector", DETECTORS)
 def test_the_module_scores_as_the_pipeline(detector, interpolation):
+    if interpolation == "bilinear" and torch.__version__ < (2, 10):
+        pytest.skip("torch before 2.10 resizes otherwise within a module")
     pipe = fitted(detector, interpolation)
     module = to_torch(pipe)
     for images in (pictures(5, 90, 70, seed=1), pictures(1, 33, 217, seed=2)):
@@ -52,6 +57,7 @@ def test_the_module_scores_as_the_pipeline(detector, interpolation):
         np.testing.assert_allclose(score, pipe.score_samples(floats), rtol=1e-3)
 
 
+@new_torch
 @pytest.mark.parametrize(
     ("detector", "interpolation", "dtype"),
     [
@@ -86,6 +92,16 @@ def test_a_module_is_as_small_as_its_components_and_network():
     assert gaussians < numbers - network < 1.05 * gaussians + 1000
 
 
+def test_an_older_torch_is_refused(tmp_path, monkeypatch):
+    pipe = fitted(interpolation="bilinear")
+    monkeypatch.setattr(torch, "__version__", type(torch.__version__)("2.9.1+cu128"))
+    with pytest.raises(RuntimeError, match=r"bilinear resizing.*needs torch 2\.10 or newer, this is 2\.9\.1"):
+        to_torch(pipe)
+    with pytest.raises(RuntimeError, match=r"writing ONNX needs torch 2\.10"):
+        to_onnx(fitted(), tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_the_pipeline_learns_later_has_no_effect():
     pipe, images = fitted(), pictures(3, 90, 70, seed=1)
     module = to_torch(pipe)
@@ -96,6 +112,7 @@ def test_what_the_pipeline_learns_later_has_no_effect():
     assert not np.allclose(after, pipe.score_samples(images))
 
 
+@new_torch
 def test_a_failed_export_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "model.onnx"
     path.write_bytes(b"old")
@@ -109,6 +126,7 @@ def test_a_failed_export_leaves_the_old_file(tmp_path, monkeypatch):
     assert path.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
 
 
+@new_torch
 def test_a_model_beyond_two_gigabytes_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(export, "_MAX_BYTES", 1000)
     with pytest.raises(ValueError, match="lower n_components"):

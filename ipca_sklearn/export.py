@@ -247,7 +247,7 @@ def to_torch(pipe: Pipeline) -> PatchGaussianModule:
 
 def _require_torch(what: str) -> None:
     """Refuse versions with which the tests of this module fail: scores would differ, or tracing stops."""
-    if torch.__version__ < (2, 10):
+    if torch.__version__ < "2.10":
         raise RuntimeError(
             f"{what} needs torch 2.10 or newer, this is {torch.__version__}; save the model, and export it where torch "
             "is newer"

@@ -115,7 +115,7 @@ def test_evaluate_prints_figures_per_type_and_draws(root, tmp_path):
         assert min(picture.size) > 300
 
 
-@pytest.mark.skipif(torch.__version__ < (2, 10), reason="torch before 2.10 writes no ONNX file")
+@pytest.mark.skipif(torch.__version__ < "2.10", reason="torch before 2.10 writes no ONNX file")
 def test_export_writes_a_file_that_onnxruntime_runs(root, tmp_path):
     run("export", root / "model.joblib", "-o", tmp_path / "model.onnx")
     path = next((root / "train" / "good").iterdir())

@@ -22,7 +22,7 @@ DETECTORS = {
 }
 
 
-new_torch = pytest.mark.skipif(torch.__version__ < (2, 10), reason="torch before 2.10 exports no ONNX file of this")
+new_torch = pytest.mark.skipif(torch.__version__ < "2.10", reason="torch before 2.10 exports no ONNX file of this")
 
 
 def pictures(n, height, width, seed=0):
@@ -44,7 +44,7 @@ def channels_first(images):
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear"])
 @pytest.mark.parametrize("detector", DETECTORS)
 def test_the_module_scores_as_the_pipeline(detector, interpolation):
-    if interpolation == "bilinear" and torch.__version__ < (2, 10):
+    if interpolation == "bilinear" and torch.__version__ < "2.10":
         pytest.skip("torch before 2.10 resizes otherwise within a module")
     pipe = fitted(detector, interpolation)
     module = to_torch(pipe)

@@ -14,7 +14,7 @@ from _sections import Cell, Config, NotApplicableError, Row, Section
 from torch import Tensor
 
 from ipca_sklearn import linalg
-from ipca_sklearn.linalg import _eigh
+from ipca_sklearn.linalg.eigh import _choice as _eigh
 
 # From symmetric matrices and k to the k leading eigenvalues, descending, and eigenvectors as rows.
 Solver = Callable[[Tensor, int], tuple[Tensor, Tensor]]

@@ -1,12 +1,17 @@
 """Visual anomaly detection with thousands of small incremental PCAs, as scikit-learn estimators."""
 
-from ipca_sklearn._batched_ipca import BatchedIncrementalPCA
-from ipca_sklearn._images import ImageReadError, SkippedImagesWarning
-from ipca_sklearn._lazy_features import PatchFeatures
-from ipca_sklearn._patch_features import PatchFeatureExtractor
-from ipca_sklearn._patch_gaussian import PatchGaussianDetector
+from __future__ import annotations
 
-__version__ = "0.1.0"
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from ipca_sklearn._version import __version__
+from ipca_sklearn.exceptions import ImageReadError, SkippedImagesWarning
+
+if TYPE_CHECKING:
+    from ipca_sklearn.decomposition import BatchedIncrementalPCA
+    from ipca_sklearn.detection import PatchGaussianDetector
+    from ipca_sklearn.features import PatchFeatureExtractor, PatchFeatures
 
 __all__ = [
     "BatchedIncrementalPCA",
@@ -15,4 +20,25 @@ __all__ = [
     "PatchFeatures",
     "PatchGaussianDetector",
     "SkippedImagesWarning",
+    "__version__",
 ]
+
+# Imported on first use: a PCA needs neither torchvision nor Pillow, and `ipca-sklearn --help` needs no torch.
+_ROOMS = {
+    "BatchedIncrementalPCA": "decomposition",
+    "PatchFeatureExtractor": "features",
+    "PatchFeatures": "features",
+    "PatchGaussianDetector": "detection",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ROOMS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_ROOMS[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_ROOMS})

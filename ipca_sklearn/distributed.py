@@ -15,7 +15,7 @@ from joblib.externals.loky.process_executor import BrokenProcessPool
 from sklearn.base import clone
 from sklearn.pipeline import Pipeline
 
-from ipca_sklearn._checkpoints import adopt, check_repeatable
+from ipca_sklearn.persistence._checkpoints import adopt, check_repeatable
 
 __all__ = ["fit", "fit_rank"]
 

@@ -14,11 +14,11 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from ipca_sklearn import linalg
-from ipca_sklearn._anomaly_maps import blur, image_scores
-from ipca_sklearn._full_covariance import CovarianceModel
-from ipca_sklearn._lazy_features import FeatureSettings, on_grid, resizing
-from ipca_sklearn._patch_features import PatchFeatureExtractor
-from ipca_sklearn._patch_gaussian import PatchGaussianDetector
+from ipca_sklearn.decomposition._full_covariance import CovarianceModel
+from ipca_sklearn.detection._map_ops import blur, image_scores
+from ipca_sklearn.detection._patch_gaussian import PatchGaussianDetector
+from ipca_sklearn.features._extractor import PatchFeatureExtractor
+from ipca_sklearn.features._lazy import FeatureSettings, on_grid, resizing
 
 __all__ = ["to_onnx", "to_torch"]
 

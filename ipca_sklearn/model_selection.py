@@ -11,7 +11,7 @@ from sklearn.model_selection import BaseCrossValidator, GroupKFold, KFold
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import _num_samples, check_consistent_length, column_or_1d
 
-from ipca_sklearn._feature_cache import FeatureCache
+from ipca_sklearn.features._cache import FeatureCache
 
 __all__ = ["FeatureCache", "OneClassKFold", "RepeatedOneClassKFold"]
 

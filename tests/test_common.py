@@ -9,7 +9,7 @@ from sklearn.utils import estimator_checks
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from ipca_sklearn import BatchedIncrementalPCA, PatchFeatureExtractor, PatchGaussianDetector
-from ipca_sklearn._full_covariance import FullCovariance
+from ipca_sklearn.decomposition._full_covariance import FullCovariance
 
 HELD_OUT = (
     "the check wants the share `contamination` of the training samples called outliers; this threshold is that share "

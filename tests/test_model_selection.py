@@ -19,7 +19,8 @@ from sklearn.experimental import enable_halving_search_cv  # noqa: F401
 from sklearn.model_selection import GridSearchCV, HalvingGridSearchCV, cross_val_score, cross_validate
 from sklearn.pipeline import Pipeline
 
-from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector, _lazy_features
+from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector
+from ipca_sklearn.features import _lazy as _lazy_features
 from ipca_sklearn.model_selection import FeatureCache, OneClassKFold, RepeatedOneClassKFold
 from ipca_sklearn.persistence import load, save
 

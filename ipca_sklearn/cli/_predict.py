@@ -19,7 +19,7 @@ from sklearn.pipeline import Pipeline
 
 from ipca_sklearn import SkippedImagesWarning
 from ipca_sklearn.cli._common import UNREADABLE, Device, ModelFile, Progress, list_images, open_model
-from ipca_sklearn.report import HtmlReport
+from ipca_sklearn.inspection import HtmlReport
 
 COLUMNS = ("path", "score", "p_value", "label", "top", "left", "height", "width", "error")
 

@@ -9,8 +9,8 @@ import numpy as np
 from sklearn.pipeline import Pipeline
 from sklearn.utils._optional_dependencies import check_matplotlib_support
 
-from ipca_sklearn._images import check_images, to_rgb
-from ipca_sklearn._patch_features import PatchFeatureExtractor
+from ipca_sklearn.features._decode import check_images, to_rgb
+from ipca_sklearn.features._extractor import PatchFeatureExtractor
 
 
 class AnomalyMapDisplay:

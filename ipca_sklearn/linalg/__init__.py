@@ -11,7 +11,6 @@ from ipca_sklearn.linalg._distances import (
     project,
     reconstruct,
 )
-from ipca_sklearn.linalg._eigh import EIGENSOLVERS, choose_eigensolver
 from ipca_sklearn.linalg._execution import full_precision
 from ipca_sklearn.linalg._finalize import Basis, finalize
 from ipca_sklearn.linalg._scatter import (
@@ -25,6 +24,7 @@ from ipca_sklearn.linalg._scatter import (
 )
 from ipca_sklearn.linalg._solvers import SOLVERS, SVD_DRIVERS
 from ipca_sklearn.linalg._update import CENTERINGS, State, empty_state, merge, update
+from ipca_sklearn.linalg.eigh import EIGENSOLVERS, choose_eigensolver
 
 __all__ = [
     "CENTERINGS",

@@ -8,9 +8,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ipca_sklearn.linalg._eigh import Eigensolver, choose_eigensolver
 from ipca_sklearn.linalg._execution import for_each_chunk, full_precision
 from ipca_sklearn.linalg._update import State
+from ipca_sklearn.linalg.eigh import Eigensolver, choose_eigensolver
 
 
 @dataclass(frozen=True)

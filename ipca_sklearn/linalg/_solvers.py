@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ipca_sklearn.linalg._eigh import EIGENSOLVERS, choose_eigensolver
+from ipca_sklearn.linalg.eigh import EIGENSOLVERS, choose_eigensolver
 
 # From symmetric matrices (P, n, n), of which the lower triangle is given, and k to the k leading eigenvalues (P, k),
 # descending, and eigenvectors as rows (P, k, n).

@@ -1,0 +1,26 @@
+"""Errors and warnings of this package. Not-fitted errors are scikit-learn's (`sklearn.exceptions.NotFittedError`)."""
+
+from __future__ import annotations
+
+from sklearn.exceptions import InconsistentVersionWarning
+
+__all__ = ["ImageReadError", "InconsistentPackageVersionWarning", "SkippedImagesWarning"]
+
+
+class ImageReadError(OSError, ValueError):
+    """An image cannot be read. The message names the image, the reason and the remedy."""
+
+
+class InconsistentPackageVersionWarning(InconsistentVersionWarning):
+    """A model was stored by another version of this package. A subclass of scikit-learn's warning."""
+
+    def __str__(self) -> str:
+        return (
+            f"{self.estimator_name} was stored by ipca_sklearn {self.original_sklearn_version} and is loaded by "
+            f"{self.current_sklearn_version}: it may fail or give other results. Fit it again, or load it with the "
+            "version that stored it"
+        )
+
+
+class SkippedImagesWarning(UserWarning):
+    """Images could not be read and were skipped, as `on_error="skip"` asks. The message names some of them."""

@@ -1,0 +1,7 @@
+"""Images to features: a grid of patches, each described by the layers of a frozen network."""
+
+from ipca_sklearn.features._cache import FeatureCache
+from ipca_sklearn.features._extractor import PatchFeatureExtractor
+from ipca_sklearn.features._lazy import PatchFeatures
+
+__all__ = ["FeatureCache", "PatchFeatureExtractor", "PatchFeatures"]

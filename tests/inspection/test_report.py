@@ -1,0 +1,204 @@
+"""The HTML report: what is in the file, and what a browser makes of it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import io
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from ipca_sklearn.cli import app
+from ipca_sklearn.datasets import make_textures
+from ipca_sklearn.inspection import HtmlReport
+
+NASTY = "</script><script>alert(1)</script> \"quoted\" 'single' & <b>ünïcode</b> \u2028 {{rows}} {{title}}.png"
+
+
+def noise(seed: int, size: tuple[int, int] = (60, 90)) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (*size, 3), dtype=np.uint8))
+
+
+def write(path: Path, scores: list[float | None], **options: Any) -> Path:
+    with HtmlReport(path, **{"threshold": -3.0, **options}) as report:
+        for number, score in enumerate(scores):
+            if score is None:
+                report.add(f"broken{number}.png", error=NASTY)
+            else:
+                report.add(f"part{number}.png", score, p_value=0.25, image=noise(number), heat_map=noise(-number % 99))
+    return path
+
+
+def read(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any], str]:
+    """Return rows, settings and the whole text of a page."""
+    text = path.read_text(encoding="utf-8")
+    found = dict(re.findall(r'<script type="application/json" id="(\w+)">(.*?)</script>', text, re.DOTALL))
+    return json.loads(found["rows"]), json.loads(found["settings"]), text
+
+
+def test_images_come_by_score_with_those_without_first(tmp_path: Path) -> None:
+    rows, settings, _ = read(write(tmp_path / "report.html", [-1.0, None, -5.0, -2.0, None, -5.0]))
+    assert [row["name"] for row in rows] == [
+        "broken1.png", "broken4.png", "part2.png", "part5.png", "part3.png", "part0.png",
+    ]  # fmt: skip
+    assert [row["score"] for row in rows] == [None, None, -5, -5, -2, -1]
+    assert settings == {"threshold": -3.0}
+
+
+def test_pictures_are_small_and_keep_their_shape(tmp_path: Path) -> None:
+    with HtmlReport(tmp_path / "report.html", threshold=0, thumbnail_size=32) as report:
+        report.add("a", 1.0, image=noise(0, (100, 200)), heat_map=noise(1, (20, 10)))
+    rows, _, _ = read(tmp_path / "report.html")
+    sizes = [Image.open(io.BytesIO(base64.b64decode(rows[0][name]))).size for name in ("image", "heat")]
+    assert sizes == [(32, 16), (10, 20)]
+
+
+def test_names_titles_and_messages_are_text_and_nothing_else(tmp_path: Path) -> None:
+    with HtmlReport(tmp_path / "report.html", threshold=0, title=NASTY) as report:
+        report.add(NASTY, 1.0)
+        report.add("b", error=NASTY)
+    rows, _, text = read(tmp_path / "report.html")
+    assert rows[1]["name"] == rows[0]["error"] == NASTY
+    assert text.count("<script") == 3  # settings, rows, ours
+    assert text.count("alert(1)") == text.count("alert(1)\\u003c") + 2  # two of them in the escaped title
+    assert html.escape(NASTY.partition("{{")[0]) in text
+
+
+def test_the_page_asks_for_nothing_but_itself(tmp_path: Path) -> None:
+    _, _, text = read(write(tmp_path / "report.html", [-1.0]))
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', text)
+    assert policy is not None
+    assert policy[1].startswith("default-src 'none'; img-src data:;")
+    for kind, tag in (("script-src", "<script>"), ("style-src", "<style>")):
+        inside = text.partition(tag)[2].partition(tag.replace("<", "</"))[0]
+        digest = base64.b64encode(hashlib.sha256(inside.encode()).digest()).decode()
+        assert f"{kind} 'sha256-{digest}'" in policy[1]
+    assert "unsafe" not in policy[1]
+
+    class Links(HTMLParser):
+        found: list[str] = []  # noqa: RUF012
+
+        def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+            self.found += [name for name, _ in attributes if name in ("src", "href", "style") or name.startswith("on")]
+
+    links = Links()
+    links.feed(text)
+    assert links.found == []
+
+
+def test_an_error_in_the_block_leaves_the_old_page(tmp_path: Path) -> None:
+    path = write(tmp_path / "report.html", [-1.0])
+    before = path.read_bytes()
+    with pytest.raises(ZeroDivisionError), HtmlReport(path, threshold=0) as report:
+        report.add("a", 1 / 0)
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        HtmlReport(tmp_path / "missing" / "report.html", threshold=0).__enter__()
+
+
+def test_nothing_to_show_and_no_threshold_are_pages_too(tmp_path: Path) -> None:
+    rows, settings, _ = read(write(tmp_path / "report.html", [], threshold=-np.inf))
+    assert rows == []
+    assert settings == {"threshold": None}
+    rows, _, _ = read(write(tmp_path / "report.html", [np.nan]))
+    assert rows[0]["score"] is None
+
+
+def test_predict_writes_a_report(tmp_path: Path) -> None:
+    data = make_textures(24, 4, size=64, random_state=0)
+    for part, images in (("good", data.train_images), ("new", data.test_images)):
+        (tmp_path / part).mkdir()
+        for index, image in enumerate(images):
+            Image.fromarray(np.squeeze(image)).save(tmp_path / part / f"{index:02d}.png")
+    (tmp_path / "new" / "broken.png").write_text("no image")
+    model, report = tmp_path / "model.joblib", tmp_path / "report.html"
+    settings = ["--image-size", "64", "--crop-size", "64", "--k", "4", "--device", "cpu"]
+    done = CliRunner().invoke(app, ["fit", str(tmp_path / "good"), "-o", str(model), *settings])
+    assert done.exit_code == 0, done.output
+    lines = tmp_path / "rows.jsonl"
+    places = [str(model), str(tmp_path / "new")]
+    done = CliRunner().invoke(app, ["predict", *places, "-o", str(lines), "--report", str(report), "--device", "cpu"])
+    assert done.exit_code == 3, done.output
+    table = {row["path"]: row for row in map(json.loads, lines.read_text().splitlines())}
+    rows, settings_, _ = read(report)
+    assert {row["name"]: row["score"] for row in rows} == {path: row["score"] for path, row in table.items()}
+    assert rows[0]["name"].endswith("broken.png")
+    assert "not an image" in rows[0]["error"]
+    labels = [1 if row["score"] >= settings_["threshold"] else -1 for row in rows[1:]]
+    assert labels == [table[row["name"]]["label"] for row in rows[1:]]
+
+
+# -------------------------------------------------------------------------------------------------------- in a browser
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+in_a_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed (Debian: apt install chromium)")
+
+
+def dom(path: Path, fragment: str = "") -> str:
+    """Return the page as it is after its script has run."""
+    assert CHROMIUM is not None
+    command = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+    done = subprocess.run(
+        [*command, "--virtual-time-budget=4000", "--window-size=1000,800", "--dump-dom", f"{path.as_uri()}#{fragment}"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    return done.stdout
+
+
+def shown(page: str) -> list[str]:
+    """Return the names of the images that are not hidden, in order."""
+    items = re.findall(r"<li (.*?)>(.*?)</li>", page, re.DOTALL)
+    return [
+        html.unescape(re.search(r'class="name">(.*?)</div>', inside, re.DOTALL)[1])  # type: ignore[index]
+        for attributes, inside in items
+        if "hidden" not in attributes
+    ]
+
+
+@in_a_browser
+def test_a_browser_shows_the_images_and_moves_the_threshold(tmp_path: Path) -> None:
+    path = write(tmp_path / "report.html", [-1.0, None, -5.0, -2.0, -4.0])
+    page = dom(path)
+    assert shown(page) == ["broken1.png", "part2.png", "part4.png", "part3.png", "part0.png"]
+    assert "2 of 4 images anomalous, 1 unreadable; 5 shown" in page
+    assert page.count('src="data:image/jpeg;base64,') == 8
+    assert "3 of 4 images anomalous" in dom(path, "threshold=-1.5")
+    assert shown(dom(path, "label=anomalous")) == ["part2.png", "part4.png"]
+    assert shown(dom(path, "label=error&text=BROKEN")) == ["broken1.png"]
+    assert shown(dom(path, "label=normal&text=part0&threshold=-4.5")) == ["part0.png"]
+    assert "No image matches" in dom(path, "text=nothing")
+
+
+@in_a_browser
+def test_a_browser_takes_names_as_text(tmp_path: Path) -> None:
+    with HtmlReport(tmp_path / "report.html", threshold=0) as report:
+        report.add(NASTY, 1.0, image=noise(0))
+    page = dom(tmp_path / "report.html")
+    assert shown(page) == [NASTY]
+    assert "<b>" not in page
+
+
+@in_a_browser
+def test_ten_thousand_images_load_only_the_pictures_near_the_window(tmp_path: Path) -> None:
+    picture = noise(0, (48, 48))
+    with HtmlReport(tmp_path / "report.html", threshold=500) as report:
+        for number in range(10_000):
+            report.add(f"part{number}.png", float(number), p_value=0.5, image=picture, heat_map=picture)
+    page = dom(tmp_path / "report.html")
+    assert "500 of 10000 images anomalous; 10000 shown" in page
+    assert 0 < page.count('src="data:image/jpeg;base64,') < 1000

@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin, _fit_context
-from sklearn.exceptions import NotFittedError
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from ipca_sklearn import linalg
 from ipca_sklearn._utils._devices import resolve_device, resolve_dtype
-from ipca_sklearn._utils._versions import VersionedMixin
-from ipca_sklearn.decomposition._batches import Samples, check_samples
-from ipca_sklearn.decomposition._fitted import Model
-from ipca_sklearn.exceptions import ImageReadError
-
-_TOO_LARGE = (
-    "the values of X passed to {owner} are too large for their squares to be summed in {dtype}; divide X by a "
-    "constant, or set dtype='float64'"
-)
-
-# Called with the model before a step (None before the first) and the step (b, P, m).
-StepHook = Callable[[Model | None, Tensor], None]
+from ipca_sklearn._utils._typing import DeviceLike, DTypeLike
+from ipca_sklearn.decomposition._base import BasePCA
+from ipca_sklearn.decomposition._fitted import FittedPCA
 
 
-class BatchedIncrementalPCA(VersionedMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+class BatchedIncrementalPCA(BasePCA):
     """Truncated PCA of one or of many data sets at once, learnt one step of samples at a time.
 
     For `(n, m)` input this is a drop-in for :class:`sklearn.decomposition.IncrementalPCA`. For `(n, P, m)` or
@@ -46,39 +34,39 @@ class BatchedIncrementalPCA(VersionedMixin, ClassNamePrefixFeaturesOutMixin, Tra
         truncate less often. None takes all the samples of one call together: `fit` is then a regular PCA.
     centering : {"incremental", "deferred"}, default="incremental"
         `"incremental"` follows the running mean, as scikit-learn does. `"deferred"` is the method of the paper:
-        uncentred updates, the mean taken out at the end; one of the directions is spent on the mean.
+        updates are not centred, and the mean is removed at the end. One of the directions then holds the mean.
     n_oversamples : int, default=0
-        Directions kept beyond k while learning and cut when read. They make the result of a long stream nearer to
-        that of an exact PCA: memory and time grow as if k were `n_components + n_oversamples`.
+        Directions kept beyond k while learning and cut when the components are read. They bring the result of a long
+        stream nearer to that of an exact PCA. Memory and time are those of `k = n_components + n_oversamples`.
     forgetting_factor : float in (0, 1], default=1.0
-        For data that drift: what the weight of all samples seen is multiplied by for each new one, so that a sample
-        which t samples of later steps came after counts `forgetting_factor ** t`, in the mean, the variances and the
-        components. The past weighs as much as `1 / (1 - forgetting_factor)` samples at most; 1 forgets nothing.
+        For data that drift. A sample followed by t samples in later steps has weight `forgetting_factor ** t` in the
+        mean, the variances and the components. All past samples together weigh at most as much as
+        `1 / (1 - forgetting_factor)` samples; 1 forgets nothing.
     whiten : bool, default=False
         Divide the transformed values by the standard deviation of their component.
     solver : {"auto", "gram_eigh", "gram_svd", "svd"}, default="auto"
-        Decomposition of a step's small matrix: symmetric eigenproblem of the Gram matrix (the fastest), its SVD (the
-        paper's), or the SVD of the rows themselves (the slowest; accurate below sqrt(eps) of the largest singular
-        value). `"auto"` is `"gram_eigh"`.
+        Decomposition of a step's small matrix: the symmetric eigenproblem of its Gram matrix (the fastest), the SVD of
+        the Gram matrix (the paper's), or the SVD of the rows (the slowest; it also resolves singular values below
+        sqrt(eps) times the largest). `"auto"` is `"gram_eigh"` with the fastest eigensolver for the device and size.
     svd_driver : {"gesvd", "gesvdj", "gesvda"} or None, default=None
         cuSOLVER routine for the two SVD solvers on a GPU, as in :func:`torch.linalg.svd`.
     dtype : {"float32", "float64"} or None, default=None
-        What to compute in. None follows the first X: float32 for float32 and half precision, float64 for the rest.
+        Precision of the computation. None follows the first X: float32 for float32 and half precision, else float64.
     device : str, torch.device or None, default=None
-        Where to compute: None is where X is, `"auto"` is a GPU if there is one. Data on another device is moved one
+        Where to compute. None is the device of X, `"auto"` is a GPU if there is one. Data on another device moves one
         step at a time.
 
     Attributes
     ----------
     components_ : array of shape (P, k, m), or (k, m) for 2-D input
-        Orthonormal directions by decreasing variance. A row is zero where the samples seen so far have no variance
-        left (fewer than k + 1 samples, or a lower rank): the missing directions come with more samples.
+        Orthonormal directions by decreasing variance. A row is zero if the samples seen so far have no more variance
+        (fewer than k + 1 samples, or a lower rank); more samples bring the missing directions.
     explained_variance_ : array of shape (P, k) or (k,)
         Variance along each component, ddof 1 (with `forgetting_factor`: 1 of the sum of the weights).
     explained_variance_ratio_ : array of shape (P, k) or (k,)
-        The same as a share of the total variance (0 where nothing varies).
+        Share of the total variance (0 for a patch without variance).
     singular_values_ : array of shape (P, k) or (k,)
-        `sqrt(explained_variance_ * (n_samples_seen_ - 1))`; with `forgetting_factor`, of the weighted samples.
+        `sqrt(explained_variance_ * (n_samples_seen_ - 1))`; with `forgetting_factor` those of the weighted samples.
     mean_, var_ : array of shape (P, m) or (m,)
         Mean and variance (ddof 0) of each feature.
     noise_variance_ : array of shape (P,), or float
@@ -149,8 +137,8 @@ class BatchedIncrementalPCA(VersionedMixin, ClassNamePrefixFeaturesOutMixin, Tra
         whiten: bool = False,
         solver: str = "auto",
         svd_driver: str | None = None,
-        dtype: Any = None,
-        device: Any = None,
+        dtype: DTypeLike = None,
+        device: DeviceLike = None,
     ) -> None:
         self.n_components = n_components
         self.step_size = step_size
@@ -163,182 +151,70 @@ class BatchedIncrementalPCA(VersionedMixin, ClassNamePrefixFeaturesOutMixin, Tra
         self.dtype = dtype
         self.device = device
 
-    @_fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X: Any, y: Any = None) -> BatchedIncrementalPCA:
-        """Learn from X, forgetting what was learnt before.
+    @property
+    def _whitens(self) -> bool:
+        return self.whiten
+
+    def advance(self, fitted: FittedPCA | None, step: Tensor, *, recycled: FittedPCA | None = None) -> FittedPCA:
+        """Return what is known once a step is learnt; neither the arguments nor this estimator change.
 
         Parameters
         ----------
-        X : array-like or tensor of shape (n, m), (n, P, m) or (n, H, W, m), or PatchFeatures
-            Normal samples, finite. Anything with a shape, a dtype and slices (a memory map, an HDF5 data set) is read
-            one step at a time.
-        y : None
-            Ignored.
+        fitted : FittedPCA or None
+            What is known; None before the first step.
+        step : Tensor of shape (b, P, m)
+            b >= 1 finite samples.
+        recycled : FittedPCA or None, default=None
+            An earlier result that nobody uses; its memory may be overwritten.
 
         Returns
         -------
-        BatchedIncrementalPCA
-            This estimator.
+        FittedPCA
+            On the device of `device`, or of the step.
 
         Raises
         ------
         ValueError
-            NaN or infinity, a shape that is not 2-D to 4-D, `n_components` larger than m, a device that is not there,
-            images of which none can be read, values whose squares overflow.
+            `n_components` is larger than m, or a parameter that cannot change was changed since `fitted` was made.
         """
-        self._learn(check_samples(self, X, reset=True), None)
-        return self
-
-    @_fit_context(prefer_skip_nested_validation=True)
-    def partial_fit(self, X: Any, y: Any = None) -> BatchedIncrementalPCA:
-        """Go on learning from any number of samples >= 1; parameters, result and errors as in `fit`.
-
-        `fit(X)` equals a loop of `partial_fit` over consecutive steps of `step_size` samples, bit for bit. If
-        anything goes wrong the model stays as it was before the call.
-        """
-        model = getattr(self, "_model", None)
-        self._learn(check_samples(self, X, reset=model is None), model)
-        return self
-
-    def _learn(self, samples: Samples, model: Model | None, on_step: StepHook | None = None) -> None:
-        """Take all steps of `samples` on from `model` and, only when the last one is done, store the result."""
-        if model is not None:
-            self._check_unchanged(model)
-        try:
-            model = self._take_steps(samples, model, on_step)
-        except torch.linalg.LinAlgError as error:
-            samples.check_finite()  # NaN, which is not looked for at once on a GPU, is what the user can mend
-            raise ValueError(_TOO_LARGE.format(owner=samples.owner, dtype=samples.dtype)) from error
-        state = model.state
-        for values in (state.scatter, *((state.rows,) if model.centering == "deferred" else ())):
-            if values.numel() and not torch.isfinite(torch.stack(torch.aminmax(values))).all():
-                raise ValueError(_TOO_LARGE.format(owner=samples.owner, dtype=values.dtype))
-        self.patch_shape_ = samples.patch_shape
-        samples.set_features_in(self)
-        self._store(model)
-
-    def _take_steps(self, samples: Samples, model: Model | None, on_step: StepHook | None) -> Model:
-        made_here: list[linalg.State] = []
-        for step in samples.steps(self.step_size):
-            if model is None:
-                model = self._new_model(samples, len(step))
-            state = model.state
-            device = resolve_device(self.device, step.device)
-            step = step.to(device)
-            if on_step is not None:
-                on_step(model if state.count else None, step)
-            spare = made_here.pop(0) if len(made_here) > 1 else None
-            model = self._after_step(model, step, spare, samples.kind)
-            made_here.append(model.state)
-        if model is None:  # X has at least one sample, but all were skipped
-            reason = next(iter(samples.source.skipped.values()))
-            raise ImageReadError(f"none of the {samples.n_samples} images could be read, one of them because: {reason}")
-        return model
-
-    def _after_step(self, model: Model, step: Tensor, spare: linalg.State | None, kind: str) -> Model:
-        """Return the model with a step added; the memory of `spare`, a state of nobody, may be used for it."""
+        device = resolve_device(self.device, step.device)
+        if fitted is None:
+            n_components = self._initial_n_components(*step.shape[::2])
+            dtype = resolve_dtype(self.dtype, step.dtype)
+            state = linalg.empty_state(*step.shape[1:], dtype=dtype, device=device)
+        else:
+            self._check_unchanged(fitted)
+            n_components, state = fitted.n_components, fitted.state.to(device)
         state = linalg.update(
-            model.state.to(step.device),
-            step,
-            n_rows=model.n_components + self.n_oversamples,
-            centering=model.centering,
+            state,
+            step.to(device),
+            n_rows=n_components + self.n_oversamples,
+            centering=self.centering,
             solver=self.solver,
             svd_driver=self.svd_driver,
             forgetting_factor=self.forgetting_factor,
-            memory=None if spare is None else spare.rows,
+            out=None if recycled is None else recycled.state.rows,
         )
-        return Model(state, model.n_components, model.centering, kind)
+        return FittedPCA(state, "torch", n_components, self.centering)
 
-    def _check_unchanged(self, model: Model) -> None:
-        for name, now, then in (
-            ("n_components", self.n_components or model.n_components, model.n_components),
-            ("centering", self.centering, model.centering),
-        ):
-            if now != then:
-                raise ValueError(
-                    f"{name} was changed from {then!r} to {now!r} after learning began; call fit to restart"
-                )
-
-    def _new_model(self, samples: Samples, first_step: int) -> Model:
-        n_features = samples.n_features
-        n_components = min(first_step, n_features) if self.n_components is None else self.n_components
+    def _initial_n_components(self, n_samples: int, n_features: int) -> int:
+        n_components = min(n_samples, n_features) if self.n_components is None else self.n_components
         if n_components > n_features:
             raise ValueError(
                 f"n_components={n_components} is larger than n_features={n_features}: a PCA of {n_features} feature(s) "
                 f"has no more than {n_features} component(s); lower n_components"
             )
-        state = linalg.empty_state(
-            samples.n_patches,
-            n_features,
-            dtype=resolve_dtype(self.dtype, samples.dtype),
-            device=resolve_device(self.device, samples.device),
-        )
-        return Model(state, n_components, self.centering, samples.kind)
+        return n_components
 
-    def _store(self, model: Model) -> None:
-        self._model = model
-        self.n_components_ = self._n_features_out = model.n_components
-        self.n_samples_seen_ = model.state.count
-
-    def transform(self, X: Any) -> Any:
-        """Project X on the components.
-
-        Parameters
-        ----------
-        X : array-like or tensor of shape (n, m), (n, P, m) or (n, H, W, m), or PatchFeatures
-            Samples of the shape that was learnt.
-
-        Returns
-        -------
-        array or tensor of shape (n, k), (n, P, k) or (n, H, W, k)
-            In X's kind, floating dtype and device.
-
-        Raises
-        ------
-        NotFittedError
-            Before `fit` or `partial_fit`.
-        ValueError
-            Other shapes than learnt, NaN or infinity.
-        """
-        check_is_fitted(self)
-        return self._map_steps(check_samples(self, X, reset=False), linalg.project, self.n_components_)
-
-    def inverse_transform(self, X: Any) -> Any:
-        """Return the samples that coordinates stand for: `(n, ..., k)` to `(n, ..., m)`.
-
-        Parameters
-        ----------
-        X : array-like or tensor of shape (n, k), (n, P, k) or (n, H, W, k)
-            As from `transform`.
-
-        Returns
-        -------
-        array or tensor of shape (n, m), (n, P, m) or (n, H, W, m)
-            In X's kind, floating dtype and device.
-
-        Raises
-        ------
-        NotFittedError
-            Before `fit` or `partial_fit`.
-        ValueError
-            Other shapes than `transform` gives, NaN or infinity.
-        """
-        check_is_fitted(self)
-        samples = check_samples(self, X, reset=True)  # its width is k, not the m that was learnt
-        if (*samples.patch_shape, samples.n_features) != (*self.patch_shape_, self.n_components_):
-            raise ValueError(
-                f"X has shape {(samples.n_samples, *samples.patch_shape, samples.n_features)}; expected n samples of "
-                f"shape {(*self.patch_shape_, self.n_components_)}, as transform returns them"
-            )
-        return self._map_steps(samples, linalg.reconstruct, self.n_features_in_)
-
-    def _map_steps(self, samples: Samples, function: Callable[..., Tensor], width: int) -> Any:
-        def step_result(step: Tensor) -> Tensor:
-            device = resolve_device(self.device, step.device, required=False)
-            return function(self._model.basis(device), step.to(device), whiten=self.whiten)
-
-        joined = samples.map_steps(step_result, self.step_size)
-        return joined.reshape(samples.n_samples, *samples.patch_shape, width)
+    def _check_unchanged(self, fitted: FittedPCA) -> None:
+        for name, now, then in (
+            ("n_components", self.n_components or fitted.n_components, fitted.n_components),
+            ("centering", self.centering, fitted.centering),
+        ):
+            if now != then:
+                raise ValueError(
+                    f"{name} was changed from {then!r} to {now!r} after learning began; call fit to restart"
+                )
 
     def merge(self, other: BatchedIncrementalPCA) -> BatchedIncrementalPCA:
         """Take in what another estimator learnt from other samples, as if this one had seen them too.
@@ -373,18 +249,9 @@ class BatchedIncrementalPCA(VersionedMixin, ClassNamePrefixFeaturesOutMixin, Tra
         >>> bool(np.allclose(merged.explained_variance_, BatchedIncrementalPCA(4).fit(X).explained_variance_))
         True
         """
-        check_is_fitted(self)
-        if not isinstance(other, BatchedIncrementalPCA):
-            raise TypeError(f"merge takes another BatchedIncrementalPCA, got {type(other).__name__}")
-        check_is_fitted(other)
-        mine, theirs = self._signature(), other._signature()
-        if mine != theirs:
-            differences = [f"{name} {mine[name]} and {theirs[name]}" for name in mine if mine[name] != theirs[name]]
-            raise ValueError(f"cannot merge estimators of different {'; '.join(differences)}: fit both alike")
-        self._store(self._merged(self._model, other._model))
-        return self
+        return self._merge(other, BatchedIncrementalPCA)
 
-    def _merged(self, mine: Model, theirs: Model) -> Model:
+    def _merged(self, mine: FittedPCA, theirs: FittedPCA) -> FittedPCA:
         state = linalg.merge(
             mine.state,
             theirs.state,
@@ -393,16 +260,10 @@ class BatchedIncrementalPCA(VersionedMixin, ClassNamePrefixFeaturesOutMixin, Tra
             solver=self.solver,
             svd_driver=self.svd_driver,
         )
-        return Model(state, mine.n_components, mine.centering, mine.kind)
+        return FittedPCA(state, mine.array_type, mine.n_components, mine.centering)
 
     def _signature(self) -> dict[str, Any]:
-        """Return what two estimators must share to be merged."""
-        return {
-            "patch_shape_": self.patch_shape_,
-            "n_features_in_": self.n_features_in_,
-            "n_components_": self.n_components_,
-            "centering": self._model.centering,
-        }
+        return {**super()._signature(), "centering": self.fitted_.centering}
 
     def get_covariance(self) -> Any:
         """Return the covariance of the model, components plus noise: (P, m, m), or (m, m) for 2-D input.
@@ -410,7 +271,7 @@ class BatchedIncrementalPCA(VersionedMixin, ClassNamePrefixFeaturesOutMixin, Tra
         P m^2 numbers: 0.8 GB in float32 for P = 3136, m = 256.
         """
         check_is_fitted(self)
-        basis = self._model.basis()
+        basis = self.fitted_.basis()
         # A component that is missing yet must not subtract noise along a direction that it does not have.
         excess = (basis.variance - basis.noise_variance[:, None]).clamp_min(0)
         covariance = torch.bmm(basis.components.mT * excess[:, None], basis.components)
@@ -418,57 +279,19 @@ class BatchedIncrementalPCA(VersionedMixin, ClassNamePrefixFeaturesOutMixin, Tra
         return self._read(covariance)
 
     def get_precision(self) -> Any:
-        """Return the inverse of `get_covariance()`, which must be regular; the same shape and memory."""
-        covariance = self.get_covariance()
-        return torch.linalg.inv(covariance) if isinstance(covariance, Tensor) else np.linalg.inv(covariance)
+        """Return the inverse of `get_covariance()`, by the matrix inversion lemma; the same shape and memory.
 
-    def _read(self, tensor: Tensor) -> Any:
-        return self._model.read(tensor, one_pca=self.patch_shape_ == ())
-
-    def _learned(self, name: str) -> Model:
-        """Return the model, or say that attribute `name` comes with fitting (an AttributeError too, for hasattr)."""
-        if not hasattr(self, "_model"):
-            raise NotFittedError(f"{type(self).__name__} has no {name} yet: call fit or partial_fit first")
-        return self._model
-
-    @property
-    def components_(self) -> Any:
-        """Orthonormal directions by decreasing variance."""
-        return self._read(self._learned("components_").basis().components)
-
-    @property
-    def explained_variance_(self) -> Any:
-        """Variance along each component."""
-        return self._read(self._learned("explained_variance_").basis().variance)
-
-    @property
-    def explained_variance_ratio_(self) -> Any:
-        """Share of the total variance along each component."""
-        model = self._learned("explained_variance_ratio_")
-        total = model.state.scatter.sum(-1, keepdim=True) / model.state.degrees_of_freedom
-        return self._read(model.basis().variance / torch.where(total > 0, total, 1))
-
-    @property
-    def singular_values_(self) -> Any:
-        """Singular values of the centred samples."""
-        model = self._learned("singular_values_")
-        return self._read((model.basis().variance * model.state.degrees_of_freedom).sqrt())
-
-    @property
-    def mean_(self) -> Any:
-        """Mean of each feature."""
-        return self._read(self._learned("mean_").state.mean)
-
-    @property
-    def var_(self) -> Any:
-        """Variance (ddof 0) of each feature."""
-        model = self._learned("var_")
-        return self._read(model.state.scatter / model.state.weight)
-
-    @property
-    def noise_variance_(self) -> Any:
-        """Variance per direction outside the components."""
-        return self._read(self._learned("noise_variance_").basis().noise_variance)
-
-    def __sklearn_is_fitted__(self) -> bool:
-        return hasattr(self, "_model")
+        Cost per PCA: k m^2. Where a PCA has no noise (k = m, or samples of a lower rank than k) the covariance is
+        inverted as it is, at m^3, and must be regular.
+        """
+        check_is_fitted(self)
+        basis = self.fitted_.basis()
+        noise = basis.noise_variance[:, None]
+        if not (noise > 0).all():
+            covariance = self.get_covariance()
+            return torch.linalg.inv(covariance) if isinstance(covariance, Tensor) else np.linalg.inv(covariance)
+        excess = (basis.variance - noise).clamp_min(0)
+        share = excess / (excess + noise)
+        precision = torch.bmm(basis.components.mT * (share / -noise)[:, None], basis.components)
+        precision.diagonal(dim1=1, dim2=2).add_(1 / noise)
+        return self._read(precision)

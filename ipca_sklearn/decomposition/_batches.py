@@ -1,20 +1,66 @@
-"""X of the PCA and the detector, whatever it is: checked, and read as steps of (b, P, m) tensors."""
+"""X of a PCA or a detector, whatever it is: checked, and read in steps of (b, P, m) tensors."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from sklearn.utils.validation import check_array, validate_data
 from torch import Tensor
 
+from ipca_sklearn.exceptions import ImageReadError
+
+_TOO_LARGE = (
+    "the values of X passed to {owner} are too large for their squares to be summed in {dtype}; divide X by a "
+    "constant, or set dtype='float64'"
+)
+
+
+@runtime_checkable
+class LazySource(Protocol):
+    """What an X must offer to be read in batches instead of slices. `PatchFeatures` is one.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        `(n, P, m)` or `(n, H, W, m)`.
+    dtype : numpy or torch dtype
+        Of the batches.
+    device : torch.device
+        Of the batches.
+    may_skip : bool
+        Whether some of the n samples may turn out to be unreadable.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> Any: ...
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def may_skip(self) -> bool: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, key: Any) -> Any: ...
+
+    def read(self, size: int, *, reuse: bool = False) -> Iterator[tuple[Tensor, dict[int, str]]]:
+        """Yield `(batch, skipped)` for consecutive batches of `size` samples, the last one shorter.
+
+        `skipped` maps the rows of the batch that could not be read to the reasons. It belongs to this pass. The reader
+        may write to the batch. With `reuse` a batch may overwrite the memory of the batches before it.
+        """
+        ...
+
 
 def as_tensor(array: np.ndarray) -> Tensor:
-    """Share a numpy array with torch. Nothing here writes to one, so read-only memory (a memory map) is welcome."""
+    """Return a tensor that shares the memory of an array. Nothing here writes to it, so it may be read-only."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writ", category=UserWarning)
         try:
@@ -29,20 +75,20 @@ def _floating(dtype: Any) -> torch.dtype:
     return torch.float32 if name in ("float32", "float16", "bfloat16") else torch.float64
 
 
-@dataclass(frozen=True)
-class Samples:
-    """A checked X.
+@dataclass(eq=False)
+class StepReader:
+    """A checked X, and the marks of one pass over it.
 
     Parameters
     ----------
-    source : ndarray, Tensor, memory map, PatchFeatures, ...
-        What is read, in slices along the first axis.
+    source : ndarray, Tensor, memory map, LazySource, ...
+        Read in batches or in slices along the first axis.
     n_samples, patch_shape, n_features : int, tuple of int, int
         The shape of X is `(n_samples, *patch_shape, n_features)`; `patch_shape` is `()` for one PCA.
-    kind : {"numpy", "torch"}
-        What the user gets back.
+    array_type : {"numpy", "torch"}
+        The type of results.
     dtype : torch.dtype
-        What X is computed in unless the estimator says otherwise.
+        The dtype to compute in unless the estimator names another.
     device : torch.device
         Where X is.
     owner : str
@@ -50,34 +96,34 @@ class Samples:
     feature_names : ndarray of str or None
         Names of the columns of a data frame.
     columns : ndarray of int or None
-        The features that steps have, out of those of the source; see `take`.
+        The features of the source that steps have; see `take`.
     """
 
     source: Any
     n_samples: int
     patch_shape: tuple[int, ...]
     n_features: int
-    kind: str
+    array_type: str
     dtype: torch.dtype
     device: torch.device
     owner: str
     feature_names: np.ndarray | None
     columns: np.ndarray | None = None
-    _unchecked: list[tuple[int, int, Tensor]] = field(default_factory=list, repr=False)
+    _unchecked: list[tuple[int, int, Tensor]] = field(default_factory=list, init=False, repr=False)
+    _first_reason: str | None = field(default=None, init=False, repr=False)
 
-    def take(self, columns: np.ndarray | None) -> Samples:
-        """Return the same samples with the features at `columns` only (None: all of them)."""
+    def take(self, columns: np.ndarray | None) -> StepReader:
+        """Return a reader of the same samples with the features at `columns` only (None: all of them)."""
         if columns is None:
             return self
         names = None if self.feature_names is None else self.feature_names[columns]
-        return replace(self, n_features=len(columns), feature_names=names, columns=columns, _unchecked=[])
+        return replace(self, n_features=len(columns), feature_names=names, columns=columns)
 
-    def split(self, first: int) -> tuple[Samples, Samples]:
-        """Return the first samples, as many as said, and the others."""
-        n_others = self.n_samples - first
+    def split(self, first: int) -> tuple[StepReader, StepReader]:
+        """Return readers of the first samples, as many as said, and of the others."""
         return (
-            replace(self, source=self.source[:first], n_samples=first, _unchecked=[]),
-            replace(self, source=self.source[first:], n_samples=n_others, _unchecked=[]),
+            replace(self, source=self.source[:first], n_samples=first),
+            replace(self, source=self.source[first:], n_samples=self.n_samples - first),
         )
 
     @property
@@ -85,43 +131,42 @@ class Samples:
         """Number of PCAs."""
         return int(np.prod(self.patch_shape, dtype=int))
 
-    def steps(self, size: int | None) -> Iterator[Tensor]:
-        """Read X in steps of `size` samples, the last one shorter; None reads all at once.
+    @property
+    def may_skip(self) -> bool:
+        """Whether there may be fewer samples than `n_samples`, which only reading them tells."""
+        return isinstance(self.source, LazySource) and self.source.may_skip
 
-        Images that could not be read and are skipped leave their step shorter, so that which samples a step has does
-        not depend on where reading began.
+    def read(self, size: int | None) -> Iterator[Tensor]:
+        """Yield X in steps of `size` samples, the last one shorter; None yields all of them at once.
+
+        A step is shorter by the images that could not be read and are skipped: the samples of a step do not depend on
+        where reading began.
 
         Raises
         ------
         ValueError
-            If a step holds NaN or infinity; the message says between which samples. On a GPU that is found out when
-            all steps have been read, or by `check_finite`, so that the host need not wait for each step.
+            A step holds NaN or infinity; the message says between which samples. On a GPU this is raised when all
+            steps have been read, or by `check_finite`, so that the host does not wait for each step.
         """
         for step, skipped in self._read(size):
             if skipped:
-                kept = np.setdiff1d(np.arange(len(step)), skipped)
+                kept = np.setdiff1d(np.arange(len(step)), list(skipped))
                 step = step[torch.from_numpy(kept).to(step.device)]
             if len(step):
                 yield step
 
-    @property
-    def may_skip(self) -> bool:
-        """Whether there may be fewer samples than `n_samples`, which only reading them tells."""
-        return getattr(self.source, "may_skip", False)
-
-    def _read(self, size: int | None) -> Iterator[tuple[Tensor, list[int]]]:
-        """Yield steps with zeros in the rows of skipped images, and which rows these are."""
-        size = self.n_samples if size is None else size
+    def _read(self, size: int | None) -> Iterator[tuple[Tensor, dict[int, str]]]:
+        """Yield steps with zeros in the rows of skipped images, and these rows with their reasons."""
         start = 0
-        for block in self._blocks(size):
-            step = block.reshape(block.shape[0], self.n_patches, -1)
+        for batch, skipped in self._batches(self.n_samples if size is None else size):
+            step = batch.reshape(batch.shape[0], self.n_patches, -1)
             if self.columns is not None:
                 step = step[..., torch.from_numpy(self.columns).to(step.device)]
             step = step.to(_floating(step.dtype))
-            skipped = self.source.skipped_rows(start, start + len(step)) if self.may_skip else []
             if skipped:
-                step[skipped] = 0
-            # Both extremes are NaN if any value is, and need no mask as large as the step.
+                step[list(skipped)] = 0
+                self._first_reason = self._first_reason or next(iter(skipped.values()))
+            # Both extremes are NaN if any value is, and they need no mask as large as the step.
             finite = torch.isfinite(torch.stack(torch.aminmax(step))).all()
             self._unchecked.append((start, len(step), finite))
             if self._checks_at_once(step):
@@ -129,6 +174,16 @@ class Samples:
             start += len(step)
             yield step, skipped
         self.check_finite()
+
+    def _batches(self, size: int) -> Iterator[tuple[Tensor, dict[int, str]]]:
+        if isinstance(self.source, LazySource):
+            yield from self.source.read(size, reuse=True)  # no step is needed after the next one is read
+            return
+        for start in range(0, self.n_samples, size):
+            block = self.source[start : start + size]
+            if not isinstance(block, Tensor):
+                block = as_tensor(_numeric(np.asarray(block), self.owner))
+            yield block, {}
 
     @staticmethod
     def _checks_at_once(step: Tensor) -> bool:
@@ -144,47 +199,53 @@ class Samples:
                     "remove these samples, or impute the values first"
                 )
 
-    def _blocks(self, size: int) -> Iterator[Tensor]:
-        if hasattr(self.source, "batches"):
-            # No step is needed after the next one is read, so a source that can may use the same memory again.
-            yield from getattr(self.source, "batches_in_place", self.source.batches)(size)
-            return
-        for start in range(0, self.n_samples, size):
-            block = self.source[start : start + size]
-            if not isinstance(block, Tensor):
-                block = as_tensor(_numeric(np.asarray(block), self.owner))
-            yield block
+    @contextmanager
+    def overflow_named(self) -> Iterator[None]:
+        """Turn the failure of a decomposition into a ValueError that names the cause: NaN, or squares that overflow."""
+        try:
+            yield
+        except torch.linalg.LinAlgError as error:
+            self.check_finite()  # on a GPU NaN may not have been reported yet
+            raise self.overflow(self.dtype) from error
+
+    def overflow(self, dtype: torch.dtype) -> ValueError:
+        """Return the error for values whose squares are too large for a dtype."""
+        return ValueError(_TOO_LARGE.format(owner=self.owner, dtype=dtype))
+
+    def unreadable(self) -> ImageReadError:
+        """Return the error for an X of which no image could be read."""
+        return ImageReadError(
+            f"none of the {self.n_samples} images could be read, one of them because: {self._first_reason}"
+        )
 
     def map_steps(self, function: Callable[[Tensor], Tensor], size: int | None) -> Any:
-        """Return `function` of all steps, joined along the first axis, in the form that the user gave X in.
+        """Return `function` of all steps, joined along the first axis, in the type of array that X is.
 
-        It is NaN for images that could not be read and are skipped.
+        Rows of images that could not be read and are skipped are NaN.
         """
         parts = []
         for step, skipped in self._read(size):
             result = function(step)
             if skipped:
-                result[skipped] = torch.nan
+                result[list(skipped)] = torch.nan
             parts.append(self.like(result))
-        return np.concatenate(parts) if self.kind == "numpy" else torch.cat(parts)
-
-    def set_features_in(self, estimator: Any) -> None:
-        """Record the width of X, and its column names if it has some, as scikit-learn does."""
-        estimator.n_features_in_ = self.n_features
-        if self.feature_names is not None:
-            estimator.feature_names_in_ = self.feature_names
-        elif hasattr(estimator, "feature_names_in_"):
-            del estimator.feature_names_in_
+        return np.concatenate(parts) if self.array_type == "numpy" else torch.cat(parts)
 
     def like(self, result: Tensor) -> Any:
-        """Return a result as the user gave X: numpy array, or tensor of the same device; X's floating dtype."""
+        """Return a result in X's type of array, floating dtype and device."""
         if result.is_floating_point():
             result = result.to(self.dtype)
-        return result.cpu().numpy() if self.kind == "numpy" else result.to(self.device)
+        return result.cpu().numpy() if self.array_type == "numpy" else result.to(self.device)
+
+    @property
+    def features_in(self) -> dict[str, Any]:
+        """`n_features_in_`, and `feature_names_in_` where X has names, as scikit-learn records them."""
+        names = {} if self.feature_names is None else {"feature_names_in_": self.feature_names}
+        return {"n_features_in_": self.n_features, **names}
 
 
-def check_samples(estimator: Any, X: Any, *, reset: bool) -> Samples:
-    """Check the kind and the shape of X; with `reset=False` also against what the estimator was fitted on.
+def read_steps(estimator: Any, X: Any, *, reset: bool) -> StepReader:
+    """Check the type and the shape of X; with `reset=False` also against what the estimator was fitted on.
 
     Two-dimensional input that is not a tensor goes through scikit-learn's own validation (feature names, messages).
 
@@ -194,17 +255,17 @@ def check_samples(estimator: Any, X: Any, *, reset: bool) -> Samples:
         Not numeric, sparse, complex, empty, not 2-D to 4-D, NaN or infinity in 2-D input, other sizes than in `fit`.
     """
     owner = type(estimator).__name__
-    # What validation learns about a new X is put on a blank estimator: if the fit fails, the old one is as it was.
-    checked = type(estimator)() if reset else estimator
+    # Validation records names and widths. A blank estimator takes them: if the fit fails, the old one is unchanged.
+    checked = _blank(estimator) if reset else estimator
     if isinstance(X, Tensor):
         if X.is_complex():
             raise ValueError(f"Complex data not supported\n{owner} got a tensor of {X.dtype}")
         source: Any = X.detach()
-        kind, device = "torch", X.device
-    elif hasattr(X, "batches"):
-        source, kind, device = X, "numpy", X.device
+        array_type, device = "torch", X.device
+    elif isinstance(X, LazySource):
+        source, array_type, device = X, "numpy", X.device
     else:
-        source, kind, device = _as_array(checked, X, reset=reset), "numpy", torch.device("cpu")
+        source, array_type, device = _as_array(checked, X, reset=reset), "numpy", torch.device("cpu")
     shape = tuple(source.shape)
     if not 2 <= len(shape) <= 4 or 0 in shape:
         raise ValueError(
@@ -213,19 +274,24 @@ def check_samples(estimator: Any, X: Any, *, reset: bool) -> Samples:
         )
     names = getattr(checked, "feature_names_in_", None) if len(shape) == 2 else None
     dtype = _floating(source.dtype)
-    samples = Samples(source, shape[0], shape[1:-1], shape[-1], kind, dtype, torch.device(device), owner, names)
+    steps = StepReader(source, shape[0], shape[1:-1], shape[-1], array_type, dtype, torch.device(device), owner, names)
     if not reset:
         learnt = estimator.n_features_in_
-        if samples.n_features != learnt:
+        if steps.n_features != learnt:
+            raise ValueError(f"X has {steps.n_features} features, but {owner} is expecting {learnt} features as input")
+        if steps.patch_shape != estimator.patch_shape_:
             raise ValueError(
-                f"X has {samples.n_features} features, but {owner} is expecting {learnt} features as input"
-            )
-        if samples.patch_shape != estimator.patch_shape_:
-            raise ValueError(
-                f"X has patches of shape {samples.patch_shape} (X.shape={shape}), but {owner} was fitted on patches of "
+                f"X has patches of shape {steps.patch_shape} (X.shape={shape}), but {owner} was fitted on patches of "
                 f"shape {estimator.patch_shape_}"
             )
-    return samples
+    return steps
+
+
+def _blank(estimator: Any) -> Any:
+    """Return an unfitted estimator of the same class and parameters, without calling its constructor."""
+    blank = object.__new__(type(estimator))
+    vars(blank).update(estimator.get_params(deep=False))
+    return blank
 
 
 def _as_array(estimator: Any, X: Any, *, reset: bool) -> Any:

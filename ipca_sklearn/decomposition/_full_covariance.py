@@ -1,62 +1,28 @@
-"""FullCovariance: Gaussians that keep their covariance whole, the baseline that truncated ones are compared with."""
+"""FullCovariance: Gaussians that keep their whole covariance, the baseline for truncated ones."""
 
 from __future__ import annotations
 
 from numbers import Real
 from typing import Any
 
-import numpy as np
-import torch
 from sklearn.utils._param_validation import Interval
-from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from ipca_sklearn import linalg
 from ipca_sklearn._utils._devices import resolve_device, resolve_dtype
+from ipca_sklearn._utils._typing import DeviceLike, DTypeLike
+from ipca_sklearn.decomposition._base import BasePCA
 from ipca_sklearn.decomposition._batched_ipca import BatchedIncrementalPCA
-from ipca_sklearn.decomposition._batches import Samples, as_tensor
-from ipca_sklearn.decomposition._fitted import Model
+from ipca_sklearn.decomposition._fitted import FittedCovariance
 
 
-class CovarianceModel(Model):
-    """A learnt `linalg.ScatterState`; see `Model`. All directions are components, and `ridge` is added to each."""
-
-    def __init__(self, state: linalg.ScatterState, ridge: float, kind: str) -> None:
-        super().__init__(state, state.mean.shape[1], "incremental", kind)  # type: ignore[arg-type]
-        self.state: linalg.ScatterState = state  # type: ignore[assignment]
-        self.ridge = ridge
-        self._whiteners: dict[torch.device, Tensor] = {}
-
-    def _make_basis(self) -> linalg.Basis:
-        return linalg.finalize_scatter(self.state)
-
-    def distances(self, step: Tensor, *, score: str, noise_shrinkage: float) -> Tensor:
-        """Return the Mahalanobis distances (n, P), the only ones there are: no direction is left for a residual."""
-        return linalg.whitened_distances(self.whitener(step.device), self.state.mean.to(step.device), step)
-
-    def whitener(self, device: torch.device) -> Tensor:
-        """Return what deviations are multiplied by for the distances (P, m, m); one copy per device is kept."""
-        if device not in self._whiteners:
-            self._whiteners[device] = linalg.whiten_scatter(self.state, ridge=self.ridge).to(device)
-        return self._whiteners[device]
-
-    def __getstate__(self) -> dict[str, Any]:
-        arrays = {name: getattr(self.state, name).cpu().numpy() for name in ("matrix", "mean")}
-        return {"ridge": self.ridge, "count": self.state.count, "weight": self.state.weight, **arrays}
-
-    def __setstate__(self, stored: dict[str, Any]) -> None:
-        matrix, mean = (as_tensor(np.asarray(stored[name])) for name in ("matrix", "mean"))
-        state = linalg.ScatterState(matrix, mean, stored["count"], stored["weight"])
-        self.__init__(state, stored["ridge"], "numpy")  # type: ignore[misc]
-
-
-class FullCovariance(BatchedIncrementalPCA):
-    """Mean and full covariance of every patch (Defard et al., "PaDiM", 2021), by the same steps as the truncated PCA.
+class FullCovariance(BasePCA):
+    """Mean and full covariance of every patch (Defard et al., "PaDiM", 2021), learnt one step of samples at a time.
 
     Parameters
     ----------
     ridge : float, default=0.01
-        Added to the diagonal of the covariance when distances are computed.
+        Added to the diagonal of the covariance for distances.
     step_size, forgetting_factor, dtype, device
         As in :class:`BatchedIncrementalPCA`.
 
@@ -67,10 +33,23 @@ class FullCovariance(BatchedIncrementalPCA):
     components_, explained_variance_, mean_, ...
         As in :class:`BatchedIncrementalPCA`, with k = m.
 
+    See Also
+    --------
+    BatchedIncrementalPCA : The truncated form, P k m numbers.
+
     Notes
     -----
-    Memory: P m^2 numbers, and as much again for the distances. Cost of a step of b samples: b m^2 per patch, and m^3
-    when distances are asked for.
+    Memory: P m^2 numbers, and as much again for distances. Cost of a step of b samples: b m^2 per patch. The first
+    distances after a step cost m^3 per patch.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from ipca_sklearn.decomposition import FullCovariance
+    >>> X = np.random.default_rng(0).normal(size=(100, 5, 3))
+    >>> gaussians = FullCovariance().fit(X)
+    >>> bool(np.allclose(gaussians.covariance_[2], np.cov(X[:, 2].T)))
+    True
     """
 
     _parameter_constraints: dict = {  # noqa: RUF012  (scikit-learn's own form)
@@ -80,10 +59,6 @@ class FullCovariance(BatchedIncrementalPCA):
             for name in ("step_size", "forgetting_factor", "dtype", "device")
         },
     }
-    # What the base class reads and this one does not let choose.
-    n_components = None
-    centering = "incremental"
-    whiten = False
 
     def __init__(
         self,
@@ -91,8 +66,8 @@ class FullCovariance(BatchedIncrementalPCA):
         *,
         step_size: int | None = 16,
         forgetting_factor: float = 1.0,
-        dtype: Any = None,
-        device: Any = None,
+        dtype: DTypeLike = None,
+        device: DeviceLike = None,
     ) -> None:
         self.ridge = ridge
         self.step_size = step_size
@@ -100,25 +75,27 @@ class FullCovariance(BatchedIncrementalPCA):
         self.dtype = dtype
         self.device = device
 
-    def _new_model(self, samples: Samples, first_step: int) -> Model:
-        state = linalg.empty_scatter(
-            samples.n_patches,
-            samples.n_features,
-            dtype=resolve_dtype(self.dtype, samples.dtype),
-            device=resolve_device(self.device, samples.device),
-        )
-        return CovarianceModel(state, self.ridge, samples.kind)
+    def advance(
+        self, fitted: FittedCovariance | None, step: Tensor, *, recycled: FittedCovariance | None = None
+    ) -> FittedCovariance:
+        """Return what is known once a step (b, P, m) is learnt; see :meth:`BatchedIncrementalPCA.advance`."""
+        device = resolve_device(self.device, step.device)
+        if fitted is None:
+            dtype = resolve_dtype(self.dtype, step.dtype)
+            state = linalg.empty_scatter(*step.shape[1:], dtype=dtype, device=device)
+        else:
+            state = fitted.state.to(device)
+        state = linalg.update_scatter(state, step.to(device), forgetting_factor=self.forgetting_factor)
+        return FittedCovariance(state, "torch", self.ridge)
 
-    def _after_step(self, model: Model, step: Tensor, spare: Any, kind: str) -> Model:
-        old: linalg.ScatterState = model.state.to(step.device)  # type: ignore[assignment]
-        state = linalg.update_scatter(old, step, forgetting_factor=self.forgetting_factor)
-        return CovarianceModel(state, self.ridge, kind)
+    def merge(self, other: FullCovariance) -> FullCovariance:
+        """Take in what another estimator learnt from other samples; exact. Errors as `BatchedIncrementalPCA.merge`."""
+        return self._merge(other, FullCovariance)
 
-    def _merged(self, mine: Model, theirs: Model) -> Model:
-        return CovarianceModel(linalg.merge_scatter(mine.state, theirs.state), self.ridge, mine.kind)  # type: ignore[arg-type]
+    def _merged(self, mine: FittedCovariance, theirs: FittedCovariance) -> FittedCovariance:
+        return FittedCovariance(linalg.merge_scatter(mine.state, theirs.state), mine.array_type, self.ridge)
 
     @property
     def covariance_(self) -> Any:
         """Sample covariance of each patch."""
-        check_is_fitted(self)
-        return self._read(self._model.state.covariance())  # type: ignore[attr-defined]
+        return self._read(self._known("covariance_").state.covariance())

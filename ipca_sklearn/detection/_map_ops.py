@@ -1,7 +1,8 @@
-"""From the distances of patches to what a user reads: smooth maps, a score per image."""
+"""From the distances of patches to smooth maps and image scores."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -11,26 +12,65 @@ from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
 from ipca_sklearn import linalg
+from ipca_sklearn.detection._calibration import upper_quantiles
+
+
+@dataclass(frozen=True)
+class MapScorer:
+    """Steps of features to maps, image scores and what a calibration keeps of them.
+
+    Parameters
+    ----------
+    operator : linalg.DistanceOperator
+        Of the model, on the device that computes.
+    patch_shape : tuple of int
+        `(H, W)`, `(P,)` or `()`.
+    smoothing : float
+        Standard deviation of the blur of maps, in patches.
+    image_score : {"max", "mean"} or float
+        See `image_scores`.
+    """
+
+    operator: linalg.DistanceOperator
+    patch_shape: tuple[int, ...]
+    smoothing: float
+    image_score: Any
+
+    def maps(self, step: Tensor) -> Tensor:
+        """Return the maps (b, *patch_shape) of a step (b, P, m); (b, 1) for one PCA."""
+        distances = linalg.patch_distances(self.operator, step.to(self.operator.mean.device))
+        maps = distances.unflatten(1, self.patch_shape or (1,))
+        return smooth_maps(maps, self.smoothing) if self.smoothing > 0 else maps
+
+    def scores(self, step: Tensor) -> Tensor:
+        """Return the image scores (b,) of a step (b, P, m); higher is more normal."""
+        return -image_scores(self.maps(step), self.image_score)
+
+    def summaries(self, step: Tensor, weight: float) -> Tensor:
+        """Return the summaries (b, 2 + q) of a `Calibration` for a step (b, P, m), by a model of this weight."""
+        maps = self.maps(step)
+        weights = maps.new_full((len(maps), 1), weight)
+        return torch.cat([weights, -image_scores(maps, self.image_score)[:, None], upper_quantiles(maps)], dim=1)
 
 
 def smooth_maps(maps: Tensor, sigma: float) -> Tensor:
     """Blur maps (n, H, W) by a Gaussian, as scipy.ndimage.gaussian_filter does, each side mirrored with its edge.
 
-    (A mirror without the edge, torchvision's only one, moves what lies beside a corner into it.)
+    torchvision mirrors without the edge only, which repeats the neighbours of a corner in place of the corner.
     """
-    rows, columns = (blur(side, sigma).to(maps) for side in maps.shape[1:])
+    rows, columns = (blur_matrix(side, sigma).to(maps) for side in maps.shape[1:])
     with linalg.full_precision():
         return rows @ maps @ columns.T
 
 
 @lru_cache(maxsize=32)
-def blur(side: int, sigma: float) -> Tensor:
+def blur_matrix(side: int, sigma: float) -> Tensor:
     """Return the matrix (side, side) that blurs a row of values."""
     return torch.from_numpy(gaussian_filter1d(np.eye(side), sigma, axis=0))
 
 
 def image_scores(maps: Tensor, how: Any) -> Tensor:
-    """Return the largest value (`"max"`), the mean, or the mean of a share of the largest values of each map."""
+    """Return one value per map: the largest (`"max"`), the mean, or the mean of a share of the largest values."""
     values = maps.flatten(1)
     if how == "max":
         return values.amax(1)

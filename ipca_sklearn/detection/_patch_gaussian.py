@@ -1,30 +1,38 @@
-"""PatchGaussianDetector: how far the patches of an image lie from what normal images have at the same place."""
+"""PatchGaussianDetector: how far the patches of an image lie from those of normal images at the same position."""
 
 from __future__ import annotations
 
 import copy
 import warnings
+from collections import deque
 from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator, OutlierMixin, TransformerMixin, _fit_context, clone
+from sklearn.base import BaseEstimator, OutlierMixin, TransformerMixin, _fit_context
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from ipca_sklearn import linalg
+from ipca_sklearn._utils._attributes import set_learnt
 from ipca_sklearn._utils._devices import resolve_device
+from ipca_sklearn._utils._typing import ArrayLike, DeviceLike, DTypeLike
 from ipca_sklearn._utils._versions import VersionedMixin
+from ipca_sklearn.decomposition._base import Learning
 from ipca_sklearn.decomposition._batched_ipca import BatchedIncrementalPCA
-from ipca_sklearn.decomposition._batches import Samples, check_samples
-from ipca_sklearn.decomposition._fitted import Model
+from ipca_sklearn.decomposition._batches import StepReader, read_steps
 from ipca_sklearn.decomposition._full_covariance import FullCovariance
-from ipca_sklearn.detection._calibration import MAX_IMAGES, Calibration, no_calibration, tails, window
-from ipca_sklearn.detection._map_ops import image_scores, smooth_maps
-from ipca_sklearn.detection._method_and_parameter import MethodAndParameter
+from ipca_sklearn.detection._calibration import (
+    MAX_IMAGES,
+    Calibration,
+    first_scored_image,
+    n_calibration_images,
+    split_for_calibration,
+)
+from ipca_sklearn.detection._map_ops import MapScorer, image_scores
 
 _PCA_PARAMETERS = set(BatchedIncrementalPCA().get_params()) - {"whiten"}
 _FULL_PARAMETERS = set(FullCovariance().get_params())
@@ -41,70 +49,72 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
         Directions kept per patch, k; None as in :class:`BatchedIncrementalPCA`.
     step_size : int or None, default=16
         Images per update, and per step of scoring.
-    score : {"factor_analysis", "residual", "mahalanobis", "ppca"}, default="factor_analysis"
-        Distance of a patch from its Gaussian, with z the projection divided by the standard deviations and r what the
-        projection leaves: `"mahalanobis"` is the norm of z (paper, Eq. 3), `"residual"` that of r (feature
-        reconstruction error), `"ppca"` is `sqrt(z^2 + r^2 / noise_variance_)` of these norms, `"factor_analysis"`
-        `sqrt(z^2 + sum_j r_j^2 / noise_j)`, with the noise of each feature j at each patch. All of them read the same
-        model: `set_params(score=...)` on a fitted detector changes the scores, but not `offset_`, which only learning
-        sets. The attribute `score` is the method; `get_params()["score"]` is the parameter.
+    distance : {"factor_analysis", "residual", "mahalanobis", "ppca"}, default="factor_analysis"
+        Distance of a patch from its Gaussian. z is the projection divided by the standard deviations, r is what the
+        projection leaves. `"mahalanobis"` is the norm of z (paper, Eq. 3). `"residual"` is the norm of r (feature
+        reconstruction error). `"ppca"` is `sqrt(|z|^2 + |r|^2 / noise_variance_)`. `"factor_analysis"` is
+        `sqrt(|z|^2 + sum_j r_j^2 / noise_j)`, with a noise variance for each feature j of each patch. All of them read
+        the same model: `set_params(distance=...)` on a fitted detector changes the scores, but not `offset_`, which is
+        set by learning.
     noise_shrinkage : float in [0, 1], default=0.5
-        For `score="factor_analysis"`: how far the noise of a patch is moved from its own estimate (0) to the mean of
-        all patches (1). Few images say little about one place, and a place that hardly ever varied must not shout at
-        the first change (objects that move); but at the edge of the image, or where the texture is strong, noise is
-        larger for good. Half way is near the best on aligned and on unaligned images (docs/accuracy.md).
+        For `distance="factor_analysis"`: shrinks the noise of a patch from its own estimate (0) towards the mean of
+        all patches (1). With few images the estimate of one patch is poor, and patches with little training variance
+        would raise false alarms (objects that move). At the edge of an image and in strong texture the noise really is
+        larger. 0.5 is near the best on aligned and on unaligned images (docs/accuracy.md).
     covariance : {"low_rank", "full"}, default="low_rank"
-        `"full"` keeps the whole covariance matrix of each patch, P m^2 numbers, and adds `ridge` to its diagonal: the
-        baseline PaDiM, with `n_random_features=100`. It needs `score="mahalanobis"`, and ignores `n_components`,
-        `centering`, `n_oversamples`, `solver` and `svd_driver`.
+        `"full"` keeps the whole covariance matrix of each patch, P m^2 numbers, and adds `ridge` to its diagonal. With
+        `n_random_features=100` this is PaDiM, the baseline. It needs `distance="mahalanobis"` and ignores
+        `n_components`, `centering`, `n_oversamples`, `solver` and `svd_driver`.
     n_random_features : int or None, default=None
-        Learn from so many randomly chosen features of X; None is all.
+        Number of randomly chosen features of X that are learnt; None is all.
     ridge : float, default=0.01
         For `covariance="full"`, in the units of the squared features.
     random_state : int, RandomState or None, default=None
         For `n_random_features`.
     centering : {"incremental", "deferred"}, default="incremental"
-        As in :class:`BatchedIncrementalPCA`; `"deferred"` with `score="mahalanobis"` is the paper.
+        As in :class:`BatchedIncrementalPCA`; `"deferred"` with `distance="mahalanobis"` is the paper.
     n_oversamples, forgetting_factor, solver, svd_driver, dtype, device
         As in :class:`BatchedIncrementalPCA`. With `forgetting_factor` the threshold follows the latest images too.
-    contamination : "auto" or float in (0, 0.5], default="auto"
-        Share of *normal* images, not learnt from, that `predict` may call anomalous. `"auto"` puts the threshold three
-        robust standard deviations (1.4826 times the median absolute deviation) beyond the median of their scores,
-        which needs fewer images than a small quantile.
+    false_positive_rate : "auto" or float in (0, 0.5], default="auto"
+        Fraction of *new normal* images that `predict` may call anomalous. (scikit-learn's `contamination` is another
+        thing: the share of outliers in the training data.) `"auto"` puts the threshold three robust standard
+        deviations (1.4826 times the median absolute deviation) below the median of the scores of normal images; it
+        needs fewer images than a small quantile.
     calibration : "prequential" or float in (0, 0.5], default="prequential"
-        Where the scores of unseen normal images come from, of which thresholds and p-values are made, without a
-        second pass. `"prequential"`: what each step of training images scored before the model learnt from it; all
-        images are learnt from, and the later half of the scores is kept. A number: the last share of the images of
-        each call is not learnt from but scored at its end. That costs images and makes the p-values valid for any
-        number of them, if the images of one `fit` come in random order.
-    pixel_contamination : "image" or float in (0, 0.5], default="image"
-        The same for the patches of a map, which `predict_masks` marks: share of the patches of normal images that may
-        be marked; `"image"` lets the share `contamination` of normal images have any.
+        Source of the scores of unseen normal images, from which thresholds and p-values are made without a second
+        pass. `"prequential"`: each step of training images is scored before it is learnt; all images are learnt, and
+        the later half of the scores is kept. A number: this last fraction of the images of each call is scored at its
+        end and not learnt. This costs images; p-values are then valid for any number of images, if the images of one
+        `fit` come in random order.
+    pixel_false_positive_rate : "image" or float in (0, 0.5], default="image"
+        Fraction of the patches of normal images that `predict_masks` may mark. With `"image"`, a fraction
+        `false_positive_rate` of normal images contains at least one marked patch.
     image_score : {"max", "mean"} or float in (0, 1], default="max"
         Score of an image from its map: the largest value, the mean, or the mean of this share of the largest values.
     smoothing : float, default=0.0
         Standard deviation in patches of a Gaussian blur of the maps (for `(n, H, W, m)` input) before the image score.
-        PaDiM's is 1 (4 pixels). Good for outlines of large defects, bad for defects of a single patch.
+        PaDiM uses 1 (4 pixels). It improves the outlines of large defects and weakens defects of a single patch.
 
     Attributes
     ----------
     pca_ : BatchedIncrementalPCA
-        What was learnt: `pca_.components_`, `pca_.mean_`, `pca_.noise_variance_`, ... With `covariance="full"` all
-        directions are components, and there is `pca_.covariance_`.
+        The Gaussians: `pca_.components_`, `pca_.mean_`, `pca_.noise_variance_`, ... With `covariance="full"` it is a
+        :class:`~ipca_sklearn.decomposition.FullCovariance`: all directions are components, and `pca_.covariance_` is
+        the covariance.
     offset_ : float
-        `decision_function(X) = score_samples(X) - offset_`; minus infinity before two images have been seen.
+        `decision_function(X) = score_samples(X) - offset_`; minus infinity until two images have been seen.
     map_threshold_ : float
-        Patches with larger values of the map are anomalous; infinity before two images have been seen.
+        Patches with larger values of the map are anomalous; infinity until two images have been seen.
     calibration_scores_ : ndarray of shape (n_calibration,)
-        Scores of unseen normal images, of which `offset_` was made, in the order in which they came.
+        Scores of unseen normal images, from which `offset_` was made, in the order of the images.
     n_samples_seen_ : int
-        Images learnt from.
+        Number of images learnt.
     n_features_in_ : int
         m.
     feature_names_in_ : ndarray of shape (m,)
         Names of the columns, where X had string names.
     feature_indices_ : ndarray of shape (n_random_features,)
-        The features learnt from, ascending; only with `n_random_features`.
+        The features that are used, ascending; only with `n_random_features`.
     patch_shape_ : tuple of int
         `(H, W)`, `(P,)` or `()`.
 
@@ -151,15 +161,15 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
 
     _parameter_constraints: dict = {  # noqa: RUF012  (scikit-learn's own form)
         **{name: BatchedIncrementalPCA._parameter_constraints[name] for name in sorted(_PCA_PARAMETERS)},
-        "score": [StrOptions(set(linalg.SCORES))],
+        "distance": [StrOptions(set(linalg.DISTANCES))],
         "noise_shrinkage": [Interval(Real, 0, 1, closed="both")],
         "covariance": [StrOptions({"low_rank", "full"})],
         "n_random_features": [Interval(Integral, 1, None, closed="left"), None],
         "ridge": FullCovariance._parameter_constraints["ridge"],
         "random_state": ["random_state"],
-        "contamination": [StrOptions({"auto"}), Interval(Real, 0, 0.5, closed="right")],
+        "false_positive_rate": [StrOptions({"auto"}), Interval(Real, 0, 0.5, closed="right")],
         "calibration": [StrOptions({"prequential"}), Interval(Real, 0, 0.5, closed="right")],
-        "pixel_contamination": [StrOptions({"image"}), Interval(Real, 0, 0.5, closed="right")],
+        "pixel_false_positive_rate": [StrOptions({"image"}), Interval(Real, 0, 0.5, closed="right")],
         "image_score": [StrOptions({"max", "mean"}), Interval(Real, 0, 1, closed="right")],
         "smoothing": [Interval(Real, 0, None, closed="left")],
     }
@@ -169,19 +179,19 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
         n_components: int | None = 16,
         *,
         step_size: int | None = 16,
-        score: str = "factor_analysis",
+        distance: str = "factor_analysis",
         noise_shrinkage: float = 0.5,
         centering: str = "incremental",
         n_oversamples: int = 0,
         forgetting_factor: float = 1.0,
         solver: str = "auto",
         svd_driver: str | None = None,
-        dtype: Any = None,
-        device: Any = None,
-        contamination: Any = "auto",
-        calibration: Any = "prequential",
-        pixel_contamination: Any = "image",
-        image_score: Any = "max",
+        dtype: DTypeLike = None,
+        device: DeviceLike = None,
+        false_positive_rate: float | str = "auto",
+        calibration: float | str = "prequential",
+        pixel_false_positive_rate: float | str = "image",
+        image_score: float | str = "max",
         smoothing: float = 0.0,
         covariance: str = "low_rank",
         n_random_features: int | None = None,
@@ -190,7 +200,7 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
     ) -> None:
         self.n_components = n_components
         self.step_size = step_size
-        self.score = score
+        self.distance = distance
         self.noise_shrinkage = noise_shrinkage
         self.centering = centering
         self.n_oversamples = n_oversamples
@@ -199,9 +209,9 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
         self.svd_driver = svd_driver
         self.dtype = dtype
         self.device = device
-        self.contamination = contamination
+        self.false_positive_rate = false_positive_rate
         self.calibration = calibration
-        self.pixel_contamination = pixel_contamination
+        self.pixel_false_positive_rate = pixel_false_positive_rate
         self.image_score = image_score
         self.smoothing = smoothing
         self.covariance = covariance
@@ -210,7 +220,7 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
         self.random_state = random_state
 
     @_fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X: Any, y: Any = None) -> PatchGaussianDetector:
+    def fit(self, X: ArrayLike, y: Any = None) -> PatchGaussianDetector:
         """Learn from the features of normal images, forgetting what was learnt before.
 
         Parameters
@@ -230,32 +240,109 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
         ValueError
             NaN or infinity, a shape that is not 2-D to 4-D, `n_components` larger than m, a device that is not there.
         """
-        samples = check_samples(self, X, reset=True)
-        columns = self._choose_features(samples.n_features)
-        return self._learn(samples, columns, self._new_pca(), no_calibration(samples.n_patches))
+        steps = read_steps(self, X, reset=True)
+        columns = self._choose_features(steps.n_features)
+        return self._learn(steps, columns, self._new_pca(), Calibration.empty(steps.n_patches))
 
     @_fit_context(prefer_skip_nested_validation=True)
-    def partial_fit(self, X: Any, y: Any = None) -> PatchGaussianDetector:
+    def partial_fit(self, X: ArrayLike, y: Any = None) -> PatchGaussianDetector:
         """Go on learning from any number of normal images >= 1; parameters, result and errors as in `fit`.
 
         If anything goes wrong the detector stays as it was before the call.
         """
         if not hasattr(self, "pca_"):
             return self.fit(X)
+        steps = read_steps(self, X, reset=False)
         pca = copy.copy(self.pca_).set_params(**self._pca_params())
-        return self._learn(check_samples(self, X, reset=False), self._columns(), pca, self._calibration)
+        return self._learn(steps, self._columns(), pca, self._calibration)
+
+    def _learn(
+        self, steps: StepReader, columns: np.ndarray | None, pca: Any, calibration: Calibration
+    ) -> PatchGaussianDetector:
+        """Score each step before it is learnt, learn it, and store the result when all steps are done."""
+        if self.smoothing > 0 and len(steps.patch_shape) != 2:
+            raise ValueError(
+                f"smoothing={self.smoothing} needs X of shape (n, H, W, m), not patches of shape {steps.patch_shape}"
+            )
+        learnt, held_out = split_for_calibration(steps.take(columns), self.calibration)
+        learning = Learning(pca, getattr(pca, "fitted_", None))
+        first_scored = first_scored_image(learning.n_samples, learnt, self.calibration)
+        # Tensors stay on their device until the end, so that the host does not wait for a GPU at every step.
+        summaries: deque[Tensor] = deque(maxlen=MAX_IMAGES)
+        with learnt.overflow_named():
+            for step in learnt.read(self.step_size):
+                if learning.n_samples + len(step) > first_scored:
+                    summaries.extend(self._summaries(step, learning.fitted, pca, learnt.patch_shape))
+                learning.advance(step)
+            if learning.fitted is None:  # there are images, but all of them were skipped
+                raise learnt.unreadable()
+            for step in held_out.read(self.step_size) if held_out is not None else ():
+                summaries.extend(self._summaries(step, learning.fitted, pca, learnt.patch_shape))
+        pca.store(learning.fitted, learnt)
+        calibration = calibration.extended(part.cpu().numpy() for part in summaries)
+        self._store(steps.features_in, columns, pca, calibration)
+        return self
+
+    def _summaries(self, step: Tensor, fitted: Any, pca: Any, patch_shape: tuple[int, ...]) -> list[Tensor]:
+        """Return the summaries of images that are not learnt yet, for the calibration.
+
+        Nothing is known before the first step. Each half of that step is then scored by a model of the other half.
+        These scores are the first to be dropped when more come. They count as scores by a model of the whole step: a
+        model of 8 images is too poor to extrapolate from.
+        """
+        if fitted is not None:
+            return [self._scorer(fitted, step.device, patch_shape).summaries(step, fitted.state.weight)]
+        if len(step) < 2:
+            return []
+        first, second = step.tensor_split(2)
+        scorers = [self._scorer(pca.advance(None, half), step.device, patch_shape) for half in (first, second)]
+        return [scorers[0].summaries(second, len(step)), scorers[1].summaries(first, len(step))]
+
+    def _scorer(self, fitted: Any, device: torch.device, patch_shape: tuple[int, ...]) -> MapScorer:
+        device = resolve_device(self.device, device, required=False)
+        operator = fitted.distance_operator(device, distance=self.distance, noise_shrinkage=self.noise_shrinkage)
+        return MapScorer(operator, patch_shape, self.smoothing, self.image_score)
+
+    def _store(
+        self, features_in: dict[str, Any], columns: np.ndarray | None, pca: Any, calibration: Calibration
+    ) -> None:
+        """Set the thresholds from images that were not learnt when they were scored, and store everything at once."""
+        state = pca.fitted_.state
+        prequential = self.calibration == "prequential"
+        n_images = n_calibration_images(state.count, state.weight) if prequential else MAX_IMAGES
+        calibration = calibration.latest(n_images)
+        reference = calibration.corrected_to(state.weight)
+        if not len(reference.scores):
+            warnings.warn(
+                "one image is too few for a threshold: predict calls everything normal until more are learnt",
+                UserWarning,
+                stacklevel=5,
+            )
+        set_learnt(
+            self,
+            {
+                "pca_": pca,
+                "patch_shape_": pca.patch_shape_,
+                "offset_": reference.offset(self.false_positive_rate),
+                "map_threshold_": reference.map_threshold(self.false_positive_rate, self.pixel_false_positive_rate),
+                "_calibration": calibration,
+                "_reference": reference,
+                **features_in,
+                **({} if columns is None else {"feature_indices_": columns}),
+            },
+        )
 
     def _pca_params(self) -> dict[str, Any]:
         mine = self.get_params()
         return {name: mine[name] for name in (_FULL_PARAMETERS if self.covariance == "full" else _PCA_PARAMETERS)}
 
-    def _new_pca(self) -> BatchedIncrementalPCA:
+    def _new_pca(self) -> Any:
         if self.covariance == "low_rank":
             return BatchedIncrementalPCA(**self._pca_params())
-        if self._distance != "mahalanobis":
+        if self.distance != "mahalanobis":
             raise ValueError(
-                f"covariance='full' leaves no residual, so score={self._distance!r} cannot be had; set "
-                "score='mahalanobis'"
+                f"covariance='full' leaves no residual, so distance={self.distance!r} does not exist; set "
+                "distance='mahalanobis'"
             )
         return FullCovariance(**self._pca_params())
 
@@ -270,75 +357,6 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
         rng = check_random_state(self.random_state)
         return np.sort(rng.choice(n_features, self.n_random_features, replace=False))
 
-    def _learn(
-        self, samples: Samples, columns: np.ndarray | None, pca: BatchedIncrementalPCA, calibration: Calibration
-    ) -> PatchGaussianDetector:
-        """Let the PCA take all steps, score images before they are learnt, and store the result when all is done."""
-        if self.smoothing > 0 and len(samples.patch_shape) != 2:
-            raise ValueError(
-                f"smoothing={self.smoothing} needs X of shape (n, H, W, m), not patches of shape {samples.patch_shape}"
-            )
-        chosen = samples.take(columns)
-        # Tensors stay where they are until the end: the host need not wait for a GPU at every step.
-        seen: list[Tensor] = []
-        if self.calibration == "prequential":
-            self._learn_prequentially(chosen, pca, seen)
-        else:
-            n_held_out = min(max(1, round(self.calibration * chosen.n_samples)), chosen.n_samples - 1)
-            learnt, held_out = chosen.split(chosen.n_samples - n_held_out)
-            pca._learn(learnt, getattr(pca, "_model", None))
-            for step in held_out.steps(self.step_size) if n_held_out else ():
-                seen.append(self._summarize(pca._model, step, chosen.patch_shape, pca._model.state.weight))
-        self.pca_ = pca
-        if columns is not None:
-            self.feature_indices_ = columns
-        elif hasattr(self, "feature_indices_"):
-            del self.feature_indices_
-        samples.set_features_in(self)
-        self.patch_shape_ = pca.patch_shape_
-        self._set_thresholds(calibration.extended(part.cpu().numpy() for part in seen))
-        return self
-
-    def _learn_prequentially(self, samples: Samples, pca: BatchedIncrementalPCA, seen: list[Tensor]) -> None:
-        """Learn all samples, and add to `seen` what each step was like before it was learnt."""
-        n_before = getattr(pca, "n_samples_seen_", 0)
-        total = n_before + samples.n_samples
-        first_needed = total - window(total, total)
-
-        def calibrate(model: Model | None, step: Tensor) -> None:
-            n_learnt = model.state.count if model is not None else 0
-            if n_learnt + len(step) <= first_needed and not samples.may_skip:
-                return  # more than that will have come after it
-            del seen[:-MAX_IMAGES]
-            if model is not None:
-                seen.append(self._summarize(model, step, samples.patch_shape, model.state.weight))
-            elif len(step) > 1:
-                # Nothing is known before the first step: each half of it is scored by what the other half teaches.
-                # Its scores are the first to be dropped when more come. They count as scores by a model of the whole
-                # step: a model of 8 images is too poor to extrapolate from.
-                halves = step.tensor_split(2)
-                for learnt, scored in (halves, halves[::-1]):
-                    half = clone(pca)
-                    half.partial_fit(learnt.unflatten(1, samples.patch_shape) if samples.patch_shape else learnt[:, 0])
-                    seen.append(self._summarize(half._model, scored, samples.patch_shape, len(step)))
-
-        pca._learn(samples, getattr(pca, "_model", None), calibrate)
-
-    def _set_thresholds(self, calibration: Calibration) -> None:
-        """Set the thresholds from images that the model had not learnt from when it scored them."""
-        state = self.pca_._model.state
-        prequential = self.calibration == "prequential"
-        self._calibration = calibration.latest(window(state.count, state.weight) if prequential else MAX_IMAGES)
-        self._reference = self._calibration.seen_by(state.weight)
-        if not len(self._reference.scores):
-            warnings.warn(
-                "one image is too few for a threshold: predict calls everything normal until more are learnt",
-                UserWarning,
-                stacklevel=4,
-            )
-        self.offset_ = self._reference.offset(self.contamination)
-        self.map_threshold_ = self._reference.map_threshold(self.contamination, self.pixel_contamination)
-
     @property
     def calibration_scores_(self) -> np.ndarray:
         """Scores of unseen normal images."""
@@ -347,7 +365,7 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
 
     @property
     def n_samples_seen_(self) -> int:
-        """Images learnt from."""
+        """Number of images learnt."""
         return self.pca_.n_samples_seen_
 
     def merge(self, other: PatchGaussianDetector) -> PatchGaussianDetector:
@@ -377,7 +395,7 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
             raise TypeError(f"merge takes another PatchGaussianDetector, got {type(other).__name__}")
         check_is_fitted(other)
         mine, theirs = self.get_params(), other.get_params()
-        for name in ("score", "noise_shrinkage", "image_score", "smoothing", "covariance", "ridge"):
+        for name in ("distance", "noise_shrinkage", "image_score", "smoothing", "covariance", "ridge"):
             if mine[name] != theirs[name]:
                 raise ValueError(
                     f"cannot merge detectors of different {name} {mine[name]!r} and {theirs[name]!r}: fit both alike"
@@ -387,11 +405,13 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
                 "cannot merge detectors that learnt from different random features: fit both with the same integer "
                 "random_state"
             )
-        self.pca_.merge(other.pca_)
-        self._set_thresholds(other._calibration.extended([self._calibration.summaries]))
+        pca = copy.copy(self.pca_).merge(other.pca_)
+        calibration = other._calibration.extended([self._calibration.summaries])
+        features_in = {name: value for name, value in vars(self).items() if name.endswith("_in_")}
+        self._store(features_in, self._columns(), pca, calibration)
         return self
 
-    def transform(self, X: Any) -> Any:
+    def transform(self, X: ArrayLike) -> Any:
         """Return the anomaly maps of images: larger where a patch is more anomalous.
 
         Parameters
@@ -411,9 +431,9 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
         ValueError
             Other shapes than learnt, NaN or infinity.
         """
-        return self._map_steps(X, self._map_step)
+        return self._map_steps(X, lambda scorer, step: scorer.maps(step))
 
-    def score_samples(self, X: Any) -> Any:
+    def score_samples(self, X: ArrayLike) -> Any:
         """Return how normal each image is: minus the image score of its map, so higher is more normal.
 
         Parameters
@@ -431,13 +451,13 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
         NotFittedError, ValueError
             As `transform`.
         """
-        return self._map_steps(X, self._score_step)
+        return self._map_steps(X, lambda scorer, step: scorer.scores(step))
 
-    def decision_function(self, X: Any) -> Any:
+    def decision_function(self, X: ArrayLike) -> Any:
         """Return `score_samples(X) - offset_`: negative is anomalous. Parameters and errors as `score_samples`."""
         return self.score_samples(X) - self.offset_
 
-    def predict(self, X: Any) -> Any:
+    def predict(self, X: ArrayLike) -> Any:
         """Return +1 for normal and -1 for anomalous images. Parameters and errors as `score_samples`.
 
         Images that could not be read (`on_error="skip"`) are -1: someone should look.
@@ -447,7 +467,7 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
             return torch.where(decision >= 0, 1, -1)
         return np.where(decision >= 0, 1, -1)
 
-    def predict_masks(self, X: Any) -> Any:
+    def predict_masks(self, X: ArrayLike) -> Any:
         """Return which patches are anomalous: `transform(X) > map_threshold_`.
 
         Parameters and errors as `transform`.
@@ -515,8 +535,7 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
         scores = self.score_samples(X) if scores is None else scores
         return self._reference.p_values(scores.cpu().numpy() if isinstance(scores, Tensor) else np.asarray(scores))
 
-    @MethodAndParameter
-    def score(self, X: Any, y: Any = None) -> float:
+    def score(self, X: ArrayLike, y: Any = None) -> float:
         """Return the mean log-likelihood of the patches of images under probabilistic PCA: higher fits better.
 
         For choosing parameters with normal images only: compare it on images that were not trained on.
@@ -539,44 +558,47 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
         NotFittedError, ValueError
             As `transform`.
         """
-        likelihoods = np.asarray(self._map_steps(X, self._likelihood_step), dtype=np.float64)
+        check_is_fitted(self)
+        steps = read_steps(self, X, reset=False).take(self._columns())
+
+        def likelihoods_of(step: Tensor) -> Tensor:
+            device = resolve_device(self.device, step.device, required=False)
+            return linalg.log_likelihood(self.pca_.fitted_.basis(device), step.to(device)).mean(1).cpu()
+
+        likelihoods = np.asarray(steps.map_steps(likelihoods_of, self.step_size), dtype=np.float64)
         return float(np.mean(likelihoods[~np.isnan(likelihoods)]))
 
-    def _likelihood_step(self, model: Model, step: Tensor, patch_shape: tuple[int, ...]) -> Tensor:
-        device = resolve_device(self.device, step.device, required=False)
-        return linalg.log_likelihood(model.basis(device), step.to(device)).mean(1).cpu()
+    def distance_operator(self, device: DeviceLike = None) -> linalg.DistanceOperator:
+        """Return the matrices that give the distance of every patch from its features, to compute maps elsewhere.
 
-    @property
-    def _distance(self) -> str:
-        return vars(self)["score"]
+        Parameters
+        ----------
+        device : str, torch.device or None, default=None
+            Where its tensors are; None is where the model is.
 
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """Return the parameters of this estimator; `deep` has no effect."""
-        return super().get_params(deep) | {"score": self._distance}
+        Returns
+        -------
+        linalg.DistanceOperator
+            For the features at `feature_indices_` where there are some. `linalg.patch_distances` applies it.
+
+        Raises
+        ------
+        NotFittedError
+            Before `fit` or `partial_fit`.
+        """
+        check_is_fitted(self)
+        home = self.pca_.fitted_.state.mean.device
+        return self._scorer(self.pca_.fitted_, home if device is None else torch.device(device), ()).operator
 
     def _map_steps(self, X: Any, function: Any) -> Any:
+        """Return `function(scorer, step)` of all steps of X, joined."""
         check_is_fitted(self)
-        samples = check_samples(self, X, reset=False)
-        samples = samples.take(self._columns())
-        model = self.pca_._model
-        return samples.map_steps(lambda step: function(model, step, samples.patch_shape), self.step_size)
+        steps = read_steps(self, X, reset=False).take(self._columns())
 
-    def _map_step(self, model: Model, step: Tensor, patch_shape: tuple[int, ...]) -> Tensor:
-        """Return the maps (b, *patch_shape) of a step (b, P, m), (b, 1) for one PCA."""
-        device = resolve_device(self.device, step.device, required=False)
-        maps = model.distances(step.to(device), score=self._distance, noise_shrinkage=self.noise_shrinkage)
-        maps = maps.unflatten(1, patch_shape or (1,))
-        return smooth_maps(maps, self.smoothing) if self.smoothing > 0 else maps
+        def result_of(step: Tensor) -> Tensor:
+            return function(self._scorer(self.pca_.fitted_, step.device, steps.patch_shape), step)
 
-    def _summarize(self, model: Model, step: Tensor, patch_shape: tuple[int, ...], weight: float) -> Tensor:
-        """Return what a calibration keeps (b, 2 + q) of a step (b, P, m), by a model of images of this weight."""
-        maps = self._map_step(model, step, patch_shape)
-        learnt = maps.new_full((len(maps), 1), weight)
-        return torch.cat([learnt, -image_scores(maps, self.image_score)[:, None], tails(maps)], dim=1)
-
-    def _score_step(self, model: Model, step: Tensor, patch_shape: tuple[int, ...]) -> Tensor:
-        """Return the scores (b,) of a step (b, P, m), higher is more normal."""
-        return -image_scores(self._map_step(model, step, patch_shape), self.image_score)
+        return steps.map_steps(result_of, self.step_size)
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "pca_")

@@ -18,7 +18,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from ipca_sklearn import BatchedIncrementalPCA
-from ipca_sklearn.decomposition._batches import Samples
+from ipca_sklearn.decomposition import FullCovariance
+from ipca_sklearn.decomposition._batches import LazySource, StepReader
 
 ATTRIBUTES = [
     "components_",
@@ -425,9 +426,9 @@ def test_memory_that_is_used_again_leaves_every_model_outside_the_call_alone():
     X = normal((60, 3, 8))
     pca = BatchedIncrementalPCA(3, step_size=4).fit(X[:20])
     before = copy.copy(pca)
-    rows = before._model.state.rows.clone()
+    rows = before.fitted_.state.rows.clone()
     pca.partial_fit(X[20:])
-    assert torch.equal(before._model.state.rows, rows)
+    assert torch.equal(before.fitted_.state.rows, rows)
     pca.partial_fit(X[:4])
     np.testing.assert_array_equal(
         pca.components_, BatchedIncrementalPCA(3, step_size=4).fit(np.concatenate([X, X[:4]])).components_
@@ -441,7 +442,7 @@ def test_values_whose_sum_overflows_are_finite_samples():
 
 @pytest.mark.parametrize("solver", ["auto", "svd"])
 def test_nan_that_is_looked_for_at_the_end_leaves_the_model_as_it_was(monkeypatch, solver):
-    monkeypatch.setattr(Samples, "_checks_at_once", staticmethod(lambda step: False))  # as on a GPU
+    monkeypatch.setattr(StepReader, "_checks_at_once", staticmethod(lambda step: False))  # as on a GPU
     pca = BatchedIncrementalPCA(2, step_size=4, solver=solver).fit(normal((20, 3, 8)))
     before = snapshot(pca)
     bad = normal((20, 3, 8))
@@ -451,3 +452,70 @@ def test_nan_that_is_looked_for_at_the_end_leaves_the_model_as_it_was(monkeypatc
     assert_same_model(pca, before)
     with pytest.raises(ValueError, match=r"samples 8 to 11"):
         pca.transform(bad)
+
+
+def test_siblings_do_not_merge():
+    X = normal((20, 4))
+    pca, full = BatchedIncrementalPCA(4).fit(X), FullCovariance().fit(X)
+    with pytest.raises(TypeError, match="merge takes another BatchedIncrementalPCA, got FullCovariance"):
+        pca.merge(full)
+    with pytest.raises(TypeError, match="merge takes another FullCovariance, got BatchedIncrementalPCA"):
+        full.merge(pca)
+
+
+def test_a_merge_leaves_a_copy_of_the_estimator_as_it_was():
+    X = normal((60, 5))
+    pca = BatchedIncrementalPCA(3).fit(X[:30])
+    before = snapshot(pca)
+    merged = copy.copy(pca).merge(BatchedIncrementalPCA(3).fit(X[30:]))
+    assert merged.n_samples_seen_ == 60
+    assert_same_model(pca, before)
+
+
+def test_precision_by_the_inversion_lemma_is_the_inverse():
+    X = normal((100, 3, 8))
+    pca = BatchedIncrementalPCA(3).fit(X)
+    identity = np.broadcast_to(np.eye(8), (3, 8, 8))
+    np.testing.assert_allclose(pca.get_precision() @ pca.get_covariance(), identity, atol=1e-10)
+    theirs = IncrementalPCA(8).fit(X[:, 0])
+    np.testing.assert_allclose(BatchedIncrementalPCA(8).fit(X[:, 0]).get_precision(), theirs.get_precision(), atol=1e-8)
+
+
+class Source:
+    """A lazily read source of 20 samples, of which the third batch has an unreadable one."""
+
+    shape, dtype, device, may_skip = (20, 2, 3), np.dtype("float64"), torch.device("cpu"), True
+
+    def __init__(self):
+        self.data = torch.from_numpy(normal((20, 2, 3)))
+
+    def __len__(self):
+        return 20
+
+    def __getitem__(self, key):
+        return self.data[key]
+
+    def read(self, size, *, reuse=False):
+        for start in range(0, 20, size):
+            batch = self.data[start : start + size].clone()
+            skipped = {17 - start: "17 is broken"} if start <= 17 < start + size else {}
+            batch[list(skipped)] = torch.nan
+            yield batch, skipped
+
+
+def test_any_source_that_follows_the_protocol_is_read_lazily():
+    assert isinstance(Source(), LazySource)
+    pca = BatchedIncrementalPCA(2, step_size=8).fit(Source())
+    assert pca.n_samples_seen_ == 19
+    kept = np.delete(Source().data.numpy(), 17, axis=0)
+    np.testing.assert_allclose(pca.mean_, kept.mean(0), atol=1e-12)
+    assert np.flatnonzero(np.isnan(pca.transform(Source())).any((1, 2))).tolist() == [17]
+
+
+def test_a_subclass_with_a_required_argument_can_be_fitted():
+    class Named(BatchedIncrementalPCA):
+        def __init__(self, name, n_components=2):
+            super().__init__(n_components)
+            self.name = name
+
+    assert Named("line 3").fit(normal((20, 4))).n_samples_seen_ == 20

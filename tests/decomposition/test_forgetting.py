@@ -73,7 +73,7 @@ def test_a_factor_of_one_forgets_nothing_bit_for_bit():
     X = samples(50, 0)
     plain, ageless = BatchedIncrementalPCA(2).fit(X), BatchedIncrementalPCA(2, forgetting_factor=1.0).fit(X)
     np.testing.assert_array_equal(plain.components_, ageless.components_)
-    assert plain._model.state.weight == 50
+    assert plain.fitted_.state.weight == 50
 
 
 def test_a_forgetting_model_goes_on_after_pickling():
@@ -105,7 +105,7 @@ def test_a_detector_that_forgets_accepts_what_a_line_has_drifted_to(covariance):
     share = {}
     for factor in (1.0, 0.9):
         detector = PatchGaussianDetector(
-            2, step_size=8, forgetting_factor=factor, covariance=covariance, score=score, contamination=0.05
+            2, step_size=8, forgetting_factor=factor, covariance=covariance, distance=score, false_positive_rate=0.05
         ).fit(X)
         share[factor] = np.mean(detector.predict(now) == -1)
         if factor < 1:

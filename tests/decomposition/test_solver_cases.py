@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ipca_sklearn import BatchedIncrementalPCA, PatchGaussianDetector
-from ipca_sklearn.linalg import CENTERINGS, EIGENSOLVERS, SCORES, SVD_DRIVERS, _finalize, _solvers
+from ipca_sklearn.linalg import CENTERINGS, DISTANCES, EIGENSOLVERS, SVD_DRIVERS, _finalize, _solvers
 from ipca_sklearn.linalg.eigh import _choice as _eigh
 
 DTYPES = ["float32", "float64"]
@@ -138,7 +138,7 @@ class SolverCase:
                 np.testing.assert_array_equal(getattr(whole, name), getattr(parts, name))
 
     @pytest.mark.parametrize("dtype", DTYPES)
-    @pytest.mark.parametrize("score", SCORES)
+    @pytest.mark.parametrize("score", DISTANCES)
     @settings(deadline=None, max_examples=5)
     @given(cuts=st.lists(st.integers(1, 39), max_size=4), seed=st.integers(0, 2**16))
     def test_maps_are_those_of_the_exact_gaussian(self, dtype, score, cuts, seed):
@@ -147,7 +147,7 @@ class SolverCase:
         # A first step that keeps all directions, cut to 3 when it is read.
         k = 3
         with self.in_use():
-            detector = PatchGaussianDetector(k, score=score, **self.options(dtype, n_oversamples=3))
+            detector = PatchGaussianDetector(k, distance=score, **self.options(dtype, n_oversamples=3))
             for part in np.split(X, sorted(set(cuts) - {1})):
                 detector.partial_fit(part)
             maps = detector.transform(new)

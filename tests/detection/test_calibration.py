@@ -9,7 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ipca_sklearn import PatchGaussianDetector
-from ipca_sklearn.detection._calibration import MAX_IMAGES, Calibration, Reference, no_calibration, tails, window
+from ipca_sklearn.detection._calibration import (
+    MAX_IMAGES,
+    Calibration,
+    ReferenceScores,
+    n_calibration_images,
+    upper_quantiles,
+)
 
 SCALES = np.array([4, 2, 1, 1, 1, 1])
 
@@ -28,31 +34,31 @@ def shares(what, n, repeats, **parameters):
 
 
 @pytest.mark.parametrize("calibration", ["prequential", 0.25])
-@pytest.mark.parametrize("contamination", [0.05, 0.1])
-def test_contamination_is_the_share_of_new_normal_images_called_anomalous(calibration, contamination):
+@pytest.mark.parametrize("false_positive_rate", [0.05, 0.1])
+def test_false_positive_rate_is_the_share_of_new_normal_images_called_anomalous(calibration, false_positive_rate):
     share = shares(
         lambda detector, X: np.mean(detector.predict(X) == -1),
         240,
         20,
         calibration=calibration,
-        contamination=contamination,
+        false_positive_rate=false_positive_rate,
     )
-    assert contamination / 1.5 < share < contamination * 1.5
+    assert false_positive_rate / 1.5 < share < false_positive_rate * 1.5
 
 
 @pytest.mark.parametrize("calibration", ["prequential", 0.25])
-@pytest.mark.parametrize("pixel_contamination", [0.01, 0.1])
-def test_pixel_contamination_is_the_share_of_patches_of_new_normal_images_that_are_marked(
-    calibration, pixel_contamination
+@pytest.mark.parametrize("pixel_false_positive_rate", [0.01, 0.1])
+def test_pixel_false_positive_rate_is_the_share_of_patches_of_new_normal_images_that_are_marked(
+    calibration, pixel_false_positive_rate
 ):
     share = shares(
         lambda detector, X: np.mean(detector.predict_masks(X)),
         240,
         10,
         calibration=calibration,
-        pixel_contamination=pixel_contamination,
+        pixel_false_positive_rate=pixel_false_positive_rate,
     )
-    assert pixel_contamination / 1.5 < share < pixel_contamination * 1.5
+    assert pixel_false_positive_rate / 1.5 < share < pixel_false_positive_rate * 1.5
 
 
 @pytest.mark.parametrize("image_score", ["max", "mean", 0.25])
@@ -61,14 +67,14 @@ def test_by_default_a_share_of_normal_images_has_any_marked_patch(image_score):
         lambda detector, X: np.mean(detector.predict_masks(X).any((1, 2))),
         240,
         20,
-        contamination=0.1,
+        false_positive_rate=0.1,
         image_score=image_score,
     )
     assert 0.1 / 1.5 < share < 0.1 * 1.5
 
 
 def test_an_image_is_anomalous_exactly_if_a_patch_is_where_the_score_is_the_largest_value():
-    detector = PatchGaussianDetector(2, contamination=0.2).fit(normal(100, 0))
+    detector = PatchGaussianDetector(2, false_positive_rate=0.2).fit(normal(100, 0))
     X = normal(300, 1)
     np.testing.assert_array_equal(detector.predict_masks(X).any((1, 2)), detector.predict(X) == -1)
 
@@ -151,11 +157,11 @@ def test_masks_are_of_the_kind_of_X():
 @given(n=st.integers(1, 40), side=st.integers(1, 40), share=st.sampled_from([0.01, 0.05, 0.2]), seed=st.integers(0, 9))
 def test_tails_tell_the_upper_quantiles_of_all_values(n, side, share, seed):
     maps = np.random.default_rng(seed).gamma(2, size=(n, side, side))
-    kept = tails(torch.from_numpy(maps)).numpy()
+    kept = upper_quantiles(torch.from_numpy(maps)).numpy()
     np.testing.assert_array_equal(kept[:, 0], maps.max((1, 2)))
     assert kept.shape[1] <= 48
-    calibration = no_calibration(side**2).extended([np.concatenate([np.ones((n, 1)), -kept[:, :1], kept], axis=1)])
-    limit = calibration.seen_by(1).map_threshold(0.05, share)
+    calibration = Calibration.empty(side**2).extended([np.concatenate([np.ones((n, 1)), -kept[:, :1], kept], axis=1)])
+    limit = calibration.corrected_to(1).map_threshold(0.05, share)
     assert np.mean(maps > limit) == pytest.approx(share, abs=0.25 * share + 1 / maps.size + 1 / side**2)
 
 
@@ -163,11 +169,11 @@ def test_tails_tell_the_upper_quantiles_of_all_values(n, side, share, seed):
     ("n_samples", "weight", "expected"), [(1, 1, 2), (100, 100, 50), (100, 20, 10), (10**6, 10**6, MAX_IMAGES)]
 )
 def test_the_later_half_of_what_is_remembered_calibrates(n_samples, weight, expected):
-    assert window(n_samples, weight) == expected
+    assert n_calibration_images(n_samples, weight) == expected
 
 
 def test_a_small_quantile_of_few_scores_is_their_smallest():
-    reference = Reference(np.arange(10.0), np.zeros(10), np.zeros((10, 1)), np.ones(1))
+    reference = ReferenceScores(np.arange(10.0), np.zeros(10), np.zeros((10, 1)), np.ones(1))
     assert reference.offset(0.01) == 0.0
     assert reference.offset(0.5) == 4.5
 
@@ -178,20 +184,20 @@ def test_scores_of_models_that_had_seen_less_are_brought_to_the_model_of_now(c, 
     learnt = np.repeat(np.arange(32.0, 512, 16), 16)
     now = rng.gamma(50, size=(len(learnt), 1))
     then = now * np.exp(c * (1 / learnt - 1 / 512))[:, None]
-    reference = Calibration(np.concatenate([learnt[:, None], -then, then], axis=1), 1).seen_by(512)
+    reference = Calibration(np.concatenate([learnt[:, None], -then, then], axis=1), 1).corrected_to(512)
     np.testing.assert_allclose(np.median(-reference.scores), np.median(now), rtol=0.05)
-    np.testing.assert_array_equal(reference.tails[:, 0], -reference.scores)
+    np.testing.assert_array_equal(reference.quantiles[:, 0], -reference.scores)
 
 
 def test_scores_by_models_of_less_than_half_of_the_images_are_left_out():
     learnt = np.repeat([16.0, 32, 48], 16)
     calibration = Calibration(np.stack([learnt, -learnt, learnt], axis=1), 1)
-    assert len(calibration.seen_by(64).scores) == 32
-    assert len(calibration.seen_by(1000).scores) == 48  # but for want of better ones
+    assert len(calibration.corrected_to(64).scores) == 32
+    assert len(calibration.corrected_to(1000).scores) == 48  # there are no better ones
 
 
 def test_scores_that_grow_while_learning_are_left_alone():
     learnt = np.repeat([16.0, 32, 48], 16)
     scores = -learnt
-    reference = Calibration(np.stack([learnt, scores, -scores], axis=1), 1).seen_by(32)
+    reference = Calibration(np.stack([learnt, scores, -scores], axis=1), 1).corrected_to(32)
     np.testing.assert_array_equal(reference.scores, scores)

@@ -45,10 +45,10 @@ def assert_same(detector, before):
         np.testing.assert_array_equal(found, expected)
 
 
-@pytest.mark.parametrize("score", linalg.SCORES)
+@pytest.mark.parametrize("score", linalg.DISTANCES)
 def test_scores_of_one_patch_follow_their_definition(score):
     X = normal(60)
-    detector = PatchGaussianDetector(3, score=score, noise_shrinkage=0.25).fit(X)
+    detector = PatchGaussianDetector(3, distance=score, noise_shrinkage=0.25).fit(X)
     maps = detector.transform(X)
     pca = detector.pca_
     explained = np.einsum("pkm,pk->pm", pca.components_**2, pca.explained_variance_)
@@ -137,7 +137,7 @@ def test_torch_in_torch_out_on_the_same_device_and_dtype(device, dtype):
 def test_scores_equal_those_of_exact_pca_where_all_directions_are_kept(seed, k):
     rng = np.random.default_rng(seed)
     X = np.einsum("npk,pkm->npm", rng.normal(size=(25, 3, k)), rng.normal(size=(3, k, 8))) + rng.normal(size=8)
-    detector = PatchGaussianDetector(k, step_size=4, score="mahalanobis").fit(X)
+    detector = PatchGaussianDetector(k, step_size=4, distance="mahalanobis").fit(X)
     for patch in range(3):
         mean = X[:, patch].mean(0)
         _, values, right = np.linalg.svd(X[:, patch] - mean, full_matrices=False)
@@ -176,7 +176,8 @@ def test_merge_equals_seeing_all_images():
     merged = PatchGaussianDetector(8).fit(X[:30]).merge(PatchGaussianDetector(8).fit(X[30:]))
     assert merged.n_samples_seen_ == 80
     np.testing.assert_allclose(
-        merged.set_params(score="mahalanobis").score_samples(X), whole.set_params(score="mahalanobis").score_samples(X)
+        merged.set_params(distance="mahalanobis").score_samples(X),
+        whole.set_params(distance="mahalanobis").score_samples(X),
     )
     assert np.isfinite(merged.offset_)
 
@@ -188,24 +189,24 @@ def test_merge_refuses_what_it_cannot_combine():
         detector.merge(BatchedIncrementalPCA(3).fit(normal(30)))
     with pytest.raises(NotFittedError):
         detector.merge(PatchGaussianDetector(3))
-    with pytest.raises(ValueError, match="different score 'factor_analysis' and 'ppca'"):
-        detector.merge(PatchGaussianDetector(3, score="ppca").fit(normal(30)))
+    with pytest.raises(ValueError, match="different distance 'factor_analysis' and 'ppca'"):
+        detector.merge(PatchGaussianDetector(3, distance="ppca").fit(normal(30)))
     with pytest.raises(ValueError, match="different n_components_ 3 and 2"):
         detector.merge(PatchGaussianDetector(2).fit(normal(30)))
     assert_same(detector, before)
 
 
 @pytest.mark.parametrize("n", [200, 60, 20, 9])
-@pytest.mark.parametrize("contamination", [0.1, 0.3])
-def test_contamination_is_about_the_share_of_new_normal_images_called_anomalous(n, contamination):
+@pytest.mark.parametrize("false_positive_rate", [0.1, 0.3])
+def test_false_positive_rate_is_about_the_share_of_new_normal_images_called_anomalous(n, false_positive_rate):
     rates = []
     for seed in range(12):
-        detector = PatchGaussianDetector(3, contamination=contamination).fit(normal(n, seed=seed))
+        detector = PatchGaussianDetector(3, false_positive_rate=false_positive_rate).fit(normal(n, seed=seed))
         rates.append(np.mean(detector.predict(normal(200, seed=100 + seed)) == -1))
     # In-sample quantiles would give nearly 1 for n = 9: the residual of a learnt image is almost 0 there. Held-out
     # scores of so few come from models with half of the images, which errs to the side of fewer alarms.
-    assert np.mean(rates) < contamination + 0.1
-    assert n < 100 or np.mean(rates) > contamination - 0.1
+    assert np.mean(rates) < false_positive_rate + 0.1
+    assert n < 100 or np.mean(rates) > false_positive_rate - 0.1
 
 
 def test_auto_contamination_calls_few_new_normal_images_anomalous():
@@ -268,9 +269,9 @@ def test_a_stream_that_breaks_off_leaves_the_detector_as_it_was():
 @pytest.mark.parametrize(
     "params",
     [
-        {"score": "mahalanobi"},
-        {"contamination": 0.0},
-        {"contamination": 0.6},
+        {"distance": "mahalanobi"},
+        {"false_positive_rate": 0.0},
+        {"false_positive_rate": 0.6},
         {"image_score": 0},
         {"image_score": "median"},
         {"smoothing": -1},
@@ -293,14 +294,12 @@ def test_not_fitted_raises(method):
         getattr(detector, method)(normal(3))
 
 
-def test_score_is_a_parameter_and_a_method():
-    detector = PatchGaussianDetector(3, score="ppca")
-    assert detector.get_params()["score"] == "ppca"
-    assert clone(detector).set_params(score="residual").get_params()["score"] == "residual"
-    assert "score='ppca'" in repr(detector)
-    detector.fit(normal(60))
+def test_score_is_the_mean_log_likelihood_whatever_the_distance():
+    detector = PatchGaussianDetector(3, distance="ppca").fit(normal(60))
+    other = PatchGaussianDetector(3, distance="residual").fit(normal(60))
+    assert detector.score(normal(20)) == other.score(normal(20))
     assert detector.score(normal(40, seed=3)) > detector.score(with_defect(40))
-    basis = detector.pca_._model.basis()
+    basis = detector.pca_.fitted_.basis()
     expected = linalg.log_likelihood(basis, torch.from_numpy(normal(40, seed=3)).flatten(1, 2)).mean()
     assert detector.score(normal(40, seed=3)) == pytest.approx(float(expected))
 
@@ -315,12 +314,12 @@ def test_grid_search_without_defects_prefers_the_true_number_of_directions():
     assert search.fit(X).best_params_ == {"n_components": 2}
 
 
-def test_changing_the_score_of_a_fitted_detector_reads_the_same_model():
+def test_changing_the_distance_of_a_fitted_detector_reads_the_same_model():
     X = normal(40)
     detector = PatchGaussianDetector(3).fit(X)
     residual = detector.transform(X)
-    detector.set_params(score="mahalanobis")
-    expected = PatchGaussianDetector(3, score="mahalanobis").fit(X).transform(X)
+    detector.set_params(distance="mahalanobis")
+    expected = PatchGaussianDetector(3, distance="mahalanobis").fit(X).transform(X)
     np.testing.assert_array_equal(detector.transform(X), expected)
     assert not np.allclose(expected, residual)
 
@@ -379,7 +378,7 @@ def test_full_covariance_of_random_features_is_padim(step_size):
 
 
 def full_detector(**parameters):
-    return PatchGaussianDetector(covariance="full", score="mahalanobis", random_state=0, **parameters)
+    return PatchGaussianDetector(covariance="full", distance="mahalanobis", random_state=0, **parameters)
 
 
 def test_full_covariance_has_all_components_and_their_covariance():
@@ -394,8 +393,8 @@ def test_full_covariance_has_all_components_and_their_covariance():
 
 
 def test_full_covariance_needs_mahalanobis():
-    with pytest.raises(ValueError, match=r"covariance='full' leaves no residual, so score='residual'.*mahalanobis"):
-        PatchGaussianDetector(covariance="full", score="residual").fit(normal(10))
+    with pytest.raises(ValueError, match=r"covariance='full' leaves no residual, so distance='residual'.*mahalanobis"):
+        PatchGaussianDetector(covariance="full", distance="residual").fit(normal(10))
 
 
 def test_fewer_images_than_features_are_enough_with_a_ridge():
@@ -438,3 +437,21 @@ def test_noise_shrinkage_one_is_one_noise_for_all_places():
     own, shared = (PatchGaussianDetector(1, noise_shrinkage=s).fit(X).transform(X).mean(0) for s in (0, 1))
     assert own.max() / own.min() < 1.2  # every place is as far from itself as any other
     assert shared[1] / shared[2] > 4  # what varies more is farther away
+
+
+def test_a_merge_leaves_a_copy_of_the_detector_as_it_was():
+    detector = PatchGaussianDetector(3).fit(normal(40))
+    before = snapshot(detector)
+    merged = copy.copy(detector).merge(PatchGaussianDetector(3).fit(normal(40, seed=1)))
+    assert merged.n_samples_seen_ == 80
+    assert_same(detector, before)
+
+
+def test_a_warning_that_is_an_error_leaves_the_detector_unfitted():
+    detector = PatchGaussianDetector(3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match="one image is too few"):
+            detector.fit(normal(1))
+    with pytest.raises(NotFittedError):
+        detector.predict(normal(1))

@@ -143,7 +143,7 @@ def test_values_whose_squares_overflow_are_refused_and_the_model_stays(
 def test_deviations_at_the_end_of_the_dtype_are_distances_all_the_same(score: str) -> None:
     X = np.full((3, 3, 3), 2.4e-38, dtype=np.float32)
     X[0, 0, 0] = 5.5e-19  # its square is the smallest that float32 can nearly hold
-    maps = PatchGaussianDetector(3, step_size=3, score=score).fit(X).transform(X)
+    maps = PatchGaussianDetector(3, step_size=3, distance=score).fit(X).transform(X)
     assert np.isfinite(maps).all()
 
 
@@ -301,7 +301,7 @@ class DetectorMachine(RuleBasedStateMachine):
     @precondition(lambda self: len(self.seen))
     @rule(score=st.sampled_from(["factor_analysis", "residual", "mahalanobis", "ppca"]))
     def choose_score(self, score: str) -> None:
-        self.detector.set_params(score=score)
+        self.detector.set_params(distance=score)
 
     @invariant()
     def knows_what_it_has_seen(self) -> None:

@@ -1,0 +1,299 @@
+"""What the PCAs share: the loop over the steps of X, and how a result is stored, merged and read."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin, _fit_context
+from sklearn.exceptions import NotFittedError
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
+
+from ipca_sklearn import linalg
+from ipca_sklearn._utils._attributes import set_learnt
+from ipca_sklearn._utils._devices import resolve_device
+from ipca_sklearn._utils._typing import ArrayLike, DeviceLike
+from ipca_sklearn._utils._versions import VersionedMixin
+from ipca_sklearn.decomposition._batches import StepReader, read_steps
+from ipca_sklearn.decomposition._fitted import Fitted
+
+_Self = TypeVar("_Self", bound="BasePCA")
+
+
+class BasePCA(VersionedMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+    """Base of the estimators that learn one Gaussian per patch, one step of samples at a time.
+
+    A subclass says how one step is added (`advance`) and how two results are merged (`_merged`).
+    """
+
+    fitted_: Any  # a Fitted of the subclass' own kind
+    step_size: int | None
+    device: DeviceLike
+    # Whether transformed values are divided by the standard deviations.
+    _whitens = False
+    patch_shape_: tuple[int, ...]
+    n_features_in_: int
+    n_components_: int
+    n_samples_seen_: int
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self: _Self, X: ArrayLike, y: Any = None) -> _Self:
+        """Learn from X and forget what was learnt before.
+
+        Parameters
+        ----------
+        X : array-like or tensor of shape (n, m), (n, P, m) or (n, H, W, m), or PatchFeatures
+            Normal samples, finite. Anything with a shape, a dtype and slices (a memory map, an HDF5 data set) is read
+            one step at a time.
+        y : None
+            Ignored.
+
+        Returns
+        -------
+        estimator
+            This estimator.
+
+        Raises
+        ------
+        ValueError
+            NaN or infinity, a shape that is not 2-D to 4-D, `n_components` larger than m, a device that is not there,
+            no readable image, values whose squares overflow.
+        """
+        steps = read_steps(self, X, reset=True)
+        return self.store(self._learn(steps, None), steps)
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def partial_fit(self: _Self, X: ArrayLike, y: Any = None) -> _Self:
+        """Go on learning from any number of samples >= 1; parameters, result and errors as in `fit`.
+
+        `fit(X)` equals a loop of `partial_fit` over consecutive steps of `step_size` samples, bit for bit. If
+        anything goes wrong the model stays as it was before the call.
+        """
+        fitted = getattr(self, "fitted_", None)
+        steps = read_steps(self, X, reset=fitted is None)
+        return self.store(self._learn(steps, fitted), steps)
+
+    def _learn(self, steps: StepReader, fitted: Fitted | None) -> Fitted:
+        """Return `fitted` (None: nothing) with all steps added; this estimator is not changed."""
+        learning = Learning(self, fitted)
+        with steps.overflow_named():
+            for step in steps.read(self.step_size):
+                learning.advance(step)
+        if learning.fitted is None:  # X has at least one sample, but all of them were skipped
+            raise steps.unreadable()
+        return learning.fitted
+
+    @abstractmethod
+    def advance(self, fitted: Any, step: Tensor, *, recycled: Any = None) -> Any:
+        """Return what is known once a step is learnt; neither the arguments nor this estimator change.
+
+        Parameters
+        ----------
+        fitted : Fitted or None
+            What is known; None before the first step.
+        step : Tensor of shape (b, P, m)
+            Finite samples.
+        recycled : Fitted or None
+            An earlier result that nobody uses; its memory may be overwritten.
+        """
+
+    def store(self: _Self, fitted: Fitted, steps: StepReader) -> _Self:
+        """Keep `fitted`, learnt from `steps`, as the result; nothing is changed if an error is raised.
+
+        Raises
+        ------
+        ValueError
+            Sums of squares have overflowed.
+        """
+        if fitted.overflowed:
+            raise steps.overflow(fitted.state.mean.dtype)
+        set_learnt(
+            self, {"patch_shape_": steps.patch_shape, **steps.features_in, **_attributes(fitted, steps.array_type)}
+        )
+        return self
+
+    def transform(self, X: ArrayLike) -> Any:
+        """Project X on the components.
+
+        Parameters
+        ----------
+        X : array-like or tensor of shape (n, m), (n, P, m) or (n, H, W, m), or PatchFeatures
+            Samples of the shape that was learnt.
+
+        Returns
+        -------
+        array or tensor of shape (n, k), (n, P, k) or (n, H, W, k)
+            In X's kind, floating dtype and device.
+
+        Raises
+        ------
+        NotFittedError
+            Before `fit` or `partial_fit`.
+        ValueError
+            Other shapes than learnt, NaN or infinity.
+        """
+        check_is_fitted(self)
+        return self._map_steps(read_steps(self, X, reset=False), linalg.project, self.n_components_)
+
+    def inverse_transform(self, X: ArrayLike) -> Any:
+        """Return the samples that coordinates stand for: `(n, ..., k)` to `(n, ..., m)`.
+
+        Parameters
+        ----------
+        X : array-like or tensor of shape (n, k), (n, P, k) or (n, H, W, k)
+            As from `transform`.
+
+        Returns
+        -------
+        array or tensor of shape (n, m), (n, P, m) or (n, H, W, m)
+            In X's kind, floating dtype and device.
+
+        Raises
+        ------
+        NotFittedError
+            Before `fit` or `partial_fit`.
+        ValueError
+            Other shapes than `transform` gives, NaN or infinity.
+        """
+        check_is_fitted(self)
+        steps = read_steps(self, X, reset=True)  # its width is k, not the m that was learnt
+        if (*steps.patch_shape, steps.n_features) != (*self.patch_shape_, self.n_components_):
+            raise ValueError(
+                f"X has shape {(steps.n_samples, *steps.patch_shape, steps.n_features)}; expected n samples of "
+                f"shape {(*self.patch_shape_, self.n_components_)}, as transform returns them"
+            )
+        return self._map_steps(steps, linalg.reconstruct, self.n_features_in_)
+
+    def _map_steps(self, steps: StepReader, function: Callable[..., Tensor], width: int) -> Any:
+        def step_result(step: Tensor) -> Tensor:
+            device = resolve_device(self.device, step.device, required=False)
+            return function(self.fitted_.basis(device), step.to(device), whiten=self._whitens)
+
+        joined = steps.map_steps(step_result, self.step_size)
+        return joined.reshape(steps.n_samples, *steps.patch_shape, width)
+
+    def _merge(self: _Self, other: Any, kind: type) -> _Self:
+        """Take in what `other`, which must be a `kind`, learnt from other samples."""
+        check_is_fitted(self)
+        if not isinstance(other, kind):
+            raise TypeError(f"merge takes another {kind.__name__}, got {type(other).__name__}")
+        check_is_fitted(other)
+        mine, theirs = self._signature(), other._signature()
+        differences = [f"{name} {mine[name]} and {theirs[name]}" for name in mine if mine[name] != theirs[name]]
+        if differences:
+            raise ValueError(f"cannot merge estimators of different {'; '.join(differences)}: fit both alike")
+        names = {name: value for name, value in vars(self).items() if name.endswith("_in_")}
+        merged = self._merged(self.fitted_, other.fitted_)
+        array_type = self.fitted_.array_type
+        set_learnt(self, {"patch_shape_": self.patch_shape_} | names | _attributes(merged, array_type))
+        return self
+
+    @abstractmethod
+    def _merged(self, mine: Any, theirs: Any) -> Any:
+        """Return what both know together."""
+
+    def _signature(self) -> dict[str, Any]:
+        """Return what two estimators must share to be merged."""
+        return {
+            "patch_shape_": self.patch_shape_,
+            "n_features_in_": self.n_features_in_,
+            "n_components_": self.n_components_,
+        }
+
+    def _read(self, tensor: Tensor) -> Any:
+        return self.fitted_.read(tensor, one_pca=self.patch_shape_ == ())
+
+    def _known(self, name: str) -> Any:
+        """Return what was learnt, or say that attribute `name` comes with fitting (an AttributeError, for hasattr)."""
+        if not hasattr(self, "fitted_"):
+            raise NotFittedError(f"{type(self).__name__} has no {name} yet: call fit or partial_fit first")
+        return self.fitted_
+
+    @property
+    def components_(self) -> Any:
+        """Orthonormal directions by decreasing variance."""
+        return self._read(self._known("components_").basis().components)
+
+    @property
+    def explained_variance_(self) -> Any:
+        """Variance along each component."""
+        return self._read(self._known("explained_variance_").basis().variance)
+
+    @property
+    def explained_variance_ratio_(self) -> Any:
+        """Share of the total variance along each component."""
+        fitted = self._known("explained_variance_ratio_")
+        total = fitted.state.sum_of_squares.sum(-1, keepdim=True) / fitted.state.degrees_of_freedom
+        return self._read(fitted.basis().variance / torch.where(total > 0, total, 1))
+
+    @property
+    def singular_values_(self) -> Any:
+        """Singular values of the centred samples."""
+        fitted = self._known("singular_values_")
+        return self._read((fitted.basis().variance * fitted.state.degrees_of_freedom).sqrt())
+
+    @property
+    def mean_(self) -> Any:
+        """Mean of each feature."""
+        return self._read(self._known("mean_").state.mean)
+
+    @property
+    def var_(self) -> Any:
+        """Variance (ddof 0) of each feature."""
+        fitted = self._known("var_")
+        return self._read(fitted.state.sum_of_squares / fitted.state.weight)
+
+    @property
+    def noise_variance_(self) -> Any:
+        """Variance per direction outside the components."""
+        return self._read(self._known("noise_variance_").basis().noise_variance)
+
+    @property
+    def _n_features_out(self) -> int:
+        return self.n_components_
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "fitted_")
+
+
+class Learning:
+    """A fit in progress: what is known so far, and the memory that the next step may overwrite.
+
+    The result before the last one is recycled if this object made it: the caller's own start is never overwritten.
+
+    Parameters
+    ----------
+    pca : BasePCA
+        Says how a step is added.
+    fitted : Fitted or None
+        What is known before the first step.
+    """
+
+    def __init__(self, pca: BasePCA, fitted: Any) -> None:
+        self.fitted = fitted
+        self._pca = pca
+        self._recycled: Any = None
+        self._start = fitted
+
+    @property
+    def n_samples(self) -> int:
+        """Number of samples that `fitted` has learnt."""
+        return 0 if self.fitted is None else self.fitted.state.count
+
+    def advance(self, step: Tensor) -> None:
+        """Learn a step (b, P, m)."""
+        advanced = self._pca.advance(self.fitted, step, recycled=self._recycled)
+        self._recycled = None if self.fitted is self._start else self.fitted
+        self.fitted = advanced
+
+
+def _attributes(fitted: Fitted, array_type: str) -> dict[str, Any]:
+    """Return the attributes of an estimator that follow from what was learnt."""
+    return {
+        "fitted_": fitted.read_as(array_type),
+        "n_components_": fitted.n_components,
+        "n_samples_seen_": fitted.state.count,
+    }

@@ -2,11 +2,11 @@
 Heat maps from normal images
 ============================
 
-Learn a generated leather from normal images only, and look at what the model makes of others.
+Learn a generated leather from normal images only, and look at the heat maps of other images.
 """
 
 # %%
-# The images: 96 normal ones to learn from, and others of which every second one has a defect.
+# The images: 96 normal ones to learn from, and others. Every second one of these has a defect.
 from sklearn.metrics import RocCurveDisplay
 from sklearn.pipeline import Pipeline
 
@@ -18,8 +18,7 @@ data = make_textures(96, 24, material="leather", random_state=0)
 print(data.train_images.shape, data.train_images.dtype)
 
 # %%
-# A pipeline of two steps: a frozen network describes the patches of an image, and every place of
-# the image gets a Gaussian.
+# A pipeline of two estimators: a frozen network describes the patches of an image, and every patch gets a Gaussian.
 pipe = Pipeline(
     [
         ("features", PatchFeatureExtractor("efficientnet_lite0")),

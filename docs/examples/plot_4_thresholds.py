@@ -2,7 +2,7 @@
 Thresholds without defects
 ==========================
 
-What share of good parts may be called bad? ``contamination`` says it, and means images that were not learnt from.
+``false_positive_rate`` is the share of new normal images that may be called anomalous.
 """
 
 # %%
@@ -19,10 +19,10 @@ normal = np.asarray(extractor.fit_transform(data.train_images))
 new = np.asarray(extractor.transform(data.test_images))
 
 # %%
-# The threshold comes from scores that each step of images got before it was learnt. The scores of
-# images that were learnt would be too good: their five per cent quantile would call far more new
-# images anomalous.
-detector = PatchGaussianDetector(n_components=16, contamination=0.05).fit(normal)
+# The model scores each step of images before it learns the step, and these scores set the threshold.
+# Scores of images that were learnt are too good: with their five per cent quantile, the detector calls
+# far more new images anomalous.
+detector = PatchGaussianDetector(n_components=16, false_positive_rate=0.05).fit(normal)
 in_sample = np.quantile(detector.score_samples(normal), 0.05)
 good = new[data.test_labels == 1]
 print("asked for:", 0.05)

@@ -2,7 +2,7 @@
 Choosing parameters, with and without defects
 =============================================
 
-scikit-learn's searches from images, with a cache so that the network runs once per image.
+scikit-learn's searches on images, with a cache: the network runs once per image.
 """
 
 # %%
@@ -14,9 +14,9 @@ import numpy as np
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import Pipeline
 
-from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector
+from ipca_sklearn import FeatureCache, PatchFeatureExtractor, PatchGaussianDetector
 from ipca_sklearn.datasets import make_textures
-from ipca_sklearn.model_selection import FeatureCache, OneClassKFold
+from ipca_sklearn.model_selection import OneClassKFold
 
 data = make_textures(60, 40, material="fabric", random_state=0)
 defects = data.test_labels == -1
@@ -30,18 +30,17 @@ folder = tempfile.TemporaryDirectory()
 cache = FeatureCache(folder.name, max_bytes=2_000_000_000)
 pipe = Pipeline(
     [
-        ("features", PatchFeatureExtractor("efficientnet_lite0", image_size=128, crop_size=128)),
+        ("features", PatchFeatureExtractor("efficientnet_lite0", image_size=128, crop_size=128, cache=cache)),
         ("detector", PatchGaussianDetector()),
-    ],
-    memory=cache,
+    ]
 )
 grid = {"detector__n_components": [1, 2, 4, 8, 16, 32]}
 search = GridSearchCV(pipe, grid, scoring="roc_auc", cv=OneClassKFold(3)).fit(images, labels)
 print(search.best_params_, "cache:", cache.n_images, "images,", round(cache.n_bytes / 1e6), "MB")
 
 # %%
-# No defects? Then ``score``, the likelihood of held-out normal images under probabilistic PCA, is
-# what the search compares.
+# Without defects, the search compares ``score``, the likelihood of held-out normal images under
+# probabilistic PCA.
 likelihood = GridSearchCV(pipe, grid, cv=OneClassKFold(3)).fit(images[labels == 1])
 print(likelihood.best_params_)
 

@@ -1,12 +1,12 @@
 """
-Scores and components
-=====================
+Distances and components
+========================
 
-The same features, different scores and numbers of components: what each of them sees.
+The same features, with different distances and numbers of components.
 """
 
 # %%
-# The network runs once: features are computed, kept, and read by every detector.
+# The network runs once. Every detector reads the same features.
 import matplotlib.pyplot as plt
 import numpy as np
 from sklearn.metrics import roc_auc_score
@@ -21,23 +21,22 @@ normal = np.asarray(extractor.transform(data.train_images))
 new = np.asarray(extractor.transform(data.test_images))
 
 # %%
-# All scores read the same model, so a fitted detector can change its mind about the score.
+# All distances read the same model, so the distance of a fitted detector can be changed.
 components = [2, 4, 8, 16, 32]
 curves: dict[str, list[float]] = {}
 for k in components:
     detector = PatchGaussianDetector(k, step_size=32).fit(normal)
-    for score in ("factor_analysis", "residual", "ppca", "mahalanobis"):
-        scores = detector.set_params(score=score).score_samples(new)
-        curves.setdefault(score, []).append(roc_auc_score(data.test_labels, scores))
+    for distance in ("factor_analysis", "residual", "ppca", "mahalanobis"):
+        scores = detector.set_params(distance=distance).score_samples(new)
+        curves.setdefault(distance, []).append(roc_auc_score(data.test_labels, scores))
 
 figure, axis = plt.subplots(layout="constrained")
-for score, values in curves.items():
-    axis.plot(components, values, marker="o", label=score)
+for distance, values in curves.items():
+    axis.plot(components, values, marker="o", label=distance)
 axis.set(xlabel="n_components", ylabel="image ROCAUC", xscale="log", xticks=components, xticklabels=components)
 axis.minorticks_off()
 axis.legend()
 
 # %%
-# Where components are needed: the map of a model, with the places that need more than it has in
-# grey.
+# Where components are needed: the map of a model. Patches that need more components than it has are grey.
 ExplainedVarianceDisplay.from_estimator(detector, share=0.8)

@@ -4,7 +4,7 @@ A batch of P PCAs is a `State`; `update` and `merge` return a new one, `finalize
 """
 
 from ipca_sklearn.linalg._distances import (
-    SCORES,
+    DISTANCES,
     distance_weights,
     log_likelihood,
     patch_distances,
@@ -28,8 +28,8 @@ from ipca_sklearn.linalg.eigh import EIGENSOLVERS, choose_eigensolver
 
 __all__ = [
     "CENTERINGS",
+    "DISTANCES",
     "EIGENSOLVERS",
-    "SCORES",
     "SOLVERS",
     "SVD_DRIVERS",
     "Basis",

@@ -10,7 +10,7 @@ from torch import Tensor
 from ipca_sklearn.linalg._execution import for_each_chunk, full_precision
 from ipca_sklearn.linalg._finalize import Basis
 
-SCORES = ("mahalanobis", "residual", "ppca", "factor_analysis")
+DISTANCES = ("mahalanobis", "residual", "ppca", "factor_analysis")
 
 
 def project(basis: Basis, step: Tensor, *, whiten: bool = False) -> Tensor:
@@ -34,7 +34,7 @@ def _inverse_scale(basis: Basis) -> Tensor:
     return torch.where(basis.variance > 0, basis.variance, 1).rsqrt()
 
 
-def patch_distances(basis: Basis, step: Tensor, *, score: str, noise_shrinkage: float = 0.0) -> Tensor:
+def patch_distances(basis: Basis, step: Tensor, *, distance: str, noise_shrinkage: float = 0.0) -> Tensor:
     """Return the distance of every sample from every PCA.
 
     Parameters
@@ -43,7 +43,7 @@ def patch_distances(basis: Basis, step: Tensor, *, score: str, noise_shrinkage: 
         P PCAs with k components of m features.
     step : Tensor of shape (n, P, m)
         Finite samples in any strides; not changed.
-    score : {"mahalanobis", "residual", "ppca", "factor_analysis"}
+    distance : {"mahalanobis", "residual", "ppca", "factor_analysis"}
         With x the deviation from the mean, z its projection divided by the standard deviations, r what the projection
         leaves of x: `"mahalanobis"` |z| (paper, Eq. 3), `"residual"` |r|, `"ppca"` sqrt(|z|^2 + |r|^2 / noise),
         `"factor_analysis"` sqrt(|z|^2 + sum_j r_j^2 / noise_j).
@@ -64,22 +64,22 @@ def patch_distances(basis: Basis, step: Tensor, *, score: str, noise_shrinkage: 
     n_samples, n_patches, n_features = step.shape
     n_rows = basis.rows.shape[1]
     distances = basis.mean.new_empty(n_samples, n_patches)
-    scale, precision = distance_weights(basis, score=score, noise_shrinkage=noise_shrinkage)
+    scale, precision = distance_weights(basis, distance=distance, noise_shrinkage=noise_shrinkage)
 
     def task(patches: slice) -> None:
         rows, transform = basis.rows[patches], basis.transform[patches]
         centred = step[:, patches].to(basis.mean).sub(basis.mean[patches]).transpose(0, 1)
         projected = torch.bmm(torch.bmm(centred, rows.mT), transform.mT)
-        if score != "mahalanobis":
+        if distance != "mahalanobis":
             left = torch.baddbmm(centred, torch.bmm(projected, transform), rows, alpha=-1)
-            if score != "residual":
+            if distance != "residual":
                 left *= precision[patches, None]
             residual = torch.linalg.vector_norm(left, dim=-1)
-        if score != "residual":
+        if distance != "residual":
             whitened = torch.linalg.vector_norm(projected * scale[patches, None], dim=-1)
-        if score == "mahalanobis":
+        if distance == "mahalanobis":
             result = whitened
-        elif score == "residual":
+        elif distance == "residual":
             result = residual
         else:
             result = torch.hypot(whitened, residual)
@@ -91,9 +91,9 @@ def patch_distances(basis: Basis, step: Tensor, *, score: str, noise_shrinkage: 
     return distances
 
 
-def distance_weights(basis: Basis, *, score: str, noise_shrinkage: float) -> tuple[Tensor, Tensor]:
+def distance_weights(basis: Basis, *, distance: str, noise_shrinkage: float) -> tuple[Tensor, Tensor]:
     """Return what projections (P, k) and residuals (P, m), or (P, 1), are multiplied by; see `patch_distances`."""
-    if score == "factor_analysis":
+    if distance == "factor_analysis":
         noise = basis.feature_noise
         noise = torch.lerp(noise, noise.mean(0).expand_as(noise), noise_shrinkage)
     else:
@@ -118,4 +118,4 @@ def log_likelihood(basis: Basis, step: Tensor) -> Tensor:
     noise = _floored(basis.noise_variance)
     log_determinant = torch.where(live, basis.variance, 1).log().sum(1) + (n_features - live.sum(1)) * noise.log()
     constant = n_features * math.log(2 * math.pi) + log_determinant
-    return -0.5 * (constant + patch_distances(basis, step, score="ppca").square())
+    return -0.5 * (constant + patch_distances(basis, step, distance="ppca").square())

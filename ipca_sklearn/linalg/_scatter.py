@@ -34,11 +34,11 @@ class ScatterState:
 
     @property
     def degrees_of_freedom(self) -> float:
-        """What the scatter is divided by for a sample variance."""
+        """The divisor that makes a sample covariance of `matrix`."""
         return max(self.weight - 1, 1)
 
     @property
-    def scatter(self) -> Tensor:
+    def sum_of_squares(self) -> Tensor:
         """Sum of the squared deviations per feature (P, m)."""
         return self.matrix.diagonal(dim1=1, dim2=2)
 
@@ -105,7 +105,7 @@ def finalize_scatter(state: ScatterState) -> Basis:
 
     for_each_chunk(task, n_patches, 3 * n_features**2 * rows.element_size(), rows.device)
     identity = torch.eye(n_features, dtype=rows.dtype, device=rows.device).expand_as(rows)
-    feature_variance = state.scatter / state.degrees_of_freedom
+    feature_variance = state.sum_of_squares / state.degrees_of_freedom
     return Basis(rows, identity, variance, state.mean, torch.zeros_like(variance[:, 0]), feature_variance)
 
 

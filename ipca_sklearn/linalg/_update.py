@@ -52,7 +52,13 @@ class State:
         return State(rows, mean, sum_of_squares, self.count, self.weight)
 
 
-def empty_state(n_patches: int, n_features: int, *, dtype: torch.dtype, device: torch.device) -> State:
+def empty_state(
+    n_patches: int,
+    n_features: int,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> State:
     """Return the state of P PCAs that have seen nothing."""
     zeros = torch.zeros(n_patches, n_features, dtype=dtype, device=device)
     return State(zeros.new_zeros(n_patches, 0, n_features), zeros, zeros, 0, 0)

@@ -4,23 +4,23 @@ A batch of P PCAs is a `State`; `update` and `merge` return a new one, `finalize
 """
 
 from ipca_sklearn.linalg._distances import (
-    SCORES,
-    distance_weights,
+    DISTANCES,
+    DistanceOperator,
+    distance_operator,
+    distances_from_centred,
     log_likelihood,
     patch_distances,
-    project,
-    reconstruct,
 )
 from ipca_sklearn.linalg._execution import full_precision
 from ipca_sklearn.linalg._finalize import Basis, finalize
+from ipca_sklearn.linalg._projection import project, reconstruct
 from ipca_sklearn.linalg._scatter import (
     ScatterState,
     empty_scatter,
     finalize_scatter,
     merge_scatter,
     update_scatter,
-    whiten_scatter,
-    whitened_distances,
+    whitening_operator,
 )
 from ipca_sklearn.linalg._solvers import SOLVERS, SVD_DRIVERS
 from ipca_sklearn.linalg._update import CENTERINGS, State, empty_state, merge, update
@@ -28,15 +28,17 @@ from ipca_sklearn.linalg.eigh import EIGENSOLVERS, choose_eigensolver
 
 __all__ = [
     "CENTERINGS",
+    "DISTANCES",
     "EIGENSOLVERS",
-    "SCORES",
     "SOLVERS",
     "SVD_DRIVERS",
     "Basis",
+    "DistanceOperator",
     "ScatterState",
     "State",
     "choose_eigensolver",
-    "distance_weights",
+    "distance_operator",
+    "distances_from_centred",
     "empty_scatter",
     "empty_state",
     "finalize",
@@ -50,6 +52,5 @@ __all__ = [
     "reconstruct",
     "update",
     "update_scatter",
-    "whiten_scatter",
-    "whitened_distances",
+    "whitening_operator",
 ]

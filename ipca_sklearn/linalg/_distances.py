@@ -1,121 +1,308 @@
-"""Samples seen by P truncated PCAs: projections, reconstructions, and the distances that anomaly scores are made of."""
+"""Distances of samples from P Gaussians, and their log-likelihoods."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ipca_sklearn.linalg._execution import for_each_chunk, full_precision
 from ipca_sklearn.linalg._finalize import Basis
+from ipca_sklearn.linalg._projection import inverse_scale
 
-SCORES = ("mahalanobis", "residual", "ppca", "factor_analysis")
-
-
-def project(basis: Basis, step: Tensor, *, whiten: bool = False) -> Tensor:
-    """Return the coordinates (n, P, k) of samples (n, P, m), divided by the standard deviations if `whiten`."""
-    with full_precision():
-        projected = torch.einsum("npm,pkm->npk", step.to(basis.mean) - basis.mean, basis.components)
-    return projected * _inverse_scale(basis) if whiten else projected
+DISTANCES = ("mahalanobis", "residual", "ppca", "factor_analysis")
 
 
-def reconstruct(basis: Basis, coordinates: Tensor, *, whiten: bool = False) -> Tensor:
-    """Return the samples (n, P, m) that coordinates (n, P, k) stand for: the inverse of `project`."""
-    coordinates = coordinates.to(basis.mean)
-    if whiten:
-        coordinates = coordinates * basis.variance.sqrt()
-    with full_precision():
-        return torch.einsum("npk,pkm->npm", coordinates, basis.components) + basis.mean
+@dataclass(frozen=True)
+class DistanceOperator:
+    """Everything that turns samples into distances from P Gaussians. Immutable.
+
+    With x a sample, d = x - mean, z = transform @ rows @ d its projection, and r = d - (transform @ rows)^T z the
+    residual of the projection, the distance is ``sqrt(|scale * z|^2 + |precision * r|^2)``. A term whose factor is None
+    is left out.
+
+    Parameters
+    ----------
+    mean : Tensor of shape (P, m)
+        Means of the Gaussians.
+    rows : Tensor of shape (P, r, m)
+        Rows to project on.
+    transform : Tensor of shape (P, k, r) or None
+        Combines the rows to orthonormal components. None: the rows are the components, and k = r.
+    scale : Tensor of shape (P, k) or (P, 1), or None
+        Factor of the projection, such as 1 / standard deviation.
+    precision : Tensor of shape (P, m) or (P, 1), or None
+        Factor of the residual, such as 1 / standard deviation of the noise.
+
+    Raises
+    ------
+    ValueError
+        `scale` and `precision` are both None, so no distance is left.
+
+    See Also
+    --------
+    distance_operator : Makes one for truncated PCAs.
+    whitening_operator : Makes one for full covariances.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from ipca_sklearn.linalg import DistanceOperator, patch_distances
+    >>> mean, axis, one = torch.zeros(1, 2), torch.tensor([[[1.0, 0.0]]]), torch.ones(1, 1)
+    >>> operator = DistanceOperator(mean, axis, transform=None, scale=one / 3, precision=one)
+    >>> patch_distances(operator, torch.tensor([[[9.0, 4.0]]]))  # 3 standard deviations along x, 4 away from it
+    tensor([[5.]])
+    """
+
+    mean: Tensor
+    rows: Tensor
+    transform: Tensor | None
+    scale: Tensor | None
+    precision: Tensor | None
+
+    def __post_init__(self) -> None:
+        if self.scale is None and self.precision is None:
+            raise ValueError("scale and precision are both None: a distance needs at least one of them")
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> DistanceOperator:
+        """Return the operator on another device or in another dtype. Tensors that need no change are shared."""
+
+        def moved(tensor: Tensor) -> Tensor:
+            return tensor.to(device=device, dtype=dtype)
+
+        optional = (self.transform, self.scale, self.precision)
+        return DistanceOperator(
+            moved(self.mean), moved(self.rows), *(None if tensor is None else moved(tensor) for tensor in optional)
+        )
+
+    def folded(self) -> DistanceOperator:
+        """Return the same operator with `transform @ rows` as its rows and without a transform.
+
+        It holds k m numbers per Gaussian instead of r (m + k), and distances cost less where r > k. Folding itself
+        costs k r m per Gaussian, so it is worth it for an operator that is stored or used often.
+        """
+        if self.transform is None:
+            return self
+        with full_precision():
+            return replace(self, rows=torch.bmm(self.transform, self.rows), transform=None)
 
 
-def _inverse_scale(basis: Basis) -> Tensor:
-    """Return 1 / standard deviation (P, k); a component without variance is a zero row, and 0 * 1 stays 0."""
-    return torch.where(basis.variance > 0, basis.variance, 1).rsqrt()
-
-
-def patch_distances(basis: Basis, step: Tensor, *, score: str, noise_shrinkage: float = 0.0) -> Tensor:
-    """Return the distance of every sample from every PCA.
+def distance_operator(basis: Basis, *, distance: str, noise_shrinkage: float = 0.0) -> DistanceOperator:
+    """Return the operator of one of the distances from P truncated PCAs.
 
     Parameters
     ----------
     basis : Basis
-        P PCAs with k components of m features.
+        P PCAs with k components of m features, from `finalize`.
+    distance : {"mahalanobis", "residual", "ppca", "factor_analysis"}
+        z is the projection of a sample divided by the standard deviations, and r is its residual:
+
+        - `"mahalanobis"`: ``|z|`` (paper, Eq. 3);
+        - `"residual"`: ``|r|``;
+        - `"ppca"`: ``sqrt(|z|^2 + |r|^2 / noise)``, with `noise` the basis' `noise_variance`;
+        - `"factor_analysis"`: ``sqrt(|z|^2 + sum_j r_j^2 / noise_j)``.
+    noise_shrinkage : float in [0, 1], default=0.0
+        For `"factor_analysis"`: noise_j is a mean of two numbers: `feature_noise` of feature j in this PCA, with weight
+        1 - noise_shrinkage, and its mean over all P PCAs, with weight noise_shrinkage.
+
+    Returns
+    -------
+    DistanceOperator
+        Shares the mean, the rows and the transform of the basis.
+
+    Raises
+    ------
+    ValueError
+        `distance` is not one of `DISTANCES`.
+
+    Notes
+    -----
+    Cost per PCA: k, and for `"factor_analysis"` k r m once per basis, for its `feature_noise`.
+
+    Noise is kept above eps times its mean over the P PCAs. Patches with little training variance would otherwise have
+    infinite distances.
+
+    References
+    ----------
+    Tipping & Bishop, "Probabilistic principal component analysis", J. R. Stat. Soc. B 61, 1999.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from ipca_sklearn import linalg
+    >>> samples = torch.randn(40, 3, 8, generator=torch.Generator().manual_seed(0))
+    >>> basis = linalg.finalize(linalg.update(linalg.empty_state(3, 8), samples, n_rows=2), n_components=2)
+    >>> operator = linalg.distance_operator(basis, distance="factor_analysis", noise_shrinkage=0.5)
+    >>> operator.scale.shape, operator.precision.shape
+    (torch.Size([3, 2]), torch.Size([3, 8]))
+    """
+    scale: Tensor | None = inverse_scale(basis)
+    if distance == "mahalanobis":
+        precision = None
+    elif distance == "residual":
+        scale, precision = None, torch.ones_like(basis.mean[:, :1])
+    elif distance == "ppca":
+        precision = _floored(basis.noise_variance[:, None]).rsqrt_()
+    elif distance == "factor_analysis":
+        noise = basis.feature_noise
+        noise = torch.lerp(noise, noise.mean(0).expand_as(noise), noise_shrinkage)
+        precision = _floored(noise).rsqrt_()
+    else:
+        raise ValueError(f"distance={distance!r} is unknown; use one of {', '.join(map(repr, DISTANCES))}")
+    return DistanceOperator(basis.mean, basis.rows, basis.transform, scale, precision)
+
+
+def patch_distances(operator: DistanceOperator, step: Tensor) -> Tensor:
+    """Return the distance of every sample from every Gaussian.
+
+    Parameters
+    ----------
+    operator : DistanceOperator
+        P Gaussians of m features.
     step : Tensor of shape (n, P, m)
         Finite samples in any strides; not changed.
-    score : {"mahalanobis", "residual", "ppca", "factor_analysis"}
-        With x the deviation from the mean, z its projection divided by the standard deviations, r what the projection
-        leaves of x: `"mahalanobis"` |z| (paper, Eq. 3), `"residual"` |r|, `"ppca"` sqrt(|z|^2 + |r|^2 / noise),
-        `"factor_analysis"` sqrt(|z|^2 + sum_j r_j^2 / noise_j).
-    noise_shrinkage : float, default=0.0
-        For `"factor_analysis"`: noise_j is (1 - noise_shrinkage) times what the components leave of the variance of
-        feature j at that PCA, and noise_shrinkage times the mean of that over all P.
 
     Returns
     -------
     Tensor of shape (n, P)
-        Distances >= 0, in the basis' dtype and on its device.
+        Distances >= 0, in the operator's dtype and on its device.
 
     Notes
     -----
-    Cost per sample and PCA: 2 m k, twice that where the residual is needed. The residual is formed explicitly: the
-    difference |x|^2 - |U x|^2 would lose half of the digits where it is small. Temporaries are as large as a chunk.
+    Cost per sample and Gaussian: r (m + k) for the projection and as much again for a residual. Temporaries are as
+    large as a chunk of patches. Matrix products are done in full precision (`full_precision`).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from ipca_sklearn import linalg
+    >>> samples = torch.randn(40, 3, 8, generator=torch.Generator().manual_seed(0))
+    >>> basis = linalg.finalize(linalg.update(linalg.empty_state(3, 8), samples, n_rows=2), n_components=2)
+    >>> operator = linalg.distance_operator(basis, distance="ppca")
+    >>> distances = linalg.patch_distances(operator, samples)
+    >>> distances.shape, bool((linalg.patch_distances(operator, samples + 9) > distances).all())
+    (torch.Size([40, 3]), True)
     """
     n_samples, n_patches, n_features = step.shape
-    n_rows = basis.rows.shape[1]
-    distances = basis.mean.new_empty(n_samples, n_patches)
-    scale, precision = distance_weights(basis, score=score, noise_shrinkage=noise_shrinkage)
+    n_rows = operator.rows.shape[1]
+    mean = operator.mean
+    distances = mean.new_empty(n_samples, n_patches)
 
     def task(patches: slice) -> None:
-        rows, transform = basis.rows[patches], basis.transform[patches]
-        centred = step[:, patches].to(basis.mean).sub(basis.mean[patches]).transpose(0, 1)
-        projected = torch.bmm(torch.bmm(centred, rows.mT), transform.mT)
-        if score != "mahalanobis":
-            left = torch.baddbmm(centred, torch.bmm(projected, transform), rows, alpha=-1)
-            if score != "residual":
-                left *= precision[patches, None]
-            residual = torch.linalg.vector_norm(left, dim=-1)
-        if score != "residual":
-            whitened = torch.linalg.vector_norm(projected * scale[patches, None], dim=-1)
-        if score == "mahalanobis":
-            result = whitened
-        elif score == "residual":
-            result = residual
-        else:
-            result = torch.hypot(whitened, residual)
-        distances[:, patches] = result.mT
+        centred = step[:, patches].to(mean).sub(mean[patches]).transpose(0, 1)
+        optional = (operator.transform, operator.scale, operator.precision)
+        factors = (None if factor is None else factor[patches] for factor in optional)
+        distances[:, patches] = distances_from_centred(centred, operator.rows[patches], *factors).mT
 
+    plain = operator.transform is None and operator.precision is None
+    numbers_per_sample = n_features + n_rows if plain else 2 * n_features + 3 * n_rows
     with full_precision():
-        bytes_per_patch = n_samples * (2 * n_features + 3 * n_rows) * basis.mean.element_size()
-        for_each_chunk(task, n_patches, bytes_per_patch, basis.mean.device)
+        for_each_chunk(task, n_patches, n_samples * numbers_per_sample * mean.element_size(), mean.device)
     return distances
 
 
-def distance_weights(basis: Basis, *, score: str, noise_shrinkage: float) -> tuple[Tensor, Tensor]:
-    """Return what projections (P, k) and residuals (P, m), or (P, 1), are multiplied by; see `patch_distances`."""
-    if score == "factor_analysis":
-        noise = basis.feature_noise
-        noise = torch.lerp(noise, noise.mean(0).expand_as(noise), noise_shrinkage)
-    else:
-        noise = basis.noise_variance[:, None]
-    return _inverse_scale(basis), _floored(noise).rsqrt_()
+def distances_from_centred(
+    centred: Tensor, rows: Tensor, transform: Tensor | None, scale: Tensor | None, precision: Tensor | None
+) -> Tensor:
+    """Return the distances of centred samples, in one piece: the formula of `DistanceOperator` and nothing else.
+
+    It has no chunks, no threads and no global settings, so `torch.export` and `torch.onnx.export` can follow it inside
+    a module. `patch_distances` calls it once per chunk of patches.
+
+    Parameters
+    ----------
+    centred : Tensor of shape (P, n, m)
+        Samples minus the means; not changed.
+    rows, transform, scale, precision : Tensor or None
+        As in `DistanceOperator`.
+
+    Returns
+    -------
+    Tensor of shape (P, n)
+        Distances >= 0.
+
+    Notes
+    -----
+    The residual is formed explicitly. The difference ``|d|^2 - |z|^2`` would lose half of the digits where it is small.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from ipca_sklearn.linalg import distances_from_centred
+    >>> axis, one = torch.tensor([[[1.0, 0.0]]]), torch.ones(1, 1)
+    >>> distances_from_centred(torch.tensor([[[9.0, 4.0]]]), axis, None, one / 3, one)
+    tensor([[5.]])
+    """
+    projected = torch.bmm(centred, rows.mT)
+    if transform is not None:
+        projected = torch.bmm(projected, transform.mT)
+    residual = None
+    if precision is not None:
+        explained = projected if transform is None else torch.bmm(projected, transform)
+        left = torch.baddbmm(centred, explained, rows, alpha=-1)
+        left *= precision[:, None]
+        residual = torch.linalg.vector_norm(left, dim=-1)
+    if scale is None:
+        assert residual is not None, "scale and precision are both None"
+        return residual
+    projected *= scale[:, None]
+    whitened = torch.linalg.vector_norm(projected, dim=-1)
+    return whitened if residual is None else _hypotenuse(whitened, residual)
 
 
-def _floored(noise: Tensor) -> Tensor:
-    """Keep the noise of a patch that never varied above what the dtype resolves of the average patch."""
-    average, limits = noise.mean(), torch.finfo(noise.dtype)
-    # The product itself may be too small for the dtype.
-    return noise.clamp_min((limits.eps * torch.where(average > 0, average, 1)).clamp_min(limits.tiny))
+def _hypotenuse(a: Tensor, b: Tensor) -> Tensor:
+    # torch.onnx cannot translate hypot (torch 2.15). The squares may overflow, but so may those of the norms a and b.
+    return (a.square() + b.square()).sqrt() if torch.compiler.is_compiling() else torch.hypot(a, b)
 
 
 def log_likelihood(basis: Basis, step: Tensor) -> Tensor:
-    """Return the log-density (n, P) of samples (n, P, m) under probabilistic PCA (Tipping & Bishop, 1999).
+    """Return the log-density of samples under probabilistic PCA.
 
-    The covariance is that of the components along them and `noise_variance` along every other direction.
+    The covariance has the basis' variances along its components and `noise_variance` along every other direction.
+
+    Parameters
+    ----------
+    basis : Basis
+        P PCAs of m features.
+    step : Tensor of shape (n, P, m)
+        Finite samples in any strides; not changed.
+
+    Returns
+    -------
+    Tensor of shape (n, P)
+        Log-densities, in the basis' dtype and on its device.
+
+    Notes
+    -----
+    Cost: that of `patch_distances` with a residual.
+
+    References
+    ----------
+    Tipping & Bishop, "Probabilistic principal component analysis", J. R. Stat. Soc. B 61, 1999.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from ipca_sklearn import linalg
+    >>> samples = torch.randn(40, 3, 8, generator=torch.Generator().manual_seed(0))
+    >>> basis = linalg.finalize(linalg.update(linalg.empty_state(3, 8), samples, n_rows=2), n_components=2)
+    >>> inside, outside = (linalg.log_likelihood(basis, step).mean() for step in (samples, samples + 9))
+    >>> bool(inside > outside)
+    True
     """
     n_features = basis.mean.shape[1]
     live = basis.variance > 0
     noise = _floored(basis.noise_variance)
     log_determinant = torch.where(live, basis.variance, 1).log().sum(1) + (n_features - live.sum(1)) * noise.log()
     constant = n_features * math.log(2 * math.pi) + log_determinant
-    return -0.5 * (constant + patch_distances(basis, step, score="ppca").square())
+    distances = patch_distances(distance_operator(basis, distance="ppca"), step)
+    return -0.5 * (constant + distances.square())
+
+
+def _floored(noise: Tensor) -> Tensor:
+    """Keep the noise of a patch that never varied above eps times the noise of the average patch."""
+    average, limits = noise.mean(), torch.finfo(noise.dtype)
+    # The product itself may be too small for the dtype.
+    return noise.clamp_min((limits.eps * torch.where(average > 0, average, 1)).clamp_min(limits.tiny))

@@ -164,7 +164,7 @@ def finalize(state: State, *, n_components: int, centering: str = "incremental")
         with full_precision():
             bytes_per_patch = 2 * n_rows * n_features * state.mean.element_size()
             for_each_chunk(task, n_patches, bytes_per_patch, state.mean.device, group=eigensolver.group)
-    feature_variance = state.scatter / state.degrees_of_freedom
+    feature_variance = state.sum_of_squares / state.degrees_of_freedom
     left = feature_variance.sum(-1) - variance.sum(-1)
     noise_variance = left.clamp_min(0) / max(n_features - n_components, 1) * (n_features > n_components)
     return Basis(state.rows, transforms, variance, state.mean, noise_variance, feature_variance)

@@ -26,7 +26,7 @@ class State:
         approximate the centred scatter matrix (`centering="incremental"`) or the raw Gram matrix (`"deferred"`).
     mean : Tensor of shape (P, m)
         Mean of the samples.
-    scatter : Tensor of shape (P, m)
+    sum_of_squares : Tensor of shape (P, m)
         Sum over the samples of the squared deviation from the mean, per feature (exact, never truncated).
     count : int
         Number of samples.
@@ -36,22 +36,29 @@ class State:
 
     rows: Tensor
     mean: Tensor
-    scatter: Tensor
+    sum_of_squares: Tensor
     count: int
     weight: float
 
     @property
     def degrees_of_freedom(self) -> float:
-        """What the scatter is divided by for a sample variance."""
+        """The divisor that makes a sample variance of `sum_of_squares`."""
         return max(self.weight - 1, 1)
 
     def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> State:
         """Return the state on another device or in another dtype (itself where nothing changes)."""
-        rows, mean, scatter = (tensor.to(device=device, dtype=dtype) for tensor in (self.rows, self.mean, self.scatter))
-        return State(rows, mean, scatter, self.count, self.weight)
+        tensors = (self.rows, self.mean, self.sum_of_squares)
+        rows, mean, sum_of_squares = (tensor.to(device=device, dtype=dtype) for tensor in tensors)
+        return State(rows, mean, sum_of_squares, self.count, self.weight)
 
 
-def empty_state(n_patches: int, n_features: int, *, dtype: torch.dtype, device: torch.device) -> State:
+def empty_state(
+    n_patches: int,
+    n_features: int,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> State:
     """Return the state of P PCAs that have seen nothing."""
     zeros = torch.zeros(n_patches, n_features, dtype=dtype, device=device)
     return State(zeros.new_zeros(n_patches, 0, n_features), zeros, zeros, 0, 0)
@@ -86,7 +93,7 @@ def _centre(deviations: Tensor, old_weight: float) -> tuple[Tensor, Tensor]:
     return shift[0], torch.cat([shift * (math.sqrt(n_samples) * weight), deviations.sub_(shift)])
 
 
-def _sum_of_squares(rows: Tensor) -> Tensor:
+def _squared_norms(rows: Tensor) -> Tensor:
     """Sum over the first axis. The norm needs no temporary, but along this axis it is many times slower on a CPU."""
     return rows.square().sum(0) if rows.device.type == "cpu" else torch.linalg.vector_norm(rows, dim=0).square_()
 
@@ -100,7 +107,7 @@ def update(
     solver: str = "auto",
     svd_driver: str | None = None,
     forgetting_factor: float = 1.0,
-    memory: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> State:
     """Add one step of samples to every PCA.
 
@@ -123,9 +130,9 @@ def update(
         What the weight of every old sample is multiplied by for each new one: after the step, a sample that t samples
         of later steps came after weighs `forgetting_factor ** t`. (Levy & Lindenbaum, 2000, age by the step; this way
         what is forgotten does not depend on the size of the steps.)
-    memory : Tensor or None
-        Rows of a state that nobody needs any more, overwritten by the new rows if they fit: on a CPU new memory of
-        this size is paid for in page faults, every step again.
+    out : Tensor of shape (P, n_rows, m), optional
+        Optional output buffer for the rows, such as the rows of a state that is no longer used. It is ignored if shape,
+        dtype or device differ. Reusing it avoids page faults on the CPU.
 
     Returns
     -------
@@ -146,11 +153,11 @@ def update(
     height = state.rows.shape[1] + n_samples - first_row
     chosen = get_solver(solver, svd_driver, state.mean, min(height, n_features))
     kept = min(n_rows, height, n_features)
-    rows = state.mean.new_empty(0) if memory is None else memory
+    rows = state.mean.new_empty(0) if out is None else out
     if rows.shape != (n_patches, kept, n_features) or rows.dtype != dtype or rows.device != device:
         rows = state.mean.new_empty(n_patches, kept, n_features)
     mean = torch.empty_like(state.mean)
-    scatter = torch.empty_like(state.scatter)
+    sum_of_squares = torch.empty_like(state.sum_of_squares)
 
     def task(patches: slice) -> None:
         samples = step[:, patches].to(dtype=dtype, device=device)
@@ -158,13 +165,13 @@ def update(
         new = samples - reference
         if centering == "incremental":
             shift, new = _centre(new, old_weight)
-            growth = _sum_of_squares(new)
+            growth = _squared_norms(new)
             new = new[first_row:]
         else:
             shift = new.mean(0)
-            growth = (_sum_of_squares(new) - shift.square() * (n_samples**2 / total)).clamp_min_(0)
+            growth = (_squared_norms(new) - shift.square() * (n_samples**2 / total)).clamp_min_(0)
             new = samples
-        torch.add(growth, state.scatter[patches], alpha=ageing, out=scatter[patches])
+        torch.add(growth, state.sum_of_squares[patches], alpha=ageing, out=sum_of_squares[patches])
         torch.add(reference, shift, alpha=n_samples / total, out=mean[patches])
         if kept:
             old = state.rows[patches] if ageing == 1 else state.rows[patches] * math.sqrt(ageing)
@@ -173,7 +180,7 @@ def update(
     with full_precision():
         bytes_per_patch = (3 * n_samples + 2 * kept + height) * n_features * state.mean.element_size()
         for_each_chunk(task, n_patches, bytes_per_patch, device, group=chosen.group)
-    return State(rows, mean, scatter, state.count + n_samples, total)
+    return State(rows, mean, sum_of_squares, state.count + n_samples, total)
 
 
 def merge(
@@ -212,8 +219,8 @@ def merge(
             bytes_per_patch = (2 * height + kept) * n_features * shift.element_size()
             for_each_chunk(task, n_patches, bytes_per_patch, device, group=chosen.group)
     mean = first.mean + shift * (second.weight / total)
-    scatter = first.scatter + second.scatter + mean_row.square()
-    return State(rows, mean, scatter, first.count + second.count, total)
+    sum_of_squares = first.sum_of_squares + second.sum_of_squares + mean_row.square()
+    return State(rows, mean, sum_of_squares, first.count + second.count, total)
 
 
 def _write_leading(solver: Solver, blocks: list[Tensor], out: Tensor) -> None:

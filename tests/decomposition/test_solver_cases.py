@@ -138,16 +138,16 @@ class SolverCase:
                 np.testing.assert_array_equal(getattr(whole, name), getattr(parts, name))
 
     @pytest.mark.parametrize("dtype", DTYPES)
-    @pytest.mark.parametrize("score", DISTANCES)
+    @pytest.mark.parametrize("distance", DISTANCES)
     @settings(deadline=None, max_examples=5)
     @given(cuts=st.lists(st.integers(1, 39), max_size=4), seed=st.integers(0, 2**16))
-    def test_maps_are_those_of_the_exact_gaussian(self, dtype, score, cuts, seed):
+    def test_maps_are_those_of_the_exact_gaussian(self, dtype, distance, cuts, seed):
         X = samples_of_rank(6, 40, 3, 6, seed, mean=0.0)
         new = samples_of_rank(6, 5, 3, 6, seed, mean=0.0) + 0.5
         # A first step that keeps all directions, cut to 3 when it is read.
         k = 3
         with self.in_use():
-            detector = PatchGaussianDetector(k, distance=score, **self.options(dtype, n_oversamples=3))
+            detector = PatchGaussianDetector(k, distance=distance, **self.options(dtype, n_oversamples=3))
             for part in np.split(X, sorted(set(cuts) - {1})):
                 detector.partial_fit(part)
             maps = detector.transform(new)
@@ -161,7 +161,7 @@ class SolverCase:
         unique = (unique + unique.mean(0)) / 2
         wanted = {"mahalanobis": whole, "residual": residual, "ppca": whole + residual / noise}
         wanted["factor_analysis"] = whole + (np.square(outside) / unique).sum(-1)
-        wanted = wanted[score]
+        wanted = wanted[distance]
         # The gap between the third and the fourth variance decides how well their directions are determined.
         _, _, spectrum, _ = exact_pca(X, 6)
         gap = (spectrum[:, 0] / (spectrum[:, 2] - spectrum[:, 3])).max()

@@ -128,7 +128,7 @@ def test_keeping_all_directions_equals_the_svd_of_all_samples(
     samples = torch.from_numpy(np.random.default_rng(seed).normal(size=(n_samples, n_patches, n_features)))
     state = learn(samples, step_size, n_features, centering=centering, solver=solver)
     assert_matches_exact(state, samples, n_features, centering, 1e-9)
-    torch.testing.assert_close(state.scatter, (samples - samples.mean(0)).square().sum(0), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(state.sum_of_squares, (samples - samples.mean(0)).square().sum(0), rtol=1e-9, atol=1e-9)
 
 
 @given(
@@ -222,11 +222,11 @@ def test_update_and_merge_change_neither_the_state_nor_the_samples(device):
     rng = np.random.default_rng(0)
     samples = torch.from_numpy(rng.normal(size=(8, 3, 5))).to(device)
     state = learn(samples, 4, 3)
-    before = [tensor.clone() for tensor in (samples, state.rows, state.mean, state.scatter)]
+    before = [tensor.clone() for tensor in (samples, state.rows, state.mean, state.sum_of_squares)]
     linalg.update(state, samples, n_rows=3)
     linalg.merge(state, state, n_rows=3)
     linalg.finalize(state, n_components=3, centering="deferred")
-    for tensor, copy in zip((samples, state.rows, state.mean, state.scatter), before, strict=True):
+    for tensor, copy in zip((samples, state.rows, state.mean, state.sum_of_squares), before, strict=True):
         torch.testing.assert_close(tensor, copy, rtol=0, atol=0)
 
 
@@ -285,11 +285,15 @@ def fitted_basis(rng, rank=3, dtype=torch.float64):
     return linalg.finalize(learn(samples, 8, rank), n_components=rank), samples
 
 
+def distances(basis, samples, distance):
+    return linalg.patch_distances(linalg.distance_operator(basis, distance=distance), samples)
+
+
 @given(seed=st.integers(0, 2**16), rank=st.integers(1, 7))
 def test_residual_and_projection_add_up_to_the_deviation(seed, rank):
     basis, samples = fitted_basis(np.random.default_rng(seed), rank)
     projected = linalg.project(basis, samples)
-    residual = linalg.patch_distances(basis, samples, score="residual")
+    residual = distances(basis, samples, "residual")
     total = (samples - basis.mean).square().sum(-1)
     torch.testing.assert_close(projected.square().sum(-1) + residual.square(), total, rtol=1e-9, atol=1e-12)
 
@@ -302,14 +306,14 @@ def test_scores_do_not_change_with_the_sign_or_rotation_of_the_basis(seed):
     rest = (basis.mean, basis.noise_variance, basis.feature_variance)
     signs = torch.from_numpy(rng.choice([-1.0, 1.0], size=(4, 3, 1)))
     flipped = linalg.Basis(basis.components * signs, identity, basis.variance, *rest)
-    for score in linalg.SCORES:
-        expected = linalg.patch_distances(basis, samples, score=score)
-        torch.testing.assert_close(linalg.patch_distances(flipped, samples, score=score), expected)
+    for distance in linalg.DISTANCES:
+        expected = distances(basis, samples, distance)
+        torch.testing.assert_close(distances(flipped, samples, distance), expected)
     # The residual knows the subspace only, so any rotation within it leaves it alone.
     rotation = torch.from_numpy(np.linalg.qr(rng.normal(size=(4, 3, 3)))[0])
     rotated = linalg.Basis(rotation @ basis.components, identity, basis.variance, *rest)
-    expected = linalg.patch_distances(basis, samples, score="residual")
-    torch.testing.assert_close(linalg.patch_distances(rotated, samples, score="residual"), expected)
+    expected = distances(basis, samples, "residual")
+    torch.testing.assert_close(distances(rotated, samples, "residual"), expected)
 
 
 def test_mahalanobis_with_all_directions_is_that_of_the_sample_covariance():
@@ -317,7 +321,7 @@ def test_mahalanobis_with_all_directions_is_that_of_the_sample_covariance():
     centred = (samples - samples.mean(0)).transpose(0, 1)
     covariance = centred.mT @ centred / 29
     expected = (centred * torch.linalg.solve(covariance, centred.mT).mT).sum(-1).sqrt().mT
-    torch.testing.assert_close(linalg.patch_distances(basis, samples, score="mahalanobis"), expected)
+    torch.testing.assert_close(distances(basis, samples, "mahalanobis"), expected)
 
 
 def test_ppca_distance_and_likelihood_are_those_of_the_model_covariance():
@@ -330,7 +334,7 @@ def test_ppca_distance_and_likelihood_are_those_of_the_model_covariance():
         torch.testing.assert_close(linalg.log_likelihood(basis, samples)[:, patch], expected)
     deviation = (samples - basis.mean).transpose(0, 1)
     squared = (deviation * torch.linalg.solve(covariance, deviation.mT).mT).sum(-1).mT
-    torch.testing.assert_close(linalg.patch_distances(basis, samples, score="ppca"), squared.sqrt())
+    torch.testing.assert_close(distances(basis, samples, "ppca"), squared.sqrt())
 
 
 def test_reconstruct_inverts_project_with_all_directions():
@@ -344,8 +348,7 @@ def test_a_patch_that_never_varied_gives_finite_scores():
     samples = torch.ones(10, 2, 4, dtype=torch.float64)
     samples[:, 1] = torch.randn(10, 4, dtype=torch.float64)
     basis = linalg.finalize(learn(samples, 5, 2), n_components=2)
-    for score in linalg.SCORES:
-        distances = linalg.patch_distances(basis, samples + 1, score=score)
-        assert torch.isfinite(distances).all()
-    for score in ("ppca", "factor_analysis"):
-        assert (linalg.patch_distances(basis, samples, score=score)[:, 0] == 0).all()
+    for distance in linalg.DISTANCES:
+        assert torch.isfinite(distances(basis, samples + 1, distance)).all()
+    for distance in ("ppca", "factor_analysis"):
+        assert (distances(basis, samples, distance)[:, 0] == 0).all()

@@ -15,14 +15,12 @@ from uuid import uuid4
 
 import numpy as np
 import torch
-import torchvision
 from PIL import Image
 from torch import Tensor
 
-from ipca_sklearn.decomposition._batches import as_tensor
 from ipca_sklearn.exceptions import ImageReadError
 from ipca_sklearn.features._decode import to_rgb
-from ipca_sklearn.features._lazy import FeatureSettings, PatchFeatures
+from ipca_sklearn.features._settings import FeatureSettings
 
 # How many files are written before the folder is measured again, because others may write to it too.
 _FILES_PER_MEASUREMENT = 32
@@ -84,7 +82,7 @@ class FeatureCache:
         @wraps(func)
         def fit_transform(*args: Any, **kwargs: Any) -> Any:
             result, fitted = func(*args, **kwargs)
-            if isinstance(result, PatchFeatures):
+            if hasattr(result, "cached_in"):
                 fitted._feature_cache = self
                 result = result.cached_in(self)
             return result, fitted
@@ -123,7 +121,7 @@ class FeatureCache:
                 stacklevel=2,
             )
             return None
-        folder = Path(self.location, f"features-{_settings_digest(settings)}")
+        folder = Path(self.location, f"features-{settings.digest()}")
         paths = {}
         for index in indices:
             digest = _image_digest(images[index])
@@ -177,12 +175,12 @@ class _Files:
         """Copy the features of an image to `out`; False if they are not there, or not whole."""
         path = self._paths[int(index)]
         try:
-            stored = np.load(path, mmap_mode="r")  # type: ignore[arg-type]
+            stored = np.load(path, mmap_mode="c")  # type: ignore[arg-type]
         except (OSError, ValueError, EOFError):
             return False
         if stored.shape != self._shape or stored.dtype != np.float32:
             return False
-        out.copy_(as_tensor(stored))
+        out.copy_(torch.from_numpy(stored))
         return True
 
     def write(self, index: int, features: Tensor) -> None:
@@ -203,21 +201,6 @@ class _Files:
         except BaseException:
             written.unlink(missing_ok=True)
             raise
-
-
-def _settings_digest(settings: FeatureSettings) -> str:
-    """Return what the features depend on besides the image, as 24 hexadecimal digits."""
-    images, backbone = settings.images, settings.backbone
-    digest = hashlib.blake2b(digest_size=12)
-    told = (
-        (torch.__version__, torchvision.__version__, images.device.type, settings.amp_dtype, settings.compile),
-        (images.image_size, images.crop_size, images.interpolation, settings.mean, settings.std),
-        (settings.map_interpolation, settings.pooling_size, settings.grid_size, backbone.layers, str(backbone.module)),
-    )
-    digest.update(repr(told).encode())
-    for tensor in backbone.module.state_dict().values():
-        digest.update(memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
-    return digest.hexdigest()
 
 
 def _image_digest(image: Any) -> str | None:

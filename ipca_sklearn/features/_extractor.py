@@ -21,8 +21,9 @@ from ipca_sklearn._utils._devices import resolve_amp, resolve_device
 from ipca_sklearn._utils._versions import VersionedMixin
 from ipca_sklearn.features._backbones import IMAGENET_MEAN, IMAGENET_STD, Backbone
 from ipca_sklearn.features._decode import INTERPOLATIONS, check_images, resize_and_crop, to_rgb
-from ipca_sklearn.features._lazy import FeatureSettings, PatchFeatures
-from ipca_sklearn.features._loader import ImageSettings, decodes_in_processes
+from ipca_sklearn.features._lazy import PatchFeatures
+from ipca_sklearn.features._loader import decodes_in_processes
+from ipca_sklearn.features._settings import FeatureSettings, ImageSettings
 
 
 class PatchFeatureExtractor(VersionedMixin, TransformerMixin, BaseEstimator, auto_wrap_output_keys=None):  # type: ignore[call-arg]

@@ -5,9 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,28 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ipca_sklearn.exceptions import SkippedImagesWarning
-from ipca_sklearn.features._backbones import Backbone
-from ipca_sklearn.features._loader import ImageSettings, read_batches
+from ipca_sklearn.features._cache import FeatureCache
+from ipca_sklearn.features._grid import write_on_grid
+from ipca_sklearn.features._loader import read_batches
+from ipca_sklearn.features._settings import FeatureSettings
 from ipca_sklearn.linalg import full_precision
-
-if TYPE_CHECKING:
-    from ipca_sklearn.features._cache import FeatureCache
-
-
-@dataclass(frozen=True)
-class FeatureSettings:
-    """What turns images into features; all of it is plain data but the network and what the user brings."""
-
-    backbone: Backbone
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    map_interpolation: str
-    pooling_size: int
-    grid_size: int
-    n_features: int
-    images: ImageSettings
-    amp_dtype: torch.dtype | None
-    compile: bool
 
 
 class PatchFeatures:
@@ -241,34 +222,10 @@ def _describe(images: Tensor, features: Tensor, settings: FeatureSettings) -> No
         start = 0
         for layer in layers:
             stop = start + layer.shape[1]
-            _write_on_grid(layer[: len(features)], features[..., start:stop], settings)
+            write_on_grid(
+                layer[: len(features)],
+                features[..., start:stop],
+                interpolation=settings.map_interpolation,
+                pooling_size=settings.pooling_size,
+            )
             start = stop
-
-
-def _write_on_grid(layer: Tensor, out: Tensor, settings: FeatureSettings) -> None:
-    """Resize maps (n, C, S, S) to the grid, average the neighbours and write the result to (n, H, W, C)."""
-    side = layer.shape[-1]
-    if side == settings.grid_size and settings.pooling_size == 1:
-        out.copy_(layer.permute(0, 2, 3, 1))
-    else:
-        matrix = resizing(side, settings.grid_size, settings.map_interpolation, settings.pooling_size, out.device)
-        out.copy_(on_grid(layer, matrix))
-
-
-def on_grid(layer: Tensor, matrix: Tensor) -> Tensor:
-    """Return maps (n, C, S, S) on the grid (n, H, W, C): rows and columns by the same matrix (H, S)."""
-    maps = layer.permute(0, 2, 3, 1)
-    rows = torch.matmul(matrix, maps.float().flatten(2))  # (n, H, S * C)
-    return torch.matmul(matrix, rows.unflatten(2, (layer.shape[-1], -1)))
-
-
-@lru_cache(maxsize=32)
-def resizing(side: int, grid_size: int, interpolation: str, pooling_size: int, device: torch.device) -> Tensor:
-    """Return the matrix (grid_size, side) that resizes a row of values, and averages each with its neighbours."""
-    values = torch.eye(side)[:, None]
-    if interpolation == "nearest":
-        values = F.interpolate(values, grid_size, mode="nearest-exact")
-    else:
-        values = F.interpolate(values, grid_size, mode="linear", align_corners=False)
-    values = F.avg_pool1d(values, pooling_size, 1, pooling_size // 2, count_include_pad=False)
-    return values[:, 0].T.contiguous().to(device)

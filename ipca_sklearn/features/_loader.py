@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Callable, Generator, MutableMapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -28,22 +27,7 @@ from ipca_sklearn.features._decode import (
     to_rgb,
     value_range,
 )
-
-
-@dataclass(frozen=True)
-class ImageSettings:
-    """What turns images into batches for the network; plain data, but for the user's own `augment`."""
-
-    image_size: int
-    crop_size: int
-    interpolation: str
-    augment: Any
-    seed: int
-    batch_size: int
-    on_error: str
-    n_jobs: int
-    processes: bool
-    device: torch.device
+from ipca_sklearn.features._settings import ImageSettings
 
 
 def decodes_in_processes() -> bool:

@@ -91,7 +91,7 @@ class FeatureSettings:
             (torch.__version__, torchvision.__version__, images.device.type, self.amp_dtype, self.compile),
             (images.image_size, images.crop_size, images.interpolation, self.mean, self.std),
             (self.map_interpolation, self.pooling_size, self.grid_size, self.backbone.layers),
-            (str(self.backbone.module), weights_digest(self.backbone.module)),
+            (str(self.backbone.network), weights_digest(self.backbone.network)),
         )
         digest = new_digest()
         digest.update(repr(parts).encode())

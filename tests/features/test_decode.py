@@ -167,6 +167,14 @@ def test_uint8_stays_uint8_until_it_is_on_the_device(device, monkeypatch):
     np.testing.assert_array_equal(batch.cpu(), torch.stack(images).float() / 255)
 
 
+def test_every_integer_value_is_the_nearest_float_to_its_share():
+    shares = np.arange(256, dtype=np.float32) / np.float32(255)
+    bytes_ = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16).expand(1, 3, 16, 16)
+    np.testing.assert_array_equal(load_batch(bytes_, torch.device("cpu"))[0, 0].flatten(), shares)
+    deep = np.arange(65536).astype(np.uint16).reshape(256, 256)
+    np.testing.assert_array_equal(to_rgb(deep, "X[0]")[0].flatten(), (np.arange(65536) / 65535).astype(np.float32))
+
+
 def test_a_batch_of_a_mixed_list_has_each_image_as_a_share(device):
     bytes_, floats = to_rgb(picture(3), "X[0]"), to_rgb(picture(3, seed=1) / 255, "X[1]")
     batch = load_batch([bytes_, floats.to(device)], device)

@@ -28,7 +28,7 @@ from ipca_sklearn import PatchFeatureExtractor, PatchFeatures, PatchGaussianDete
 from ipca_sklearn._utils._devices import resolve_amp
 from ipca_sklearn.features import _lazy as _lazy_features
 from ipca_sklearn.features import _loader as _image_batches
-from ipca_sklearn.features._decode import ImageReadError, to_rgb
+from ipca_sklearn.features._decode import ImageReadError, read_mask, to_rgb
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 
@@ -625,6 +625,26 @@ def test_a_bright_square_is_where_it_was():
     np.testing.assert_array_equal(found > found.mean(), expected)
 
 
+def test_settings_are_those_of_the_parameters_and_need_no_images(device):
+    extractor = small(amp=True, augment="random_crop", normalization=(0.5, 0.25)).fit(pictures())
+    settings = extractor.feature_settings(device)
+    assert settings.images.device == device and settings.images.augment is None
+    assert extractor.feature_settings().images.device == torch.device("cpu")
+    assert small(device=device).fit(pictures()).feature_settings().images.device == device
+    assert settings.shape == extractor.transform(pictures()).shape[1:] == (8, 8, 9)
+    assert (settings.mean, settings.std) == ((0.5,) * 3, (0.25,) * 3)
+    assert (settings.images.image_size, settings.images.crop_size, settings.amp_dtype) == (72, 64, torch.bfloat16)
+    with pytest.raises(NotFittedError):
+        small().feature_settings()
+
+
+def test_the_digest_of_the_weights_tells_networks_apart(named):
+    assert pickle.loads(pickle.dumps(named)).weights_digest() == named.weights_digest()
+    assert clone(named).set_params(random_state=1).fit(pictures()).weights_digest() != named.weights_digest()
+    with pytest.raises(NotFittedError):
+        clone(named).weights_digest()
+
+
 def square_mask():
     mask = np.zeros((72, 72), dtype=bool)
     mask[12:28, 44:52] = True
@@ -652,6 +672,22 @@ def test_masks_in_any_form_are_cut_as_the_images_are(form):
     assert found.shape == (2, 64, 64) and found.dtype == bool
     np.testing.assert_array_equal(found[0], square_mask()[4:68, 4:68])
     assert not found[1].any()
+
+
+@pytest.mark.parametrize("form", MASKS)
+def test_one_reader_of_masks_says_what_is_marked(form):
+    read = read_mask(MASKS[form](square_mask()), "mask")
+    assert read.dtype == torch.bool
+    np.testing.assert_array_equal(read, square_mask())
+
+
+def test_a_mask_with_smoothed_edges_is_cut_at_half():
+    row = np.array([[0, 1, 127, 128, 255]], dtype=np.uint8)
+    np.testing.assert_array_equal(read_mask(row, "mask"), [[False, False, False, True, True]])
+    np.testing.assert_array_equal(read_mask(Image.fromarray(row), "mask"), read_mask(row, "mask"))
+    np.testing.assert_array_equal(read_mask(row.astype(np.int32) * 2, "mask"), [[False, False, True, True, True]])
+    np.testing.assert_array_equal(read_mask(row * 0, "mask"), [[False] * 5])
+    np.testing.assert_array_equal(read_mask(row / 255, "mask"), read_mask(row, "mask"))
 
 
 def test_masks_lie_over_the_images(tmp_path):
@@ -687,6 +723,7 @@ def test_a_bad_mask_is_named():
         ({"grid_size": 0}, "'grid_size' parameter"),
         ({"amp": "yes"}, "'amp' parameter"),
         ({"compile": "inductor"}, "'compile' parameter"),
+        ({"cache": 3}, "'cache' parameter"),
         ({"n_jobs": "two"}, "'n_jobs' parameter"),
         ({"random_state": "x"}, "'random_state' parameter"),
         ({"crop_size": 73}, "crop_size=73 is larger than image_size=72"),
@@ -704,13 +741,14 @@ def test_output_cannot_be_a_data_frame():
         small().set_output(transform="pandas")
 
 
-def test_batches_in_place_are_the_same_features_in_one_memory(device):
+def test_a_reader_that_reuses_memory_gets_the_same_features_in_one_memory(device):
     images = np.random.default_rng(0).integers(0, 255, size=(5, 32, 32, 3), dtype=np.uint8)
     settings = {"weights": None, "image_size": 32, "crop_size": 32, "batch_size": 2, "device": device}
     features = PatchFeatureExtractor("resnet18", **settings).fit(images).transform(images)
     expected = torch.cat(list(features.batches(2)))
     addresses = set()
-    for start, batch in zip((0, 2, 4), features.batches_in_place(2), strict=True):
+    for start, (batch, skipped) in zip((0, 2, 4), features.read(2, reuse=True), strict=True):
+        assert skipped == {}
         assert torch.equal(batch, expected[start : start + 2])
         addresses.add(batch.data_ptr())
     assert len(addresses) == 1
@@ -725,9 +763,9 @@ def test_the_network_takes_whole_batches_however_small_a_step_is(device, monkeyp
     features = PatchFeatureExtractor("resnet18", **settings).fit(images).transform(images)
     one_by_one = torch.cat(list(features.batches(1)))
     taken = []
-    describe = _lazy_features._describe
-    monkeypatch.setattr(_lazy_features, "_describe", lambda x, *rest: (taken.append(len(x)), describe(x, *rest)))
-    batches = [batch.clone() for batch in features.batches_in_place(size)]
+    run = _lazy_features._run_network
+    monkeypatch.setattr(_lazy_features, "_run_network", lambda x, *rest: (taken.append(len(x)), run(x, *rest)))
+    batches = [batch.clone() for batch, _ in features.read(size, reuse=True)]
     assert taken == expected
     assert [len(batch) for batch in batches] == [min(size, 11 - start) for start in range(0, 11, size)]
     torch.testing.assert_close(torch.cat(batches), one_by_one, rtol=1e-4, atol=1e-4)

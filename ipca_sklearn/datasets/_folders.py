@@ -1,4 +1,4 @@
-"""What every folder loader shares: listing images, and the Bunch they all return."""
+"""What the loaders of folders share: listing images, and the Bunch that they return."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NORMAL_TYPE = "good"
 
 
 class Sample(NamedTuple):
-    """One test image: where it is, what is wrong with it ("good" is nothing), and where its mask is."""
+    """One test image: its path, the type of its defect ("good" is none), and the path of its mask."""
 
     path: Path
     defect_type: str
@@ -42,9 +42,9 @@ def list_images(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES, *, rec
     list of Path
     """
     found: list[Path] = []
-    for place, subfolders, names in os.walk(folder):
+    for parent, subfolders, names in os.walk(folder):
         found += [
-            Path(place, name)
+            Path(parent, name)
             for name in sorted(names)
             if not name.startswith(".") and Path(name).suffix.lower() in suffixes
         ]
@@ -53,14 +53,14 @@ def list_images(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES, *, rec
 
 
 def require_images(folder: Path, what: str, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[Path]:
-    """List the images of a folder as `list_images` does, and raise where there are none.
+    """List the images of a folder with `list_images`, and raise if there are none.
 
     Parameters
     ----------
     folder : Path
         Folder to list.
     what : str
-        What the images are, for the message, for example "normal training image".
+        Name of the images in the message, for example "normal training image".
     suffixes : tuple of str
         Lower-case suffixes to accept, in any case.
 
@@ -72,24 +72,24 @@ def require_images(folder: Path, what: str, suffixes: tuple[str, ...] = IMAGE_SU
     Raises
     ------
     FileNotFoundError
-        If the folder is absent or holds no image.
+        If the folder is absent or has no image.
     """
     images = list_images(folder, suffixes)
     if not images:
-        state = "is empty of images" if folder.is_dir() else "does not exist"
+        state = "has no images" if folder.is_dir() else "does not exist"
         raise FileNotFoundError(f"no {what} found: {folder} {state}; expected files ending in {', '.join(suffixes)}.")
     return images
 
 
 def existing_root(root: str | os.PathLike[str], layout: str) -> Path:
-    """Return `root` as a path, or raise naming it and the layout that it should have.
+    """Return `root` as a path, or raise an error that names it and the expected layout.
 
     Parameters
     ----------
     root : str or path-like
-        Folder that a caller named; a leading ``~`` is the home folder.
+        Folder given by the caller; a leading ``~`` is the home folder.
     layout : str
-        The files expected under it, for the message.
+        The files expected in it, for the message.
 
     Returns
     -------
@@ -111,7 +111,7 @@ def existing_root(root: str | os.PathLike[str], layout: str) -> Path:
 
 
 def make_bunch(train_paths: list[Path], tests: list[Sample], descr: str) -> Bunch:
-    """Build the Bunch that every folder loader returns.
+    """Return the Bunch of a loader of folders.
 
     Parameters
     ----------

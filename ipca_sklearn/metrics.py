@@ -166,10 +166,11 @@ def aupro_score(masks: ArrayLike, maps: ArrayLike, *, max_fpr: float = 0.3, conn
     Notes
     -----
     The curve of [1]_ starts at (0, 0), has one point per distinct score (ties are one threshold), and is linear in
-    between, also at `max_fpr`. Each region has its own ROC curve against all normal pixels; the area under it is a mean
-    over the region's pixels. The result is the mean of these areas over the regions, so no curve is built. With N normal and
-    A anomalous pixels, the time is O(N log N + A log N) and the memory one copy of the pixels' scores and three arrays
-    of A. Sorting only the normal pixels that matter, found by a partition, was slower than sorting all of them.
+    between, also at `max_fpr`. Each region has its own ROC curve against all normal pixels; the area under it is a
+    mean over the region's pixels. The result is the mean of these areas over the regions, so no curve is built.
+    With N normal and A anomalous pixels, the time is O(N log N + A log N) and the memory one copy of the pixels'
+    scores and three arrays of A. Sorting only the normal pixels that matter, found by a partition, was slower than
+    sorting all of them.
 
     References
     ----------

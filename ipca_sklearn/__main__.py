@@ -1,4 +1,4 @@
-"""`ipca-sklearn` and `python -m ipca_sklearn`."""
+"""Entry point of `ipca-sklearn` and `python -m ipca_sklearn`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 
 
 def main() -> None:
-    """Run the command line, or say what to install for it."""
+    """Run the command line, or print what to install for it."""
     try:
         from ipca_sklearn.cli import app
     except ModuleNotFoundError as error:

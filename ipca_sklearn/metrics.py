@@ -1,37 +1,37 @@
 """Scores of anomaly detectors: how well images, pixels and defect regions are ranked.
 
-Two directions meet here, as everywhere in this package: *scores* of images (``score_samples``) are higher for more
-normal images, with scikit-learn's outlier labels +1 (normal) and -1 (anomalous); anomaly *maps* are larger where a
+There are two directions, as everywhere in this package. *Scores* of images (``score_samples``) are higher for more
+normal images, with scikit-learn's outlier labels +1 (normal) and -1 (anomalous). Anomaly *maps* are larger where a
 pixel is more anomalous, with masks that are true on the defects.
 
-Both pixel metrics are linear in the anomalous pixels: each one contributes a number that depends only on how many
-normal pixels score above it, and how many tie with it. So one sort of the normal pixels and two binary searches per
-anomalous pixel replace the curve over all thresholds, the counts stay integers, and nothing is accumulated along the
-curve that could drift above 1.
+Both pixel metrics are sums over the anomalous pixels: the term of a pixel depends only on how many normal pixels score
+above it, and how many tie with it. So one sort of the normal pixels and two binary searches per anomalous pixel replace
+the curve over all thresholds. The counts are integers, and no rounding accumulates along a curve to a value above 1.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from scipy import ndimage
 from sklearn.metrics import roc_auc_score
 
+from ipca_sklearn._utils._labels import check_labels
+from ipca_sklearn._utils._typing import ArrayLike
+
 __all__ = ["aupro_score", "image_roc_auc_score", "pixel_roc_auc_score", "resize_maps"]
 
-_Array: TypeAlias = ArrayLike | torch.Tensor
-
-# 16 MiB of float32: large enough to hide the overhead per call, small beside the pixels of any real test set.
-_CHUNK_PIXELS = 2**22
-# The counts of one block of anomalous pixels take a few int64 and float64 arrays of this length.
-_BLOCK_PIXELS = 2**18
+# Pixels of maps that are resized at once: 16 MiB of float32 hide the overhead per call.
+_PIXELS_AT_ONCE = 2**22
+# Anomalous pixels that are counted at once: the counts take a few int64 and float64 arrays of this length.
+_COUNTS_AT_ONCE = 2**18
 
 
-def image_roc_auc_score(y_true: _Array, y_score: _Array) -> float:
+def image_roc_auc_score(y_true: ArrayLike, y_score: ArrayLike) -> float:
     """Area under the ROC curve of image scores.
 
     Parameters
@@ -39,7 +39,7 @@ def image_roc_auc_score(y_true: _Array, y_score: _Array) -> float:
     y_true : array-like of shape (n_images,)
         Outlier labels: +1 for a normal image, -1 for an anomalous one.
     y_score : array-like of shape (n_images,)
-        Real scores as returned by ``score_samples`` or ``decision_function``: higher means more normal.
+        Real scores as returned by ``score_samples`` or ``decision_function``: higher is more normal.
 
     Returns
     -------
@@ -50,13 +50,13 @@ def image_roc_auc_score(y_true: _Array, y_score: _Array) -> float:
     ------
     ValueError
         If the shapes differ or are not 1-d, a label is neither +1 nor -1, one class is missing, or a score is NaN
-        or infinite.
+        or infinite. Scores are NaN for images that could not be read: leave these out.
     TypeError
         If an input does not hold real numbers.
 
     Notes
     -----
-    Only checks the input of :func:`sklearn.metrics.roc_auc_score`, which does the work: O(n log n).
+    This is :func:`sklearn.metrics.roc_auc_score` after checks of the input. Cost: O(n log n).
 
     Examples
     --------
@@ -69,11 +69,8 @@ def image_roc_auc_score(y_true: _Array, y_score: _Array) -> float:
         raise ValueError(
             f"y_true has shape {labels.shape} and y_score {scores.shape}: both must be 1-d, one entry per image."
         )
+    labels = check_labels(labels, "y_true")
     found = np.unique(labels)
-    if not np.isin(found, (-1, 1)).all():
-        raise ValueError(
-            f"y_true must hold +1 (normal) and -1 (anomalous) only, got {found[:5]}: map your labels first."
-        )
     if found.size < 2:
         raise ValueError(f"y_true holds only {found}: the ROC curve needs both normal (+1) and anomalous (-1) images.")
     if not np.isfinite(scores).all():
@@ -81,7 +78,7 @@ def image_roc_auc_score(y_true: _Array, y_score: _Array) -> float:
     return float(roc_auc_score(labels, scores))
 
 
-def pixel_roc_auc_score(masks: _Array, maps: _Array) -> float:
+def pixel_roc_auc_score(masks: ArrayLike, maps: ArrayLike) -> float:
     """Area under the ROC curve over all pixels of all images.
 
     Parameters
@@ -111,9 +108,9 @@ def pixel_roc_auc_score(masks: _Array, maps: _Array) -> float:
 
     Notes
     -----
-    The Mann-Whitney form of the area [1]_, with all pairs counted in integers: the only rounding is the last
-    division. With N normal and A anomalous pixels the time is O(N log N + A log N) and the memory one copy of the
-    pixels' scores. The curve itself, as in scikit-learn, is not built: it needs several float64 arrays of N + A.
+    The area is computed in its Mann-Whitney form [1]_. All pairs are counted in integers, so the only rounding is the
+    last division. With N normal and A anomalous pixels, the time is O(N log N + A log N) and the memory one copy of the
+    pixels' scores. The curve itself is not built, unlike in scikit-learn: it needs several float64 arrays of N + A.
 
     References
     ----------
@@ -134,7 +131,7 @@ def pixel_roc_auc_score(masks: _Array, maps: _Array) -> float:
     return (2 * pairs - wrong) / (2 * pairs)
 
 
-def aupro_score(masks: _Array, maps: _Array, *, max_fpr: float = 0.3, connectivity: int = 2) -> float:
+def aupro_score(masks: ArrayLike, maps: ArrayLike, *, max_fpr: float = 0.3, connectivity: int = 2) -> float:
     """Area under the per-region-overlap curve, up to a false positive rate.
 
     At each threshold, the overlap is the fraction of a region's pixels that reach it, averaged over the regions of
@@ -149,9 +146,10 @@ def aupro_score(masks: _Array, maps: _Array, *, max_fpr: float = 0.3, connectivi
         Anomaly maps, real, larger = more anomalous. If they are smaller than the masks they are resized as by
         :func:`resize_maps`; otherwise they keep their dtype.
     max_fpr : float, default=0.3
-        False positive rate, in (0, 1], at which the integral stops and by which it is divided.
+        False positive rate, in (0, 1], at which the integral stops. The integral is divided by it.
     connectivity : {1, 2}, default=2
-        Whether pixels touch by their edges only (1, four neighbours) or by their corners too (2, eight neighbours).
+        Neighbours of a pixel in a region: those that share an edge (1, four neighbours), or also a corner (2, eight
+        neighbours).
 
     Returns
     -------
@@ -167,11 +165,12 @@ def aupro_score(masks: _Array, maps: _Array, *, max_fpr: float = 0.3, connectivi
 
     Notes
     -----
-    The curve of [1]_ starts at (0, 0), has one point per distinct score, ties being one threshold, and is linear in
-    between, also at `max_fpr`. Its area is the mean over the regions of the area under each region's own ROC curve
-    against all normal pixels, which is the mean over the region's pixels; so no curve is built. With N normal and A
-    anomalous pixels the time is O(N log N + A log N) and the memory one copy of the pixels' scores and three arrays
-    of A. Sorting only the normal pixels that matter, found by a partition, was slower than sorting all of them.
+    The curve of [1]_ starts at (0, 0), has one point per distinct score (ties are one threshold), and is linear in
+    between, also at `max_fpr`. Each region has its own ROC curve against all normal pixels; the area under it is a
+    mean over the region's pixels. The result is the mean of these areas over the regions, so no curve is built.
+    With N normal and A anomalous pixels, the time is O(N log N + A log N) and the memory one copy of the pixels'
+    scores and three arrays of A. Sorting only the normal pixels that matter, found by a partition, was slower than
+    sorting all of them.
 
     References
     ----------
@@ -181,7 +180,7 @@ def aupro_score(masks: _Array, maps: _Array, *, max_fpr: float = 0.3, connectivi
 
     Examples
     --------
-    The region of one pixel is missed, that of two pixels is found:
+    The region of one pixel is missed, the region of two pixels is found:
 
     >>> from ipca_sklearn.metrics import aupro_score
     >>> aupro_score([[[1, 0, 1, 1], [0, 0, 0, 0]]], [[[0.0, 0.1, 0.9, 0.8], [0.1, 0.1, 0.1, 0.1]]])
@@ -194,25 +193,25 @@ def aupro_score(masks: _Array, maps: _Array, *, max_fpr: float = 0.3, connectivi
     defects, scores = _check_masks_and_maps(masks, maps)
     normal, anomalous = _split_scores(defects, scores)
     regions, n_regions = _label_regions(defects, connectivity)
-    # Sorted queries walk through the normal scores in order; in image order every search would miss the cache.
+    # Sorted queries read the normal scores in order; in the order of the images every search would miss the cache.
     order = np.argsort(anomalous)
     anomalous, regions = anomalous[order], regions[order]
 
     limit = max_fpr * normal.size
     totals = np.zeros(n_regions)
-    for block, above, reached in _false_positive_counts(normal, anomalous):
-        # A pixel's own curve is 0 up to `above` false positives, then rises linearly, and is 1 from `reached` on.
+    for pixels, above, reached in _false_positive_counts(normal, anomalous):
+        # The curve of one pixel is 0 up to `above` false positives, then rises linearly, and is 1 from `reached` on.
         start, stop = np.minimum(above, limit), np.minimum(reached, limit)
         height = (stop - start) / np.maximum(reached - above, 1)
         area = (limit - stop) + (stop - start) * height / 2
-        # Each term is at most 1 after rounding too, and so are the mean over a region and the mean over regions.
-        totals += np.bincount(regions[block], weights=area / limit, minlength=n_regions)
+        # Even after rounding each term is at most 1, and so are the mean over a region and the mean over regions.
+        totals += np.bincount(regions[pixels], weights=area / limit, minlength=n_regions)
     sizes = np.bincount(regions, minlength=n_regions)
     return float(np.mean(totals / sizes))
 
 
-def resize_maps(maps: _Array, size: tuple[int, int]) -> NDArray[np.float32]:
-    """Resize anomaly maps bilinearly, e.g. from the patch grid to the image.
+def resize_maps(maps: ArrayLike, size: tuple[int, int]) -> NDArray[np.float32]:
+    """Resize anomaly maps bilinearly, for example from the grid of patches to the image.
 
     Parameters
     ----------
@@ -236,8 +235,9 @@ def resize_maps(maps: _Array, size: tuple[int, int]) -> NDArray[np.float32]:
 
     Notes
     -----
-    :func:`torch.nn.functional.interpolate` with ``mode="bilinear"`` and ``align_corners=False``, on the CPU and a few
-    images at a time: beyond the result, the memory is about 32 MiB. There is no low-pass filter, so use it to enlarge.
+    This is :func:`torch.nn.functional.interpolate` with ``mode="bilinear"`` and ``align_corners=False``, on the CPU and
+    a few images at a time: besides the result, it takes about 32 MiB. There is no low-pass filter, so use it to enlarge
+    only.
 
     Examples
     --------
@@ -254,15 +254,15 @@ def resize_maps(maps: _Array, size: tuple[int, int]) -> NDArray[np.float32]:
         raise ValueError(f"size={size!r} must be two positive integers, (height, width).")
     height, width = int(size[0]), int(size[1])
     resized = np.empty((len(values), height, width), dtype=np.float32)
-    for images, chunk in _iter_chunks(values, (height, width), np.dtype(np.float32)):
-        resized[images] = chunk
+    for images, part in _iter_maps(values, (height, width), np.dtype(np.float32)):
+        resized[images] = part
     return resized
 
 
-def _as_real_array(values: _Array, name: str) -> NDArray[Any]:
+def _as_real_array(values: ArrayLike, name: str) -> NDArray[Any]:
     if isinstance(values, torch.Tensor):
         values = values.detach().cpu()
-        # NumPy has no bfloat16; float32 holds it and float16 exactly.
+        # NumPy has no bfloat16; float32 represents bfloat16 and float16 exactly.
         values = (values.float() if values.is_floating_point() and values.itemsize < 4 else values).numpy()
     array = np.asarray(values)
     if array.dtype.kind not in "biuf":
@@ -270,7 +270,7 @@ def _as_real_array(values: _Array, name: str) -> NDArray[Any]:
     return array
 
 
-def _check_masks_and_maps(masks: _Array, maps: _Array) -> tuple[NDArray[np.bool_], NDArray[Any]]:
+def _check_masks_and_maps(masks: ArrayLike, maps: ArrayLike) -> tuple[NDArray[np.bool_], NDArray[Any]]:
     labels, scores = _as_real_array(masks, "masks"), _as_real_array(maps, "maps")
     if labels.ndim != 3 or scores.ndim != 3 or len(labels) != len(scores):
         raise ValueError(
@@ -295,24 +295,22 @@ def _check_masks_and_maps(masks: _Array, maps: _Array) -> tuple[NDArray[np.bool_
     return defects, scores
 
 
-def _iter_chunks(
-    maps: NDArray[Any], size: tuple[int, int], dtype: np.dtype[Any]
-) -> Iterator[tuple[slice, NDArray[Any]]]:
-    """Yield slices of images and their maps, checked, cast to `dtype` and resized if their size differs."""
-    n_images = max(1, _CHUNK_PIXELS // (size[0] * size[1]))
+def _iter_maps(maps: NDArray[Any], size: tuple[int, int], dtype: np.dtype[Any]) -> Iterator[tuple[slice, NDArray[Any]]]:
+    """Yield slices of images with their maps, checked, cast to `dtype`, and resized if their size differs."""
+    n_images = max(1, _PIXELS_AT_ONCE // (size[0] * size[1]))
     for start in range(0, len(maps), n_images):
         images = slice(start, start + n_images)
-        with np.errstate(over="ignore"):  # what overflows is reported just below
-            chunk = maps[images].astype(dtype, copy=False)
-        finite = np.isfinite(chunk).all(axis=(1, 2))
+        with np.errstate(over="ignore"):  # an overflow is reported below
+            part = maps[images].astype(dtype, copy=False)
+        finite = np.isfinite(part).all(axis=(1, 2))
         if not finite.all():
             raise ValueError(
                 f"maps[{start + finite.argmin()}] holds NaN, infinity or a value beyond {dtype}: maps must be finite."
             )
-        if chunk.shape[1:] != size:
-            tensor = torch.from_numpy(chunk.copy())[:, None]  # torch wants neither read-only nor reversed arrays
-            chunk = torch.nn.functional.interpolate(tensor, size, mode="bilinear", align_corners=False)[:, 0].numpy()
-        yield images, chunk
+        if part.shape[1:] != size:
+            tensor = torch.from_numpy(part.copy())[:, None]  # torch takes neither read-only nor reversed arrays
+            part = torch.nn.functional.interpolate(tensor, size, mode="bilinear", align_corners=False)[:, 0].numpy()
+        yield images, part
 
 
 def _split_scores(defects: NDArray[np.bool_], maps: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -324,17 +322,17 @@ def _split_scores(defects: NDArray[np.bool_], maps: NDArray[Any]) -> tuple[NDArr
             "both; evaluate images with and without defects together."
         )
     size = defects.shape[1:]
-    # A foreign byte order would be converted again in every search.
+    # In the machine's byte order; another one would be converted again in every search.
     dtype = maps.dtype.newbyteorder("=") if maps.shape[1:] == size else np.dtype(np.float32)
     normal, anomalous = np.empty(defects.size - n_anomalous, dtype), np.empty(n_anomalous, dtype)
     n_seen = n_anomalous_seen = 0
-    for images, chunk in _iter_chunks(maps, size, dtype):
+    for images, part in _iter_maps(maps, size, dtype):
         mask = defects[images]
-        found, rest = chunk[mask], chunk[~mask]
+        found, rest = part[mask], part[~mask]
         n_normal_seen = n_seen - n_anomalous_seen
         anomalous[n_anomalous_seen : n_anomalous_seen + found.size] = found
         normal[n_normal_seen : n_normal_seen + rest.size] = rest
-        n_seen += chunk.size
+        n_seen += part.size
         n_anomalous_seen += found.size
     normal.sort()
     return normal, anomalous
@@ -343,12 +341,12 @@ def _split_scores(defects: NDArray[np.bool_], maps: NDArray[Any]) -> tuple[NDArr
 def _false_positive_counts(
     normal: NDArray[Any], anomalous: NDArray[Any]
 ) -> Iterator[tuple[slice, NDArray[np.intp], NDArray[np.intp]]]:
-    """Yield, per block of anomalous pixels, how many normal pixels score above each, and how many reach it."""
-    for start in range(0, anomalous.size, _BLOCK_PIXELS):
-        block = slice(start, start + _BLOCK_PIXELS)
-        above = normal.size - np.searchsorted(normal, anomalous[block], side="right")
-        reached = normal.size - np.searchsorted(normal, anomalous[block], side="left")
-        yield block, above, reached
+    """Yield slices of anomalous pixels, with the numbers of normal pixels that score above each, and that reach it."""
+    for start in range(0, anomalous.size, _COUNTS_AT_ONCE):
+        pixels = slice(start, start + _COUNTS_AT_ONCE)
+        above = normal.size - np.searchsorted(normal, anomalous[pixels], side="right")
+        reached = normal.size - np.searchsorted(normal, anomalous[pixels], side="left")
+        yield pixels, above, reached
 
 
 def _label_regions(defects: NDArray[np.bool_], connectivity: int) -> tuple[NDArray[np.integer], int]:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 import ipca_sklearn
+from ipca_sklearn import exceptions
 
 OPTIONAL = [
     "matplotlib",
@@ -28,13 +31,57 @@ MODULES = [
     "ipca_sklearn.persistence",
 ]
 
+# They are imported on first use, so that importing the package is fast.
+LAZY = ["BatchedIncrementalPCA", "PatchFeatureExtractor", "PatchFeatures", "PatchGaussianDetector"]
+
+
+def loaded_by(code: str, names: list[str]) -> list[str]:
+    """Return which modules a new interpreter has loaded after running some code."""
+    code = f"import sys\n{code}\nprint(*sorted(set({names}) & set(sys.modules)), sep=',')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return [name for name in done.stdout.splitlines()[-1].split(",") if name]
+
 
 def test_importing_loads_no_optional_dependency():
-    code = f"import sys, {', '.join(MODULES)}; print(sorted(set({OPTIONAL}) & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert loaded_by(f"import {', '.join(MODULES)}", OPTIONAL) == []
+
+
+@pytest.mark.parametrize("name", ["BatchedIncrementalPCA", "PatchGaussianDetector"])
+def test_an_estimator_of_features_loads_nothing_that_reads_images(name):
+    assert loaded_by(f"from ipca_sklearn import {name}", ["PIL", "torchvision"]) == []
+
+
+def test_the_package_and_the_help_of_the_command_line_load_no_torch():
+    assert loaded_by("import ipca_sklearn", ["torch"]) == []
+    code = """
+from ipca_sklearn.cli import app
+try:
+    app(["--help"])
+except SystemExit:
+    pass
+"""
+    assert loaded_by(code, ["torch"]) == []
 
 
 def test_public_names_are_sorted_and_there():
     assert list(ipca_sklearn.__all__) == sorted(ipca_sklearn.__all__)
     assert all(hasattr(ipca_sklearn, name) for name in ipca_sklearn.__all__)
+
+
+def test_lazy_names_are_listed_before_they_are_used():
+    code = "import ipca_sklearn; print(*dir(ipca_sklearn))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert set(LAZY) <= set(done.stdout.split())
+    assert set(ipca_sklearn.__all__) <= set(dir(ipca_sklearn))
+
+
+def test_exceptions_are_public():
+    assert list(exceptions.__all__) == sorted(exceptions.__all__)
+    assert exceptions.ImageReadError is ipca_sklearn.ImageReadError
+    assert exceptions.SkippedImagesWarning is ipca_sklearn.SkippedImagesWarning
+    assert issubclass(exceptions.ImageReadError, (OSError, ValueError))
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'PatchGaussian'"):
+        ipca_sklearn.PatchGaussian  # noqa: B018

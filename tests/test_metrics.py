@@ -101,7 +101,7 @@ def test_image_score_counts_pairs_with_normal_above_anomalous(pairs):
     [
         ([1, -1, 1], [0.1, 0.2], r"\(3,\).*\(2,\)"),
         ([[1], [-1]], [[0.1], [0.2]], r"\(2, 1\).*1-d"),
-        ([0, 1], [0.1, 0.2], r"\+1 \(normal\) and -1 .*\[0 1\]"),
+        ([0, 1], [0.1, 0.2], r"y_true has the labels \[0\]; normal is \+1 and anomalous -1"),
         ([1, -1, np.nan], [0.1, 0.2, 0.3], "nan"),
         ([1, 1], [0.1, 0.2], r"only \[1\]"),
         ([], [], "both normal"),
@@ -287,8 +287,8 @@ def test_small_maps_are_scored_as_if_resized_before(metric):
 def test_size_of_the_internal_pieces_does_not_matter(metric, step, monkeypatch):
     masks, maps = scored()
     whole = metric(masks, maps[:, ::step, ::step])
-    monkeypatch.setattr(metrics, "_CHUNK_PIXELS", 3 * masks[0].size)
-    monkeypatch.setattr(metrics, "_BLOCK_PIXELS", 7)
+    monkeypatch.setattr(metrics, "_PIXELS_AT_ONCE", 3 * masks[0].size)
+    monkeypatch.setattr(metrics, "_COUNTS_AT_ONCE", 7)
     assert metric(masks, maps[:, ::step, ::step]) == pytest.approx(whole, abs=1e-12)
 
 
@@ -390,11 +390,11 @@ def test_resizing_is_bilinear_between_pixel_centres(maps, height, width):
     np.testing.assert_allclose(resized, expected, atol=1e-3)
 
 
-@pytest.mark.parametrize("chunk_pixels", [1, 200, 450])
-def test_chunked_resizing_equals_direct_resizing(chunk_pixels, monkeypatch):
+@pytest.mark.parametrize("pixels_at_once", [1, 200, 450])
+def test_resizing_a_few_images_at_a_time_equals_direct_resizing(pixels_at_once, monkeypatch):
     maps = torch.from_numpy(np.random.default_rng(0).standard_normal((5, 6, 7), dtype=np.float32))
     direct = torch.nn.functional.interpolate(maps[:, None], (10, 20), mode="bilinear", align_corners=False)
-    monkeypatch.setattr(metrics, "_CHUNK_PIXELS", chunk_pixels)
+    monkeypatch.setattr(metrics, "_PIXELS_AT_ONCE", pixels_at_once)
     np.testing.assert_array_equal(resize_maps(maps, (10, 20)), direct[:, 0].numpy())
     np.testing.assert_array_equal(resize_maps(maps.numpy()[::-1], (10, 20)), direct[:, 0].numpy()[::-1])
 
@@ -411,7 +411,7 @@ def test_resizing_no_map_gives_no_map():
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("chunk_pixels", [1, 2**20])
+@pytest.mark.parametrize("pixels_at_once", [1, 2**20])
 @pytest.mark.parametrize(
     ("maps", "size", "message"),
     [
@@ -424,7 +424,7 @@ def test_resizing_no_map_gives_no_map():
         (with_value(1e39), (8, 8), r"maps\[1\].* beyond float32"),
     ],
 )
-def test_resizing_says_what_is_wrong(maps, size, message, chunk_pixels, monkeypatch):
-    monkeypatch.setattr(metrics, "_CHUNK_PIXELS", chunk_pixels)
+def test_resizing_says_what_is_wrong(maps, size, message, pixels_at_once, monkeypatch):
+    monkeypatch.setattr(metrics, "_PIXELS_AT_ONCE", pixels_at_once)
     with pytest.raises(ValueError, match=message):
         resize_maps(maps, size)

@@ -8,8 +8,8 @@ import numpy as np
 from sklearn.utils.validation import column_or_1d
 
 
-def check_labels(y: Any) -> np.ndarray:
-    """Return labels as an array (n,) of +1 and -1.
+def check_labels(y: Any, name: str = "y") -> np.ndarray:
+    """Return labels as an array (n,) of +1 and -1; `name` is what the message calls them.
 
     Raises
     ------
@@ -20,7 +20,7 @@ def check_labels(y: Any) -> np.ndarray:
     unknown = sorted(set(np.unique(labels).tolist()) - {1, -1}, key=str)
     if unknown:
         raise ValueError(
-            f"y has the labels {unknown[:5]}; normal is +1 and anomalous -1. For a column with 1 for anomalous and 0 "
-            "for normal use np.where(column == 1, -1, 1)"
+            f"{name} has the labels {unknown[:5]}; normal is +1 and anomalous -1. For a column with 1 for anomalous "
+            "and 0 for normal use np.where(column == 1, -1, 1)"
         )
     return labels

@@ -7,18 +7,14 @@ from typing import Annotated
 import typer
 
 from ipca_sklearn import __version__
-from ipca_sklearn.cli._common import Commands
-from ipca_sklearn.cli._demo import demo
-from ipca_sklearn.cli._evaluate import evaluate, export, info
-from ipca_sklearn.cli._learn import fit, update
-from ipca_sklearn.cli._predict import predict
+from ipca_sklearn.cli._commands import Commands
 
 app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.callback()
 def commands(debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False) -> None:
-    """Find defects in images of a product or a surface, having learnt from normal ones.
+    """Learn from images of normal products or surfaces, and find defects in other images.
 
     Exit codes: 0 done, 1 error, 2 wrong command line, 3 done but some images could not be read, 130 interrupted.
     """
@@ -28,7 +24,3 @@ def commands(debug: Annotated[bool, typer.Option("--debug", help="Show the trace
 def version() -> None:
     """Print the version."""
     typer.echo(__version__)
-
-
-for command in (demo, fit, update, predict, evaluate, info, export):
-    app.command()(command)

@@ -24,12 +24,12 @@ def demo(
     n_train: Annotated[int, typer.Option(min=1, help="Normal images to learn from.")] = 96,
     n_test: Annotated[int, typer.Option(min=2, help="Images to score, half of them with a defect.")] = 48,
     k: Annotated[int, typer.Option("--k", min=1, help="Components per patch.")] = 16,
-    seed: Annotated[int, typer.Option(help="For the images.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the images.")] = 0,
 ) -> None:
-    """Learn generated textures, score others, and draw the heat maps. Needs no data and no network."""
+    """Learn generated textures, score others, and draw the heat maps. Needs no data or connection."""
     import matplotlib
 
-    matplotlib.use("Agg")  # a file is written, no window is opened
+    matplotlib.use("Agg")  # to write a file without opening a window
     data = make_textures(n_train, n_test, material=material, random_state=seed)
     features = PatchFeatureExtractor("efficientnet_lite0")
     pipe = Pipeline([("features", features), ("detector", PatchGaussianDetector(k))])

@@ -1,4 +1,4 @@
-"""`evaluate`, `info` and `export`: how good a model is, what it is, and a file for other programs."""
+"""`evaluate`, `info` and `export`: figures of a model, its settings, and a file for other programs."""
 
 from __future__ import annotations
 
@@ -9,33 +9,39 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from ipca_sklearn.cli._common import Device, ModelFile, Progress, open_model
+from ipca_sklearn.cli._common import Device, ModelFile, open_model
+from ipca_sklearn.cli._progress import Progress
 from ipca_sklearn.datasets import load_mvtec_ad
+from ipca_sklearn.export import to_onnx
 from ipca_sklearn.metrics import aupro_score, image_roc_auc_score, pixel_roc_auc_score
 
 
 def evaluate(
     model: ModelFile,
     root: Annotated[
-        Path, typer.Argument(metavar="ROOT", help="Folder with test/good, test/<type> and ground_truth/<type>.")
+        Path,
+        typer.Argument(metavar="ROOT", help="Folder with train/good, test/good, test/<type>, ground_truth/<type>."),
     ],
     picture: Annotated[Path | None, typer.Option(metavar="PNG", help="Draw the ROC curves of the images.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     device: Device = "auto",
 ) -> None:
-    """Test a model on labelled images in MVTec AD's layout: ROCAUC of images and pixels, AUPRO, per defect type."""
+    """Test a model on labelled images in MVTec AD's layout.
+
+    The figures are ROCAUC of images and of pixels, AUPRO and the share of images found, for each type of defect.
+    """
     pipe = open_model(model, device)
     root = root.resolve()
     data = load_mvtec_ad(root.parent, root.name)
     extractor, detector = pipe[0], pipe[-1]
     features = extractor.transform(data.test_paths)
-    progress = Progress(len(data.test_paths))
-    parts: list[np.ndarray] = []
+    steps: list[np.ndarray] = []
     size = detector.step_size or 16
-    for start in range(0, len(data.test_paths), size):
-        parts.append(detector.transform(features[start : start + size]))
-        progress.show(start + len(parts[-1]))
-    maps = np.concatenate(parts)
+    with Progress(len(data.test_paths)) as progress:
+        for start in range(0, len(data.test_paths), size):
+            steps.append(detector.transform(features[start : start + size]))
+            progress.show(start + len(steps[-1]))
+    maps = np.concatenate(steps)
     scores = detector.score_maps(maps)
     masks = extractor.transform_masks(data.mask_paths)
     normal = data.test_labels == 1
@@ -72,7 +78,7 @@ def evaluate(
 def _draw_roc(path: Path, data: Any, scores: np.ndarray) -> None:
     import matplotlib
 
-    matplotlib.use("Agg")  # a file is written, no window is opened
+    matplotlib.use("Agg")  # to write a file without opening a window
     from matplotlib import pyplot as plt
     from sklearn.metrics import RocCurveDisplay
 
@@ -89,11 +95,11 @@ def _draw_roc(path: Path, data: Any, scores: np.ndarray) -> None:
 
 
 def info(model: ModelFile, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Say what a model was trained on, by which versions, its settings and its size."""
+    """Print what a model was trained on, its settings and its size."""
     pipe = open_model(model, None)
     extractor, detector = pipe[0], pipe[-1]
     height, width = detector.patch_shape_
-    told = {
+    facts = {
         "images learnt": detector.n_samples_seen_,
         "learnt from": getattr(pipe, "learnt_from_", []),
         "backbone": str(extractor.backbone),
@@ -102,17 +108,17 @@ def info(model: ModelFile, as_json: Annotated[bool, typer.Option("--json", help=
         "patches": [height, width],
         "features": detector.n_features_in_,
         "components": detector.pca_.n_components_,
-        "score": detector.get_params()["score"],
+        "distance": detector.distance,
         "offset": float(detector.offset_),
         "map threshold": float(detector.map_threshold_),
-        "contamination": detector.contamination,
+        "false positive rate": detector.false_positive_rate,
         "calibrated with images": len(detector.calibration_scores_),
         "file, MB": round(model.stat().st_size / 1e6, 1),
     }
     if as_json:
-        typer.echo(json.dumps(told))
+        typer.echo(json.dumps(facts))
         return
-    for name, value in told.items():
+    for name, value in facts.items():
         if name == "learnt from":
             for record in value:
                 typer.echo(
@@ -126,10 +132,8 @@ def info(model: ModelFile, as_json: Annotated[bool, typer.Option("--json", help=
 def export(
     model: ModelFile,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="ONNX", help="File to write.")],
-    dtype: Annotated[str, typer.Option(help="Of the images that the file takes: uint8 or float32.")] = "uint8",
+    dtype: Annotated[str, typer.Option(help="Type of the pixels that the file takes: uint8 or float32.")] = "uint8",
 ) -> None:
-    """Write a model as one ONNX file: images (n, 3, H, W) to scores and maps."""
-    from ipca_sklearn.export import to_onnx
-
+    """Write a model as one ONNX file, from images (n, 3, H, W) to scores and maps."""
     to_onnx(open_model(model, "cpu"), output, dtype=dtype)
     typer.echo(f"{output}: {output.stat().st_size / 1e6:.1f} MB")

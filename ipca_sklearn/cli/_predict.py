@@ -1,4 +1,4 @@
-"""`predict`: images to rows of a table, heat maps, masks and a report, a few images at a time."""
+"""`predict`: images to rows of a table, heat maps, masks and a report, one step of images at a time."""
 
 from __future__ import annotations
 
@@ -11,50 +11,51 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Annotated, Any
 
-import numpy as np
 import typer
-from PIL import Image, ImageOps
-from scipy.ndimage import label
+from PIL import Image
 from sklearn.pipeline import Pipeline
 
 from ipca_sklearn import SkippedImagesWarning
-from ipca_sklearn.cli._common import UNREADABLE, Device, ModelFile, Progress, list_images, open_model
-from ipca_sklearn.inspection import HtmlReport
+from ipca_sklearn.cli._common import Device, ModelFile, find_images, open_model
+from ipca_sklearn.cli._progress import Progress
+from ipca_sklearn.inspection import HtmlReport, hottest_box, overlay
+from ipca_sklearn.inspection._pictures import image_size, open_upright, patch_mask
 
+UNREADABLE = 3  # exit code
 COLUMNS = ("path", "score", "p_value", "label", "top", "left", "height", "width", "error")
 
 
 def predict(
     model: ModelFile,
-    places: Annotated[
-        list[Path], typer.Argument(metavar="PATHS...", help="Images or folders; `-` reads paths from stdin.")
-    ],
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH", help="Images or folders; `-` reads paths from stdin.")],
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Table to write: .csv or .jsonl; `-` is CSV on stdout.")
     ] = Path("-"),
     maps: Annotated[Path | None, typer.Option(metavar="DIR", help="Write heat maps over the images, as PNG.")] = None,
     masks: Annotated[Path | None, typer.Option(metavar="DIR", help="Write masks of anomalous patches, as PNG.")] = None,
     report: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write a page of all images, sorted by score, as .html.")
+        Path | None, typer.Option(metavar="FILE", help="Write an HTML page of all images, sorted by score.")
     ] = None,
     device: Device = "auto",
 ) -> None:
-    """Score images: path, score (higher is more normal), p-value, label, the hottest box, and what went wrong.
+    """Score images, and write tables, heat maps, masks and a report.
 
-    label is +1 (normal) or -1 (anomalous), the box is in pixels of the image. An image that cannot be read is a row
-    with its error, and the exit code is then 3.
+    The columns are path, score (higher is more normal), p-value, label (+1 normal, -1 anomalous), the box around the
+    hottest region in pixels of the image, and error. An image that cannot be read is a row with its error, and the exit
+    code is then 3.
     """
     pipe = open_model(model, device, on_error="skip")
-    paths = list_images(places)
-    progress = Progress(len(paths))
+    images = find_images(paths)
     failed = 0
     with ExitStack() as stack:
         table = Table(output, stack)
         page = None
         if report is not None:
-            title = f"{model.name}, {len(paths)} images"
+            title = f"{model.name}, {len(images)} images"
             page = stack.enter_context(HtmlReport(report, threshold=pipe[-1].offset_, title=title))
-        for number, row in enumerate(rows(pipe, paths), 1):
+        rows_in_terminal = str(output) == "-" and sys.stdout.isatty()
+        progress = stack.enter_context(Progress(len(images), plain=rows_in_terminal))
+        for number, row in enumerate(rows(pipe, images), 1):
             table.write(row)
             if row["error"]:
                 failed += 1
@@ -62,17 +63,17 @@ def predict(
                 if maps is not None:
                     _save(overlay(pipe, row["map"], open_upright(row["path"])), maps, number, row["path"])
                 if masks is not None:
-                    _save(mask_image(pipe, row), masks, number, row["path"])
+                    _save(patch_mask(pipe, row["map"], row["size"]), masks, number, row["path"])
             if page is not None:
                 _add_to_report(page, pipe, row)
             progress.show(number)
     if failed:
-        typer.echo(f"{failed} of {len(paths)} images cannot be read; see the column error", err=True)
+        typer.echo(f"{failed} of {len(images)} images cannot be read; see the column error", err=True)
         raise typer.Exit(UNREADABLE)
 
 
 class Table:
-    """Rows as CSV or JSON lines, each written as it comes."""
+    """Rows as CSV or JSON lines, each written at once."""
 
     def __init__(self, path: Path, stack: ExitStack) -> None:
         if str(path) != "-" and path.suffix not in (".csv", ".jsonl"):
@@ -94,7 +95,7 @@ class Table:
 
 
 def rows(pipe: Pipeline, paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
-    """Yield a row per image, with its map and its size; a few images are in memory at a time."""
+    """Yield a row per image, with its map and its size. One step of images is in memory at a time."""
     size = pipe[-1].step_size or 16
     for start in range(0, len(paths), size):
         yield from _score(pipe, list(paths[start : start + size]))
@@ -104,7 +105,7 @@ def _score(pipe: Pipeline, paths: list[Path]) -> list[dict[str, Any]]:
     extractor, detector = pipe[0], pipe[-1]
     features = extractor.transform(paths)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SkippedImagesWarning)  # the rows tell which, and why
+        warnings.simplefilter("ignore", SkippedImagesWarning)  # the rows have the reasons
         maps = detector.transform(features)
     scores = detector.score_maps(maps)
     p_values = detector.p_values(scores=scores)
@@ -128,70 +129,6 @@ def _score(pipe: Pipeline, paths: list[Path]) -> list[dict[str, Any]]:
     return found
 
 
-def image_size(path: Path) -> tuple[int, int]:
-    """Return height and width of an image as it is shown, from its header."""
-    with Image.open(path) as image:
-        width, height = image.size
-        turned = image.getexif().get(0x0112, 1) >= 5  # EXIF orientations 5 to 8 lie on their side
-    return (width, height) if turned else (height, width)
-
-
-def open_upright(path: str, side: int | None = None) -> Image.Image:
-    """Return an image as it is shown, no larger than a square of this side."""
-    with Image.open(path) as image:
-        if side is not None:
-            image.draft("RGB", (side, side))  # JPEG files are decoded at a fraction of their size
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode.startswith("I") or upright.mode == "F":  # 16 bits; PIL would cut the upper half off
-            upright = Image.fromarray((np.asarray(upright, dtype=np.float32) / 257).clip(0, 255).astype(np.uint8))
-        upright = upright.convert("RGB")
-    if side is not None:
-        upright.thumbnail((side, side))
-    return upright
-
-
-def hottest_box(
-    anomaly_map: np.ndarray, threshold: float, covered: tuple[float, float, float, float]
-) -> tuple[int, int, int, int]:
-    """Return top, left, height and width, in pixels, of the anomalous region around the largest value.
-
-    Where nothing is above the threshold it is the patch of the largest value.
-    """
-    peak = np.unravel_index(anomaly_map.argmax(), anomaly_map.shape)
-    regions, _ = label(anomaly_map > threshold)
-    inside = regions == regions[peak] if regions[peak] else np.zeros_like(regions, dtype=bool)
-    inside[peak] = True
-    row, column = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
-    top, left, height, width = covered
-    y, x = height / anomaly_map.shape[0], width / anomaly_map.shape[1]
-    first = round(top + row[0] * y), round(left + column[0] * x)
-    last = round(top + (row[-1] + 1) * y), round(left + (column[-1] + 1) * x)
-    return (*first, last[0] - first[0], last[1] - first[1])
-
-
-def _stretched(pipe: Pipeline, values: np.ndarray, size: tuple[int, int], resample: Image.Resampling) -> np.ndarray:
-    """Return a map laid over an image of a size, zero where it is not inspected."""
-    top, left, height, width = (round(value) for value in pipe[0].covered_box(size))
-    laid = np.zeros(size, dtype=np.float32)
-    stretched = Image.fromarray(values.astype(np.float32)).resize((width, height), resample)
-    laid[top : top + height, left : left + width] = np.asarray(stretched)
-    return laid
-
-
-def overlay(pipe: Pipeline, anomaly_map: np.ndarray, image: Image.Image) -> Image.Image:
-    """Return the image in grey with the heat map over it: black is 0, yellow twice the threshold and more."""
-    from matplotlib import colormaps
-
-    grey = np.asarray(image.convert("L"), dtype=np.float32)[..., None]
-    size = grey.shape[:2]
-    limit = pipe[-1].map_threshold_
-    limit = 2 * limit if 0 < limit < np.inf else 1
-    warmth = _stretched(pipe, anomaly_map, size, Image.Resampling.BILINEAR) / limit
-    colours = 255 * colormaps["inferno"](np.clip(warmth, 0, 1))[..., :3]
-    inspected = _stretched(pipe, np.ones_like(anomaly_map), size, Image.Resampling.NEAREST)[..., None]
-    return Image.fromarray((grey + 0.6 * inspected * (colours - grey)).astype(np.uint8))
-
-
 def _add_to_report(page: HtmlReport, pipe: Pipeline, row: dict[str, Any]) -> None:
     if row["error"]:
         page.add(row["path"], error=row["error"])
@@ -199,12 +136,6 @@ def _add_to_report(page: HtmlReport, pipe: Pipeline, row: dict[str, Any]) -> Non
     thumbnail = open_upright(row["path"], page.thumbnail_size)
     heat_map = overlay(pipe, row["map"], thumbnail)
     page.add(row["path"], row["score"], p_value=row["p_value"], image=thumbnail, heat_map=heat_map)
-
-
-def mask_image(pipe: Pipeline, row: dict[str, Any]) -> Image.Image:
-    """Return a mask of the image's size, white where a patch is anomalous."""
-    marked = _stretched(pipe, row["map"] > pipe[-1].map_threshold_, row["size"], Image.Resampling.NEAREST)
-    return Image.fromarray((255 * marked).astype(np.uint8))
 
 
 def _save(image: Image.Image, folder: Path, number: int, path: str) -> None:

@@ -1,4 +1,4 @@
-"""Data sets for visual anomaly detection: folders on disk, one download, and drawn surfaces that need neither.
+"""Data sets for visual anomaly detection: folders on disk, one download, and generated surfaces that need neither.
 
 Labels follow scikit-learn's outlier convention everywhere: +1 is normal, -1 is anomalous.
 """

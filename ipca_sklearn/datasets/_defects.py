@@ -1,7 +1,8 @@
 """Damage to a surface: one function per kind, each drawn from a generator.
 
-A kind maps ``(rng, colour, centre, strength)`` to the damaged colours and to how much of the damage each pixel shows.
-Its size follows the image's, its contrast the strength, and both are drawn widely, from hard to see to plain.
+A kind maps ``(rng, colour, centre, strength)`` to the damaged colours and to the share of the damage that each pixel
+shows. Its size is proportional to the image's, its contrast to the strength. Both vary widely, from hard to see to
+obvious.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from scipy import ndimage
 from ipca_sklearn.datasets._materials import FloatArray, Surface, emboss, grid, smooth_noise, smoothstep
 
 Damage = tuple[FloatArray, FloatArray]
-# A pixel is damaged where at least this fraction of the damage shows; below it nothing is changed at all.
+# A pixel is damaged if at least this fraction of the damage shows; otherwise it is not changed at all.
 _SHOWS = 0.25
 _MIN_AREA_FRACTION = 6e-4
 _N_TRIES = 100
@@ -27,33 +28,33 @@ def apply_defect(rng: np.random.Generator, surface: Surface, kind: str) -> tuple
     Parameters
     ----------
     rng : numpy.random.Generator
-        Where, how large and how strong.
+        Decides where, how large and how strong the damage is.
     surface : Surface
-        What is damaged; it is not changed.
+        The undamaged surface; it stays unchanged.
     kind : str
         A key of `DEFECTS`.
 
     Returns
     -------
     colour : ndarray of shape (size, size, 3)
-        The damaged colours, those of the surface outside the mask.
+        The damaged colours; outside the mask the colours of the surface.
     mask : bool ndarray of shape (size, size)
-        Where it is damaged, at least a few pixels.
+        The damaged pixels, at least a few.
     """
     size = surface.foreground.shape[0]
-    # Keeping off the border, where the larger part of a defect might fall outside.
+    # Not at the border, where most of a defect might be outside of the image.
     inner = surface.foreground.copy()
     margin = max(1, size // 10)
     inner[:margin] = inner[-margin:] = inner[:, :margin] = inner[:, -margin:] = False
-    places = np.argwhere(inner)
+    centres = np.argwhere(inner)
     for _ in range(_N_TRIES):
-        centre = places[rng.integers(len(places))].astype(np.float64)
+        centre = centres[rng.integers(len(centres))].astype(np.float64)
         strength = float(rng.uniform(0.15, 1.0))
         damaged, shown = DEFECTS[kind](rng, surface.colour, centre, strength)
         mask = (shown >= _SHOWS) & surface.foreground
         if mask.sum() >= max(6, _MIN_AREA_FRACTION * size**2):
             return np.where(mask[..., None], damaged, surface.colour), mask
-    raise RuntimeError(f"no place for a {kind!r} was found in {_N_TRIES} tries; the foreground is too small.")
+    raise RuntimeError(f"no position for a {kind!r} was found in {_N_TRIES} tries; the foreground is too small.")
 
 
 def _paint(colour: FloatArray, shown: FloatArray, target: FloatArray) -> FloatArray:
@@ -67,14 +68,14 @@ def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
 def _spot(
     rng: np.random.Generator, size: int, centre: FloatArray, radius: float, roughness: float, soft: float
 ) -> tuple[FloatArray, FloatArray]:
-    """Draw an irregular, slightly oblong disc: each pixel's depth (1 at the centre, 0 at the edge) and its cover."""
+    """Draw an irregular, slightly oblong disc: depth (1 at the centre, 0 at the edge) and cover of each pixel."""
     y, x = grid(size)
     angle, stretch = rng.uniform(0, np.pi), rng.uniform(1.0, 1.7)
     dy, dx = y - centre[0], x - centre[1]
     along = (dy * np.cos(angle) + dx * np.sin(angle)) / stretch**0.5
     across = (dx * np.cos(angle) - dy * np.sin(angle)) * stretch**0.5
     depth = 1 - np.hypot(along, across) / radius + roughness * smooth_noise(rng, size, max(1.0, 0.35 * radius))
-    # Noise far away may rise above the edge, too: keep to the neighbourhood.
+    # Far from the centre noise alone may exceed the edge; it is cut off there.
     depth = np.where(np.hypot(along, across) < 1.6 * radius, depth, -1.0)
     return depth, smoothstep(depth * radius, -soft, soft)
 
@@ -102,7 +103,7 @@ def _stroke(size: int, path: FloatArray, half_width: FloatArray | float, soft: f
 
 
 def _blob(rng: np.random.Generator, colour: FloatArray, centre: FloatArray, strength: float) -> Damage:
-    """Draw a drop of something half transparent, which shines at its upper left."""
+    """Draw a half transparent drop with a highlight at its upper left."""
     size = len(colour)
     radius = size * _log_uniform(rng, 0.022, 0.07)
     depth, shown = _spot(rng, size, centre, radius, 0.12, 1.0)
@@ -133,7 +134,7 @@ def _crack(rng: np.random.Generator, colour: FloatArray, centre: FloatArray, str
 
 
 def _dent(rng: np.random.Generator, colour: FloatArray, centre: FloatArray, strength: float) -> Damage:
-    """Draw a smooth hollow: nothing but the shading changes."""
+    """Draw a smooth hollow: only the shading changes."""
     size = len(colour)
     radius = size * _log_uniform(rng, 0.035, 0.09)
     depth, shown = _spot(rng, size, centre, radius, 0.06, 1.5)
@@ -143,7 +144,7 @@ def _dent(rng: np.random.Generator, colour: FloatArray, centre: FloatArray, stre
 
 
 def _hole(rng: np.random.Generator, colour: FloatArray, centre: FloatArray, strength: float) -> Damage:
-    """Draw a pit with a dark floor and a rim that is lit on the far side."""
+    """Draw a pit with a dark floor and a rim lit on the far side."""
     size = len(colour)
     radius = size * _log_uniform(rng, 0.016, 0.045)
     depth, shown = _spot(rng, size, centre, radius, 0.15, 0.8)
@@ -153,7 +154,7 @@ def _hole(rng: np.random.Generator, colour: FloatArray, centre: FloatArray, stre
 
 
 def _scratch(rng: np.random.Generator, colour: FloatArray, centre: FloatArray, strength: float) -> Damage:
-    """Draw one to three nearly straight lines side by side, bright where the surface came off, dark along one edge."""
+    """Draw one to three nearly straight parallel lines, bright where the surface is removed, dark along one edge."""
     size = len(colour)
     heading, length = rng.uniform(0, 2 * np.pi), size * _log_uniform(rng, 0.15, 0.50)
     curl = rng.normal(0, 0.25)
@@ -171,7 +172,7 @@ def _scratch(rng: np.random.Generator, colour: FloatArray, centre: FloatArray, s
 
 
 def _stain(rng: np.random.Generator, colour: FloatArray, centre: FloatArray, strength: float) -> Damage:
-    """Draw a dried liquid: a tint that lets the texture through, darkest along its edge."""
+    """Draw a dried liquid: a tint through which the texture shows, darkest along its edge."""
     size = len(colour)
     radius = size * _log_uniform(rng, 0.05, 0.14)
     depth, shown = _spot(rng, size, centre, radius, 0.22, 2.0)
@@ -182,7 +183,7 @@ def _stain(rng: np.random.Generator, colour: FloatArray, centre: FloatArray, str
 
 
 def _thread(rng: np.random.Generator, colour: FloatArray, centre: FloatArray, strength: float) -> Damage:
-    """Draw a loose fibre that lies on the surface and casts a shadow."""
+    """Draw a loose fibre on the surface, with its shadow."""
     size = len(colour)
     length = size * _log_uniform(rng, 0.18, 0.45)
     path = _walk(rng, centre, rng.uniform(0, 2 * np.pi), length, 0.05, rng.normal(0, 2.0))
@@ -197,7 +198,7 @@ def _thread(rng: np.random.Generator, colour: FloatArray, centre: FloatArray, st
 
 
 def _wear(rng: np.random.Generator, colour: FloatArray, centre: FloatArray, strength: float) -> Damage:
-    """Draw a rubbed patch: the texture is smoothed away, and a little paler."""
+    """Draw a rubbed area: its texture is smoothed, and a little paler."""
     size = len(colour)
     radius = size * _log_uniform(rng, 0.05, 0.12)
     depth, shown = _spot(rng, size, centre, radius, 0.25, 2.0)

@@ -1,4 +1,4 @@
-"""Download the magnetic tile defects; what arrives is verified before it takes its place."""
+"""Download the magnetic tile defects. Its content is verified before it can be used."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from ipca_sklearn.datasets._magnetic_tile import load_magnetic_tile, photos_and_
 
 _FOLDER_NAME = "magnetic_tile"
 _BASE_URL = "https://github.com/abin24/Magnetic-tile-defect-datasets."
-# The host packs an archive when asked for it and may pack the same files in other bytes tomorrow, so there is no
-# checksum to rely on. What makes a download right is its content: these many images of each type, each with its mask.
+# The host packs archives on request and may pack the same files to other bytes later, so a fixed checksum would fail.
+# The content is checked instead: the number of images of each type, each with its mask.
 _EXPECTED_COUNTS = {
     "MT_Blowhole": 115,
     "MT_Break": 85,
@@ -37,11 +37,11 @@ def fetch_magnetic_tile(
     test_prefix: str = "exp1",
     download_if_missing: bool = True,
 ) -> Bunch:
-    """Load the magnetic tile defects, and download them first where they are not there yet.
+    """Load the magnetic tile defects, and download them first if they are absent.
 
-    The archive is unpacked into a temporary folder and renamed to ``data_home/magnetic_tile`` only after its content
-    was verified: as many images of each type as the authors published, each with its mask, and each file an image.
-    A download that breaks off or brings something else leaves nothing behind.
+    The archive is unpacked into a temporary folder, which is renamed to ``data_home/magnetic_tile`` after its content
+    was verified: as many images of each type as the authors published, each with its mask, and each file an image. A
+    download that breaks off or has other content leaves nothing behind.
 
     Parameters
     ----------
@@ -54,14 +54,14 @@ def fetch_magnetic_tile(
     sha256 : str, default=None
         Checksum that the archive must have, in hexadecimal digits. None verifies the content alone.
     test_prefix : str, default="exp1"
-        The normal images whose file name begins with this are tested, as in :func:`load_magnetic_tile`.
+        Normal images whose file names begin with this are for the test, as in :func:`load_magnetic_tile`.
     download_if_missing : bool, default=True
         If False, raise instead of downloading.
 
     Returns
     -------
     sklearn.utils.Bunch
-        As :func:`load_magnetic_tile` returns it.
+        As of :func:`load_magnetic_tile`.
 
     Raises
     ------
@@ -72,12 +72,12 @@ def fetch_magnetic_tile(
     OSError
         If the download fails.
     ValueError
-        If what was downloaded, or what lies in the folder, is not the whole set; the message says what is wrong.
+        If the download or the folder is not the whole set; the message says what is wrong.
 
     Notes
     -----
-    The images come from their authors' repository, which names no licence; it welcomes use and asks for the citation
-    that is in ``DESCR``.
+    The images come from the repository of their authors. It gives no licence, welcomes use and asks for the citation
+    in ``DESCR``.
 
     Examples
     --------
@@ -110,7 +110,7 @@ def _download(url: str, sha256: str | None, target: Path) -> None:
             'fetch_magnetic_tile needs pooch to download; run pip install "ipca_sklearn[datasets]".'
         ) from error
 
-    # Beside the target, so that the last step is a rename within one file system: all or nothing.
+    # Beside the target: the last step is then a rename within one file system, which happens entirely or not at all.
     with tempfile.TemporaryDirectory(prefix=f".{_FOLDER_NAME}-", dir=target.parent) as scratch:
         try:
             archive = pooch.retrieve(
@@ -120,13 +120,15 @@ def _download(url: str, sha256: str | None, target: Path) -> None:
                 path=scratch,
                 downloader=pooch.HTTPDownloader(chunk_size=1 << 16),
             )
-        except OSError as error:  # those of requests, too
+        except OSError as error:  # errors of requests are OSErrors too
             raise OSError(
                 f"could not download {url}: {error}. Check the connection and base_url, or fetch the archive by other "
                 "means, unpack it and use load_magnetic_tile(root)."
             ) from error
         except ValueError as error:
-            raise ValueError(f"{url} has not the checksum sha256={sha256!r}; nothing was kept. {error}") from error
+            raise ValueError(
+                f"{url} does not have the checksum sha256={sha256!r}; nothing was kept. {error}"
+            ) from error
         unpacked = Path(scratch) / _FOLDER_NAME
         try:
             _unpack(Path(archive), unpacked)
@@ -139,15 +141,15 @@ def _download(url: str, sha256: str | None, target: Path) -> None:
         try:
             unpacked.rename(target)
         except OSError:
-            # Another process that fetched at the same time may have been first; what it put there was verified.
+            # Another process that fetched at the same time may have been first; its content was verified too.
             if not target.is_dir():
                 raise
 
 
 def _unpack(archive: Path, folder: Path) -> None:
-    """Unpack the files below each ``MT_<type>``, without the folders that the host puts above them."""
+    """Unpack the files in each ``MT_<type>``, without the folders that the host adds above them."""
     with zipfile.ZipFile(archive) as members:
-        # All names are judged before the first file is written.
+        # All names are checked before the first file is written.
         for name in members.namelist():
             parts = PurePosixPath(name.replace("\\", "/")).parts
             if ".." in parts or name.startswith(("/", "\\")) or ":" in name:
@@ -175,7 +177,7 @@ def _count_problems(root: Path) -> list[str]:
 
 
 def _file_problems(root: Path) -> list[str]:
-    """Say which files are no images; reads the headers alone, as the zip's own checksums cover the rest."""
+    """List the files that are not images. Only headers are read: the checksums of the zip file cover the rest."""
     problems = []
     for name in _EXPECTED_COUNTS:
         photos, masks = photos_and_masks(root / name)

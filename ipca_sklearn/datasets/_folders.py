@@ -1,4 +1,4 @@
-"""What every folder loader shares: listing images, and the Bunch they all return."""
+"""What the loaders of folders share: listing images, and the Bunch that they return."""
 
 from __future__ import annotations
 
@@ -14,47 +14,53 @@ NORMAL_TYPE = "good"
 
 
 class Sample(NamedTuple):
-    """One test image: where it is, what is wrong with it ("good" is nothing), and where its mask is."""
+    """One test image: its path, the type of its defect ("good" is none), and the path of its mask."""
 
     path: Path
     defect_type: str
     mask_path: Path | None
 
 
-def list_images(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[Path]:
-    """List the images directly in a folder, sorted by name; an absent folder has none.
+def list_images(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES, *, recursive: bool = False) -> list[Path]:
+    """List the images in a folder, sorted by name; an absent folder has none.
 
-    Names that begin with a dot are left out: archives made on macOS carry a ``._000.png`` for each ``000.png``.
+    Names that begin with a dot are left out: archives made on macOS carry a ``._000.png`` for each ``000.png``. Links
+    to absent files are listed; they fail when they are read.
 
     Parameters
     ----------
     folder : Path
-        Folder to list; its subfolders are not entered.
+        Folder to list.
     suffixes : tuple of str
         Lower-case suffixes to accept, in any case.
+    recursive : bool, default=False
+        Also list the subfolders: the images of a folder come first, then those of its subfolders by name. Hidden
+        subfolders are left out, links to folders are not followed.
 
     Returns
     -------
     list of Path
     """
-    if not folder.is_dir():
-        return []
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in suffixes and not path.name.startswith(".") and path.is_file()
-    )
+    found: list[Path] = []
+    for parent, subfolders, names in os.walk(folder):
+        found += [
+            Path(parent, name)
+            for name in sorted(names)
+            if not name.startswith(".") and Path(name).suffix.lower() in suffixes
+        ]
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith(".")) if recursive else []
+    return found
 
 
 def require_images(folder: Path, what: str, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[Path]:
-    """List the images of a folder as `list_images` does, and raise where there are none.
+    """List the images of a folder with `list_images`, and raise if there are none.
 
     Parameters
     ----------
     folder : Path
         Folder to list.
     what : str
-        What the images are, for the message, for example "normal training image".
+        Name of the images in the message, for example "normal training image".
     suffixes : tuple of str
         Lower-case suffixes to accept, in any case.
 
@@ -66,24 +72,24 @@ def require_images(folder: Path, what: str, suffixes: tuple[str, ...] = IMAGE_SU
     Raises
     ------
     FileNotFoundError
-        If the folder is absent or holds no image.
+        If the folder is absent or has no image.
     """
     images = list_images(folder, suffixes)
     if not images:
-        state = "is empty of images" if folder.is_dir() else "does not exist"
+        state = "has no images" if folder.is_dir() else "does not exist"
         raise FileNotFoundError(f"no {what} found: {folder} {state}; expected files ending in {', '.join(suffixes)}.")
     return images
 
 
 def existing_root(root: str | os.PathLike[str], layout: str) -> Path:
-    """Return `root` as a path, or raise naming it and the layout that it should have.
+    """Return `root` as a path, or raise an error that names it and the expected layout.
 
     Parameters
     ----------
     root : str or path-like
-        Folder that a caller named; a leading ``~`` is the home folder.
+        Folder given by the caller; a leading ``~`` is the home folder.
     layout : str
-        The files expected under it, for the message.
+        The files expected in it, for the message.
 
     Returns
     -------
@@ -105,7 +111,7 @@ def existing_root(root: str | os.PathLike[str], layout: str) -> Path:
 
 
 def make_bunch(train_paths: list[Path], tests: list[Sample], descr: str) -> Bunch:
-    """Build the Bunch that every folder loader returns.
+    """Return the Bunch of a loader of folders.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The magnetic tile defects, with the split of the paper that this package follows."""
+"""The magnetic tile defects, split as in the paper that this package implements."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from ipca_sklearn.datasets._folders import (
 
 LAYOUT = "MT_Free/Imgs/*.jpg and MT_<type>/Imgs/*.jpg, each with a mask *.png of the same name"
 NORMAL_FOLDER = "MT_Free"
-# The masks lie beside the images, so the suffix alone tells which is which.
+# Masks and images are in one folder and differ only by their suffix.
 MASK_SUFFIXES = (".png",)
 PHOTO_SUFFIXES = tuple(suffix for suffix in IMAGE_SUFFIXES if suffix not in MASK_SUFFIXES)
 
 _DESCR = """\
 Magnetic tile defects: grey images, of many sizes, of the surface of magnetic tiles.
 
-Split: {n_train} normal images train. The {n_normal} normal images whose name begins with "{test_prefix}" are tested
-together with all {n_anomalous} defective ones ({types}). With the whole set and "exp1" this is the split of the paper
-by Lee, Nagai and Minezawa: 795 images train.
+Split: training on {n_train} normal images. Test: the {n_normal} normal images whose names begin with "{test_prefix}",
+and all {n_anomalous} defective images ({types}). With the whole set and "exp1" this is the split of the paper by Lee,
+Nagai and Minezawa, with 795 training images.
 
-Masks are grey PNG images with smoothed edges (0 = normal, 255 = defect, values between along the edges): compare with
-a threshold such as 127 rather than with 255. The masks of four images of the type "uneven" are empty.
+Masks are grey PNG images with smoothed edges (0 = normal, 255 = defect, values between along the edges): use a
+threshold such as 127 instead of 255. The masks of four images of the type "uneven" are empty.
 
 Source: https://github.com/abin24/Magnetic-tile-defect-datasets. (the final dot belongs to the name)
-Licence: none is named; the authors welcome use and ask for the citation.
+Licence: none is given; the authors welcome use and ask for the citation.
 Citation: Y. Huang, C. Qiu, Y. Guo, X. Wang, K. Yuan. "Surface defect saliency of magnetic tile". IEEE 14th
 International Conference on Automation Science and Engineering (CASE), 2018.
 """
@@ -43,17 +43,17 @@ International Conference on Automation Science and Engineering (CASE), 2018.
 def load_magnetic_tile(root: str | os.PathLike[str], *, test_prefix: str = "exp1") -> Bunch:
     """Load the file names of the magnetic tile defects from a folder on disk.
 
-    No image is opened. The expected layout is that of the public repository: ``root/MT_Free/Imgs`` holds the normal
-    images, ``root/MT_<type>/Imgs`` the defective ones, and each ``.jpg`` has a mask ``.png`` of the same name. Images
+    No image is opened. The expected layout is that of the public repository: ``root/MT_Free/Imgs`` has the normal
+    images, ``root/MT_<type>/Imgs`` the defective images, and each ``.jpg`` has a mask ``.png`` of the same name. Images
     may also end in .bmp, .jpeg, .tif, .tiff or .webp, in any case.
 
     Parameters
     ----------
     root : str or path-like
-        Folder that holds MT_Free and the others.
+        Folder with MT_Free and the others.
     test_prefix : str, default="exp1"
-        The normal images whose file name begins with this are tested, the other ones train. Names begin with the
-        number of a recording, so a prefix holds out whole recordings.
+        Normal images whose file names begin with this are for the test, the others for training. Names begin with
+        the number of a recording, so a prefix holds out whole recordings.
 
     Returns
     -------
@@ -71,13 +71,13 @@ def load_magnetic_tile(root: str | os.PathLike[str], *, test_prefix: str = "exp1
     Raises
     ------
     FileNotFoundError
-        If `root` does not exist, if there is no normal or no defective image, or if a defective one has no mask.
+        If `root` does not exist, if there is no normal or no defective image, or if a defective image has no mask.
     ValueError
-        If `test_prefix` matches none or all of the normal images; the message lists the prefixes that are there.
+        If `test_prefix` matches none or all of the normal images; the message lists the existing prefixes.
 
     See Also
     --------
-    fetch_magnetic_tile : Download the set first where it is not there yet.
+    fetch_magnetic_tile : Download the set first if it is absent.
 
     Examples
     --------
@@ -115,7 +115,7 @@ def defect_folders(root: Path) -> list[Path]:
     Parameters
     ----------
     root : Path
-        Folder that holds them.
+        Folder with these folders.
 
     Returns
     -------
@@ -125,7 +125,7 @@ def defect_folders(root: Path) -> list[Path]:
 
 
 def photos_and_masks(folder: Path) -> tuple[list[Path], dict[str, Path]]:
-    """List one type's images, and its masks by the stem that they share with their image.
+    """List the images of one type, and its masks by the stem of their file names, which is that of the image.
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
 """Undamaged surfaces: one function per material, each drawn from a generator in float.
 
-A material maps ``(rng, size)`` to a `Surface`. Lengths are in pixels and do not grow with the size, so a smaller image
-is a smaller crop of the same surface; only the part, an object rather than a surface, fills the image at every size.
+A material maps ``(rng, size)`` to a `Surface`. Lengths are in pixels and do not depend on the size: a smaller image is
+a smaller crop of the same surface. Only the part, which is an object, fills the image at every size.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ FloatArray = NDArray[np.float64]
 
 
 class Surface(NamedTuple):
-    """A surface before light and camera: colours of shape (size, size, 3) in 0..1, and where a defect may lie."""
+    """A surface before light and camera: colours (size, size, 3) in 0..1, and the region where defects are allowed."""
 
     colour: FloatArray
     foreground: NDArray[np.bool_]
@@ -26,7 +26,7 @@ class Surface(NamedTuple):
 def smooth_noise(rng: np.random.Generator, size: int, scale_y: float, scale_x: float | None = None) -> FloatArray:
     """Draw Gaussian noise of mean 0 and variance 1, blurred by Gaussians of the given scales.
 
-    The blur is a product in Fourier space, so its cost does not grow with the scale as a convolution's does.
+    The blur is a product in Fourier space: unlike a convolution, its cost does not depend on the scale.
 
     Parameters
     ----------
@@ -34,14 +34,14 @@ def smooth_noise(rng: np.random.Generator, size: int, scale_y: float, scale_x: f
     size : int
         Height and width.
     scale_y, scale_x : float
-        Standard deviations in pixels along the axes; `scale_x` is `scale_y` where it is not given.
+        Standard deviations in pixels along the axes; `scale_x=None` is `scale_y`.
 
     Returns
     -------
     ndarray of shape (size, size)
     """
     scale_x = scale_y if scale_x is None else scale_x
-    # Single precision halves the time and is far finer than a grey level.
+    # Single precision halves the time, and its error is far below a grey level.
     spectrum = fft.rfft2(rng.standard_normal((size, size), dtype=np.float32))
     fy, fx = np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None, :]
     blur = np.exp(-2 * (np.pi * scale_y * fy) ** 2) * np.exp(-2 * (np.pi * scale_x * fx) ** 2)
@@ -58,7 +58,7 @@ def smoothstep(x: FloatArray, low: float, high: float) -> FloatArray:
     ----------
     x : ndarray
     low, high : float
-        Where the step begins and ends; `low` may be the larger one, which turns the step round.
+        Where the step begins and ends; if `low` is larger, the step falls.
 
     Returns
     -------
@@ -80,7 +80,7 @@ def emboss(height: FloatArray, strength: float) -> FloatArray:
     Returns
     -------
     ndarray of shape (size, size)
-        The factor of brightness, 1 where it is flat.
+        Factor of brightness, 1 where the surface is flat.
     """
     dy, dx = np.gradient(height)
     return 1 + strength * np.tanh(dx + dy)
@@ -112,9 +112,10 @@ def _surface(colour: FloatArray) -> Surface:
 def _cells(
     rng: np.random.Generator, y: FloatArray, x: FloatArray, period: float
 ) -> tuple[FloatArray, FloatArray, NDArray[np.intp]]:
-    """Measure the distances to the nearest and second nearest of one random point per square, and the nearest's index.
+    """Return the distances to the nearest and second nearest of one random point per square, and the nearest's index.
 
-    Only the 3 x 3 squares around a pixel can hold them (nearly always), which is some 10 times faster than a tree.
+    These are (nearly always) in the 3 x 3 squares around a pixel. Searching only those is about 10 times faster than a
+    tree.
     """
     v, u = y / period, x / period
     row, col = np.floor(v).astype(np.intp), np.floor(u).astype(np.intp)
@@ -152,7 +153,7 @@ def _fabric(rng: np.random.Generator, size: int) -> Surface:
 
 
 def _wood(rng: np.random.Generator, size: int) -> Surface:
-    """Draw year rings cut lengthwise: each grows darker and then ends sharply; pores are short dark streaks."""
+    """Draw year rings cut lengthwise: each becomes darker and then ends sharply; pores are short dark streaks."""
     _, x = grid(size)
     bend = 14 * smooth_noise(rng, size, 110, 35) + 1.2 * smooth_noise(rng, size, 40, 6)
     ring = (x + bend) / 24 + rng.uniform(0, 50)
@@ -166,7 +167,7 @@ def _wood(rng: np.random.Generator, size: int) -> Surface:
 
 
 def _leather(rng: np.random.Generator, size: int) -> Surface:
-    """Draw soft raised cells between fine creases, finer ones within, lit from the side."""
+    """Draw soft raised cells between fine creases, with finer cells in them, lit from the side."""
     y, x = grid(size)
     y, x = y + 2.2 * smooth_noise(rng, size, 5), x + 2.2 * smooth_noise(rng, size, 5)
     shift = rng.uniform(0, 100, size=2)
@@ -223,7 +224,7 @@ def _part(rng: np.random.Generator, size: int) -> Surface:
     holes = edge(np.hypot(radius * np.sin(folded), radius * np.cos(folded) - 0.50) - 0.085)
     body = edge(tip - radius) * edge(radius - 0.13) * holes
     hub, rim = edge(0.30 - radius), edge(radius - 0.70)
-    # Light on turned metal falls into two opposite fans, as the grooves run round.
+    # The circular grooves of turned metal reflect light into two opposite fans.
     sheen = 0.16 * np.cos(2 * (direction - 0.7)) * (1 - 0.5 * rim)
     grooves = 0.035 * np.sin(2 * np.pi * radius * size / 2 / 3.1 + rng.uniform(0, 6.28))
     steps = 0.18 * np.exp(-(((radius - 0.30) / 0.012) ** 2)) - 0.22 * np.exp(-(((radius - 0.70) / 0.012) ** 2))

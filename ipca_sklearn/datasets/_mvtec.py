@@ -1,4 +1,4 @@
-"""MVTec AD, and every data set that has its folder layout."""
+"""MVTec AD, and all data sets with its layout of folders."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _LAYOUT = "<category>/{train/good, test/<type>, ground_truth/<type>/<name>_mask.
 _DESCR = """\
 Images in the layout of MVTec AD, category "{category}".
 
-Split: the one of the folders. {n_train} normal images train; {n_normal} normal and {n_anomalous} anomalous images
-({types}) test, each anomalous one with a mask (0 = normal).
+Split: given by the folders. Training: {n_train} normal images. Test: {n_normal} normal and {n_anomalous} anomalous
+images ({types}). Each anomalous image has a mask (0 = normal).
 
 Source: MVTec Software GmbH, https://www.mvtec.com/company/research/datasets/mvtec-ad
-Licence: CC BY-NC-SA 4.0, so not for commercial use. A set of your own in this layout keeps its own licence.
+Licence: CC BY-NC-SA 4.0, not for commercial use. A set of your own in this layout has its own licence.
 Citation: P. Bergmann, K. Batzner, M. Fauser, D. Sattlegger, C. Steger. "The MVTec Anomaly Detection Dataset: A
 Comprehensive Real-World Dataset for Unsupervised Anomaly Detection". International Journal of Computer Vision 129,
 2021.
@@ -36,7 +36,7 @@ def load_mvtec_ad(root: str | os.PathLike[str], category: str) -> Bunch:
     """Load the file names of one category of MVTec AD, or of any set in its layout.
 
     No image is opened. The expected layout is ``root/category/train/good/*``, ``root/category/test/<type>/*`` with
-    ``good`` for the normal ones, and ``root/category/ground_truth/<type>/<name>_mask.*`` for every anomalous one.
+    ``good`` for normal images, and ``root/category/ground_truth/<type>/<name>_mask.*`` for every anomalous image.
     Images may end in .bmp, .jpeg, .jpg, .png, .tif, .tiff or .webp, in any case.
 
     Parameters
@@ -61,13 +61,13 @@ def load_mvtec_ad(root: str | os.PathLike[str], category: str) -> Bunch:
     Raises
     ------
     FileNotFoundError
-        If `root` or the category does not exist (the message lists the categories that are there), if there is no
-        training or no test image, or if an anomalous image has no mask.
+        If `root` or the category does not exist (the message lists the existing categories), if there is no training
+        or no test image, or if an anomalous image has no mask.
 
     See Also
     --------
     load_magnetic_tile : Another set of real surfaces, with its own layout.
-    make_textures : Surfaces that are drawn, so nothing need be on disk.
+    make_textures : Generated surfaces, without files.
 
     Examples
     --------
@@ -91,7 +91,7 @@ def load_mvtec_ad(root: str | os.PathLike[str], category: str) -> Bunch:
 
 
 def _category_folder(root: Path, category: str) -> Path:
-    # Compared with the names that are there rather than joined and tried: "" and "leather/.." would join, too.
+    # The name is compared with the existing ones: joined to root, "" and "leather/.." would be accepted too.
     folders = sorted(path for path in root.iterdir() if path.is_dir())
     if category in [path.name for path in folders]:
         return root / category
@@ -99,9 +99,9 @@ def _category_folder(root: Path, category: str) -> Path:
     if categories:
         advice = f"the categories there are {', '.join(categories)}"
     elif (root / "train").is_dir():
-        advice = f"root looks like a category itself, so pass its parent folder and category={root.name!r}"
+        advice = f"root looks like a category itself; pass its parent folder and category={root.name!r}"
     else:
-        advice = f"it holds no category at all; the expected layout is {_LAYOUT}"
+        advice = f"it has no categories; the expected layout is {_LAYOUT}"
     raise FileNotFoundError(f"category={category!r} is not in root={str(root)!r}: {advice}.")
 
 

@@ -1,4 +1,4 @@
-"""Drawn surfaces with drawn damage: a data set that needs no download and whose masks are exact."""
+"""Generated surfaces with generated defects: a data set without a download and with exact masks."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from ipca_sklearn.datasets._folders import NORMAL_TYPE
 from ipca_sklearn.datasets._materials import MATERIALS, FloatArray, grid
 
 _TRAIN, _TEST = 0, 1
-# Every pixel in a mask differs from the undamaged one by this many grey levels, in one channel at least.
+# Every pixel in a mask differs from the undamaged image by at least this many grey levels, in at least one channel.
 _MIN_CHANGE = 4
 
 _DESCR = """\
-Drawn images of the material "{material}", {size} x {size} pixels, RGB: {n_train} normal ones to fit on; to test,
-{n_normal} normal ones and {n_anomalous} with a defect ({defects}), in turn.
+Generated images of the material "{material}", {size} x {size} pixels, RGB. Training: {n_train} normal images. Test:
+{n_normal} normal images and {n_anomalous} with a defect ({defects}), in turn.
 
-Split: drawn; no image is in both. A mask is exactly where a defect changed the image.
-Source: ipca_sklearn.datasets.make_textures, with no photograph behind it.
+Split: no image is in both parts. A mask is exactly where a defect changed the image.
+Source: ipca_sklearn.datasets.make_textures, without photographs.
 Licence: that of ipca_sklearn; the images are free of other rights.
 Citation: none is needed.
 """
@@ -51,10 +51,10 @@ def make_textures(
     size: int = 256,
     random_state: int | np.random.RandomState | None = 0,
 ) -> Bunch:
-    """Draw images of a surface, normal ones to fit on and normal and damaged ones to test.
+    """Generate images of a surface: normal images for training, normal and damaged images for the test.
 
-    Normal images differ from each other by the place on the surface, by light and by camera noise. Defects range from
-    hard to see to plain. Every second test image is damaged, by each of the defects in turn.
+    Normal images differ from each other by position on the surface, light and camera noise. Defects range from hard to
+    see to obvious. Every second test image is damaged, by each of the defects in turn.
 
     Parameters
     ----------
@@ -63,15 +63,15 @@ def make_textures(
     n_test : int, default=32
         Number of test images; half of them, rounded up, are normal.
     material : {"fabric", "leather", "metal", "part", "stone", "wood"}, default="fabric"
-        What is drawn. "part" is a machined part that lies in the same place in each image, but for a small jitter, so
+        The surface. "part" is a machined part that has the same position in each image, except for a small jitter, so
         that position matters; the others are surfaces that look alike everywhere.
     defects : "all", str or sequence of str, default="all"
         The kinds of defect: "blob", "crack", "dent", "hole", "scratch", "stain", "thread", "wear".
     size : int, default=256
         Height and width in pixels, at least 32. A smaller image is a smaller crop of the surface ("part" is scaled).
     random_state : int, RandomState instance or None, default=0
-        With an int, calls repeat bit by bit, and image i does not depend on how many are drawn. None draws others at
-        each call.
+        With an int, calls repeat bit by bit, and image i does not depend on the number of images. None gives other
+        images at each call.
 
     Returns
     -------
@@ -89,8 +89,8 @@ def make_textures(
     Raises
     ------
     ValueError
-        If the material or a defect is unknown (the message has the names, and the nearest one), if `defects` is
-        empty, or if a number is out of its range.
+        If the material or a defect is unknown (the message lists the names and suggests the nearest), if `defects` is
+        empty, or if a number is out of range.
 
     See Also
     --------
@@ -153,8 +153,8 @@ def _check_names(names: Iterable[object], known: Iterable[str], parameter: str) 
 def _draw(
     material: str, size: int, entropy: tuple[int, ...], kind: str | None
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """Draw one image and its mask; the same entropy gives the same image but for the defect."""
-    # The name is mixed in, or all materials would be damaged in the same places.
+    """Draw one image and its mask; the same entropy gives the same image, except for the defect."""
+    # The name is mixed in; otherwise all materials would be damaged at the same positions.
     entropy = (*entropy, zlib.crc32(material.encode()))
     surface_rng, camera_rng, defect_rng = (np.random.default_rng([*entropy, stream]) for stream in range(3))
     surface = MATERIALS[material](surface_rng, size)
@@ -167,7 +167,7 @@ def _draw(
 
 
 def _camera(rng: np.random.Generator, size: int) -> tuple[FloatArray, FloatArray]:
-    """Draw the light, a gain with a slight gradient, and the noise of the sensor."""
+    """Draw the light (a gain with a slight gradient) and the noise of the sensor."""
     y, x = grid(size)
     angle, slope = rng.uniform(0, 2 * np.pi), rng.uniform(0, 0.08)
     light = rng.normal(1, 0.02) * (1 + slope * ((y * np.sin(angle) + x * np.cos(angle)) / size - 0.5))
@@ -175,16 +175,16 @@ def _camera(rng: np.random.Generator, size: int) -> tuple[FloatArray, FloatArray
 
 
 def _expose(colour: FloatArray, light: FloatArray, noise: FloatArray) -> NDArray[np.uint8]:
-    # The noise comes after the damage, so that a filled spot is as grainy as the rest and not given away by its calm.
+    # Noise is added after the damage: a filled spot without noise would be easy to detect.
     return np.rint(255 * np.clip(colour * light + noise, 0, 1)).astype(np.uint8)
 
 
 def _keep_change_visible(
     clean: NDArray[np.uint8], damaged: NDArray[np.uint8], mask: NDArray[np.bool_]
 ) -> NDArray[np.uint8]:
-    """Push the pixels in the mask that came out (nearly) as before, so that the mask is exact.
+    """Change the pixels in the mask that are (nearly) as before, so that the mask is exact.
 
-    Without it a mask would be full of pinholes, wherever damage happens to have the colour of the surface.
+    Otherwise a mask would have pinholes wherever the damage has the colour of the surface by chance.
     """
     before, after = clean.astype(np.int16), damaged.astype(np.int16)
     weak = mask & (np.abs(after - before).max(axis=-1) < _MIN_CHANGE)

@@ -1,8 +1,16 @@
-"""Pictures of what a detector sees and has learnt, in scikit-learn's Display convention, and a report in HTML."""
+"""Pictures of what a detector sees and has learnt: Display objects as in scikit-learn, heat maps, an HTML report."""
 
 from ipca_sklearn.inspection._anomaly_maps import AnomalyMapDisplay
 from ipca_sklearn.inspection._explained_variance import ExplainedVarianceDisplay
+from ipca_sklearn.inspection._pictures import hottest_box, overlay
 from ipca_sklearn.inspection._report import HtmlReport
 from ipca_sklearn.inspection._threshold import ThresholdDisplay
 
-__all__ = ["AnomalyMapDisplay", "ExplainedVarianceDisplay", "HtmlReport", "ThresholdDisplay"]
+__all__ = [
+    "AnomalyMapDisplay",
+    "ExplainedVarianceDisplay",
+    "HtmlReport",
+    "ThresholdDisplay",
+    "hottest_box",
+    "overlay",
+]

@@ -9,16 +9,17 @@ import numpy as np
 from sklearn.pipeline import Pipeline
 from sklearn.utils._optional_dependencies import check_matplotlib_support
 
-from ipca_sklearn.features._decode import check_images, to_rgb
+from ipca_sklearn._utils._labels import check_labels
+from ipca_sklearn._utils._typing import ArrayLike, Image, Images
+from ipca_sklearn.features._decode import check_images, read_mask, to_rgb
 from ipca_sklearn.features._extractor import PatchFeatureExtractor
 
 
 class AnomalyMapDisplay:
     """Images, ground truth and heat maps side by side (paper, Fig. 2): one row per image.
 
-    The heat map is laid over the part of the image that is inspected (the centre crop); the rest is shown grey. All
-    rows share one colour scale, so that they can be compared. Create it with `from_estimator`, or with
-    `from_false_positives` (paper, Fig. 3).
+    The heat map covers the part of the image that is inspected; the rest is grey. All rows share one colour scale, so
+    they can be compared. Create it with `from_estimator` or `from_false_positives` (paper, Fig. 3).
 
     Parameters
     ----------
@@ -29,7 +30,7 @@ class AnomalyMapDisplay:
     boxes : list of (top, left, height, width)
         Where each map lies in its image, in pixels.
     masks : list of (ndarray of shape (H, W) or None), or None
-        Ground truth: nonzero is anomalous; None in the list is an image without a defect.
+        Ground truth: True is anomalous; None in the list is an image without a defect.
     titles : list of str or None
         One per row.
 
@@ -65,9 +66,9 @@ class AnomalyMapDisplay:
     def from_estimator(
         cls,
         estimator: Pipeline,
-        images: Any,
+        images: Images,
         *,
-        masks: Sequence[Any] | None = None,
+        masks: Sequence[Image | None] | None = None,
         titles: Sequence[str] | None = None,
         **plot_options: Any,
     ) -> AnomalyMapDisplay:
@@ -80,7 +81,8 @@ class AnomalyMapDisplay:
         images : sequence of images
             As the extractor takes them.
         masks : sequence of (path, PIL image, array or None), or None
-            Ground truth of the images' own sizes, nonzero where anomalous.
+            Ground truth of the images' own sizes, read as by `PatchFeatureExtractor.transform_masks`: True, 1, or 128
+            and more is anomalous. None is an image without a defect.
         titles : sequence of str or None
             One per image.
         **plot_options
@@ -96,19 +98,30 @@ class AnomalyMapDisplay:
         ImportError
             Without matplotlib.
         TypeError, ValueError
-            Another estimator, `masks` or `titles` of another length than `images`, a mask of another size than its
+            Another estimator; `masks` or `titles` of another length than `images`; a mask of another size than its
             image.
+
+        Examples
+        --------
+        >>> from sklearn.pipeline import make_pipeline
+        >>> from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector
+        >>> from ipca_sklearn.datasets import make_textures
+        >>> from ipca_sklearn.inspection import AnomalyMapDisplay
+        >>> data = make_textures(8, 2, size=64)
+        >>> extractor = PatchFeatureExtractor("resnet18", weights=None, image_size=64, crop_size=64, random_state=0)
+        >>> pipe = make_pipeline(extractor, PatchGaussianDetector(2)).fit(data.train_images)
+        >>> display = AnomalyMapDisplay.from_estimator(pipe, data.test_images, masks=list(data.test_masks))
+        >>> display.maps.shape, display.axes_.shape
+        ((2, 16, 16), (2, 3))
         """
         check_matplotlib_support(f"{cls.__name__}.from_estimator")
-        images = _check_input(estimator, images, masks=masks, titles=titles)
-        pictures = [_picture(image, f"X[{index}]") for index, image in enumerate(images)]
-        if masks is not None:
-            masks = [_mask(mask, pictures[index].shape[:2], f"masks[{index}]") for index, mask in enumerate(masks)]
+        checked = _check_input(estimator, images, masks=masks, titles=titles)
+        pictures = [_picture(image, f"X[{index}]") for index, image in enumerate(checked)]
         display = cls(
             pictures,
-            np.asarray(estimator.transform(images)),
+            np.asarray(estimator.transform(checked)),
             [estimator[0].covered_box(picture.shape[:2]) for picture in pictures],
-            masks=masks,
+            masks=None if masks is None else _masks(masks, pictures),
             titles=titles,
         )
         return display.plot(**plot_options)
@@ -117,18 +130,18 @@ class AnomalyMapDisplay:
     def from_false_positives(
         cls,
         estimator: Pipeline,
-        images: Any,
-        labels: Any,
+        images: Images,
+        labels: ArrayLike,
         *,
-        masks: Sequence[Any] | None = None,
+        masks: Sequence[Image | None] | None = None,
         titles: Sequence[str] | None = None,
         n_images: int = 4,
         **plot_options: Any,
     ) -> AnomalyMapDisplay:
         """Plot the normal images that look most anomalous, the worst first (paper, Fig. 3).
 
-        Each row says the image's score and the threshold, both larger = more anomalous, as the maps are, and whether
-        the image is called anomalous: the page shows the nearest misses where there are no false positives.
+        The title of each row gives the image's score and the threshold, both larger = more anomalous like the maps,
+        and whether the image is called anomalous. Without false positives, the rows are the nearest misses.
 
         Parameters
         ----------
@@ -141,9 +154,9 @@ class AnomalyMapDisplay:
         masks, titles
             One per image of `images`, as in `from_estimator`. A title comes before the score.
         n_images : int, default=4
-            Rows, or fewer where there are fewer normal images.
+            Number of rows; fewer if there are fewer normal images.
         **plot_options
-            Passed to `plot`; by default the colours are scaled to these rows, so that their warmest is no defect's.
+            Passed to `plot`. By default the colours are scaled to the maps of these rows.
 
         Returns
         -------
@@ -155,24 +168,35 @@ class AnomalyMapDisplay:
         ImportError
             Without matplotlib.
         TypeError, ValueError
-            As in `from_estimator`, also for `labels`; no image is normal, or `n_images` is less than one.
+            As in `from_estimator`, also for `labels`; no image is normal; `n_images` is less than one.
 
         Notes
         -----
-        The network runs once on every normal image for the scores, and again on the `n_images` chosen for their maps:
-        to keep all maps would cost memory that grows with the number of images.
+        The network runs once on every normal image for the scores, and again on the `n_images` chosen images for their
+        maps. Keeping all maps would take memory that grows with the number of images.
+
+        Examples
+        --------
+        >>> from sklearn.pipeline import make_pipeline
+        >>> from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector
+        >>> from ipca_sklearn.datasets import make_textures
+        >>> from ipca_sklearn.inspection import AnomalyMapDisplay
+        >>> data = make_textures(8, 8, size=64)
+        >>> extractor = PatchFeatureExtractor("resnet18", weights=None, image_size=64, crop_size=64, random_state=0)
+        >>> pipe = make_pipeline(extractor, PatchGaussianDetector(2)).fit(data.train_images)
+        >>> display = AnomalyMapDisplay.from_false_positives(pipe, data.test_images, data.test_labels, n_images=2)
+        >>> display.axes_.shape
+        (2, 2)
         """
         check_matplotlib_support(f"{cls.__name__}.from_false_positives")
-        labels = np.asarray(labels)
-        images = _check_input(estimator, images, labels=labels, masks=masks, titles=titles)
-        if not np.isin(labels, (-1, 1)).all():
-            raise ValueError(f"labels must be +1 (normal) or -1 (anomalous), got {np.unique(labels)[:5]}")
+        labels = check_labels(labels, "labels")
+        checked = _check_input(estimator, images, labels=labels, masks=masks, titles=titles)
         if n_images < 1:
             raise ValueError(f"n_images={n_images}; show at least one")
         normal = np.flatnonzero(labels == 1)
         if len(normal) == 0:
             raise ValueError(f"none of the {len(labels)} labels is +1, so there is no normal image to show")
-        scores = -estimator[1:].score_samples(estimator[0].transform(images)[normal])
+        scores = -estimator[1:].score_samples(estimator[0].transform(checked)[normal])
         worst = np.argsort(-scores, kind="stable")[:n_images]
         chosen = normal[worst]
         threshold = -estimator[-1].offset_
@@ -183,7 +207,7 @@ class AnomalyMapDisplay:
             rows.append(f"{title}score {score:.3g}, threshold {threshold:.3g}:\ncalled {called}")
         return cls.from_estimator(
             estimator,
-            [images[index] for index in chosen],
+            [checked[index] for index in chosen],
             masks=None if masks is None else [masks[index] for index in chosen],
             titles=rows,
             **plot_options,
@@ -240,7 +264,7 @@ class AnomalyMapDisplay:
             )
             heat.set_xlim(-0.5, width - 0.5)
             heat.set_ylim(height - 0.5, -0.5)
-            # Opaque, as there is no picture below the bar: on white its dark end would be grey.
+            # The bar is opaque: half transparent on white, its dark end would be grey.
             figure.colorbar(ScalarMappable(drawn.norm, cmap), cax=heat.inset_axes((1.04, 0, 0.05, 1)))
             if self.titles is not None:
                 axes[row, 0].set_ylabel(self.titles[row], fontsize="small")
@@ -269,11 +293,15 @@ def _picture(image: Any, name: str) -> np.ndarray:
     return tensor.permute(1, 2, 0).cpu().numpy() / (255 if not tensor.is_floating_point() else 1)
 
 
-def _mask(mask: Any, size: tuple[int, int], name: str) -> np.ndarray | None:
-    if mask is None:
-        return None
-    array = (mask != 0).astype(np.uint8) if isinstance(mask, np.ndarray) and mask.dtype.kind in "bi" else mask
-    shown = (to_rgb(array, name).amax(0) > 0).cpu().numpy()
-    if shown.shape != size:
-        raise ValueError(f"{name} has shape {shown.shape}, its image {size}; pass the mask of the original image")
-    return shown
+def _masks(masks: Sequence[Any], pictures: Sequence[np.ndarray]) -> list[np.ndarray | None]:
+    """Return masks as bool arrays of the sizes of their images."""
+    read: list[np.ndarray | None] = []
+    for index, (mask, picture) in enumerate(zip(masks, pictures, strict=True)):
+        shown = None if mask is None else read_mask(mask, f"masks[{index}]").cpu().numpy()
+        if shown is not None and shown.shape != picture.shape[:2]:
+            raise ValueError(
+                f"masks[{index}] has shape {shown.shape}, its image {picture.shape[:2]}; pass the mask of the original "
+                "image"
+            )
+        read.append(shown)
+    return read

@@ -1,34 +1,40 @@
-"""ExplainedVarianceDisplay: how many components each place of the image needs."""
+"""ExplainedVarianceDisplay: how many components each patch needs."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from sklearn.base import BaseEstimator
 from sklearn.pipeline import Pipeline
 from sklearn.utils._optional_dependencies import check_matplotlib_support
 from sklearn.utils.validation import check_is_fitted
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 
 class ExplainedVarianceDisplay:
-    """Which share of the variance the components explain, and how many each patch needs for a given share.
+    """Share of the variance that the components explain, and how many components each patch needs for a given share.
 
-    On the left a map over the places of the image, on the right the scree curve: median, and the middle 80 % of the
-    patches. Places that need more components than were kept are grey; many of them say that `n_components` is small.
-    Create it with `from_estimator`.
+    The map on the left shows the components that each patch needs. The curve on the right is the share that the first
+    components explain: median, and the middle 80 % of the patches. Patches that need more components than were kept are
+    grey; many grey patches mean that `n_components` is too small.
+    Create the display with `from_estimator`.
 
     Parameters
     ----------
     explained_variance_ratio : ndarray of shape (H, W, k), (P, k) or (k,)
-        Share of the total variance along each component, of each patch.
+        Share of the total variance of each patch along each component.
     share : float in (0, 1], default=0.9
-        What share the map is for.
+        Share of the variance that the map is for.
 
     Attributes
     ----------
     n_components_needed : ndarray of int, shape (H, W), (P,) or ()
-        Components that reach `share`; k + 1 where k do not. 0 where nothing varies.
+        Components needed to reach `share`; k + 1 if k are too few, 0 if nothing varies.
     figure_ : matplotlib.figure.Figure
         After `plot`.
     axes_ : ndarray of Axes, shape (2,) or, without a map, (1,)
@@ -45,12 +51,14 @@ class ExplainedVarianceDisplay:
         self.explained_variance_ratio = explained_variance_ratio
         self.share = share
         cumulated = np.cumsum(explained_variance_ratio, axis=-1)
-        # Ratios of float32 sum to 1 up to rounding only.
+        # In float32 the ratios sum to 1 only up to rounding.
         too_few = (cumulated < share - 1e-6).sum(-1)
         self.n_components_needed = np.where(cumulated[..., -1] > 0, too_few + 1, 0)
 
     @classmethod
-    def from_estimator(cls, estimator: Any, *, share: float = 0.9, axes: Any = None) -> ExplainedVarianceDisplay:
+    def from_estimator(
+        cls, estimator: BaseEstimator, *, share: float = 0.9, axes: Sequence[Axes] | Axes | None = None
+    ) -> ExplainedVarianceDisplay:
         """Draw what a fitted estimator explains.
 
         Parameters
@@ -58,9 +66,9 @@ class ExplainedVarianceDisplay:
         estimator : BatchedIncrementalPCA, PatchGaussianDetector or a Pipeline that ends in one
             Fitted.
         share : float in (0, 1], default=0.9
-            What share of the variance the map is for.
+            Share of the variance that the map is for.
         axes : array of 2 matplotlib Axes, or None
-            Where to draw; None makes a figure. Without a map one is enough.
+            Where to draw; None makes a figure. Without a map, one Axes is enough.
 
         Returns
         -------
@@ -99,7 +107,7 @@ class ExplainedVarianceDisplay:
         display = cls(ratio.reshape(*pca.patch_shape_, ratio.shape[-1]), share=share)
         return display.plot(axes=axes)
 
-    def plot(self, *, axes: Any = None) -> ExplainedVarianceDisplay:
+    def plot(self, *, axes: Sequence[Axes] | Axes | None = None) -> ExplainedVarianceDisplay:
         """Draw the display.
 
         Parameters
@@ -118,14 +126,14 @@ class ExplainedVarianceDisplay:
         has_map = self.n_components_needed.ndim == 2
         if axes is None:
             _, axes = plt.subplots(1, 1 + has_map, figsize=(9 if has_map else 4.5, 3.8), layout="constrained")
-        self.axes_ = np.atleast_1d(axes)
+        self.axes_ = np.atleast_1d(np.asarray(axes))
         self.figure_ = self.axes_[0].figure
         if has_map:
             self._draw_map(self.axes_[0])
         self._draw_curve(self.axes_[-1])
         return self
 
-    def _draw_map(self, axis: Any) -> None:
+    def _draw_map(self, axis: Axes) -> None:
         import matplotlib as mpl
 
         k = self.explained_variance_ratio.shape[-1]
@@ -134,7 +142,7 @@ class ExplainedVarianceDisplay:
         axis.figure.colorbar(image, ax=axis, extend="max", label=f"components (grey: more than {k})")
         axis.set(title=f"needed for {self.share:.0%} of the variance", xticks=[], yticks=[])
 
-    def _draw_curve(self, axis: Any) -> None:
+    def _draw_curve(self, axis: Axes) -> None:
         k = self.explained_variance_ratio.shape[-1]
         cumulated = np.cumsum(self.explained_variance_ratio.reshape(-1, k), axis=1)
         numbers = np.arange(1, k + 1)

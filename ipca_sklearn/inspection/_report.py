@@ -1,4 +1,4 @@
-"""A page of many images, sorted by score, to look through in a browser."""
+"""HtmlReport: a page of many images, sorted by score, for a browser."""
 
 from __future__ import annotations
 
@@ -13,31 +13,32 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from importlib import resources
-from typing import Any
+from types import TracebackType
 
 from PIL import Image
 
 from ipca_sklearn._utils._files import replacing
+from ipca_sklearn._utils._typing import PathLike
 
 __all__ = ["HtmlReport"]
 
 
 class HtmlReport:
-    """One HTML file with thumbnails, heat maps and scores, which needs no other file and no network.
+    """One HTML file with thumbnails, heat maps and scores; it needs no other file and no connection.
 
-    The images are sorted by score, the most anomalous first. A slider moves the threshold, and says how many images are
-    anomalous then; images can be filtered by label and by their path; the heat map shows under the pointer, or on
-    focus. The address of the page (after #) keeps the settings. Only thumbnails near the window are decoded, so that
-    10,000 images are no problem for the browser.
+    The images are sorted by score, the most anomalous first. A slider moves the threshold, and the page shows how many
+    images are anomalous with it. Images can be filtered by label and by path. The heat map appears under the pointer or
+    on focus. The address of the page (after #) keeps the settings. The browser decodes only the thumbnails near the
+    window, so it can show 10,000 images.
 
-    Use it as a context manager: the file takes the place of an older one when the block ends without an error.
+    Use it as a context manager: the file replaces an older one when the block ends without an error.
 
     Parameters
     ----------
     path : str or path-like
         File to write.
     threshold : float
-        Images with lower scores are anomalous: `offset_` of the detector.
+        `offset_` of the detector: images with lower scores are anomalous.
     title : str, default="Anomaly report"
         Heading of the page.
     thumbnail_size : int, default=128
@@ -50,9 +51,9 @@ class HtmlReport:
 
     Notes
     -----
-    Pictures wait in a temporary file, so memory does not depend on their number but for a few bytes each. The page
-    allows itself, by its content security policy, nothing but its own script, its own style and pictures within it;
-    paths and messages are put in as text.
+    Pictures are kept in a temporary file until the page is written, so an image takes only a few bytes of memory. The
+    content security policy of the page allows its own script, its own style and the pictures in it, and nothing else.
+    Paths and messages are inserted as text.
 
     Examples
     --------
@@ -71,23 +72,25 @@ class HtmlReport:
     """
 
     def __init__(
-        self, path: Any, *, threshold: float, title: str = "Anomaly report", thumbnail_size: int = 128
+        self, path: PathLike, *, threshold: float, title: str = "Anomaly report", thumbnail_size: int = 128
     ) -> None:
         self.path = path
         self.threshold = threshold
         self.title = title
         self.thumbnail_size = thumbnail_size
-        self._rows: list[tuple[float, int, int]] = []  # score, and where the row is in the temporary file
+        self._rows: list[tuple[float, int, int]] = []  # score, start and length of the row in the file
         self._closing = ExitStack()
 
     def __enter__(self) -> HtmlReport:
         with ExitStack() as stack:
             self._page = stack.enter_context(replacing(self.path))
-            self._waiting = stack.enter_context(tempfile.TemporaryFile())
+            self._row_file = stack.enter_context(tempfile.TemporaryFile())
             self._closing = stack.pop_all()
         return self
 
-    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         try:
             if error is None:
                 self._write()
@@ -111,11 +114,11 @@ class HtmlReport:
         Parameters
         ----------
         name : str
-            Its path, shown as it is.
+            Path of the image, shown as given.
         score : float or None
-            Higher is more normal; None for an image that could not be read, which is listed first.
+            Higher is more normal; None for an image that could not be read. These are listed first.
         p_value : float or None, default=None
-            How often a normal image scores as low.
+            Share of normal images that score as low or lower.
         image, heat_map : PIL image or None, default=None
             Of any size; shrunk to `thumbnail_size`.
         error : str or None, default=None
@@ -130,10 +133,10 @@ class HtmlReport:
             "image": self._picture(image),
             "heat": self._picture(heat_map),
         }
-        # "<" could end the block of the page that holds the rows.
+        # Unescaped, "<" could end the element of the page that holds the rows.
         text = json.dumps(row, ensure_ascii=True).replace("<", "\\u003c").encode()
-        self._rows.append((float(score) if known else -math.inf, self._waiting.tell(), len(text)))  # type: ignore[arg-type]
-        self._waiting.write(text)
+        self._rows.append((float(score) if known else -math.inf, self._row_file.tell(), len(text)))  # type: ignore[arg-type]
+        self._row_file.write(text)
 
     def _picture(self, image: Image.Image | None) -> str | None:
         if image is None:
@@ -147,8 +150,8 @@ class HtmlReport:
     def _sorted_rows(self) -> Iterator[bytes]:
         separator = b"\n"
         for _, start, length in sorted(self._rows, key=lambda row: row[:2]):
-            self._waiting.seek(start)
-            yield separator + self._waiting.read(length)
+            self._row_file.seek(start)
+            yield separator + self._row_file.read(length)
             separator = b",\n"
 
     def _write(self) -> None:
@@ -165,7 +168,7 @@ class HtmlReport:
             "style_hash": _hash(style),
             "settings": json.dumps(settings),
         }
-        # In one pass: a title may hold what looks like another name to fill in.
+        # In one pass, as a title may contain what looks like a placeholder.
         for number, part in enumerate(re.split(r"{{(\w+)}}", page)):
             if number % 2 == 0:
                 self._page.write(part.encode())
@@ -176,5 +179,5 @@ class HtmlReport:
 
 
 def _hash(text: str) -> str:
-    """Return what a content security policy knows a script or a style by."""
+    """Return the hash by which a content security policy identifies a script or a style."""
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

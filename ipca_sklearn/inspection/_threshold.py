@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from sklearn.base import BaseEstimator
 from sklearn.pipeline import Pipeline
 from sklearn.utils._optional_dependencies import check_matplotlib_support
-from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d
+from sklearn.utils.validation import check_consistent_length, check_is_fitted
+
+from ipca_sklearn._utils._labels import check_labels
+from ipca_sklearn._utils._typing import ArrayLike, Images
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 class ThresholdDisplay:
     """Histogram of the scores of normal images that the model had not learnt from, and the threshold.
 
-    With other images beside them, coloured by their labels where these are known. Create it with `from_estimator`.
+    Scores of other images can be drawn too, coloured by their labels if these are known. Create the display with
+    `from_estimator`.
 
     Parameters
     ----------
     calibration_scores : ndarray of shape (n,)
-        Of normal images; higher is more normal.
+        Scores of normal images; higher is more normal.
     offset : float
         Images that score lower are anomalous.
     scores : ndarray of shape (n_new,) or None, default=None
-        Of other images. NaN (images that could not be read) is left out.
+        Scores of other images. NaN (an image that could not be read) is left out.
     labels : ndarray of shape (n_new,) or None, default=None
         +1 for normal, -1 for anomalous ones.
 
@@ -41,7 +50,12 @@ class ThresholdDisplay:
     """
 
     def __init__(
-        self, calibration_scores: np.ndarray, offset: float, *, scores: Any = None, labels: Any = None
+        self,
+        calibration_scores: np.ndarray,
+        offset: float,
+        *,
+        scores: np.ndarray | None = None,
+        labels: np.ndarray | None = None,
     ) -> None:
         self.calibration_scores = calibration_scores
         self.offset = offset
@@ -50,7 +64,13 @@ class ThresholdDisplay:
 
     @classmethod
     def from_estimator(
-        cls, estimator: Any, X: Any = None, y: Any = None, *, bins: Any = 30, ax: Any = None
+        cls,
+        estimator: BaseEstimator,
+        X: Images | ArrayLike | None = None,
+        y: ArrayLike | None = None,
+        *,
+        bins: int | Sequence[float] = 30,
+        ax: Axes | None = None,
     ) -> ThresholdDisplay:
         """Draw the scores of a fitted detector.
 
@@ -59,11 +79,11 @@ class ThresholdDisplay:
         estimator : PatchGaussianDetector, or a Pipeline that ends in one
             Fitted.
         X : array-like, PatchFeatures or images, default=None
-            What `estimator.score_samples` takes; None draws the normal images of the fit alone.
+            Images or features, as `estimator.score_samples` takes them; None draws the normal images of the fit alone.
         y : array-like of shape (n_new,), default=None
             Labels of X: +1 for normal, -1 for anomalous images.
         bins : int or sequence, default=30
-            Of the histograms, which share them.
+            Bins, or their edges; the same for all histograms.
         ax : matplotlib Axes or None
             Where to draw; None makes a figure.
 
@@ -88,7 +108,7 @@ class ThresholdDisplay:
         >>> from ipca_sklearn import PatchGaussianDetector
         >>> from ipca_sklearn.inspection import ThresholdDisplay
         >>> rng = np.random.default_rng(0)
-        >>> detector = PatchGaussianDetector(2, contamination=0.1).fit(rng.normal(size=(100, 4, 4, 8)))
+        >>> detector = PatchGaussianDetector(2, false_positive_rate=0.1).fit(rng.normal(size=(100, 4, 4, 8)))
         >>> display = ThresholdDisplay.from_estimator(detector, 3 * rng.normal(size=(9, 4, 4, 8)))
         >>> bool(display.line_.get_xdata()[0] == detector.offset_), len(display.scores)
         (True, 9)
@@ -101,23 +121,21 @@ class ThresholdDisplay:
         check_is_fitted(detector)
         if y is not None:
             if X is None:
-                raise ValueError("labels y without the images X that they are of")
-            y = column_or_1d(y)
-            if not set(np.unique(y).tolist()) <= {1, -1}:
-                raise ValueError(f"y has the labels {np.unique(y)[:5]}; normal is +1 and anomalous -1")
+                raise ValueError("there are labels y without the images X; pass both")
+            y = check_labels(y)
             check_consistent_length(X, y)
         scores = None if X is None else estimator.score_samples(X)
         scores = scores.cpu().numpy() if isinstance(scores, torch.Tensor) else scores
         display = cls(detector.calibration_scores_, detector.offset_, scores=scores, labels=y)
         return display.plot(bins=bins, ax=ax)
 
-    def plot(self, *, bins: Any = 30, ax: Any = None) -> ThresholdDisplay:
+    def plot(self, *, bins: int | Sequence[float] = 30, ax: Axes | None = None) -> ThresholdDisplay:
         """Draw the display.
 
         Parameters
         ----------
         bins : int or sequence, default=30
-            Of the histograms, which share them.
+            Bins, or their edges; the same for all histograms.
         ax : matplotlib Axes or None
             As in `from_estimator`.
 
@@ -135,9 +153,9 @@ class ThresholdDisplay:
         groups = [("normal, not learnt from", self.calibration_scores, "tab:blue"), *self._new_groups()]
         groups = [(name, values[np.isfinite(values)], colour) for name, values, colour in groups]
         together = np.concatenate([values for _, values, _ in groups])
-        edges = np.histogram_bin_edges(together, bins) if len(together) else [0.0, 1.0]
+        edges = np.histogram_bin_edges(together, bins).tolist() if len(together) else [0.0, 1.0]
         for name, values, colour in groups:
-            # Shares, not counts: the groups have different sizes.
+            # Shares instead of counts, as the groups have different sizes.
             weights = np.full(len(values), 1 / max(1, len(values)))
             ax.hist(values, edges, weights=weights, label=f"{name} ({len(values)})", color=colour, alpha=0.55)
         self.line_ = ax.axvline(self.offset, color="black", linestyle="--", label=f"threshold {self.offset:.4g}")

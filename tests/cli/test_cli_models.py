@@ -13,7 +13,6 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from ipca_sklearn.cli import app
-from ipca_sklearn.cli._predict import hottest_box
 from ipca_sklearn.datasets import make_textures
 from ipca_sklearn.persistence import load
 
@@ -32,7 +31,7 @@ def root(tmp_path_factory):
         save_image(root / "test" / str(kind) / f"{index}.png", image)
         if kind != "good":
             save_image(root / "ground_truth" / str(kind) / f"{index}_mask.png", (255 * mask).astype(np.uint8))
-    done = run("fit", root / "train", "-o", root / "model.joblib", *SETTINGS, "--contamination", "0.1")
+    done = run("fit", root / "train", "-o", root / "model.joblib", *SETTINGS, "--false-positive-rate", "0.1")
     assert "40 images learnt" in done.stdout
     return root
 
@@ -83,10 +82,10 @@ def test_heat_maps_and_masks_are_pictures_of_the_size_of_the_image(root, tmp_pat
     image = next((root / "train" / "good").iterdir())
     large = tmp_path / "large.png"
     Image.open(image).resize((150, 90)).save(large)
-    places = [tmp_path / "maps", tmp_path / "masks"]
-    run("predict", root / "model.joblib", large, "--maps", places[0], "--masks", places[1], "--device", "cpu")
-    for place, mode in zip(places, ("RGB", "L"), strict=True):
-        with Image.open(place / "000001_large.png") as picture:
+    folders = [tmp_path / "maps", tmp_path / "masks"]
+    run("predict", root / "model.joblib", large, "--maps", folders[0], "--masks", folders[1], "--device", "cpu")
+    for folder, mode in zip(folders, ("RGB", "L"), strict=True):
+        with Image.open(folder / "000001_large.png") as picture:
             assert picture.size == (150, 90) and picture.mode == mode
 
 
@@ -103,6 +102,7 @@ def test_update_equals_more_training_and_leaves_the_old_file_where_another_is_na
     told = json.loads(run("info", tmp_path / "new.joblib", "--json").stdout)
     assert [record["n_images"] for record in told["learnt from"]] == [40, len(more)]
     assert told["components"] == 4 and told["images learnt"] == 40 + len(more)
+    assert told["distance"] == "factor_analysis" and told["false positive rate"] == 0.1
 
 
 def test_evaluate_prints_figures_per_type_and_draws(root, tmp_path):
@@ -131,7 +131,7 @@ def test_export_writes_a_file_that_onnxruntime_runs(root, tmp_path):
         (["fit", ".", "-o", "m.joblib"], "no images in ."),
         (["predict", "nowhere.joblib", "x.png"], "no model at nowhere.joblib"),
         (["info", "other.joblib"], "is not a whole model file"),
-        (["fit", "x.png", "-o", "m.joblib", "--contamination", "much"], "contamination"),
+        (["fit", "x.png", "-o", "m.joblib", "--false-positive-rate", "much"], "false_positive_rate"),
     ],
 )
 def test_errors_are_one_line_and_a_traceback_only_if_asked_for(arguments, message, tmp_path, monkeypatch):
@@ -148,12 +148,22 @@ def test_a_table_of_an_unknown_form_is_refused(root):
     assert "neither .csv nor .jsonl" in run("predict", root / "model.joblib", root, "-o", "x.xlsx", code=1).stderr
 
 
-def test_the_hottest_box_is_around_the_region_of_the_largest_value():
-    values = np.zeros((4, 4))
-    values[1, 1:3] = 5, 7
-    values[3, 0] = 6  # another region
-    assert hottest_box(values, 4, (10, 20, 40, 80)) == (20, 40, 10, 40)
-    assert hottest_box(values, 9, (0, 0, 4, 4)) == (1, 2, 1, 1)
+def test_hidden_files_and_folders_are_left_out(root, tmp_path):
+    folder = tmp_path / "good"
+    paths = sorted((root / "train" / "good").iterdir())[:20]
+    for index, path in enumerate(paths):
+        save_image(folder / ("first", "second")[index % 2] / path.name, np.asarray(Image.open(path)))
+    for name in ("first/._0.png", ".Trashes/0.png", "first/.thumbnails/0.png", "notes.txt"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"no image")
+    done = run("fit", folder, "-o", tmp_path / "model.joblib", *SETTINGS)
+    assert "20 images learnt" in done.stdout
+    done = run("predict", tmp_path / "model.joblib", folder, "--device", "cpu")
+    expected = sorted((folder / "first").glob("[0-9]*.png")) + sorted((folder / "second").iterdir())
+    assert [row["path"] for row in csv.DictReader(done.stdout.splitlines())] == list(map(str, expected))
+    hidden = folder / "first" / "._0.png"  # named by hand, it is read
+    done = run("predict", tmp_path / "model.joblib", hidden, "--device", "cpu", code=3)
+    assert "._0.png is not an image" in done.stdout
 
 
 def test_help_names_every_command_and_the_exit_codes():

@@ -141,7 +141,7 @@ def test_anomalous_image_without_mask_is_named(mvtec_root):
 def test_category_without_training_images_names_the_folder(mvtec_root):
     for path in (mvtec_root / "bolt/train/good").iterdir():
         path.unlink()
-    with pytest.raises(FileNotFoundError, match=r"no normal training image found.*good is empty"):
+    with pytest.raises(FileNotFoundError, match=r"no normal training image found.*good has no images"):
         load_mvtec_ad(mvtec_root, "bolt")
 
 
@@ -164,6 +164,12 @@ def test_hidden_and_other_files_are_left_out(mvtec_root):
     for name in ("._000.png", "Thumbs.db", "notes.txt"):
         (mvtec_root / "bolt/train/good" / name).write_bytes(b"")
     assert load_mvtec_ad(mvtec_root, "bolt").train_paths == before
+
+
+def test_a_link_to_an_absent_image_is_not_passed_over(mvtec_root):
+    link = mvtec_root / "bolt/train/good/link.png"
+    link.symlink_to(mvtec_root / "absent.png")
+    assert link in load_mvtec_ad(mvtec_root, "bolt").train_paths
 
 
 def test_magnetic_tile_holds_out_the_prefix_and_tests_every_defect(tile_root):
@@ -319,7 +325,7 @@ def test_right_checksum_is_accepted(serve, home):
 
 
 def test_wrong_checksum_leaves_nothing(serve, home):
-    with pytest.raises(ValueError, match=r"master\.zip has not the checksum sha256='0000"):
+    with pytest.raises(ValueError, match=r"master\.zip does not have the checksum sha256='0000"):
         fetch_magnetic_tile(home, base_url=serve(make_archive()), sha256="0" * 64)
     assert_nothing_left(home)
 

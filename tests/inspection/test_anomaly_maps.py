@@ -45,9 +45,9 @@ def test_the_heat_map_lies_over_the_part_that_is_inspected(pipe):
     assert display.axes_[0, 0].get_ylabel() == "hole"
 
 
-def test_the_warmest_place_is_the_defect_in_pixels_of_the_original():
+def test_the_hottest_patch_is_the_defect_in_pixels_of_the_original():
     image, mask = defect()
-    # A network whose maps are the image itself, made smaller: nothing blurs the place.
+    # The maps of this network are the image itself, made smaller: nothing is blurred.
     extractor = PatchFeatureExtractor(nn.Sequential(nn.AvgPool2d(4)), layers=["0"], image_size=64, crop_size=48)
     normal = np.random.default_rng(0).integers(100, 130, (12, 80, 60, 3), dtype=np.uint8)
     pipe = make_pipeline(extractor, PatchGaussianDetector(1)).fit(normal)
@@ -71,6 +71,19 @@ def test_masks_of_the_originals_size_may_have_any_integer_dtype(pipe, dtype):
     image, mask = defect()
     display = AnomalyMapDisplay.from_estimator(pipe, [image], masks=[mask.astype(dtype)])
     np.testing.assert_array_equal(display.axes_[0, 1].images[0].get_array(), mask)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_mask_with_a_grey_rim_is_drawn_as_it_is_scored(pipe, dtype):
+    image = np.full((64, 64, 3), 115, dtype=np.uint8)
+    mask = np.zeros((64, 64), dtype=dtype)
+    mask[19:31, 34:46] = 100  # a smoothed edge, less than half
+    mask[20:30, 35:45] = 255
+    mask *= 257 if dtype == np.uint16 else 1
+    display = AnomalyMapDisplay.from_estimator(pipe, [image], masks=[mask])
+    drawn = display.axes_[0, 1].images[0].get_array()
+    assert drawn.sum() == 10 * 10
+    np.testing.assert_array_equal(drawn[8:56, 8:56], pipe[0].transform_masks([mask])[0])  # the crop of 48 of 64
 
 
 def test_a_mask_of_another_size_is_named(pipe):
@@ -145,7 +158,7 @@ def test_rows_of_false_positives_say_the_score_the_threshold_and_what_the_image_
     [
         ({"labels": [-1] * 6}, r"none of the 6 labels is \+1"),
         ({"labels": [1] * 5}, "5 labels for 6 images"),
-        ({"labels": [0, 1] * 3}, r"labels must be \+1 \(normal\) or -1 \(anomalous\), got \[0 1\]"),
+        ({"labels": [0, 1] * 3}, r"labels has the labels \[0\]; normal is \+1 and anomalous -1"),
         ({"n_images": 0}, "n_images=0; show at least one"),
         ({"titles": ["one"]}, "1 titles for 6 images"),
         ({"masks": [None]}, "1 masks for 6 images"),

@@ -10,7 +10,7 @@ import pytest
 import torch
 from sklearn.decomposition import IncrementalPCA
 from sklearn.exceptions import NotFittedError
-from sklearn.pipeline import Pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.utils import estimator_html_repr
 
 from ipca_sklearn import BatchedIncrementalPCA, PatchFeatureExtractor, PatchGaussianDetector
@@ -34,7 +34,7 @@ def features(n: int = 60) -> np.ndarray:
     return X.reshape(n, 2, 3, 8)
 
 
-def test_each_place_needs_as_many_components_as_its_rank() -> None:
+def test_each_patch_needs_as_many_components_as_its_rank() -> None:
     display = ExplainedVarianceDisplay.from_estimator(BatchedIncrementalPCA(3, step_size=None).fit(features()), share=1)
     np.testing.assert_array_equal(display.n_components_needed, [[0, 1, 2], [3, 4, 4]])  # 4: more than the 3 there are
     np.testing.assert_array_equal(display.axes_[0].images[0].get_array(), display.n_components_needed)
@@ -74,7 +74,7 @@ def test_what_has_learnt_no_components_per_patch_is_refused() -> None:
 
 @pytest.fixture
 def detector() -> PatchGaussianDetector:
-    return PatchGaussianDetector(2, contamination=0.1).fit(np.random.default_rng(0).normal(size=(80, 4, 6)))
+    return PatchGaussianDetector(2, false_positive_rate=0.1).fit(np.random.default_rng(0).normal(size=(80, 4, 6)))
 
 
 def heights(display: ThresholdDisplay) -> list[np.ndarray]:
@@ -122,7 +122,7 @@ def test_wrong_calls_say_what_to_do(detector: PatchGaussianDetector) -> None:
 
 
 def test_notebooks_show_scikit_learns_diagram(detector: PatchGaussianDetector) -> None:
-    pipe = Pipeline([("features", PatchFeatureExtractor()), ("detector", PatchGaussianDetector(2, score="residual"))])
+    pipe = make_pipeline(PatchFeatureExtractor(), PatchGaussianDetector(2, distance="residual"))
     text = pipe._repr_html_()
     assert "sk-container" in text
     for name in ("PatchFeatureExtractor", "PatchGaussianDetector", "residual"):

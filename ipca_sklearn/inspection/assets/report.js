@@ -3,7 +3,7 @@
   const byId = (id) => document.getElementById(id);
   const rows = JSON.parse(byId("rows").textContent);
   const settings = JSON.parse(byId("settings").textContent);
-  byId("rows").remove(); // else the pictures are in memory twice
+  byId("rows").remove(); // otherwise the pictures are in memory twice
 
   const scores = rows.filter((row) => row.score !== null).map((row) => row.score); // ascending
   const learnt = settings.threshold;
@@ -14,13 +14,13 @@
   slider.min = ends.length ? Math.min(...ends) - margin : 0;
   slider.max = ends.length ? Math.max(...ends) + margin : 1;
   const atStart = learnt === null ? Number(slider.min) : learnt;
-  let threshold = atStart; // a slider rounds, this does not
+  let threshold = atStart; // exact; the slider rounds its value
 
   const number = (value) => value.toPrecision(4);
   const element = (tag, name, text) => {
     const made = document.createElement(tag);
     made.className = name;
-    if (text !== undefined) made.textContent = text; // never as markup
+    if (text !== undefined) made.textContent = text; // text, never markup
     return made;
   };
   const picture = (name, data, text) => {
@@ -123,7 +123,7 @@
 
   let waiting = false;
   const later = () => {
-    if (waiting) return; // one update for each picture on the screen is enough
+    if (waiting) return; // one update per frame of the screen is enough
     waiting = true;
     requestAnimationFrame(() => {
       waiting = false;

@@ -1,0 +1,149 @@
+"""Pictures of single images: the heat map over the image, the mask of anomalous patches, the box around the hottest."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+from scipy.ndimage import label
+from sklearn.pipeline import Pipeline
+from torch import Tensor
+
+from ipca_sklearn._utils._typing import PathLike
+from ipca_sklearn.features._decode import to_rgb
+
+_EXIF_ORIENTATION = 0x0112
+
+
+def hottest_box(
+    anomaly_map: np.ndarray, threshold: float, covered_box: tuple[float, float, float, float]
+) -> tuple[int, int, int, int]:
+    """Return the box around the anomalous region that has the largest value of a map.
+
+    Where no value is above the threshold, it is the box of the patch with the largest value.
+
+    Parameters
+    ----------
+    anomaly_map : ndarray of shape (h, w)
+        Larger = more anomalous.
+    threshold : float
+        Patches with larger values are anomalous: `map_threshold_` of the detector.
+    covered_box : (float, float, float, float)
+        Where the map lies in its image: `PatchFeatureExtractor.covered_box`.
+
+    Returns
+    -------
+    (int, int, int, int)
+        Top, left, height and width in pixels of the image.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from ipca_sklearn.inspection import hottest_box
+    >>> anomaly_map = np.array([[0.0, 1.0, 2.0], [6.0, 7.0, 1.0]])
+    >>> hottest_box(anomaly_map, 5.0, (0.0, 0.0, 200.0, 300.0))
+    (100, 0, 100, 200)
+    """
+    peak = np.unravel_index(anomaly_map.argmax(), anomaly_map.shape)
+    regions, _ = label(anomaly_map > threshold)
+    inside = regions == regions[peak] if regions[peak] else np.zeros_like(regions, dtype=bool)
+    inside[peak] = True
+    row, column = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
+    top, left, height, width = covered_box
+    y, x = height / anomaly_map.shape[0], width / anomaly_map.shape[1]
+    first = round(top + row[0] * y), round(left + column[0] * x)
+    last = round(top + (row[-1] + 1) * y), round(left + (column[-1] + 1) * x)
+    return (*first, last[0] - first[0], last[1] - first[1])
+
+
+def overlay(estimator: Pipeline, anomaly_map: np.ndarray, image: Image.Image) -> Image.Image:
+    """Draw a heat map over its image, which is shown in grey.
+
+    Black is 0; yellow is twice the threshold for patches, and more. What is not inspected stays grey.
+
+    Parameters
+    ----------
+    estimator : Pipeline
+        Fitted; its first step is a `PatchFeatureExtractor`, its last a `PatchGaussianDetector`.
+    anomaly_map : ndarray of shape (h, w)
+        One map of `estimator.transform`.
+    image : PIL image
+        The upright image, or a smaller copy of it.
+
+    Returns
+    -------
+    PIL image
+        RGB, of the size of `image`.
+
+    Raises
+    ------
+    ImportError
+        Without matplotlib, which has the colours.
+
+    Examples
+    --------
+    >>> from PIL import Image
+    >>> from sklearn.pipeline import make_pipeline
+    >>> from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector
+    >>> from ipca_sklearn.datasets import make_textures
+    >>> from ipca_sklearn.inspection import overlay
+    >>> data = make_textures(8, 2, size=64)
+    >>> extractor = PatchFeatureExtractor("resnet18", weights=None, image_size=64, crop_size=64, random_state=0)
+    >>> pipe = make_pipeline(extractor, PatchGaussianDetector(2)).fit(data.train_images)
+    >>> image = Image.fromarray(data.test_images[1])
+    >>> overlay(pipe, pipe.transform([image])[0], image).size
+    (64, 64)
+    """
+    from matplotlib import colormaps
+
+    grey = np.asarray(image.convert("L"), dtype=np.float32)[..., None]
+    size = grey.shape[:2]
+    limit = estimator[-1].map_threshold_
+    limit = 2 * limit if 0 < limit < np.inf else 1
+    heat = _laid_over(estimator, anomaly_map, size, Image.Resampling.BILINEAR) / limit
+    colours = 255 * colormaps["inferno"](np.clip(heat, 0, 1))[..., :3]
+    inspected = _laid_over(estimator, np.ones_like(anomaly_map), size, Image.Resampling.NEAREST)[..., None]
+    return Image.fromarray((grey + 0.6 * inspected * (colours - grey)).astype(np.uint8))
+
+
+def patch_mask(estimator: Pipeline, anomaly_map: np.ndarray, size: tuple[int, int]) -> Image.Image:
+    """Draw the anomalous patches of a map: white in a black picture of `size` (height, width)."""
+    marked = anomaly_map > estimator[-1].map_threshold_
+    return Image.fromarray((255 * _laid_over(estimator, marked, size, Image.Resampling.NEAREST)).astype(np.uint8))
+
+
+def _laid_over(
+    estimator: Pipeline, values: np.ndarray, size: tuple[int, int], resample: Image.Resampling
+) -> np.ndarray:
+    """Return values of patches as pixels of an image of this size, 0 where the image is not inspected."""
+    top, left, height, width = (round(value) for value in estimator[0].covered_box(size))
+    pixels = np.zeros(size, dtype=np.float32)
+    stretched = Image.fromarray(values.astype(np.float32)).resize((width, height), resample)
+    pixels[top : top + height, left : left + width] = np.asarray(stretched)
+    return pixels
+
+
+def image_size(path: PathLike) -> tuple[int, int]:
+    """Return height and width of an upright image. Only the header of the file is read."""
+    with Image.open(path) as image:
+        width, height = image.size
+        on_its_side = image.getexif().get(_EXIF_ORIENTATION, 1) >= 5
+    return (width, height) if on_its_side else (height, width)
+
+
+def open_upright(path: PathLike, side: int | None = None) -> Image.Image:
+    """Return an image as the network sees it (upright, RGB, 8 bits), shrunk to fit a square of this side."""
+    with Image.open(path) as image:
+        if side is not None:
+            image.draft("RGB", (side, side))  # JPEG files are decoded at a fraction of their size
+        upright = Image.fromarray(_as_bytes(to_rgb(image, str(path))))
+    if side is not None:
+        upright.thumbnail((side, side))
+    return upright
+
+
+def _as_bytes(image: Tensor) -> np.ndarray:
+    """Return an image (3, H, W) as uint8 (H, W, 3); of 16 bits the upper half is kept."""
+    pixels = image.permute(1, 2, 0)
+    if pixels.is_floating_point():
+        pixels = ((pixels * 65535).round() / 257).byte()
+    return pixels.contiguous().numpy()

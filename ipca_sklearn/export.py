@@ -19,7 +19,7 @@ from ipca_sklearn.detection import PatchGaussianDetector
 from ipca_sklearn.detection._map_ops import blur_matrix, image_scores
 from ipca_sklearn.features import PatchFeatureExtractor
 from ipca_sklearn.features._grid import on_grid, resize_matrix
-from ipca_sklearn.features._lazy import FeatureSettings
+from ipca_sklearn.features._settings import FeatureSettings
 
 __all__ = ["to_onnx", "to_torch"]
 
@@ -42,7 +42,7 @@ class PatchGaussianModule(nn.Module):
 
     def __init__(self, extractor: PatchFeatureExtractor, detector: PatchGaussianDetector) -> None:
         super().__init__()
-        settings = extractor.feature_settings()
+        settings = extractor.feature_settings("cpu")
         self.offset, self.map_threshold = float(detector.offset_), float(detector.map_threshold_)
         self._features = _Features(settings, getattr(detector, "feature_indices_", None))
         self._distances = _Distances(detector.distance_operator(torch.device("cpu")))

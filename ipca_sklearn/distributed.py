@@ -1,4 +1,4 @@
-"""Fits that are spread over processes, machines or GPUs: partitions of images are learnt apart, and states merged."""
+"""Fits on several processes, machines or GPUs: each worker learns a partition of the images, and states are merged."""
 
 from __future__ import annotations
 
@@ -6,54 +6,56 @@ import copy
 import queue
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 import joblib
 import torch
-from joblib.externals.loky.process_executor import BrokenProcessPool
 from sklearn.base import clone
 from sklearn.pipeline import Pipeline
 
-from ipca_sklearn.persistence._checkpoints import adopt, check_repeatable
+from ipca_sklearn._utils._estimators import adopt, check_repeatable
+from ipca_sklearn._utils._sklearn_compat import get_active_backend
+from ipca_sklearn._utils._threads import restored_torch_threads
+from ipca_sklearn._utils._typing import ArrayLike, DeviceLike, Images
 
 __all__ = ["fit", "fit_rank"]
 
-# How often the pool of processes may die without one more partition done.
+# How often the pool of processes may die without finishing one more partition.
 _MAX_RETRIES = 3
 
 
 def fit(
     estimator: Any,
-    partitions: Any,
+    partitions: Iterable[Any],
     *,
     n_jobs: int | None = None,
-    devices: Any = None,
+    devices: str | Iterable[DeviceLike] | None = None,
     threads_per_worker: int | None = None,
 ) -> Any:
-    """Fit an estimator on partitions of the images, each by a worker of its own, and merge what they have learnt.
+    """Fit an estimator on partitions of the images: workers learn one partition each, and the results are merged.
 
-    Workers read the images. What travels back is what the last step has learnt of a partition, P (k + 2) m numbers,
-    and it is merged in a binary tree over the order of the partitions: which worker took which, and how many there
-    were, does not matter.
+    Workers read the images. A worker returns what the last step has learnt from a partition, P (k + 2) m numbers.
+    These are merged in a binary tree in the order of the partitions: the number of workers and their shares of the work
+    do not matter.
 
     Parameters
     ----------
     estimator : Pipeline, PatchGaussianDetector or BatchedIncrementalPCA
         A pipeline ends in one of these, and its other steps learn nothing from the images (as PatchFeatureExtractor).
-        What it has learnt before is forgotten.
+        Earlier learning is forgotten.
     partitions : sequence, or a Dask bag
-        Each one what `fit` takes: a list of paths, an array, ... A callable without arguments is called by the worker
-        and returns that. Partitions that are Dask's (a bag, a sequence of `dask.delayed`) are fitted and merged on
-        Dask's cluster, and only the result comes here.
+        Each one is an X of `fit`: a list of paths, an array, ... A callable without arguments is called by the worker
+        and returns the X. Partitions of Dask (a bag, a sequence of `dask.delayed`) are fitted and merged on Dask's
+        cluster, and only the result is sent here.
     n_jobs : int or None, default=None
-        Workers, as of :class:`joblib.Parallel`, whose backends all work: `joblib.parallel_config(backend="dask")`
+        Workers, as of :class:`joblib.Parallel`. All its backends work: `joblib.parallel_config(backend="dask")`
         sends partitions to a cluster. None is one, unless the configuration says otherwise.
     devices : "auto", sequence of str or torch.device, or None, default=None
         One worker thread for each of these devices, in this process; `"auto"` is all GPUs. Excludes `n_jobs`.
     threads_per_worker : int or None, default=None
-        Threads of torch in each worker. None shares the cores among the workers of this machine, and is one for
-        Dask's. Two busy torch processes with as many threads each as there are cores are many times slower.
+        Threads of torch in each worker. None divides the cores among the workers of this machine, and is one for
+        Dask. Two busy torch processes are many times slower if each has as many threads as there are cores.
 
     Returns
     -------
@@ -63,9 +65,9 @@ def fit(
     Raises
     ------
     ValueError
-        No partitions, a step that cannot be repeated in another process (random without an integer `random_state`),
-        or what `fit` raises for a partition; a note at the end of the traceback says for which. The estimator is then
-        as it was.
+        There are no partitions. A step cannot be repeated in another process (it is random, without an integer
+        `random_state`). Or what `fit` raises for a partition; a note at the end of the traceback names the partition.
+        The estimator is unchanged.
     BrokenProcessPool
         Worker processes died several times in a row.
 
@@ -76,14 +78,14 @@ def fit(
 
     Notes
     -----
-    Equal to one fit on all the images where nothing is truncated (rank <= k); else the truncation is that of other
-    steps. It depends on how the images are partitioned: partitions of at least some hundred images, all of about
-    the same size, in random order. Numbers of threads change the rounding: for the same bits on any number of workers
-    set `threads_per_worker`.
+    The result equals one fit on all images if nothing is truncated (rank <= k); otherwise other steps are truncated.
+    It depends on the partitions: use partitions of at least some hundred images, all of about the same size, in random
+    order. The number of threads changes the rounding: set `threads_per_worker` for the same bits on any number of
+    workers.
 
-    With p partitions of n images on w workers: n p / w times the cost of an image, and p - 1 merges, each an
-    eigenproblem of size 2 k + 1 per patch, by the caller (on Dask's cluster log2 p deep). The caller holds at most
-    log2(p) + 1 states, besides those that wait for an earlier partition.
+    With p partitions of n images on w workers, the cost is that of n p / w images, and p - 1 merges by the caller, each
+    an eigenproblem of size 2 k + 1 per patch (on Dask's cluster, log2 p merges one after the other). The caller holds
+    at most log2(p) + 1 states, and those that wait for an earlier partition.
 
     Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances", 1979 (the tree);
     Ross, Lim, Lin, Yang, "Incremental learning for robust visual tracking", IJCV 77, 2008 (merging subspaces).
@@ -111,20 +113,20 @@ def fit(
     elif devices is not None:
         fitted = _fit_on_devices(clone(estimator), partitions, _resolve_devices(devices), threads_per_worker)
     else:
-        fitted = _reduced(_outlasting_workers(clone(estimator), partitions, n_jobs, threads_per_worker))
+        fitted = _merge_all(_fit_on_workers(clone(estimator), partitions, n_jobs, threads_per_worker))
     return _take_over(estimator, *fitted)
 
 
-def fit_rank(estimator: Any, X: Any, *, group: Any = None) -> Any:
+def fit_rank(estimator: Any, X: Images | ArrayLike, *, group: Any = None) -> Any:
     """Fit an estimator on this rank's share of the images, in each process of :mod:`torch.distributed`.
 
-    All ranks call it at once, each with its own images; all of them end with the same model, bit for bit. Works with
-    any backend that sends objects (gloo, nccl); with nccl call :func:`torch.cuda.set_device` first.
+    All ranks call it at the same time, each with its own images, and all end with the same model, bit for bit. Any
+    backend that sends objects works (gloo, nccl). With nccl, call :func:`torch.cuda.set_device` first.
 
     Parameters
     ----------
     estimator : Pipeline, PatchGaussianDetector or BatchedIncrementalPCA
-        As for :func:`fit`, the same on all ranks, but for `device`.
+        As for :func:`fit`, the same on all ranks, except for `device`.
     X : sequence of images, or array-like
         This rank's share.
     group : torch.distributed.ProcessGroup or None, default=None
@@ -133,22 +135,36 @@ def fit_rank(estimator: Any, X: Any, *, group: Any = None) -> Any:
     Returns
     -------
     estimator
-        Fitted on what all ranks have seen.
+        Fitted on the images of all ranks.
 
     Raises
     ------
     RuntimeError
-        The fit of another rank failed, the message says which and why; what fails here is raised as it is.
+        The fit of another rank failed; the message names the rank and the reason. An error of this rank is raised as
+        it is.
 
     Notes
     -----
-    States go up a binary tree (log2 of the number of ranks messages of P (k + 2) m numbers deep) and the result is
-    broadcast. The tree is that of :func:`fit` with the ranks' shares as partitions.
-    """
-    from torch import distributed
+    States are sent up a binary tree (log2 of the number of ranks messages of P (k + 2) m numbers one after the other),
+    and the result is broadcast. The tree is that of :func:`fit` with the ranks' shares as partitions.
 
+    Examples
+    --------
+    One rank alone; several are started by `torchrun`.
+
+    >>> import tempfile, numpy as np, torch
+    >>> from ipca_sklearn import PatchGaussianDetector
+    >>> from ipca_sklearn.distributed import fit_rank
+    >>> X = np.random.default_rng(0).normal(size=(40, 5, 8))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=0, world_size=1)
+    ...     detector = fit_rank(PatchGaussianDetector(4), X)
+    ...     torch.distributed.destroy_process_group()
+    >>> detector.n_samples_seen_
+    40
+    """
     check_repeatable(estimator)
-    rank, n_ranks = distributed.get_rank(group), distributed.get_world_size(group)
+    rank, n_ranks = torch.distributed.get_rank(group), torch.distributed.get_world_size(group)
     prefix: Any = None
     learner: Any = None
     failure: Exception | None = None
@@ -157,46 +173,45 @@ def fit_rank(estimator: Any, X: Any, *, group: Any = None) -> Any:
     except Exception as error:  # the others must not wait for this rank
         failure = error
     failures: list[Any] = [None] * n_ranks
-    distributed.all_gather_object(failures, None if failure is None else repr(failure), group=group)
+    torch.distributed.all_gather_object(failures, None if failure is None else repr(failure), group=group)
     if failure is not None:
         raise failure
     for other, reason in enumerate(failures):
         if reason is not None:
             raise RuntimeError(f"the fit of rank {other} failed, so nothing was learnt: {reason}")
-    ranks = list(range(n_ranks)) if group is None else distributed.get_process_group_ranks(group)
-    distance = 1
-    while distance < n_ranks:
-        if rank % (2 * distance) == distance:
-            distributed.send_object_list([learner], dst=ranks[rank - distance], group=group)
-        elif rank % (2 * distance) == 0 and rank + distance < n_ranks:
+    ranks = list(range(n_ranks)) if group is None else torch.distributed.get_process_group_ranks(group)
+    stride = 1
+    while stride < n_ranks:
+        if rank % (2 * stride) == stride:
+            torch.distributed.send_object_list([learner], dst=ranks[rank - stride], group=group)
+        elif rank % (2 * stride) == 0 and rank + stride < n_ranks:
             received: list[Any] = [None]
-            distributed.recv_object_list(received, src=ranks[rank + distance], group=group)
+            torch.distributed.recv_object_list(received, src=ranks[rank + stride], group=group)
             learner = _merged(learner, received[0])
-        distance *= 2
+        stride *= 2
     result = [learner]
-    distributed.broadcast_object_list(result, src=ranks[0], group=group)
+    torch.distributed.broadcast_object_list(result, src=ranks[0], group=group)
     return _take_over(estimator, prefix, result[0])
 
 
 def _fit_partition(
     model: Any, partition: Any, index: int, n_threads: int | None, devices: queue.Queue[Any] | None
 ) -> tuple[Any, Any]:
-    """Return what a model learns from a partition: its fitted first steps (None without), and its last step."""
+    """Return what a model learns from a partition: its fitted first steps (None if it has none), and its last step."""
     device = None if devices is None else devices.get()
-    n_threads_before = torch.get_num_threads()
     try:
-        if n_threads is not None:
-            torch.set_num_threads(n_threads)
-        model = clone(model)
-        if device is not None:
-            model.set_params(**{name: device for name in _device_parameters(model)})
-        X = partition() if callable(partition) else partition
-        model.fit(list(X) if isinstance(X, Iterator) else X)
+        with restored_torch_threads():
+            if n_threads is not None:
+                torch.set_num_threads(n_threads)
+            model = clone(model)
+            if device is not None:
+                model.set_params(**{name: device for name in model.get_params() if _last_part(name) == "device"})
+            X = partition() if callable(partition) else partition
+            model.fit(list(X) if isinstance(X, Iterator) else X)
     except Exception as error:
         error.add_note(f"(while partition {index} was learnt)")
         raise
     finally:
-        torch.set_num_threads(n_threads_before)
         if devices is not None:
             devices.put(device)
     if isinstance(model, Pipeline):
@@ -204,25 +219,23 @@ def _fit_partition(
     return None, model
 
 
-def _only_learner(*arguments: Any) -> tuple[None, Any]:
-    """Return as `_fit_partition`, without the first steps: their network need not travel with every partition."""
+def _fit_learner(*arguments: Any) -> tuple[None, Any]:
+    """Return the result of `_fit_partition` without the first steps: their network is sent here only once."""
     return None, _fit_partition(*arguments)[1]
 
 
-def _device_parameters(model: Any) -> list[str]:
-    return [name for name in model.get_params() if name.rpartition("__")[2] == "device"]
+def _last_part(name: str) -> str:
+    """Return `device` for a parameter `features__device`."""
+    return name.rpartition("__")[2]
 
 
 def _merged(first: Any, second: Any) -> Any:
-    """Return what two learners know together, and leave both as they are."""
-    result = copy.copy(first)
-    if hasattr(result, "pca_"):
-        result.pca_ = copy.copy(result.pca_)
-    return result.merge(second)
+    """Return the merge of two learners, which do not change."""
+    return copy.copy(first).merge(second)
 
 
 def _merge_tree(learners: Iterable[Any], merge: Callable[[Any, Any], Any]) -> Any:
-    """Merge in a binary tree over the order of the learners, holding one of each height at most."""
+    """Merge in a binary tree over the order of the learners; hold at most one of each height."""
     waiting: list[tuple[int, Any]] = []
     for learner in learners:
         height = 0
@@ -236,8 +249,8 @@ def _merge_tree(learners: Iterable[Any], merge: Callable[[Any, Any], Any]) -> An
     return result
 
 
-def _reduced(fits: Iterable[tuple[Any, Any]]) -> tuple[Any, Any]:
-    """Return the first steps of the first of these fits, and the last steps of all merged."""
+def _merge_all(fits: Iterable[tuple[Any, Any]]) -> tuple[Any, Any]:
+    """Return the first steps of the first of these fits, and the merge of all last steps."""
     prefixes: list[Any] = []
 
     def learners() -> Iterator[Any]:
@@ -250,92 +263,77 @@ def _reduced(fits: Iterable[tuple[Any, Any]]) -> tuple[Any, Any]:
     return prefixes[0], learner
 
 
-def _outlasting_workers(
+def _fit_on_workers(
     model: Any, partitions: Sequence[Any], n_jobs: int | None, n_threads: int | None
 ) -> Iterator[tuple[Any, Any]]:
-    """Yield the fits of all partitions in order, and start again at the first one missing if workers die."""
-    done = retries = 0
-    while done < len(partitions):
-        parallel = joblib.Parallel(n_jobs=n_jobs, return_as="generator")
-        threads = n_threads or _share_of_threads(parallel, len(partitions))
+    """Yield the fits of all partitions in order; if workers die, start again at the first missing partition."""
+    n_done = n_retries = 0
+    while n_done < len(partitions):
+        threads = n_threads or _share_of_threads(n_jobs, len(partitions))
         tasks = (
-            joblib.delayed(_only_learner if index else _fit_partition)(model, partitions[index], index, threads, None)
-            for index in range(done, len(partitions))
+            joblib.delayed(_fit_learner if index else _fit_partition)(model, partitions[index], index, threads, None)
+            for index in range(n_done, len(partitions))
         )
         try:
-            for fitted in parallel(tasks):
+            for fitted in joblib.Parallel(n_jobs=n_jobs, return_as="generator")(tasks):
                 yield fitted
-                done, retries = done + 1, 0
+                n_done, n_retries = n_done + 1, 0
             return
         except BrokenProcessPool as error:
-            retries += 1
-            if retries > _MAX_RETRIES:
+            n_retries += 1
+            if n_retries > _MAX_RETRIES:
                 raise
             reason = f"{type(error).__name__}: {error}".partition("\n")[0]
             warnings.warn(
-                f"worker processes died ({reason}); partition {done} and those after it are learnt again",
+                f"worker processes died ({reason}); partition {n_done} and those after it are learnt again",
                 UserWarning,
                 stacklevel=5,
             )
 
 
-def _share_of_threads(parallel: joblib.Parallel, n_partitions: int) -> int | None:
-    """Return how many threads a worker may have so that all together have those of this process; None: as it is."""
-    if "dask" in type(parallel._backend).__name__.lower():
+def _share_of_threads(n_jobs: int | None, n_partitions: int) -> int | None:
+    """Return the threads of each worker, so that all together have those of this process; None does not change them."""
+    if "dask" in type(get_active_backend()[0]).__name__.lower():
         return 1
-    n_workers = min(parallel._effective_n_jobs(), n_partitions)
+    n_workers = min(joblib.effective_n_jobs(n_jobs), n_partitions)
     return None if n_workers == 1 else max(1, torch.get_num_threads() // n_workers)
 
 
-def _resolve_devices(devices: Any) -> list[torch.device]:
+def _resolve_devices(devices: str | Iterable[DeviceLike]) -> list[torch.device]:
     if isinstance(devices, str):
         if devices != "auto":
             raise ValueError(f"devices={devices!r} is 'auto' or a sequence of devices, such as ['cuda:0', 'cuda:1']")
         devices = [f"cuda:{index}" for index in range(torch.cuda.device_count())] or ["cpu"]
-    devices = [torch.device(device) for device in devices]
-    if not devices:
+    resolved = [torch.device(device) for device in devices]  # type: ignore[arg-type]
+    if not resolved:
         raise ValueError("devices is empty: name at least one, or pass None")
-    return devices
+    return resolved
 
 
 def _fit_on_devices(
     model: Any, partitions: Sequence[Any], devices: list[torch.device], n_threads: int | None
 ) -> tuple[Any, Any]:
-    original = {name: model.get_params()[name] for name in _device_parameters(model)}
     free: queue.Queue[Any] = queue.Queue()
     for device in devices:
         free.put(device)
     threads = n_threads or max(1, torch.get_num_threads() // len(devices))
     parallel = joblib.Parallel(n_jobs=len(devices), backend="threading", return_as="generator")
-    with _restored_threads():
-        prefix, learner = _reduced(
+    with restored_torch_threads():
+        return _merge_all(
             parallel(
                 joblib.delayed(_fit_partition)(model, partition, index, threads, free)
                 for index, partition in enumerate(partitions)
             )
         )
-    if prefix is not None:
-        prefix.set_params(**{name: value for name, value in original.items() if name in prefix.get_params()})
-    return prefix, learner
-
-
-@contextmanager
-def _restored_threads() -> Iterator[None]:
-    """Set the number of threads again: what a thread sets is what all later threads of the program start with."""
-    n_threads = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(n_threads)
 
 
 def _fit_on_dask(model: Any, partitions: Sequence[Any], n_threads: int) -> tuple[Any, Any]:
     import dask
 
-    fit_partition, only_learner = dask.delayed(_fit_partition), dask.delayed(_only_learner)
+    fit_partition, fit_learner = dask.delayed(_fit_partition), dask.delayed(_fit_learner)
     first = fit_partition(model, partitions[0], 0, n_threads, None)
     others = (
-        only_learner(model, partition, index, n_threads, None)[1]
+        fit_learner(model, partition, index, n_threads, None)[1]
         for index, partition in enumerate(partitions[1:], start=1)
     )
     learner = _merge_tree([first[1], *others], dask.delayed(_merged))
@@ -343,11 +341,14 @@ def _fit_on_dask(model: Any, partitions: Sequence[Any], n_threads: int) -> tuple
 
 
 def _take_over(estimator: Any, prefix: Any, learner: Any) -> Any:
-    """Let the caller's estimator know what was learnt."""
+    """Store in the caller's estimator what was learnt; it keeps its own parameters."""
     if isinstance(estimator, Pipeline):
-        own = estimator.steps[-1][1]
-        adopt(own, learner)
-        estimator.steps = [*prefix.steps, (estimator.steps[-1][0], own)]
+        # The worker's device is its own, and a feature cache is not sent back from a process.
+        own = {name: value for name, value in estimator.get_params().items() if _last_part(name) in ("cache", "device")}
+        prefix.set_params(**{name: value for name, value in own.items() if name in prefix.get_params()})
+        last_name, last = estimator.steps[-1]
+        adopt(last, learner)
+        estimator.steps = [*prefix.steps, (last_name, last)]
     else:
         adopt(estimator, learner)
     return estimator

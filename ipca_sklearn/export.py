@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import copy
-import os
 from importlib.metadata import version
-from pathlib import Path
 
 import numpy as np
 import torch
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
+from torch.torch_version import TorchVersion
 
 from ipca_sklearn import linalg
-from ipca_sklearn.decomposition._full_covariance import CovarianceModel
-from ipca_sklearn.detection._map_ops import blur, image_scores
-from ipca_sklearn.detection._patch_gaussian import PatchGaussianDetector
-from ipca_sklearn.features._extractor import PatchFeatureExtractor
-from ipca_sklearn.features._lazy import FeatureSettings, on_grid, resizing
+from ipca_sklearn._utils._files import replacing
+from ipca_sklearn._utils._typing import PathLike
+from ipca_sklearn.detection import PatchGaussianDetector
+from ipca_sklearn.detection._map_ops import blur_matrix, image_scores
+from ipca_sklearn.features import PatchFeatureExtractor
+from ipca_sklearn.features._grid import on_grid, resize_matrix
+from ipca_sklearn.features._settings import FeatureSettings
 
 __all__ = ["to_onnx", "to_torch"]
 
-# What protocol buffers, so ONNX files in one piece, hold at most.
+# What a protocol buffer, and so an ONNX file in one piece, holds at most.
 _MAX_BYTES = 2**31 - 2**24
 
 
@@ -37,23 +38,19 @@ class PatchGaussianModule(nn.Module):
         `map_threshold_` of the detector: patches with a larger value are anomalous.
     """
 
-    _blur: Tensor | None
+    _blur_matrix: Tensor | None
 
     def __init__(self, extractor: PatchFeatureExtractor, detector: PatchGaussianDetector) -> None:
         super().__init__()
-        settings = extractor._features([np.zeros((8, 8, 3), np.uint8)], None)._settings
+        settings = extractor.feature_settings("cpu")
         self.offset, self.map_threshold = float(detector.offset_), float(detector.map_threshold_)
-        self._features = _Features(settings, detector._columns())
-        model = detector.pca_._model
-        self._distances: nn.Module
-        if isinstance(model, CovarianceModel):
-            self._distances = _FullDistances(model)
-        else:
-            self._distances = _Distances(model.basis(torch.device("cpu")), detector._distance, detector.noise_shrinkage)
+        self._features = _Features(settings, getattr(detector, "feature_indices_", None))
+        self._distances = _Distances(detector.distance_operator(torch.device("cpu")))
+        self.image_size = settings.images.image_size
         self._image_score = detector.image_score
         self._grid_size = settings.grid_size
         sigma = detector.smoothing
-        self.register_buffer("_blur", blur(settings.grid_size, sigma).float() if sigma > 0 else None)
+        self.register_buffer("_blur_matrix", blur_matrix(settings.grid_size, sigma).float() if sigma > 0 else None)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Score images.
@@ -71,13 +68,13 @@ class PatchGaussianModule(nn.Module):
             As `transform`: larger is more anomalous.
         """
         maps = self._distances(self._features(images)).unflatten(1, (self._grid_size, self._grid_size))
-        if self._blur is not None:
-            maps = self._blur @ maps @ self._blur.T
+        if self._blur_matrix is not None:
+            maps = self._blur_matrix @ maps @ self._blur_matrix.T
         return -image_scores(maps, self._image_score), maps
 
 
 class _Features(nn.Module):
-    """Images (n, 3, H, W) to features (P, n, m), the patches in front."""
+    """Images (n, 3, H, W) to features (P, n, m), the patches first."""
 
     _mean: Tensor
     _std: Tensor
@@ -86,34 +83,33 @@ class _Features(nn.Module):
     def __init__(self, settings: FeatureSettings, columns: np.ndarray | None) -> None:
         super().__init__()
         self._settings = settings.images
-        self._backbone = copy.deepcopy(settings.backbone)
-        self._network = self._backbone.module.float().cpu()
+        self._backbone = copy.deepcopy(settings.backbone).float().cpu()
         side = settings.images.crop_size
         self.register_buffer("_mean", torch.tensor(settings.mean).view(3, 1, 1))
         self.register_buffer("_std", torch.tensor(settings.std).view(3, 1, 1))
         self.register_buffer("_columns", None if columns is None else torch.from_numpy(columns))
         with torch.inference_mode():
-            layers = self._backbone.maps(torch.zeros(1, 3, side, side))
+            layers = self._backbone(torch.zeros(1, 3, side, side))
         for index, layer in enumerate(layers):
-            matrix = resizing(
+            matrix = resize_matrix(
                 layer.shape[-1],
                 settings.grid_size,
                 settings.map_interpolation,
                 settings.pooling_size,
                 torch.device("cpu"),
             )
-            self.register_buffer(f"_resizing_{index}", matrix.clone())
+            self.register_buffer(f"_resize_matrix_{index}", matrix.clone())
 
     def forward(self, images: Tensor) -> Tensor:
-        layers = self._backbone.maps((self._cut(images) - self._mean) / self._std)
-        resized = [on_grid(layer, self.get_buffer(f"_resizing_{index}")) for index, layer in enumerate(layers)]
+        layers = self._backbone((self._cut(images) - self._mean) / self._std)
+        resized = [on_grid(layer, self.get_buffer(f"_resize_matrix_{index}")) for index, layer in enumerate(layers)]
         features = torch.cat(resized, dim=3).flatten(1, 2)
         if self._columns is not None:
             features = features[..., self._columns]
         return features.transpose(0, 1)
 
     def _cut(self, images: Tensor) -> Tensor:
-        """Resize to image_size, crop the centre and scale to [0, 1]; height and width are known only now."""
+        """Resize to image_size, crop the centre and scale to [0, 1]; the size of the input is known only here."""
         settings = self._settings
         start = round((settings.image_size - settings.crop_size) / 2)
         crop = slice(start, start + settings.crop_size)
@@ -127,18 +123,18 @@ class _Features(nn.Module):
         rows, columns = (_antialiased(positions, side, settings.image_size) for side in images.shape[2:])
         if not integers:
             return rows[crop] @ (images.float() @ columns[crop].T)
-        # The kernel for 8 bits has weights of 16 and rounds after each pass, the width first (ATen, UpSampleKernel).
+        # ATen's kernel for 8-bit images (UpSampleKernel) has 16-bit weights and rounds after each pass, width first.
         half = (images.double() @ _in_16_bits(columns)[crop].T + 0.5).floor()
         return ((_in_16_bits(rows)[crop] @ half + 0.5).floor() / 255).float()
 
 
 def _nearest(positions: Tensor, side: int, new_side: int) -> Tensor:
-    """Return the indices that torch's "nearest-exact" takes."""
+    """Return the indices of torch's "nearest-exact"."""
     return ((positions + 0.5) * (side / new_side)).floor().long().clamp(max=side - 1)
 
 
 def _antialiased(positions: Tensor, side: int, new_side: int) -> Tensor:
-    """Return the matrix (positions, side) of torch's bilinear interpolation with antialias."""
+    """Return the matrix (positions, side) of torch's bilinear interpolation with antialiasing."""
     scale = torch.full((), side, dtype=positions.dtype, device=positions.device) / new_side
     width = scale.clamp(min=1)
     pixels = torch.arange(side, device=positions.device, dtype=positions.dtype) + 0.5
@@ -147,54 +143,35 @@ def _antialiased(positions: Tensor, side: int, new_side: int) -> Tensor:
 
 
 def _in_16_bits(weights: Tensor) -> Tensor:
-    """Round weights as torch does for 8-bit images: as many binary digits as the largest leaves room for."""
+    """Round weights to 16 bits as torch does for 8-bit images: the largest weight fixes the number of binary digits."""
     digits = (((2**15 - 0.5) / weights.max()).log2().ceil() - 1).clamp(0, 22)
     return (weights * 2**digits + 0.5).floor() / 2**digits
 
 
 class _Distances(nn.Module):
-    """Distances (n, P) of features (P, n, m) from truncated Gaussians: P k m numbers, and P m or 2 P m more."""
+    """Distances (n, P) of features (P, n, m): P k m numbers, and P m or 2 P m more; P m^2 for full covariances."""
 
     _mean: Tensor
-    _components: Tensor
-    _scale: Tensor
+    _rows: Tensor
+    _scale: Tensor | None
     _precision: Tensor | None
 
-    def __init__(self, basis: linalg.Basis, score: str, noise_shrinkage: float) -> None:
+    def __init__(self, operator: linalg.DistanceOperator) -> None:
         super().__init__()
-        scale, precision = linalg.distance_weights(basis, score=score, noise_shrinkage=noise_shrinkage)
-        self._score = score
-        self.register_buffer("_mean", basis.mean.float()[:, None].clone())
-        self.register_buffer("_components", basis.components.float().clone())
-        self.register_buffer("_scale", scale.float()[:, None].clone())
-        # The square roots of what the residual is divided by; ones for its plain length.
-        self.register_buffer("_precision", None if score == "residual" else precision.float()[:, None].clone())
+        # The components, so that an image takes one product less than with rows and their transform.
+        rows = operator.rows if operator.transform is None else torch.bmm(operator.transform, operator.rows)
+        self.register_buffer("_mean", _float_copy(operator.mean[:, None]))
+        self.register_buffer("_rows", _float_copy(rows))
+        self.register_buffer("_scale", None if operator.scale is None else _float_copy(operator.scale))
+        self.register_buffer("_precision", None if operator.precision is None else _float_copy(operator.precision))
 
     def forward(self, features: Tensor) -> Tensor:
-        centred = features - self._mean
-        projected = centred @ self._components.mT
-        squared = torch.zeros_like(centred[..., 0])
-        if self._score != "residual":
-            squared = squared + (projected * self._scale).square().sum(-1)
-        if self._score != "mahalanobis":
-            left = centred - projected @ self._components
-            squared = squared + (left if self._precision is None else left * self._precision).square().sum(-1)
-        return squared.sqrt().T
+        return linalg.distances_from_centred(features - self._mean, self._rows, None, self._scale, self._precision).T
 
 
-class _FullDistances(nn.Module):
-    """Mahalanobis distances (n, P) of features (P, n, m): P m^2 numbers."""
-
-    _mean: Tensor
-    _whitener: Tensor
-
-    def __init__(self, model: CovarianceModel) -> None:
-        super().__init__()
-        self.register_buffer("_mean", model.state.mean.float().cpu()[:, None].clone())
-        self.register_buffer("_whitener", model.whitener(torch.device("cpu")).float().clone())
-
-    def forward(self, features: Tensor) -> Tensor:
-        return ((features - self._mean) @ self._whitener.mT).square().sum(-1).sqrt().T
+def _float_copy(values: Tensor) -> Tensor:
+    """Return a float32 copy that shares no memory with the detector."""
+    return values.to(torch.float32, copy=True)
 
 
 def to_torch(pipe: Pipeline) -> PatchGaussianModule:
@@ -203,14 +180,14 @@ def to_torch(pipe: Pipeline) -> PatchGaussianModule:
     Parameters
     ----------
     pipe : Pipeline
-        Of a fitted :class:`PatchFeatureExtractor` and a fitted :class:`PatchGaussianDetector`.
+        A fitted :class:`PatchFeatureExtractor` and a fitted :class:`PatchGaussianDetector`.
 
     Returns
     -------
     nn.Module
-        Takes images (n, 3, H, W), uint8 or floats in [0, 1], of any size; returns the scores (n,), higher is more
-        normal, and the maps (n, H', W'), larger is more anomalous. float32, on the CPU, a copy: what the pipeline
-        learns later has no effect. Decoding (EXIF orientation, palettes, transparency) is left to the caller.
+        Takes images (n, 3, H, W), uint8 or floats in [0, 1], of any size. Returns the scores (n,), higher is more
+        normal, and the maps (n, H', W'), larger is more anomalous. float32, on the CPU. It is a copy: later learning
+        of the pipeline does not change it. The caller decodes the images (EXIF orientation, palettes, transparency).
 
     Raises
     ------
@@ -219,7 +196,7 @@ def to_torch(pipe: Pipeline) -> PatchGaussianModule:
     NotFittedError
         It is not fitted.
     RuntimeError
-        `interpolation="bilinear"` with a torch before 2.10, which resizes otherwise.
+        `interpolation="bilinear"` with a torch before 2.10, which resizes differently within a module.
 
     Examples
     --------
@@ -246,35 +223,35 @@ def to_torch(pipe: Pipeline) -> PatchGaussianModule:
 
 
 def _require_torch(what: str) -> None:
-    """Refuse versions with which the tests of this module fail: scores would differ, or tracing stops."""
-    if torch.__version__ < "2.10":
+    """Refuse versions of torch with which the tests of this module fail: scores differ, or tracing stops."""
+    if TorchVersion(torch.__version__) < "2.10":
         raise RuntimeError(
             f"{what} needs torch 2.10 or newer, this is {torch.__version__}; save the model, and export it where torch "
             "is newer"
         )
 
 
-def to_onnx(pipe: Pipeline, path: str | os.PathLike, *, dtype: str = "uint8", opset_version: int = 18) -> None:
+def to_onnx(pipe: Pipeline, path: PathLike, *, dtype: str = "uint8", opset_version: int = 18) -> None:
     """Write a fitted pipeline as one ONNX file, network included.
 
     Parameters
     ----------
     pipe : Pipeline
         As for :func:`to_torch`.
-    path : str or path
-        Of the file; replaced only when the new one is complete.
+    path : str or path-like
+        The file; replaced only when the new one is complete.
     dtype : {"uint8", "float32"}, default="uint8"
-        Of the input `images` (n, 3, H, W); n, H and W are dynamic. Floats are in [0, 1].
+        Type of the input `images` (n, 3, H, W); n, H and W are dynamic. Floats are in [0, 1].
     opset_version : int, default=18
-        Of ONNX.
+        Version of ONNX's operators.
 
     Raises
     ------
     ImportError
         onnx and onnxscript are not installed: `pip install "ipca_sklearn[onnx]"`.
     ValueError
-        The model has more than 2 GB, which no ONNX file in one piece can hold: P k m and what else there is, so only
-        `covariance="full"` with many features gets there.
+        The model has more than 2 GB, the limit of an ONNX file in one piece. Only `covariance="full"` with many
+        features has so many numbers.
     RuntimeError
         torch is older than 2.10.
     TypeError, NotFittedError
@@ -283,14 +260,14 @@ def to_onnx(pipe: Pipeline, path: str | os.PathLike, *, dtype: str = "uint8", op
     Notes
     -----
     Outputs are `score` (n,), higher is more normal, and `map` (n, H', W'), larger is more anomalous; scores agree with
-    `pipe.score_samples` to about 1e-5. The file's metadata say `offset` (lower scores are anomalous),
+    `pipe.score_samples` to about 1e-5. The metadata of the file are `offset` (lower scores are anomalous),
     `map_threshold` and `ipca_sklearn_version`. Size: 4 bytes for each of the P (k + 2) m numbers and each weight of the
     network; PaDiM's inverse covariances are P m^2.
     """
     if dtype not in ("uint8", "float32"):
         raise ValueError(f"dtype={dtype!r}: the input of the file is 'uint8' or 'float32'")
     try:
-        import onnxscript  # noqa: F401  (what torch.onnx needs)
+        import onnxscript  # noqa: F401  (torch.onnx needs it)
     except ImportError as error:
         raise ImportError("writing ONNX needs onnx and onnxscript; pip install 'ipca_sklearn[onnx]'") from error
     _require_torch("writing ONNX")
@@ -301,7 +278,7 @@ def to_onnx(pipe: Pipeline, path: str | os.PathLike, *, dtype: str = "uint8", op
             f"the model has {n_bytes / 1e9:.1f} GB, an ONNX file holds 2: lower n_components, or n_random_features "
             "with covariance='full'"
         )
-    side = module._features._settings.image_size
+    side = module.image_size
     images = torch.zeros(2, 3, side, side + 1, dtype=getattr(torch, dtype))
     dynamic = {"images": {0: torch.export.Dim("n"), 2: torch.export.Dim("height"), 3: torch.export.Dim("width")}}
     program = torch.onnx.export(
@@ -320,9 +297,6 @@ def to_onnx(pipe: Pipeline, path: str | os.PathLike, *, dtype: str = "uint8", op
         map_threshold=repr(module.map_threshold),
         ipca_sklearn_version=version("ipca_sklearn"),
     )
-    unfinished = Path(f"{os.fspath(path)}.{os.getpid()}.tmp")
-    try:
-        program.save(unfinished, external_data=False)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    # Not program.save: from 1.5 GB on it writes weights to a second file.
+    with replacing(path) as file:
+        file.write(program.model_proto.SerializeToString())

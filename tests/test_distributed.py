@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.pipeline import Pipeline
 
-from ipca_sklearn import BatchedIncrementalPCA, PatchFeatureExtractor, PatchGaussianDetector
-from ipca_sklearn.distributed import _merge_tree, fit
+from ipca_sklearn import BatchedIncrementalPCA, FeatureCache, PatchFeatureExtractor, PatchGaussianDetector
+from ipca_sklearn.distributed import _merge_tree, _merged, fit
 
 
 def arrays(n: int = 160, rank: int = 4) -> np.ndarray:
@@ -138,9 +138,9 @@ def test_a_failing_partition_is_named_and_the_model_stays_as_it_was(paths: list[
 
 
 def test_the_parameters_of_the_caller_stay() -> None:
-    detector = make_detector(contamination=0.1, device=None)
+    detector = make_detector(false_positive_rate=0.1, device=None)
     fit(detector, [arrays(), arrays()], devices=["cpu", "cpu"])
-    assert detector.get_params() == make_detector(contamination=0.1).get_params()
+    assert detector.get_params() == make_detector(false_positive_rate=0.1).get_params()
 
 
 def test_one_worker_for_each_device_gives_the_same_model(paths: list[str], device: torch.device) -> None:
@@ -151,6 +151,26 @@ def test_one_worker_for_each_device_gives_the_same_model(paths: list[str], devic
     assert pipe[0].device is None
     assert pipe.score_samples(paths).shape == (40,)
     assert fit(make_pipeline(), partitions, devices="auto")[-1].n_samples_seen_ == 40
+
+
+@pytest.mark.parametrize("where", [{"n_jobs": 1}, {"n_jobs": 2}, {"devices": ["cpu", "cpu"]}])
+def test_workers_share_the_feature_cache_and_the_caller_keeps_it(
+    paths: list[str], tmp_path: Path, where: dict[str, Any]
+) -> None:
+    cache = FeatureCache(tmp_path)
+    pipe = make_pipeline().set_params(features__cache=cache)
+    fit(pipe, [paths[:20], paths[20:]], **where)
+    assert pipe[0].cache is cache
+    assert cache.n_images == 40
+    assert pipe.score_samples(paths).shape == (40,)
+
+
+def test_merging_leaves_what_the_workers_return_as_it_was() -> None:
+    first, second = (make_detector().fit(half) for half in np.array_split(arrays(), 2))
+    means = first.pca_.mean_.copy(), second.pca_.mean_.copy()
+    assert _merged(first, second).n_samples_seen_ == 160
+    assert (first.n_samples_seen_, second.n_samples_seen_) == (80, 80)
+    np.testing.assert_array_equal((first.pca_.mean_, second.pca_.mean_), means)
 
 
 def test_networks_may_be_made_by_several_threads_at_once(paths: list[str]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import onnxruntime
 import pytest
@@ -15,10 +17,10 @@ from ipca_sklearn.export import to_onnx, to_torch
 
 DETECTORS = {
     "default": {},
-    "smoothed": {"score": "residual", "smoothing": 1.0, "image_score": 0.1},
-    "mean": {"score": "ppca", "image_score": "mean", "n_random_features": 8, "random_state": 0},
-    "padim": {"covariance": "full", "score": "mahalanobis", "n_random_features": 8, "random_state": 0},
-    "paper": {"score": "mahalanobis", "centering": "deferred", "dtype": "float64"},
+    "smoothed": {"distance": "residual", "smoothing": 1.0, "image_score": 0.1},
+    "mean": {"distance": "ppca", "image_score": "mean", "n_random_features": 8, "random_state": 0},
+    "padim": {"covariance": "full", "distance": "mahalanobis", "n_random_features": 8, "random_state": 0},
+    "paper": {"distance": "mahalanobis", "centering": "deferred", "dtype": "float64"},
 }
 
 
@@ -85,7 +87,7 @@ def test_the_file_scores_as_the_pipeline_for_any_number_and_size_of_images(tmp_p
 def test_a_module_is_as_small_as_its_components_and_network():
     pipe = fitted()
     module = to_torch(pipe)
-    network = sum(value.numel() for value in pipe[0]._backbone.module.state_dict().values())
+    network = sum(value.numel() for value in pipe[0].feature_settings().backbone.state_dict().values())
     n_patches, n_components, n_features = pipe[-1].pca_.components_.shape
     numbers = sum(value.numel() for value in module.state_dict().values())
     gaussians = n_patches * (n_components + 2) * n_features
@@ -120,7 +122,7 @@ def test_a_failed_export_leaves_the_old_file(tmp_path, monkeypatch):
     def full(*_):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(export.os, "replace", full)
+    monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OSError, match="no space left"):
         to_onnx(fitted(), path)
     assert path.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Files that are complete or not there at all."""
 
 from __future__ import annotations
 
@@ -7,23 +7,25 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 from uuid import uuid4
+
+from ipca_sklearn._utils._typing import PathLike
 
 
 @contextmanager
-def replacing(path: Any) -> Iterator[BinaryIO]:
-    """Open a file to be written that takes the place of `path` when the block ends without an error.
+def replacing(path: PathLike) -> Iterator[BinaryIO]:
+    """Open a file for writing that replaces `path` when the block ends without an error.
 
-    Whatever happens before - an error, Ctrl-C, `kill -9`, a power cut - the old file is intact. The new one is written
-    beside it and removed after an error; only a kill leaves it there, see `remove_leftovers`.
+    The old file is intact after an error, Ctrl-C, `kill -9` or a power cut in the block. The new file is written beside
+    it, and removed after an error. Only a kill leaves it there; see `remove_leftovers`.
 
     Raises
     ------
     FileNotFoundError
         The folder of `path` does not exist.
     """
-    target = Path(path).resolve()  # of a symbolic link the file it points to is replaced, not the link
+    target = Path(path).resolve()  # replaces the file that a symbolic link points to, not the link
     if not target.parent.is_dir():
         raise FileNotFoundError(f"{path} cannot be written: there is no folder {target.parent}")
     written = target.with_name(f".{target.name}.{uuid4().hex}.tmp")
@@ -36,7 +38,7 @@ def replacing(path: Any) -> Iterator[BinaryIO]:
     except BaseException:
         written.unlink(missing_ok=True)
         raise
-    # The new name is on the disk when the folder is; some systems and file systems cannot sync one.
+    # The new name is on the disk when its folder is. Some systems and file systems cannot sync a folder.
     with suppress(OSError):
         folder = os.open(target.parent, os.O_RDONLY)
         try:
@@ -45,11 +47,11 @@ def replacing(path: Any) -> Iterator[BinaryIO]:
             os.close(folder)
 
 
-def remove_leftovers(path: Any, *, older_than: float = 0) -> None:
-    """Remove what processes that were killed while writing `path` have left beside it `older_than` seconds ago."""
+def remove_leftovers(path: PathLike, *, older_than: float = 0) -> None:
+    """Remove unfinished files of `path`, left by killed processes and unchanged for `older_than` seconds."""
     target = Path(path).resolve()
     for file in target.parent.iterdir() if target.parent.is_dir() else ():
         if file.name.startswith(f".{target.name}.") and file.suffix == ".tmp":
-            with suppress(FileNotFoundError):  # its process has just put it in place
+            with suppress(FileNotFoundError):  # its process has finished it in the meantime
                 if time.time() - file.stat().st_mtime >= older_than:
                     file.unlink()

@@ -1,36 +1,56 @@
-"""Estimators that know which version of the package stored them."""
+"""Stored estimators and the version of this package that stored them."""
 
 from __future__ import annotations
 
+import inspect
 import warnings
+from importlib import import_module
 from typing import Any
 
-from ipca_sklearn._version import __version__
+from ipca_sklearn import _version
 from ipca_sklearn.exceptions import InconsistentPackageVersionWarning
 
 _KEY = "_ipca_sklearn_version"
 
 
-class VersionedMixin:
-    """Store the package's version with an estimator and warn where another one loads it, as scikit-learn's own do.
+class OldFileError(ValueError):
+    """A file was written before 0.1.0, by a version whose names have changed since."""
 
-    (`BaseEstimator` does so for modules of scikit-learn only.) Comes before `BaseEstimator` among the bases.
+
+class VersionedMixin:
+    """Store the package's version with an estimator and warn when another version loads it.
+
+    `BaseEstimator` does so only for modules of scikit-learn. This class comes before `BaseEstimator` among the bases.
     """
 
     def __getstate__(self) -> dict[str, Any]:
         state: Any = super().__getstate__()  # BaseEstimator's is a dict
-        return {**state, _KEY: __version__}
+        return {**state, _KEY: _version.__version__}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = dict(state)
         stored = state.pop(_KEY, "before 0.1.0")
-        if stored != __version__:
+        if stored != _version.__version__:
             warnings.warn(
                 InconsistentPackageVersionWarning(
                     estimator_name=type(self).__name__,
-                    current_sklearn_version=__version__,
+                    current_sklearn_version=_version.__version__,
                     original_sklearn_version=stored,
                 ),
                 stacklevel=2,
             )
+        missing = [name for name in inspect.signature(type(self)).parameters if name not in state]
+        if missing and stored == _version.__version__:
+            raise OldFileError(f"{type(self).__name__} was stored without {', '.join(missing)}")
         super().__setstate__(state)  # type: ignore[misc]
+
+
+def has_moved(name: str) -> bool:
+    """Return whether a type of this package, such as `"ipca_sklearn._model.Model"`, is no longer there."""
+    module, _, attribute = name.rpartition(".")
+    if not module.startswith("ipca_sklearn."):
+        return False
+    try:
+        return not hasattr(import_module(module), attribute)
+    except ImportError as error:  # of this module, or of an optional package that it needs
+        return error.name is not None and module.startswith(error.name)

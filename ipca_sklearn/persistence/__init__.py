@@ -1,8 +1,11 @@
-"""Fitted estimators and pipelines on disk: whole or not at all, in files that can execute code or in files that cannot.
+"""Fitted estimators and pipelines on disk, and long fits that survive an interruption. Files are complete or not there.
 
-`save` and `load` write and read joblib files, `save_skops` and `load_skops` files that are safe to load from others.
+`save` and `load` write and read joblib files, which can execute code. `save_skops` and `load_skops` write and read
+files that cannot, for models from others. `fit_resumable` saves checkpoints while it fits.
 """
 
-from ipca_sklearn.persistence._model_files import fit_resumable, load, load_skops, save, save_skops, trusted_types
+from ipca_sklearn.persistence._checkpoints import fit_resumable
+from ipca_sklearn.persistence._joblib import load, save
+from ipca_sklearn.persistence._skops import load_skops, save_skops, trusted_types
 
 __all__ = ["fit_resumable", "load", "load_skops", "save", "save_skops", "trusted_types"]

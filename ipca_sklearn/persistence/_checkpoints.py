@@ -1,8 +1,7 @@
-"""Long fits that go on after an interruption."""
+"""Long fits that continue after an interruption."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Callable
@@ -10,33 +9,131 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from sklearn.base import clone
 from sklearn.pipeline import Pipeline
 from torch import Tensor
 
-from ipca_sklearn._version import __version__
-from ipca_sklearn.features._lazy import PatchFeatures
+from ipca_sklearn import _version
+from ipca_sklearn._utils._digests import content, describe, new_digest
+from ipca_sklearn._utils._estimators import adopt, check_repeatable
+from ipca_sklearn._utils._files import remove_leftovers
+from ipca_sklearn._utils._typing import ArrayLike, Images, PathLike
+from ipca_sklearn.features import PatchFeatures
+from ipca_sklearn.persistence._joblib import load, save
 
-# What a result does not depend on, so it may be changed between the runs.
-_FREE_PARAMETERS = {"n_jobs", "memory", "verbose", "steps"}
+# The result does not depend on these, so they may change between the runs.
+_FREE_PARAMETERS = {"cache", "memory", "n_jobs", "steps", "verbose"}
+
+
+def fit_resumable(
+    model: Any,
+    X: Images | ArrayLike,
+    path: PathLike,
+    *,
+    every: int = 1000,
+    callback: Callable[[int], None] | None = None,
+) -> Any:
+    """Fit a model and save checkpoints; after an interruption, the same call continues from the last one.
+
+    Parameters
+    ----------
+    model : Pipeline, PatchGaussianDetector or BatchedIncrementalPCA
+        A pipeline ends in one of these, and its other steps learn nothing from the images (as PatchFeatureExtractor).
+        Earlier learning is forgotten.
+    X : sequence of images, or array-like for a bare detector or PCA
+        As for `fit`: the same samples, in the same order, in every run. No PatchFeatures: pass the pipeline and its
+        images.
+    path : str or path-like
+        The checkpoint. Replaced only when the next one is complete.
+    every : int, default=1000
+        Samples between checkpoints, rounded up to whole steps of `step_size`. It may differ between runs.
+    callback : callable or None, default=None
+        Called after each checkpoint with the number of samples that are learnt.
+
+    Returns
+    -------
+    estimator or Pipeline
+        `model`, with the same bits as after `model.fit(X)`. The checkpoint stays: the next call learns nothing more.
+
+    Raises
+    ------
+    ValueError
+        The checkpoint has other parameters, weights or samples, is of another version of ipca_sklearn, or is
+        incomplete. X has grown since the fit was complete. `step_size=None`, or a `calibration` that holds samples
+        out: both cannot be fitted in blocks. Random steps without a `random_state`.
+    TypeError
+        X are PatchFeatures.
+    KeyboardInterrupt
+        Ctrl-C: `model` has learnt what the last checkpoint holds.
+
+    Notes
+    -----
+    A checkpoint has the size of the last step of the pipeline (P (k + 2) m numbers), without the network. Files are
+    compared by name and size; their content is not read again. Arrays are read again to compare them.
+
+    Examples
+    --------
+    >>> import tempfile, numpy as np
+    >>> from pathlib import Path
+    >>> from ipca_sklearn import PatchGaussianDetector
+    >>> from ipca_sklearn.persistence import fit_resumable
+    >>> X = np.random.default_rng(0).normal(size=(100, 6, 8))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     detector = fit_resumable(PatchGaussianDetector(2), X, Path(folder, "checkpoint"), every=32)
+    >>> detector.n_samples_seen_, detector.offset_ == PatchGaussianDetector(2).fit(X).offset_
+    (100, True)
+    """
+    remove_leftovers(path)
+    stored = load(path) if os.path.exists(path) else None
+    if stored is not None and not isinstance(stored, Checkpoint):
+        raise ValueError(f"{os.fspath(path)} holds no checkpoint but a {type(stored).__name__}; name another file")
+    if isinstance(X, PatchFeatures):
+        raise TypeError("PatchFeatures cannot be compared without computing them; pass the pipeline and its images")
+    learner = model.steps[-1][1] if isinstance(model, Pipeline) else model
+    block = _block_size(model, learner, every)
+    check_repeatable(model)
+    features: Any = model[:-1].fit_transform(X) if isinstance(model, Pipeline) and len(model.steps) > 1 else X
+    parameters = _parameters(model)
+    n_samples, n_done, digest = len(X), 0, _new_digest(X)  # type: ignore[arg-type]
+    current = clone(learner)
+    if stored is not None:
+        _check_same_fit(stored, parameters, n_samples)
+        current, n_done = stored.learner, stored.n_done
+        for start in range(0, n_done, block):
+            _add_samples(digest, X, start, min(start + block, n_done))
+        if digest.hexdigest() != stored.digest:
+            raise ValueError(
+                f"the checkpoint has other samples: the first {n_done} of X are not those that were learnt. Pass the "
+                "same samples in the same order, or remove the file to start again"
+            )
+        adopt(learner, current)
+    while n_done < n_samples:
+        stop = min(n_done + block, n_samples)
+        current.partial_fit(features[n_done:stop])
+        _add_samples(digest, X, n_done, stop)
+        n_done = stop
+        save(Checkpoint(current, n_done, parameters, digest.hexdigest(), complete=n_done == n_samples), path)
+        adopt(learner, current)
+        if callback is not None:
+            callback(n_done)
+    return model
 
 
 class Checkpoint:
-    """What a fit had learnt when it was last saved, and what of.
+    """What a fit had learnt when it was last saved, and from which samples.
 
     Parameters
     ----------
     learner : estimator
         Fitted on the first `n_done` samples.
     n_done : int
-        Samples read.
+        Samples learnt.
     parameters : dict of str
-        Of the whole model, as text.
+        Parameters of the whole model, as text.
     digest : str
-        Of these samples.
+        Digest of these samples.
     complete : bool
-        They were all that there were, so the last step may have been a short one.
+        These were all samples, so the last step may have been a short one.
     """
 
     def __init__(self, learner: Any, n_done: int, parameters: dict[str, str], digest: str, complete: bool) -> None:
@@ -45,59 +142,13 @@ class Checkpoint:
         self.parameters = parameters
         self.digest = digest
         self.complete = complete
-        self.version = __version__
+        self.version = _version.__version__
 
 
-def fit_in_blocks(
-    model: Any,
-    X: Any,
-    stored: Checkpoint | None,
-    every: int,
-    save: Callable[[Checkpoint], None],
-    callback: Callable[[int], None] | None,
-) -> None:
-    """Let `model` learn X, from `stored` on; after each block the model is fitted and the checkpoint saved."""
-    if isinstance(X, PatchFeatures):
-        raise TypeError("PatchFeatures cannot be told apart without computing them; pass the pipeline and its images")
-    learner = model.steps[-1][1] if isinstance(model, Pipeline) else model
-    block = _block(model, learner, every)
-    check_repeatable(model)
-    features = model[:-1].fit_transform(X) if isinstance(model, Pipeline) and len(model.steps) > 1 else X
-    parameters = _parameters(model)
-    n_samples, done, digest = len(X), 0, _new_digest(X)
-    current = clone(learner)
-    if stored is not None:
-        _check_same(stored, parameters, n_samples)
-        current, done = stored.learner, stored.n_done
-        for start in range(0, done, block):
-            _feed(digest, X, start, min(start + block, done))
-        if digest.hexdigest() != stored.digest:
-            raise ValueError(
-                f"the checkpoint was made of other samples: the first {done} of X are not those that were learnt. Pass "
-                "the same samples in the same order, or remove the file to start anew"
-            )
-        adopt(learner, current)
-    while done < n_samples:
-        stop = min(done + block, n_samples)
-        current.partial_fit(features[done:stop])
-        _feed(digest, X, done, stop)
-        done = stop
-        save(Checkpoint(current, done, parameters, digest.hexdigest(), complete=done == n_samples))
-        adopt(learner, current)
-        if callback is not None:
-            callback(done)
+def _block_size(model: Any, learner: Any, every: int) -> int:
+    """Return the number of samples between checkpoints: whole steps, so that the result is that of `fit`.
 
-
-def adopt(learner: Any, other: Any) -> None:
-    """Let `learner` know what `other` has learnt, and nothing else; one assignment, so that Ctrl-C cannot halve it."""
-    own = {name: vars(learner)[name] for name in learner.get_params(deep=False)}
-    learner.__dict__ = {**vars(other), **own}
-
-
-def _block(model: Any, learner: Any, every: int) -> int:
-    """Return how many samples are learnt between checkpoints: whole steps, so that the result is that of `fit`.
-
-    Where the network takes several steps at once it must take the same ones together: rounding depends on it.
+    If the network takes several steps at once, a block is a multiple of these: rounding depends on the batch.
     """
     if every < 1:
         raise ValueError(f"every={every}: at least one sample between checkpoints")
@@ -114,19 +165,8 @@ def _block(model: Any, learner: Any, every: int) -> int:
     return -(-every // unit) * unit
 
 
-def check_repeatable(model: Any) -> None:
-    """Refuse what would not be the same again in another process."""
-    for name, step in model.steps[:-1] if isinstance(model, Pipeline) else ():
-        parameters = step.get_params(deep=False)
-        random = parameters.get("augment") is not None or parameters.get("weights", "") is None
-        if random and not isinstance(parameters.get("random_state"), (int, np.integer)):
-            raise ValueError(
-                f"{name} draws random numbers, others after a restart: set {name}__random_state to an integer"
-            )
-
-
 def _parameters(model: Any) -> dict[str, str]:
-    """Return what the result depends on besides X, as text: the parameters, and the weights of a network."""
+    """Return what the result depends on besides X, as text: the parameters, and the digests of networks."""
     named = model.get_params(deep=True)
     chosen = {
         name: value
@@ -135,49 +175,50 @@ def _parameters(model: Any) -> dict[str, str]:
     }
     texts = {name: re.sub(r" at 0x[0-9a-f]+", "", repr(value)) for name, value in chosen.items()}
     for name, step in model.steps[:-1] if isinstance(model, Pipeline) else ():
-        if hasattr(step, "_backbone"):  # a file or a module of one name may have changed
-            digest = hashlib.sha256()
-            for tensor in step._backbone.module.state_dict().values():
-                digest.update(_content(tensor))
-            texts[f"weights of {name}"] = digest.hexdigest()
+        if hasattr(step, "weights_digest"):  # a file or a module may have changed under the same name
+            texts[f"weights of {name}"] = step.weights_digest()
     return texts
 
 
-def _check_same(stored: Checkpoint, parameters: dict[str, str], n_samples: int) -> None:
-    if stored.version != __version__:
+def _check_same_fit(stored: Checkpoint, parameters: dict[str, str], n_samples: int) -> None:
+    if stored.version != _version.__version__:
         raise ValueError(
-            f"the checkpoint was made by ipca_sklearn {stored.version}, this is {__version__}: go on with "
-            "that version, or remove the file to start anew"
+            f"the checkpoint was made by ipca_sklearn {stored.version}, this is {_version.__version__}: continue with "
+            "that version, or remove the file to start again"
         )
     names = sorted(set(parameters) | set(stored.parameters))
     different = [name for name in names if parameters.get(name) != stored.parameters.get(name)]
     if different:
-        told = ", ".join(f"{name} {stored.parameters.get(name)} then, {parameters.get(name)} now" for name in different)
-        raise ValueError(f"the checkpoint was made with other parameters ({told}); remove the file to start anew")
+        listed = ", ".join(
+            f"{name} {stored.parameters.get(name)} then, {parameters.get(name)} now" for name in different
+        )
+        raise ValueError(f"the checkpoint was made with other parameters ({listed}); remove the file to start again")
     if stored.n_done > n_samples:
         raise ValueError(
-            f"the checkpoint has learnt {stored.n_done} samples and X has {n_samples}; remove the file to start anew"
+            f"the checkpoint has learnt {stored.n_done} samples and X has {n_samples}; remove the file to start again"
         )
     if stored.complete and stored.n_done < n_samples:
         raise ValueError(
             f"the checkpoint is of a fit that is complete, with {stored.n_done} samples, and X has {n_samples}: pass "
-            "those, and the others to partial_fit, or remove the file to start anew"
+            "those, and the others to partial_fit, or remove the file to start again"
         )
 
 
 def _new_digest(X: Any) -> Any:
-    """Return the digest of none of the samples yet, but of their kind."""
-    kind = (getattr(X, "dtype", None), tuple(X.shape[1:])) if hasattr(X, "shape") else None
-    return hashlib.sha256(f"{kind}\n".encode())
+    """Return a digest of the dtype and the shape of samples, but of no sample yet."""
+    digest = new_digest()
+    form = (getattr(X, "dtype", None), tuple(X.shape[1:])) if hasattr(X, "shape") else None
+    digest.update(f"{form}\n".encode())
+    return digest
 
 
-def _feed(digest: Any, X: Any, start: int, stop: int) -> None:
-    """Add samples to a digest: the same in one go or in many. Files count by name and size."""
+def _add_samples(digest: Any, X: Any, start: int, stop: int) -> None:
+    """Add samples to a digest; the size of the parts does not matter. Files are added by name and size."""
     part = X[start:stop]
     if not isinstance(part, (Tensor, list, tuple)):
         part = np.asarray(part)  # an array, a memory map, a data frame, ...
     if isinstance(part, Tensor) or getattr(part, "ndim", 1) > 1:
-        digest.update(_content(part))
+        digest.update(content(part))
         return
     for item in part:
         if isinstance(item, (str, os.PathLike)):
@@ -185,14 +226,5 @@ def _feed(digest: Any, X: Any, start: int, stop: int) -> None:
             digest.update(f"{path} {path.stat().st_size if path.exists() else None}\n".encode())
         else:
             item = item if isinstance(item, Tensor) else np.asarray(item)
-            digest.update(f"{item.dtype} {tuple(item.shape)}\n".encode())
-            digest.update(_content(item))
-
-
-def _content(values: Tensor | np.ndarray) -> Any:
-    """Return the bytes of an array; numpy has no bfloat16, and the bytes of objects would be addresses."""
-    if isinstance(values, Tensor):
-        return values.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    if values.dtype.hasobject:
-        return "".join(f"{row}\n" for row in values.tolist()).encode()
-    return np.ascontiguousarray(values)
+            digest.update(describe(item))
+            digest.update(content(item))

@@ -14,8 +14,7 @@ from PIL import Image
 from sklearn.exceptions import InconsistentVersionWarning
 from sklearn.pipeline import Pipeline
 
-import ipca_sklearn
-from ipca_sklearn import BatchedIncrementalPCA, PatchFeatureExtractor, PatchGaussianDetector
+from ipca_sklearn import BatchedIncrementalPCA, PatchFeatureExtractor, PatchGaussianDetector, _version
 from ipca_sklearn.persistence import fit_resumable, load, save
 
 
@@ -38,7 +37,7 @@ def stop_after(n):
 
 @pytest.mark.parametrize("every", [1, 16, 40])
 @pytest.mark.parametrize(
-    "parameters", [{}, {"forgetting_factor": 0.98}, {"covariance": "full", "score": "mahalanobis"}]
+    "parameters", [{}, {"forgetting_factor": 0.98}, {"covariance": "full", "distance": "mahalanobis"}]
 )
 def test_an_interrupted_fit_goes_on_and_ends_as_if_it_had_not_been(tmp_path, every, parameters):
     X = normal(150)
@@ -195,7 +194,7 @@ def test_another_version_and_other_weights_are_refused(tmp_path, monkeypatch):
     interrupt(own(0), PICTURES, tmp_path / "c", every=8)
     with pytest.raises(ValueError, match="weights of features"):
         fit_resumable(own(1), PICTURES, tmp_path / "c", every=8)
-    monkeypatch.setattr(ipca_sklearn, "__version__", "99.0")
+    monkeypatch.setattr(_version, "__version__", "99.0")
     with (
         pytest.warns(InconsistentVersionWarning),
         pytest.raises(ValueError, match=r"made by ipca_sklearn 0\.1\.0, this is 99\.0"),

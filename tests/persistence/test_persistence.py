@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import pickle
 import signal
@@ -20,14 +21,13 @@ from sklearn.exceptions import InconsistentVersionWarning
 from sklearn.pipeline import Pipeline, make_pipeline
 from skops.io.exceptions import UntrustedTypesFoundException
 
-import ipca_sklearn
-from ipca_sklearn import BatchedIncrementalPCA, PatchFeatureExtractor, PatchGaussianDetector
+from ipca_sklearn import BatchedIncrementalPCA, FeatureCache, PatchFeatureExtractor, PatchGaussianDetector, _version
 from ipca_sklearn.persistence import load, load_skops, save, save_skops, trusted_types
 
 DETECTORS = {
     "default": {},
-    "paper": {"score": "mahalanobis", "centering": "deferred"},
-    "padim": {"covariance": "full", "score": "mahalanobis", "n_random_features": 5, "random_state": 0},
+    "paper": {"distance": "mahalanobis", "centering": "deferred"},
+    "padim": {"covariance": "full", "distance": "mahalanobis", "n_random_features": 5, "random_state": 0},
     "forgetting": {"forgetting_factor": 0.95, "calibration": 0.25},
 }
 
@@ -53,7 +53,7 @@ def test_a_loaded_detector_scores_and_goes_on_bit_for_bit(tmp_path, detector, mm
     assert (tmp_path / "model.joblib").read_bytes() == before
 
 
-def test_new_images_after_loading_equal_having_had_them_at_the_end_of_the_stream(tmp_path):
+def test_learning_goes_on_after_loading_as_without_it(tmp_path):
     X = normal(96)
     save(PatchGaussianDetector(3).fit(X[:64]), tmp_path / "model.joblib")
     later = load(tmp_path / "model.joblib").partial_fit(X[64:])
@@ -76,14 +76,17 @@ def test_a_pipeline_scores_the_same_in_another_process(tmp_path):
     np.testing.assert_array_equal(np.load(tmp_path / "scores.npy"), pipe.score_samples(images))
 
 
+def n_bytes_learnt(detector):
+    return sum(value.nbytes for value in vars(detector.pca_.fitted_.state).values() if isinstance(value, torch.Tensor))
+
+
 @pytest.mark.parametrize("detector", ["default", "padim"])
 def test_a_file_is_as_small_as_its_arrays_also_after_scoring(tmp_path, detector):
     X = np.random.default_rng(0).normal(size=(20, 20, 20, 64)).astype(np.float32)
     fitted = PatchGaussianDetector(16, **DETECTORS[detector]).fit(X)
     fitted.score_samples(X)
     save(fitted, tmp_path / "model.joblib")
-    state = fitted.pca_._model.__getstate__()
-    arrays = sum(value.nbytes for value in state.values() if isinstance(value, np.ndarray))
+    arrays = n_bytes_learnt(fitted)
     assert arrays < (tmp_path / "model.joblib").stat().st_size < 1.1 * arrays + 20_000
 
 
@@ -93,7 +96,7 @@ def test_another_version_is_warned_of(estimator, monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         pickle.loads(stored)
-    monkeypatch.setattr(ipca_sklearn, "__version__", "99.0")
+    monkeypatch.setattr(_version, "__version__", "99.0")
     with pytest.warns(InconsistentVersionWarning, match=r"stored by ipca_sklearn 0\.1\.0 and is loaded by 99\.0"):
         pickle.loads(stored)
 
@@ -129,7 +132,7 @@ def test_killed_while_writing_the_old_file_is_intact(tmp_path):
     assert joblib.load(path)["generation"] in (0, 1)
     save({"generation": 2}, path)
     assert joblib.load(path)["generation"] == 2
-    (left,) = tmp_path.glob(".model.joblib.*.tmp")  # for all that is known, somebody is still writing it
+    (left,) = tmp_path.glob(".model.joblib.*.tmp")  # another process might still be writing it
     os.utime(left, (0, 0))
     save({"generation": 3}, path)
     assert [file.name for file in tmp_path.iterdir()] == ["model.joblib"]
@@ -148,6 +151,16 @@ def test_a_broken_or_missing_file_is_named(tmp_path, broken):
         load(tmp_path / "other.joblib")
     with pytest.raises(ValueError, match="mmap_mode='w\\+'"):
         load(path, mmap_mode="w+")
+
+
+def test_a_module_that_the_model_needs_and_that_is_missing_is_named(tmp_path, monkeypatch):
+    (tmp_path / "steps_of_my_own.py").write_text("class Step:\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    save(__import__("steps_of_my_own").Step(), tmp_path / "model.joblib")
+    monkeypatch.undo()
+    monkeypatch.delitem(sys.modules, "steps_of_my_own")
+    with pytest.raises(ModuleNotFoundError, match="steps_of_my_own"):
+        load(tmp_path / "model.joblib")
 
 
 @pytest.mark.parametrize("detector", DETECTORS)
@@ -188,6 +201,25 @@ def test_a_pipeline_is_a_skops_file_of_known_types(tmp_path, backbone):
     np.testing.assert_array_equal(plain.predict(images), pipe.predict(images))
 
 
+def test_trusted_types_are_there():
+    for name in trusted_types():
+        module, _, attribute = name.rpartition(".")
+        assert isinstance(getattr(importlib.import_module(module), attribute), type)
+
+
+@pytest.mark.parametrize("writer, reader", [(save, load), (save_skops, load_skops)])
+def test_the_feature_cache_is_not_stored(tmp_path, writer, reader):
+    images = np.random.default_rng(0).integers(0, 255, (20, 40, 40, 3), dtype=np.uint8)
+    folder = tmp_path / "features_on_disk"
+    pipe = pipeline(backbone="resnet18", weights=None, cache=FeatureCache(folder)).fit(images)
+    assert any(folder.rglob("*.npy"))
+    writer(pipe, tmp_path / "model")
+    loaded = reader(tmp_path / "model")
+    assert loaded[0].cache is None and isinstance(pipe[0].cache, FeatureCache)
+    assert b"features_on_disk" not in (tmp_path / "model").read_bytes()
+    np.testing.assert_allclose(loaded.score_samples(images), pipe.score_samples(images), rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
@@ -210,7 +242,7 @@ def test_what_no_safe_file_can_hold_is_refused_when_it_is_saved(tmp_path, parame
 
 class Executed(TransformerMixin, BaseEstimator):
     def __setstate__(self, state):
-        raise AssertionError("code of the file's was run")
+        raise AssertionError("code of the file was run")
 
 
 def test_unknown_types_in_a_skops_file_are_named_and_not_made(tmp_path):
@@ -230,9 +262,9 @@ def test_a_skops_file_is_small_and_another_version_is_warned_of(tmp_path, monkey
     fitted = PatchGaussianDetector(16).fit(X)
     path = tmp_path / "model.skops"
     save_skops(fitted, path)
-    arrays = sum(value.nbytes for value in vars(fitted.pca_._model.state).values() if hasattr(value, "nbytes"))
+    arrays = n_bytes_learnt(fitted)
     assert arrays < path.stat().st_size < 1.1 * arrays + 20_000
-    monkeypatch.setattr(ipca_sklearn, "__version__", "99.0")
+    monkeypatch.setattr(_version, "__version__", "99.0")
     with pytest.warns(InconsistentVersionWarning, match=r"is loaded by 99\.0"):
         load_skops(path)
     path.write_bytes(path.read_bytes()[:-100])

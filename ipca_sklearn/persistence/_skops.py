@@ -1,0 +1,172 @@
+"""Models in skops files, which execute nothing when they are loaded."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from sklearn.base import BaseEstimator
+
+from ipca_sklearn._utils._files import remove_leftovers, replacing
+from ipca_sklearn._utils._typing import PathLike
+from ipca_sklearn._utils._versions import OldFileError, has_moved
+from ipca_sklearn.persistence._reading import read_model
+
+# Names, so that this room need not know the private classes of the others; the tests say when one is missing.
+_TRUSTED_TYPES = (
+    "ipca_sklearn.decomposition._batched_ipca.BatchedIncrementalPCA",
+    "ipca_sklearn.decomposition._fitted.FittedCovariance",
+    "ipca_sklearn.decomposition._fitted.FittedPCA",
+    "ipca_sklearn.decomposition._full_covariance.FullCovariance",
+    "ipca_sklearn.detection._calibration.Calibration",
+    "ipca_sklearn.detection._calibration.ReferenceScores",
+    "ipca_sklearn.detection._patch_gaussian.PatchGaussianDetector",
+    "ipca_sklearn.features._backbones.Backbone",
+    "ipca_sklearn.features._extractor.PatchFeatureExtractor",
+)
+
+
+def trusted_types() -> list[str]:
+    """Return the types of this package that fitted models hold: the `trusted` of `skops.io.load(path, trusted=...)`.
+
+    They hold numbers, arrays and names. A network is stored as its name and its weights. Loading builds it again with
+    torchvision, timm or this package; nothing is downloaded and no code of the file is run.
+
+    Returns
+    -------
+    list of str
+
+    Examples
+    --------
+    >>> from ipca_sklearn.persistence import trusted_types
+    >>> "ipca_sklearn.detection._patch_gaussian.PatchGaussianDetector" in trusted_types()
+    True
+    """
+    return list(_TRUSTED_TYPES)
+
+
+def save_skops(model: BaseEstimator, path: PathLike, *, trusted: Iterable[str] = ()) -> None:
+    """Write an estimator or a pipeline to a file that cannot execute code when it is loaded; otherwise like `save`.
+
+    Parameters
+    ----------
+    model : estimator or Pipeline
+        Its backbone has a name: the class of a module of your own is code, and no safe file can hold code.
+    path : str or path-like
+        The file, for example `"model.skops"`. As large as that of `save`; it cannot be mapped.
+    trusted : iterable of str, default=()
+        Types that `load_skops` will be told to trust besides `trusted_types()`, for other steps of a pipeline.
+
+    Raises
+    ------
+    TypeError
+        The model holds something that `load_skops` would refuse; the message names it. The old file is unchanged.
+    ImportError
+        skops is not installed.
+    OSError
+        The folder does not exist, the disk is full, ...
+
+    Notes
+    -----
+    skops makes the file in memory first: saving takes twice the size of the file.
+
+    Examples
+    --------
+    >>> import tempfile, numpy as np
+    >>> from pathlib import Path
+    >>> from ipca_sklearn import PatchGaussianDetector
+    >>> from ipca_sklearn.persistence import load_skops, save_skops
+    >>> X = np.random.default_rng(0).normal(size=(40, 6, 8))
+    >>> detector = PatchGaussianDetector(2).fit(X)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_skops(detector, Path(folder, "model.skops"))
+    ...     loaded = load_skops(Path(folder, "model.skops"))
+    >>> bool((loaded.score_samples(X) == detector.score_samples(X)).all())
+    True
+    """
+    skops_io = _import_skops()
+    for name, value in model.get_params().items():
+        if isinstance(value, torch.nn.Module):
+            raise TypeError(
+                f"{name} is a module of your own, a {type(value).__name__}: its class is code, and no safe file can "
+                "hold code. Use a backbone that has a name, or write the model with persistence.save"
+            )
+        if isinstance(value, (torch.dtype, torch.device)):
+            raise TypeError(f"{name}={value!r} is an object of torch, which no safe file can hold; set it as a string")
+    remove_leftovers(path, older_than=3600)
+    with replacing(path) as file:
+        skops_io.dump(model, file)
+        file.flush()
+        refused = set(skops_io.get_untrusted_types(file=file.name)) - {*trusted_types(), *trusted}
+        if refused:
+            raise TypeError(
+                f"{type(model).__name__} holds objects of {', '.join(sorted(refused))}, which load_skops refuses. Set "
+                "paths and weights as strings; name harmless types of your own in trusted="
+            )
+
+
+def load_skops(path: PathLike, *, trusted: Iterable[str] = ()) -> Any:
+    """Read a file of `save_skops` or of `skops.io.dump`, and refuse everything but data of known types.
+
+    Parameters
+    ----------
+    path : str or path-like
+        The file.
+    trusted : iterable of str, default=()
+        Types to trust besides `trusted_types()` and those that skops trusts, scikit-learn's among them.
+
+    Returns
+    -------
+    estimator or Pipeline
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such file.
+    TypeError
+        The file holds types that are not trusted; nothing in it was executed.
+    ValueError
+        The file is incomplete, no model of skops, or was written by a version of ipca_sklearn before 0.1.0.
+    ImportError
+        skops, or a package that the backbone needs, is not installed.
+
+    Warns
+    -----
+    InconsistentVersionWarning
+        (`sklearn.exceptions`) Another version of ipca_sklearn, or of scikit-learn, has written the file.
+
+    Examples
+    --------
+    >>> import tempfile, numpy as np
+    >>> from pathlib import Path
+    >>> from ipca_sklearn import BatchedIncrementalPCA
+    >>> from ipca_sklearn.persistence import load_skops, save_skops
+    >>> pca = BatchedIncrementalPCA(2).fit(np.random.default_rng(0).normal(size=(40, 6, 8)))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_skops(pca, Path(folder, "pca.skops"))
+    ...     load_skops(Path(folder, "pca.skops")).n_samples_seen_
+    40
+    """
+    skops_io = _import_skops()
+    refusal = skops_io.exceptions.UntrustedTypesFoundException
+
+    def read() -> Any:
+        try:
+            return skops_io.load(os.fspath(path), trusted=[*trusted_types(), *trusted])
+        except refusal as error:
+            moved = [name for name in skops_io.get_untrusted_types(file=os.fspath(path)) if has_moved(name)]
+            if moved:
+                raise OldFileError(f"there is no {moved[0]}") from error
+            raise
+
+    return read_model(path, read, passed_on=(refusal,))
+
+
+def _import_skops() -> Any:
+    try:
+        import skops.io.exceptions
+    except ImportError as error:
+        raise ImportError("files without code need skops; pip install 'ipca_sklearn[skops]'") from error
+    return skops.io

@@ -1,11 +1,12 @@
-"""python benchmarks/distributed.py FOLDER: partitions of images on one and on two processes, and what a merge costs.
+"""Partitions of images on one process and on two, and the cost of a merge.
 
-FOLDER holds normal images (at any depth). Each run is a process of its own. The costs measured here are put together to
-what many machines would need; that part is arithmetic, and the report says so.
+FOLDER holds normal images (at any depth). Each run is a fresh process. From the measured costs follows what many
+machines would need; that part is calculated, and the report says so.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import pickle
@@ -15,11 +16,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from _common import argument_parser, environment, figure, in_fresh_process, markdown_table, spread, write_results
+from tqdm import tqdm
+
+from benchmarks.common.images import images_in
+from benchmarks.common.processes import in_fresh_process
+from benchmarks.common.reports import argument_parser, environment, figure, markdown_table, spread, write_results
 
 METHOD = """\
 {n_images} images from disk in {n_partitions} partitions, {backbone}, k = {k}, steps of 16. Seconds of the whole call, after
-a call on two images that starts the workers and does not count; median (range) of {repeats} run(s), each in a new
+a call on two images, which starts the workers and does not count; median (range) of {repeats} run(s), each in a new
 process. "One fit" is `pipe.fit` on all the images, without partitions."""  # noqa: E501
 MODEL = """\
 ## What many machines would need
@@ -30,7 +35,7 @@ each learning its share with one state in memory; states go up a binary tree of 
 
 
 def main() -> None:
-    parser = argument_parser(__doc__)
+    parser = argument_parser("benchmarks.distributed", __doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--n-images", type=int, default=512)
     parser.add_argument("--n-partitions", type=int, default=8)
@@ -40,10 +45,9 @@ def main() -> None:
     parser.add_argument("--total-images", type=float, default=1e8)
     parser.add_argument("--workers", type=int, default=1000)
     parser.add_argument("--bandwidth", type=float, default=100, help="MB/s between machines, assumed")
-    parser.add_argument("--job", help="for the processes that this script starts")
+    parser.add_argument("--job", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    paths = sorted(path for path in options.folder.rglob("*") if path.suffix.lower() in (".png", ".jpg", ".jpeg"))
-    paths = paths[: options.n_images]
+    paths = images_in(options.folder)[: options.n_images]
     if options.job:
         print(json.dumps(_job(options.job, paths, options)))
         return
@@ -54,12 +58,11 @@ def main() -> None:
         "2 processes, 1 thread each": "2 1",
     }
     results: dict[str, Any] = {name: [] for name in jobs}
-    for _ in range(options.repeats):
-        for name, job in jobs.items():
-            arguments = [str(options.folder), *_passed_on(options), "--job", job]
-            results[name].append(in_fresh_process(Path(__file__), arguments)["seconds"])
-            print(name, results[name], file=sys.stderr)
-    costs = in_fresh_process(Path(__file__), [str(options.folder), *_passed_on(options), "--job", "costs"])
+    arguments = [str(options.folder), *_passed_on(options)]
+    for name, job in tqdm([*jobs.items()] * options.repeats, unit="run"):
+        results[name].append(in_fresh_process(options.module, [*arguments, "--job", job])["seconds"])
+        tqdm.write(f"{name} {results[name]}", file=sys.stderr)
+    costs = in_fresh_process(options.module, [*arguments, "--job", "costs"])
     rows = [
         [name, spread(seconds), figure([len(paths) / value for value in seconds])] for name, seconds in results.items()
     ]
@@ -78,15 +81,15 @@ def main() -> None:
         _model(options, costs, statistics.median(results["1 process, 1 thread"]) / len(paths)),
     ]  # fmt: skip
     values = {"environment": environment(), "n_images": len(paths), "seconds": results, "costs": costs}
-    write_results(options.out, "distributed", "\n\n".join(text), values)
+    write_results(options, "distributed", "\n\n".join(text), values)
 
 
-def _passed_on(options: Any) -> list[str]:
+def _passed_on(options: argparse.Namespace) -> list[str]:
     names = ("n_images", "n_partitions", "backbone", "k")
     return [text for name in names for text in (f"--{name.replace('_', '-')}", str(getattr(options, name)))]
 
 
-def _model(options: Any, costs: dict[str, Any], seconds_per_image: float) -> str:
+def _model(options: argparse.Namespace, costs: dict[str, Any], seconds_per_image: float) -> str:
     depth = math.ceil(math.log2(options.workers))
     transfer = costs["bytes"] / (options.bandwidth * 1e6)
     local = sum(statistics.median(costs[name]) for name in ("dump", "load", "merge"))
@@ -106,7 +109,7 @@ def _model(options: Any, costs: dict[str, Any], seconds_per_image: float) -> str
     return f"{head}\n\n{markdown_table(['', '', ''], rows)}"
 
 
-def _job(job: str, paths: list[Path], options: Any) -> dict[str, Any]:
+def _job(job: str, paths: list[Path], options: argparse.Namespace) -> dict[str, Any]:
     import numpy as np
     from sklearn.pipeline import Pipeline
 

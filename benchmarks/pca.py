@@ -1,26 +1,29 @@
-"""python benchmarks/pca.py: images per second of the PCA alone, for many (k, b), beside its rivals and their errors.
+"""Images per second of the PCA alone for many (k, b), beside its rivals, with the errors of each.
 
-Every method learns the same synthetic features in the same process (`_pca_methods.py`). Slow methods run on a sample of
-the patches and their time is scaled by P / sample, which the table says.
+Every method learns the same synthetic features in the same process. Slow methods run on a sample of the patches; their
+time is scaled by P / sample, and the table says so.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 import warnings
 from typing import Any
 
-from _common import argument_parser, environment, markdown_table, write_results
+from tqdm import tqdm
+
+from benchmarks.common.reports import argument_parser, environment, markdown_table, write_results
 
 SETTINGS = [(16, 16), (32, 32), (48, 16), (64, 16), (64, 64), (112, 16), (128, 64)]
 
 
 def run(options: argparse.Namespace, device: str) -> list[dict[str, Any]]:
-    from _pca_methods import full_covariance, measure, ours, scikit_learn, stream_length, torchdr
+    from benchmarks.common.pca_methods import full_covariance, measure, ours, scikit_learn, stream_length, torchdr
 
     total, on_gpu = options.patches, device.startswith("cuda")
     results = []
-    for setting in options.settings:
+    for setting in tqdm(options.settings, unit="setting"):
         k, b = (int(number) for number in setting.split(","))
         few, sample = min(16, total), min(total, max(16, total * 16 // (k + b) // 16))
         methods = [
@@ -37,7 +40,7 @@ def run(options: argparse.Namespace, device: str) -> list[dict[str, Any]]:
                 n = stream_length(k, b)
                 result = measure(method, k, b, n, options.features, total, device, options.repeats)
                 results.append(result)
-                print(result, flush=True)
+                tqdm.write(str(result), file=sys.stderr)
     return results
 
 
@@ -61,7 +64,7 @@ def rows_of(results: list[dict[str, Any]], total: int) -> list[list[str]]:
 
 
 def main() -> None:
-    parser = argument_parser(__doc__)
+    parser = argument_parser("benchmarks.pca", __doc__)
     parser.add_argument("--device", default=None, help="default: a GPU if there is one")
     parser.add_argument("--patches", type=int, default=3136)
     parser.add_argument("--features", type=int, default=256)
@@ -91,7 +94,7 @@ faster of its loops is 1.
 {markdown_table(header, rows_of(results, options.patches))}"""
     name = options.name or ("pca_gpu" if device.startswith("cuda") else "pca_cpu")
     name += f"_m{options.features}" * (options.features != 256 and not options.name)
-    write_results(options.out, name, text, {"environment": environment(), "results": results})
+    write_results(options, name, text, {"environment": environment(), "results": results})
 
 
 if __name__ == "__main__":

@@ -1,20 +1,24 @@
-"""python benchmarks/thresholds.py --magnetic-tile ROOT --mvtec ROOT CLASS: nominal and realised contamination.
+"""Nominal and realised rates of false positives, of images and of patches.
 
-The normal images of a set are split at random; a detector learns from some and the share of the others that it calls
-anomalous is set against `contamination`, and the share of their patches that are marked against `pixel_contamination`.
+The normal images of a set are split at random, and a detector learns from some of them. The share of the others that it
+calls anomalous is compared with `false_positive_rate`, and the share of their marked patches with
+`pixel_false_positive_rate`.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _common import argument_parser, environment, markdown_table, write_results
+from sklearn.base import clone
+from tqdm import tqdm
 
+from benchmarks.common.reports import argument_parser, environment, markdown_table, write_results
 from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector
 from ipca_sklearn.datasets import load_magnetic_tile, load_mvtec_ad, make_textures
 
@@ -29,13 +33,14 @@ package does not use. "auto" has no nominal share."""  # noqa: E501 (a paragraph
 
 
 def normal_images(options: argparse.Namespace) -> dict[str, Sequence[Any]]:
+    """Return all normal images of each set."""
     sets: dict[str, Sequence[Any]] = {}
     if options.magnetic_tile:
         data = load_magnetic_tile(options.magnetic_tile)
         sets["magnetic tiles"] = [*data.train_paths, *np.array(data.test_paths)[data.test_labels == 1]]
     if options.mvtec:
         root, name = options.mvtec
-        data = load_mvtec_ad(Path(root), name)
+        data = load_mvtec_ad(root, name)
         sets[f"{name} tiles"] = [*data.train_paths, *np.array(data.test_paths)[data.test_labels == 1]]
     for material in options.materials:
         sets[material] = make_textures(options.n_textures, 0, material=material, random_state=0).train_images
@@ -43,7 +48,7 @@ def normal_images(options: argparse.Namespace) -> dict[str, Sequence[Any]]:
 
 
 def realised(features: np.ndarray, n_train: int, seed: int) -> dict[str, float]:
-    """Return the shares of new normal images called anomalous, and of their patches."""
+    """Return the shares of new normal images that are called anomalous, and of their marked patches."""
     order = np.random.default_rng(seed).permutation(len(features))
     train, new = features[order[:n_train]], features[order[n_train:]]
     shares: dict[str, float] = {}
@@ -51,22 +56,23 @@ def realised(features: np.ndarray, n_train: int, seed: int) -> dict[str, float]:
         detector = PatchGaussianDetector(calibration=calibration).fit(train)
         maps = detector.transform(new)
         scores = -maps.max((1, 2))
-        p_values = detector._reference.p_values(scores)
-        for contamination in (*NOMINAL, "auto"):
-            offset = detector._reference.offset(contamination)
-            shares[f"{name}, images, {contamination}"] = float(np.mean(scores < offset))
-            if contamination != "auto":
-                limit = detector._reference.map_threshold(contamination, contamination)
-                shares[f"{name}, patches, {contamination}"] = float(np.mean(maps > limit))
-                shares[f"{name}, p-values, {contamination}"] = float(np.mean(p_values <= contamination))
+        p_values = detector.p_values(scores=scores)
+        shares[f"{name}, images, auto"] = float(np.mean(scores < detector.offset_))
+        for rate in NOMINAL:
+            # The model and the maps do not depend on the rates; only `fit` sets thresholds.
+            strict = clone(detector).set_params(false_positive_rate=rate, pixel_false_positive_rate=rate).fit(train)
+            shares[f"{name}, images, {rate}"] = float(np.mean(scores < strict.offset_))
+            shares[f"{name}, patches, {rate}"] = float(np.mean(maps > strict.map_threshold_))
+            shares[f"{name}, p-values, {rate}"] = float(np.mean(p_values <= rate))
         if calibration == "prequential":
             own = detector.score_samples(train)
-            for contamination in NOMINAL:
-                shares[f"in sample, images, {contamination}"] = float(np.mean(scores < np.quantile(own, contamination)))
+            for rate in NOMINAL:
+                shares[f"in sample, images, {rate}"] = float(np.mean(scores < np.quantile(own, rate)))
     return shares
 
 
 def cell(values: Sequence[float]) -> str:
+    """Return the mean in per cent, its 95 % interval and the middle 80 % of the repeats."""
     per_cent = 100 * np.array(values)
     error = 1.96 * per_cent.std(ddof=1) / np.sqrt(len(per_cent)) if len(per_cent) > 1 else np.nan
     low, high = np.quantile(per_cent, [0.1, 0.9])
@@ -74,7 +80,7 @@ def cell(values: Sequence[float]) -> str:
 
 
 def main() -> None:
-    parser = argument_parser(__doc__)
+    parser = argument_parser("benchmarks.thresholds", __doc__)
     parser.add_argument("--magnetic-tile", type=Path)
     parser.add_argument("--mvtec", nargs=2, metavar=("ROOT", "CLASS"))
     parser.add_argument("--materials", nargs="*", default=["fabric", "metal"], help="of make_textures")
@@ -82,11 +88,12 @@ def main() -> None:
     parser.add_argument("--n-train", type=int, nargs="+", default=[100, 200, 600])
     parser.add_argument("--repeats", type=int, default=20)
     options = parser.parse_args()
+    if options.mvtec:
+        root, category = options.mvtec
+        options.mvtec = (Path(root), category)
     extractor = PatchFeatureExtractor("efficientnet_lite0")
-    parts, values = (
-        ["# Thresholds: nominal and realised shares", METHOD.format(repeats=options.repeats), environment()],
-        {},
-    )
+    parts = ["# Thresholds: nominal and realised shares", METHOD.format(repeats=options.repeats), environment()]
+    values = {}
     for name, images in normal_images(options).items():
         with tempfile.TemporaryFile() as file:
             lazy = extractor.fit(images).transform(images)
@@ -96,21 +103,18 @@ def main() -> None:
                 features[start : start + len(batch)] = batch.numpy()
                 start += len(batch)
             for n_train in (n for n in options.n_train if n <= 0.7 * len(images)):
-                runs = [realised(features, n_train, seed) for seed in range(options.repeats)]
                 title = f"{name}, n = {n_train} of {len(images)}"
+                seeds = tqdm(range(options.repeats), desc=title, unit="repeat")
+                runs = [realised(features, n_train, seed) for seed in seeds]
                 values[title] = {key: [run[key] for run in runs] for key in runs[0]}
                 parts += [f"## {title}", table(values[title])]
-                print(
-                    title, {key: round(100 * float(np.mean(run)), 2) for key, run in values[title].items()}, flush=True
-                )
-    write_results(options.out, "thresholds", "\n\n".join(parts), {"environment": environment(), "shares": values})
+                means = {key: round(100 * float(np.mean(run)), 2) for key, run in values[title].items()}
+                print(title, means, file=sys.stderr)
+    write_results(options, "thresholds", "\n\n".join(parts), {"environment": environment(), "shares": values})
 
 
 def table(shares: dict[str, list[float]]) -> str:
-    rows = sorted(
-        {key.rpartition(", ")[0] for key in shares},
-        key=list(dict.fromkeys(key.rpartition(", ")[0] for key in shares)).index,
-    )
+    rows = list(dict.fromkeys(key.rpartition(", ")[0] for key in shares))
     header = ["calibration", *(f"nominal {100 * share:g} %" for share in NOMINAL), '"auto"']
     body = [
         [row, *(cell(shares[key]) if (key := f"{row}, {share}") in shares else "" for share in (*NOMINAL, "auto"))]

@@ -14,9 +14,6 @@ settings.register_profile("default", deadline=None, max_examples=25)
 settings.register_profile("thorough", deadline=None, max_examples=500)
 settings.load_profile(os.environ.get("IPCA_SKLEARN_HYPOTHESIS", "default"))
 
-# Needs atheris and runs for minutes: `python tests/fuzz/fuzz.py`.
-collect_ignore = ["fuzz/fuzz.py"]
-
 DEVICES = ["cpu"] + [f"cuda:{index}" for index in range(min(1, torch.cuda.device_count()))]
 
 

@@ -1,9 +1,10 @@
-"""The scripts in benchmarks/ run; what they measure is for benchmarks to say."""
+"""Each benchmark runs and is listed in benchmarks/README.md; its results are for benchmarks to report."""
 
 from __future__ import annotations
 
+import argparse
 import json
-import os
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,29 +12,77 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPTS = ROOT / "benchmarks"
+BENCHMARKS = ROOT / "benchmarks"
 SECTIONS = ["pca", "eigensolvers", "step", "end_to_end", "paper", "scoring"]
-
-pytestmark = pytest.mark.skipif(not SCRIPTS.is_dir(), reason="benchmarks/ is part of the repository, not of a package")
-
-
-def run(script, *arguments):
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    command = [sys.executable, str(SCRIPTS / script), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-
-
-@pytest.mark.parametrize(
-    "script", ["pca.py", "scaling.py", "end_to_end.py", "gpu.py", "leather.py", "paper.py", "thresholds.py"]
+# A question is a module, or a package with a `__main__.py`; the other packages are helpers.
+QUESTIONS = sorted(
+    module.name
+    for module in pkgutil.iter_modules([str(BENCHMARKS)])
+    if not module.ispkg or (BENCHMARKS / module.name / "__main__.py").is_file()
 )
-def test_every_script_says_what_it_does(script):
-    done = run(script, "--help")
+
+pytestmark = pytest.mark.skipif(
+    not BENCHMARKS.is_dir(), reason="benchmarks/ is part of the repository, not of a package"
+)
+
+
+@pytest.fixture
+def importable(monkeypatch):
+    """Tests that import `benchmarks` need the repository root on the path."""
+    monkeypatch.syspath_prepend(str(ROOT))
+
+
+def run(question, *arguments):
+    command = [sys.executable, "-m", f"benchmarks.{question}", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
+
+
+def test_the_questions_are_found():
+    assert {"accuracy", "end_to_end", "gpu", "paper", "pca"} <= set(QUESTIONS)
+    assert "common" not in QUESTIONS
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_every_benchmark_says_what_it_does_and_is_in_the_readme(question):
+    done = run(question, "--help")
     assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"usage: python -m benchmarks.{question} ")
     assert "--out" in done.stdout
+    assert f"`python -m benchmarks.{question}" in (BENCHMARKS / "README.md").read_text()
+
+
+def test_a_page_names_its_command_without_paths_of_the_machine(importable, tmp_path):
+    from benchmarks.common.reports import argument_parser, command_line, write_results
+
+    parser = argument_parser("benchmarks.question", "")
+    parser.add_argument("images", type=Path)
+    parser.add_argument("--mvtec", nargs=2)
+    parser.add_argument("--pattern")
+    parser.add_argument("--k", type=int, nargs="+")
+    arguments = [f"{tmp_path}/a b/", "--k", "4", "8", "--pattern", "*.jpg", f"--out={tmp_path}", "--mvtec", "x/y", "y"]
+    options = parser.parse_args(arguments)
+    options.mvtec = (Path("x/y"), "y")
+    command = command_line(options, arguments)
+    assert command == "python -m benchmarks.question IMAGES --k 4 8 --pattern '*.jpg' --out=OUT --mvtec MVTEC y"
+
+    write_results(argparse.Namespace(module="benchmarks.question", out=tmp_path), "page", "# Title\n\nText", {"a": 1})
+    title, _, written, _, text = (tmp_path / "page.md").read_text().splitlines()
+    assert (title, text) == ("# Title", "Text")
+    assert written.startswith("Written by `python -m benchmarks.question")
+    values = json.loads((tmp_path / "page.json").read_text())
+    assert values.pop("command") in written
+    assert values == {"a": 1}
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs" / "benchmarks").glob("*.md")), ids=lambda page: page.stem)
+def test_every_result_page_names_a_benchmark(page):
+    written = page.read_text().splitlines()[2]
+    assert written.startswith("Written by `python -m benchmarks.") and written.endswith("`.")
+    assert written.split()[4].removeprefix("benchmarks.").rstrip("`.") in QUESTIONS
 
 
 def test_all_sections_of_the_gpu_benchmark_work_at_tiny_sizes(tmp_path):
-    done = run("gpu.py", "--smoke", "--out", tmp_path)
+    done = run("gpu", "--smoke", "--out", tmp_path)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     sections = json.loads((tmp_path / "gpu.json").read_text())["sections"]
     assert list(sections) == SECTIONS
@@ -42,35 +91,34 @@ def test_all_sections_of_the_gpu_benchmark_work_at_tiny_sizes(tmp_path):
         assert section["rows"]
     text = (tmp_path / "gpu.md").read_text()
     assert text.count("\n## ") == len(SECTIONS)
+    assert "Written by `python -m benchmarks.gpu --smoke --out OUT`." in text
 
 
-def test_a_section_that_kills_its_worker_leaves_the_others_alone(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    from _sections import Supervisor
+def test_a_section_that_kills_its_worker_leaves_the_others_alone(importable, tmp_path):
+    from benchmarks.gpu.sections import Supervisor
 
     worker = tmp_path / "worker.py"
     worker.write_text(
-        f"""
-import argparse, os, sys
-sys.path.insert(0, {str(SCRIPTS)!r})
-from _sections import Config, NotApplicableError, Section, work
+        """
+import argparse, os
+from benchmarks.gpu.sections import Config, NotApplicableError, Section, work
 
 def cells(config):
-    yield {{"cell": 1}}, lambda: {{"value": [1.0, 2.0]}}
-    yield {{"cell": 2}}, lambda: 1 / 0
+    yield {"cell": 1}, lambda: {"value": [1.0, 2.0]}
+    yield {"cell": 2}, lambda: 1 / 0
     def refuse():
         raise NotApplicableError("no reason")
-    yield {{"cell": 3}}, refuse
+    yield {"cell": 3}, refuse
 
 def crash(config):
-    yield {{"cell": 1}}, lambda: {{"value": 1.0}}
-    yield {{"cell": 2}}, lambda: os._exit(9)
+    yield {"cell": 1}, lambda: {"value": 1.0}
+    yield {"cell": 2}, lambda: os._exit(9)
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--worker")
 parser.add_argument("--sections", nargs="+")
 options = parser.parse_args()
-known = {{"crash": crash, "cells": cells}}
+known = {"crash": crash, "cells": cells}
 sections = [Section(name, name, "", 30, known[name]) for name in options.sections]
 with open(options.worker, "a") as stream:
     work(sections, Config("cpu", True), "here", stream)

@@ -1,4 +1,4 @@
-"""benchmarks/paper.py runs the paper's tables, names what is missing, and goes on after an interruption."""
+"""`python -m benchmarks.paper` runs the paper's tables, names missing parts, and goes on after an interruption."""
 
 from __future__ import annotations
 
@@ -16,22 +16,24 @@ from PIL import Image
 from ipca_sklearn.datasets import make_textures
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPTS = ROOT / "benchmarks"
+BENCHMARKS = ROOT / "benchmarks"
 CLASSES = (
     *("bottle", "cable", "capsule", "carpet", "grid", "hazelnut", "leather", "metal_nut"),
     *("pill", "screw", "tile", "toothbrush", "transistor", "wood", "zipper"),
 )
 MISSING = ("screw", "zipper")
 
-pytestmark = pytest.mark.skipif(not SCRIPTS.is_dir(), reason="benchmarks/ is part of the repository, not of a package")
+pytestmark = pytest.mark.skipif(
+    not BENCHMARKS.is_dir(), reason="benchmarks/ is part of the repository, not of a package"
+)
 
 
 @pytest.fixture
 def tables(monkeypatch):
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    import _paper_tables
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks.paper import tables
 
-    return _paper_tables
+    return tables
 
 
 def save(path, image):
@@ -69,11 +71,10 @@ def data(tmp_path_factory):
 def run(data, out, *arguments):
     sizes = ["--weights", "none", "--image-size", "32", "--crop-size", "32", "--trials", "2"]
     folders = ["--mvtec", data / "mvtec", "--magnetic-tile", data / "tiles", "--out", out]
-    command = [sys.executable, str(SCRIPTS / "paper.py"), *map(str, [*sizes, *folders, *arguments])]
-    # Tiny tensors: threads that wait for each other on a busy machine take a hundred times as long as one.
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    command = [sys.executable, "-m", "benchmarks.paper", *map(str, [*sizes, *folders, *arguments])]
+    # Tiny tensors: on a busy machine, threads that wait for each other take a hundred times as long as one thread.
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return done
 

@@ -1,4 +1,4 @@
-"""Sections of gpu.py: the PCA alone, the cost of a step, the scoring of images."""
+"""Sections on the PCA alone, the cost of a step, and the scoring of images."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
-from _common import seconds
-from _pca_methods import Method, features, full_covariance, measure, ours, stream_length
-from _sections import Cell, Config, Row, Section
 from torch import Tensor
 
+from benchmarks.common.pca_methods import Method, features, full_covariance, measure, ours, stream_length
+from benchmarks.common.timing import seconds
+from benchmarks.gpu.sections import Cell, Config, Row, Section
 from ipca_sklearn import BatchedIncrementalPCA, PatchGaussianDetector, linalg
 
 SETTINGS = [(16, 16), (64, 64), (64, 16), (32, 32), (48, 16), (112, 16), (128, 64)]
@@ -19,9 +19,9 @@ FULL_STREAM_SECONDS = 4.0
 
 
 def measure_within_reason(make: Callable[[int], Method], k: int, b: int, m: int, total: int, config: Config) -> Row:
-    """Run a stream on few patches, and on all of them if that will not take long."""
+    """Run a stream on few patches, and on all patches if that does not take long."""
     few = min(total, config.pick(4 if m > 256 else 64 if k + b <= 32 else 16, 8))
-    checked = 3 if m <= 256 else 1  # an exact PCA in float64 takes its time
+    checked = 3 if m <= 256 else 1  # an exact PCA in float64 is slow
     n = stream_length(k, b) if not config.smoke else 3 * max(k, b)
     result = measure(make(few), k, b, n, m, total, config.device, 1, checked)
     if few < total and n / result["images_per_s"] < FULL_STREAM_SECONDS:
@@ -31,7 +31,7 @@ def measure_within_reason(make: Callable[[int], Method], k: int, b: int, m: int,
 
 
 def patches_that_fit(m: int, config: Config) -> int:
-    """Return how many patches leave room for the longest stream, the state and their temporaries."""
+    """Return the number of patches that leave room for the longest stream, the state and their temporaries."""
     total = config.pick(3136, 32)
     if not config.on_gpu:
         return total
@@ -40,7 +40,7 @@ def patches_that_fit(m: int, config: Config) -> int:
 
 
 def start_libraries(config: Config) -> None:
-    """Decompose something: the first call loads cuSOLVER, which belongs to no method."""
+    """Decompose a few matrices, because the first call loads cuSOLVER, and no method should pay for it."""
     example = torch.eye(48, device=config.device).expand(4, 48, 48).contiguous()
     torch.linalg.eigh(example)
     torch.linalg.svd(example)
@@ -67,22 +67,22 @@ def pca_cells(config: Config) -> Iterator[Cell]:
 PCA = Section(
     "pca",
     "The PCA alone",
-    "As in pca.py, float32: speed of a step once k rows are kept, median (range). Where all patches would take over "
-    f"{FULL_STREAM_SECONDS:g} s per stream, *patches_run* of them ran once and the time is scaled. *lost_variance*: of "
-    "what a float64 PCA of the same images keeps with k components; *sine*: of the largest angle to its leading k / 2 "
-    "directions. Both include what a truncated stream loses by design.",
+    "As in `python -m benchmarks.pca`, float32: speed of a step once k rows are kept, median (range). Where all "
+    f"patches would take over {FULL_STREAM_SECONDS:g} s per stream, *patches_run* of them ran once and the time is "
+    "scaled. *lost_variance*: of what a float64 PCA of the same images keeps with k components; *sine*: of the largest "
+    "angle to its leading k / 2 directions. Both include what a truncated stream loses by design.",
     105,
     pca_cells,
 )
 
 
 def bytes_of_step(patches: int, m: int, k: int, b: int, itemsize: int = 4) -> int:
-    """Return the least traffic of a step: read rows, step, mean and scatter once, write rows, mean and scatter once."""
+    """Return the least traffic of a step: read and write rows, mean and squares once, read X once."""
     return patches * m * (k + b + 2 + k + 2) * itemsize
 
 
 def copy_bandwidth(config: Config) -> float:
-    """Return bytes per second read and written by a copy within the device's memory."""
+    """Return the bytes per second that a copy within the device's memory reads and writes."""
     source = torch.empty(config.pick(1 << 28, 1 << 20), device=config.device)
     target = torch.empty_like(source)
     times = seconds(lambda: target.copy_(source), config.device, 5)
@@ -90,7 +90,7 @@ def copy_bandwidth(config: Config) -> float:
 
 
 def waits_per_step(task: Callable[[], object], config: Config, steps: int = 4) -> Row:
-    """Count, with torch's profiler, how often the host waits for the GPU or fetches from it in one step."""
+    """Count how often the host waits for the GPU or copies from it in one step, with torch's profiler."""
     if not config.on_gpu:
         return {}
 
@@ -104,20 +104,20 @@ def waits_per_step(task: Callable[[], object], config: Config, steps: int = 4) -
         return Counter(waits + ["copies to host" for name in names if name.startswith("Memcpy DtoH")])
 
     count(1)
-    found, own = count(steps), count(0)  # the profiler waits too, once or twice in all
+    found, own = count(steps), count(0)  # the profiler itself waits once or twice
     return {name: (found[name] - own[name]) / steps for name in sorted(found) if found[name] > own[name]}
 
 
 def step_task(name: str, k: int, step: Tensor, grid: tuple[int, int]) -> Callable[[], object]:
-    """Return a step of length b on a model that has k rows; linalg alone, the estimator, the detector."""
+    """Return a function that learns a step with a model that has k rows: `linalg`, the PCA or the detector."""
     state = linalg.empty_state(*step.shape[1:], dtype=step.dtype, device=step.device)
     if name == "linalg.update":
         while state.rows.shape[1] < k:
             state = linalg.update(state, step, n_rows=k)
         return lambda: linalg.update(state, step, n_rows=k)
     images = step.unflatten(1, grid)
-    kind = BatchedIncrementalPCA if name == "BatchedIncrementalPCA" else PatchGaussianDetector
-    model = kind(k, step_size=len(step))
+    estimator = BatchedIncrementalPCA if name == "BatchedIncrementalPCA" else PatchGaussianDetector
+    model = estimator(k, step_size=len(step))
     for _ in range(1 + k // len(step)):
         model.partial_fit(images)
     return lambda: model.partial_fit(images)
@@ -165,24 +165,25 @@ STEP = Section(
 def scoring_cells(config: Config) -> Iterator[Cell]:
     patches, m = config.pick((3136, 256), (36, 32))
 
-    def run(score: str, k: int, b: int) -> Row:
+    def run(distance: str, k: int, b: int) -> Row:
         step = features(b, patches, m, config.device, seed=1)
         learnt = features(max(2 * k, 32), patches, m, config.device)
         state = linalg.empty_state(patches, m, dtype=step.dtype, device=step.device)
         basis = linalg.finalize(linalg.update(state, learnt, n_rows=k), n_components=k)
-        times = seconds(lambda: linalg.patch_distances(basis, step, score=score), config.device, config.pick(20, 2))
+        operator = linalg.distance_operator(basis, distance=distance)
+        times = seconds(lambda: linalg.patch_distances(operator, step), config.device, config.pick(20, 2))
         row: Row = {"images_per_s": [b / time for time in times]}
         if config.on_gpu:
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
-            result = linalg.patch_distances(basis, step, score=score)
+            result = linalg.patch_distances(operator, step)
             row["temporaries_mb"] = (torch.cuda.max_memory_allocated() - before - result.nbytes) / 1e6
         return row
 
     for k in config.pick((16, 64), (4,)):
         for b in config.pick((1, 16, 64), (1, 4)):
-            for score in linalg.SCORES:
-                yield {"score": score, "k": k, "images": b}, partial(run, score, k, b)
+            for distance in linalg.DISTANCES:
+                yield {"distance": distance, "k": k, "images": b}, partial(run, distance, k, b)
 
 
 SCORING = Section(

@@ -1,4 +1,4 @@
-"""Sections of gpu.py that run the network: end to end, and the speeds that the paper reports."""
+"""Sections that run the network: end to end, and the speeds that the paper reports."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from _common import seconds
-from _pca_methods import features
-from _sections import Cell, Config, Row, Section
 from torch import Tensor
 
+from benchmarks.common.pca_methods import features
+from benchmarks.common.timing import seconds
+from benchmarks.gpu.sections import Cell, Config, Row, Section
 from ipca_sklearn import BatchedIncrementalPCA, PatchFeatureExtractor, PatchGaussianDetector, linalg
 
 MODES: dict[str, dict[str, bool]] = {
@@ -23,7 +23,7 @@ MODES: dict[str, dict[str, bool]] = {
 
 
 def synthetic_images(n: int, config: Config, device: str | None = None) -> Tensor:
-    """Return uint8 images (n, 3, S, S) of the size that the network takes: nothing to decode, resize or crop."""
+    """Return uint8 images (n, 3, S, S) of the network's size, without anything to decode, resize or crop."""
     side = config.pick(224, 32)
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, 256, (n, 3, side, side), dtype=torch.uint8, generator=generator).to(device or config.device)
@@ -43,7 +43,7 @@ def run_network(extractor: PatchFeatureExtractor, images: Tensor, batch: int) ->
 
 
 def learn(model: Any, extractor: PatchFeatureExtractor, images: Tensor) -> None:
-    """Fit until the model is ready to score: the components are made when they are first read."""
+    """Fit until the model is ready to score; the components are computed when they are first read."""
     model.fit(extractor.transform(images))
     _ = getattr(model, "pca_", model).noise_variance_
 
@@ -75,7 +75,7 @@ def end_to_end_cells(config: Config) -> Iterator[Cell]:
         share = 100 * n / statistics.median(training) / best[mode][0] if mode in best else None
         return {"images_per_s": speeds(n, training), "inference": speeds(n, scoring), "% of the best network": share}
 
-    # A compiled network is compiled anew for each batch: two of them must do.
+    # The network is compiled anew for each size of a batch, so two sizes have to do.
     for mode in modes:
         for batch in batches if "compile" not in MODES[mode] else (8, 64):
             yield {"what": "network", "mode": mode, "batch": batch}, partial(network, mode, batch)
@@ -96,10 +96,10 @@ END_TO_END = Section(
     "end_to_end",
     "End to end with EfficientNet-b0",
     "320 random uint8 images of 224 x 224 in the GPU's memory (last rows: in the host's), random weights, 256 features "
-    "on 56 x 56 patches; `PatchGaussianDetector(k, step_size=step)`, default score. Loading of images and building of "
-    "the network are left out. images_per_s: of the network alone, or of training until the model is ready to score; "
-    "inference: maps and image scores. float32 convolutions use TF32 as torch allows by default. Batches: 8 as in the "
-    "paper, and the network's best.",
+    "on 56 x 56 patches; `PatchGaussianDetector(k, step_size=step)`, default distance. Loading of images and building "
+    "of the network are left out. images_per_s: of the network alone, or of training until the model is ready to "
+    "score; inference: maps and image scores. float32 convolutions use TF32 as torch allows by default. Batches: 8 as "
+    "in the paper, and the network's best.",
     95,
     end_to_end_cells,
 )
@@ -130,7 +130,7 @@ LONGEST_FIT = 5.0
 
 
 def predicted_seconds(params: dict[str, Any], n: int, patches: int, m: int, config: Config) -> tuple[float, int]:
-    """Return the predicted time of all steps on all patches, from one step on two small numbers of them."""
+    """Return the predicted time of all steps on all patches, from one step on two small numbers of patches."""
     dtype = getattr(torch, params["dtype"])
     step_size, driver = params["step_size"] or n, params["svd_driver"]
 
@@ -138,7 +138,7 @@ def predicted_seconds(params: dict[str, Any], n: int, patches: int, m: int, conf
         x = features(step_size, some, m, config.device)
         state = linalg.empty_state(some, m, dtype=dtype, device=x.device)
         options = {"n_rows": params["n_components"], "centering": "deferred", "solver": params["solver"]}
-        if params["step_size"] is not None:  # the matrix is as large as it will get
+        if params["step_size"] is not None:  # the matrix has its final size
             warm = features(2 * params["n_components"], some, m, config.device)
             state = linalg.update(state, warm, n_rows=params["n_components"], centering="deferred")
         task = partial(linalg.update, state, x, svd_driver=driver, **options)
@@ -182,7 +182,8 @@ def paper_cells(config: Config) -> Iterator[Cell]:
                 ours[k, step] = speeds(n_train, times)
             row["training, ours by default"] = ours[k, step]
         if (k, dtype) not in inference:
-            detector = PatchGaussianDetector(k, score="mahalanobis", dtype=dtype).fit(extractor.transform(images[:64]))
+            detector = PatchGaussianDetector(k, distance="mahalanobis", dtype=dtype)
+            detector.fit(extractor.transform(images[:64]))
             task = partial(score, detector, extractor, images[:n_test])
             inference[k, dtype] = speeds(n_test, seconds(task, config.device, config.pick(2, 1)))
         return row | {"inference here": inference[k, dtype]}
@@ -206,8 +207,8 @@ PAPER_SPEEDS = Section(
     "synthetic, in the GPU's memory as the paper's times leave loading out. *training here* is the paper's method in "
     "this package (`BatchedIncrementalPCA`, deferred centring, `gram_svd` where optimised, `svd` where not; all images "
     f"in one step where not incremental); where that would take over {LONGEST_FIT:g} s, predicted from few patches. "
-    "*ours by default* is `PatchGaussianDetector(k, step_size=step)`, which scores each step too, for its threshold. "
-    "k = 16 with steps of 16, which the paper repeats in each table, stands once.",
+    "*ours by default* is `PatchGaussianDetector(k, step_size=step)`, which also scores each step, for its threshold. "
+    "k = 16 with steps of 16 is in each of the paper's tables, and here once.",
     95,
     paper_cells,
 )

@@ -1,8 +1,8 @@
-"""python benchmarks/gpu.py: everything that a GPU can change, in one run of less than 8 minutes.
+"""Everything that a GPU can change, in one run of less than 8 minutes.
 
 Sections: the PCA alone, eigensolvers, the cost of a step, end to end with a network, the paper's speeds, scoring. The
-report is written after each, and a section that fails or takes too long leaves the others alone. `--smoke` runs all of
-it at tiny sizes on the CPU, to see that it works.
+report is written after each section. A section that fails or takes too long does not affect the others. `--smoke` runs
+all sections at tiny sizes on the CPU, as a test.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ import sys
 import time
 from pathlib import Path
 
-from _common import argument_parser, environment, write_results
-from _sections import Config, Supervisor, work
+from benchmarks.common.reports import argument_parser, environment, write_results
+from benchmarks.gpu.sections import Config, Supervisor, work
 
 NAMES = ("pca", "eigensolvers", "step", "end_to_end", "paper", "scoring")
 
 
 def main() -> None:
-    parser = argument_parser(__doc__)
+    parser = argument_parser("benchmarks.gpu", __doc__)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes on the CPU")
     parser.add_argument("--sections", nargs="+", choices=NAMES, default=list(NAMES), metavar="NAME", help=str(NAMES))
     parser.add_argument("--minutes", type=float, default=7.6, help="stop after this time")
     parser.add_argument("--name", default="gpu", help="of the report")
-    parser.add_argument("--worker", type=Path, help="results of a worker (used by the script itself)")
+    parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
         run_worker(options, Config("cpu" if options.smoke else options.device, options.smoke))
@@ -35,13 +35,13 @@ def main() -> None:
     if options.smoke:
         title = "# A trial at tiny sizes: these figures mean nothing"
     start = time.monotonic()
-    command = [sys.executable, __file__, *(["--smoke"] if options.smoke else ["--device", options.device])]
-    supervisor = Supervisor(command, options.sections, 60 * options.minutes)
+    arguments = ["--smoke"] if options.smoke else ["--device", options.device]
+    supervisor = Supervisor([sys.executable, "-m", options.module, *arguments], options.sections, 60 * options.minutes)
 
     def report() -> None:
         outcomes = {name: vars(outcome) for name, outcome in supervisor.outcomes.items()}
         values = {"environment": supervisor.environment, "sections": outcomes}
-        write_results(options.out, options.name, supervisor.as_markdown(title), values, show=False)
+        write_results(options, options.name, supervisor.as_markdown(title), values, show=False)
 
     supervisor.run(report)
     report()
@@ -52,15 +52,17 @@ def main() -> None:
 
 
 def run_worker(options: argparse.Namespace, config: Config) -> None:
+    """Measure the sections in this process; only workers import torch."""
     import torch
-    from _gpu_eigensolvers import EIGENSOLVERS
-    from _gpu_linalg import PCA, SCORING, STEP
-    from _gpu_network import END_TO_END, PAPER_SPEEDS
+
+    from benchmarks.gpu.eigensolvers import EIGENSOLVERS
+    from benchmarks.gpu.linalg import PCA, SCORING, STEP
+    from benchmarks.gpu.network import END_TO_END, PAPER_SPEEDS
 
     if config.on_gpu and not torch.cuda.is_available():
-        sys.exit("torch sees no GPU; --smoke tries the script without one")
+        sys.exit("torch finds no GPU; --smoke is a trial without one")
     if options.smoke:
-        torch.set_num_threads(1)  # work this small is only slowed down by threads, and more so on a busy machine
+        torch.set_num_threads(1)  # threads slow down work this small, above all on a busy machine
     known = {s.name: s for s in (PCA, EIGENSOLVERS, STEP, END_TO_END, PAPER_SPEEDS, SCORING)}
     with options.worker.open("a") as stream:
         work([known[name] for name in options.sections], config, environment(), stream)

@@ -1,4 +1,4 @@
-"""Cells of the paper's tables (class x setup x trial): measured once, kept in a file, not run again."""
+"""Cells of the paper's tables (class x setup x trial): each is measured once and kept in a file."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from _common import environment, seconds
-from _paper_state import Progress, Result, State
-from _paper_tables import TILES, Setup
 from PIL import Image, ImageOps
 from sklearn.base import clone
 from sklearn.utils import Bunch
+from tqdm import tqdm
 
+from benchmarks.common.reports import environment
+from benchmarks.common.timing import seconds
+from benchmarks.paper.state import Result, State
+from benchmarks.paper.tables import TILES, Setup
 from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector
 from ipca_sklearn.datasets import load_magnetic_tile, load_mvtec_ad
 from ipca_sklearn.metrics import image_roc_auc_score, pixel_roc_auc_score
@@ -30,7 +32,7 @@ PAPER_EXTRACTOR: dict[str, Any] = {
     "batch_size": BATCH,
 }
 PAPER_DETECTOR: dict[str, Any] = {
-    "score": "mahalanobis",
+    "distance": "mahalanobis",
     "centering": "deferred",
     "covariance": "low_rank",
     "image_score": "max",
@@ -38,9 +40,12 @@ PAPER_DETECTOR: dict[str, Any] = {
 }
 
 
+BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} cells, {remaining} left{postfix}"
+
+
 @dataclass(frozen=True)
 class Conditions:
-    """What all cells of a run share; `backbone` replaces those of the paper."""
+    """Conditions that all cells of a run share; `backbone` replaces those of the paper."""
 
     backbone: str | None = None
     weights: str = "DEFAULT"
@@ -49,7 +54,7 @@ class Conditions:
     device: str = "cpu"
 
     def resolve(self, setup: Setup) -> Setup:
-        """Return the setup as it can be run here: equal setups share their cells."""
+        """Return the setup as this machine can run it; equal setups share their cells."""
         if not self.device.startswith("cuda"):
             setup = replace(setup, svd_driver=None)
         if self.backbone is not None:
@@ -58,7 +63,7 @@ class Conditions:
 
 
 class Runs:
-    """Results of cells, from the state or measured now, and the reasons why others have none."""
+    """Results of cells, from the state or measured now, and the reasons for missing ones."""
 
     def __init__(self, conditions: Conditions, roots: dict[str, Path | None], state: State) -> None:
         self.conditions, self.state = conditions, state
@@ -80,7 +85,7 @@ class Runs:
         return [{"class": name, **asdict(setup), **result} for (name, setup), result in self._results.items()]
 
     def reason(self, name: str, setup: Setup) -> str:
-        """Return why there is no result."""
+        """Return the reason why there is no result."""
         return self.missing.get(name) or self._reasons.get((name, self.conditions.resolve(setup)), "not run yet")
 
     def key(self, name: str, setup: Setup) -> dict[str, Any]:
@@ -90,7 +95,7 @@ class Runs:
         return {"class": name, "images": images, **asdict(setup), **asdict(self.conditions), **shared}
 
     def run(self, cells: Iterable[tuple[str, Setup]], limit: int | None) -> None:
-        """Measure the cells that the state has not, class by class, `limit` of them at most."""
+        """Measure the cells that the state lacks, class by class, `limit` of them at most."""
         todo: dict[str, list[Setup]] = {}
         for name, setup in dict.fromkeys((name, self.conditions.resolve(setup)) for name, setup in cells):
             if not self._find(name):
@@ -101,28 +106,25 @@ class Runs:
             else:
                 self._results[name, setup] = known
         chosen = [(name, setup) for name, setups in todo.items() for setup in setups][:limit]
-        progress = Progress(len(chosen))
         decoded: tuple[str, Bunch] | None = None
-        try:
+        with tqdm(total=len(chosen), bar_format=BAR) as bar:
             for name, setup in chosen:
-                progress.show(f"{name}, {describe(setup)}")
+                bar.set_postfix_str(f"{name}, {describe(setup)}")
                 try:
                     if setup.backbone in self._no_network:
                         raise OSError(self._no_network[setup.backbone])
                     network = self._network(setup)
-                    if decoded is None or decoded[0] != name:  # the images of one class at a time
+                    if decoded is None or decoded[0] != name:  # holds the images of one class at a time
                         decoded = None
                         decoded = (name, decode(self._data[name]))
                     self._results[name, setup] = measure(setup, network, decoded[1], self.conditions.device)
                     self.state.add(self.key(name, setup), self._results[name, setup])
                 except (OSError, ImportError, ValueError, RuntimeError, MemoryError) as error:
                     self._reasons[name, setup] = self._told(error)
-                progress.step()
-        finally:
-            progress.close()
+                bar.update()
 
     def paths(self, name: str) -> Bunch | None:
-        """Return the files of a class, or None where it is missing."""
+        """Return the files of a class, or None if it is missing."""
         return self._data[name] if self._find(name) else None
 
     def _find(self, name: str) -> bool:
@@ -144,20 +146,20 @@ class Runs:
         return hashlib.sha256(repr(listed).encode()).hexdigest()[:16]
 
     def _network(self, setup: Setup) -> PatchFeatureExtractor:
-        """Return the fitted extractor: making a network and loading its weights is in no figure of the paper."""
-        place = (setup.backbone, setup.trial if setup.random_crop else None)
-        if place not in self._networks:
-            self._networks.clear()  # one network in memory
+        """Return the fitted extractor; the paper's figures do not include making a network and loading its weights."""
+        key = (setup.backbone, setup.trial if setup.random_crop else None)
+        if key not in self._networks:
+            self._networks.clear()  # keeps one network in memory
             try:
-                self._networks[place] = make_extractor(setup, self.conditions).fit([np.zeros((8, 8, 3), np.uint8)])
+                self._networks[key] = make_extractor(setup, self.conditions).fit([np.zeros((8, 8, 3), np.uint8)])
             except OSError as error:
                 self._no_network[setup.backbone] = str(error)
                 raise
-        return self._networks[place]
+        return self._networks[key]
 
     def _told(self, error: BaseException) -> str:
         text = " ".join(str(error).split())
-        for name, root in self._roots.items():  # a report holds no path of the machine
+        for name, root in self._roots.items():  # no path of the machine goes into a report
             text = text.replace(str(root), f"<{name}>")
         return f"{type(error).__name__}: {text}"[:300]
 
@@ -187,7 +189,7 @@ def make_detector(setup: Setup) -> PatchGaussianDetector:
 
 
 def decode(data: Bunch) -> Bunch:
-    """Read the images of a class, so that no figure of speed includes it."""
+    """Read the images of a class, so that no speed includes it."""
     return Bunch(train=_read(data.train_paths), test=_read(data.test_paths), **data)
 
 
@@ -200,14 +202,14 @@ def _read(paths: Sequence[Path]) -> list[np.ndarray]:
 
 
 def measure(setup: Setup, extractor: PatchFeatureExtractor, data: Bunch, device: str) -> Result:
-    """Learn and score one class; the features are computed while they are read, so both times include the network."""
+    """Learn and score one class; both times include the network, because features are computed while they are read."""
     torch.set_grad_enabled(False)
     detector = make_detector(setup)
     train = extractor.fit_transform(data.train) if setup.random_crop else extractor.transform(data.train)
     test = extractor.transform(data.test)
-    clone(detector).fit(train[:BATCH]).transform(train[:BATCH])  # starts the libraries
+    clone(detector).fit(train[:BATCH]).transform(train[:BATCH])  # loads the libraries
     train_seconds = seconds(lambda: detector.fit(train), device, 1, warm_up=False)[0]
-    detector.set_params(step_size=BATCH)  # of scoring
+    detector.set_params(step_size=BATCH)  # the step of scoring
     maps: list[np.ndarray] = []
     test_seconds = seconds(lambda: maps.append(np.asarray(detector.transform(test))), device, 1, warm_up=False)[0]
     return {

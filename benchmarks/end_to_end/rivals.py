@@ -1,7 +1,8 @@
-"""Measure a method of anomalib once: run by end_to_end.py with the interpreter of another environment.
+"""Measure a method of anomalib once; `python -m benchmarks.end_to_end` runs this with another interpreter.
 
-anomalib's torch models in a plain loop over a DataLoader: its engine adds work that belongs to no method. The file
-named on the command line says what to do; the last line printed is a JSON object with the figures.
+It runs anomalib's torch models in a plain loop over a DataLoader, because anomalib's engine adds work that belongs to
+no method. The argument is a file that describes the job; the last line printed is a JSON object with the figures. The
+environment of that interpreter needs no ipca_sklearn.
 """
 
 from __future__ import annotations
@@ -15,17 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _memory import peak_mb, restart_peak
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode, v2
 
+from benchmarks.common.memory import peak_mb, restart_peak
+
 LAYERS = {"padim": ["layer1", "layer2", "layer3"], "patchcore": ["layer2", "layer3"]}
 
 
 class Images(Dataset):
-    """Files, prepared as ours are: 256 x 256 nearest, the centre 224 x 224, ImageNet's mean and deviation."""
+    """Image files, prepared as ours are: 256 x 256 nearest, the centre 224 x 224, ImageNet's mean and deviation."""
 
     def __init__(self, paths: list[str]) -> None:
         self.paths = paths
@@ -48,7 +50,7 @@ class Images(Dataset):
 
 
 def build(method: str) -> Any:
-    """Return the model with random weights, which need no download and cost the same."""
+    """Return the model with random weights; they need no download and cost the same."""
     options = {"backbone": "resnet18", "layers": LAYERS[method], "pre_trained": False}
     if method == "padim":
         from anomalib.models.image.padim.torch_model import PadimModel
@@ -63,7 +65,7 @@ def finish(method: str, model: Any) -> None:
     """Make the model ready to score, as anomalib does at the end of its epoch."""
     if method == "patchcore":
         model.subsample_embedding(0.1)
-    elif hasattr(model, "fit_gaussian"):  # its name in other versions
+    elif hasattr(model, "fit_gaussian"):  # the name in other versions
         model.fit_gaussian()
     else:
         model.fit()

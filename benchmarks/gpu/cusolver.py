@@ -1,4 +1,4 @@
-"""cusolverDnXsyevBatched, called in the libcusolver that torch has loaded: what torch < 2.12 could use and does not."""
+"""cusolverDnXsyevBatched, called in the libcusolver that torch has loaded; torch < 2.12 does not use it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import ctypes
 from pathlib import Path
 
 import torch
-from _sections import NotApplicableError
 from torch import Tensor
+
+from benchmarks.gpu.sections import NotApplicableError
 
 EIGENVECTORS, LOWER = 1, 0
 CUDA_TYPE = {torch.float32: 0, torch.float64: 1}
@@ -23,7 +24,7 @@ def loaded_library() -> ctypes.CDLL:
     """
     if not torch.cuda.is_available():
         raise NotApplicableError("no GPU")
-    torch.linalg.eigh(torch.eye(2, device="cuda"))  # torch loads its linear algebra when it is first called
+    torch.linalg.eigh(torch.eye(2, device="cuda"))  # torch loads its linear algebra at the first call
     maps = Path("/proc/self/maps")
     if not maps.exists():
         raise NotApplicableError("this system does not list the loaded libraries")
@@ -38,7 +39,7 @@ def loaded_library() -> ctypes.CDLL:
 
 
 class XsyevBatched:
-    """Symmetric matrices (P, n, n) to ascending eigenvalues and eigenvectors in columns; not for several threads."""
+    """Maps symmetric matrices (P, n, n) to ascending eigenvalues and eigenvectors in columns; for one thread only."""
 
     def __init__(self) -> None:
         self.library = loaded_library()
@@ -54,23 +55,24 @@ class XsyevBatched:
             raise RuntimeError(f"{name} returned status {status}")
 
     def __call__(self, gram: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the eigenvalues (P, n) and the eigenvectors (P, n, n) of `gram`."""
         batch, size, _ = gram.shape
-        vectors = gram.clone(memory_format=torch.contiguous_format)  # they take the place of the matrices
+        vectors = gram.clone(memory_format=torch.contiguous_format)  # cuSOLVER overwrites the matrices with them
         values = gram.new_empty(batch, size)
         info = torch.zeros(batch, dtype=torch.int32, device=gram.device)
-        kind = ctypes.c_int(CUDA_TYPE[gram.dtype])
+        dtype = ctypes.c_int(CUDA_TYPE[gram.dtype])
         problem = (
             self.handle,
             self.params,
             ctypes.c_int(EIGENVECTORS),
             ctypes.c_int(LOWER),
             ctypes.c_int64(size),
-            kind,
+            dtype,
             ctypes.c_void_p(vectors.data_ptr()),
             ctypes.c_int64(size),
-            kind,
+            dtype,
             ctypes.c_void_p(values.data_ptr()),
-            kind,
+            dtype,
         )
         stream = torch.cuda.current_stream(gram.device).cuda_stream
         self._call("cusolverDnSetStream", self.handle, ctypes.c_void_p(stream))
@@ -89,7 +91,7 @@ class XsyevBatched:
             ctypes.c_void_p(info.data_ptr()),
             ctypes.c_int64(batch),
         )
-        torch.cuda.current_stream(gram.device).synchronize()  # before the buffers go
+        torch.cuda.current_stream(gram.device).synchronize()  # before the buffers are freed
         if int(info.abs().max()) != 0:
             raise RuntimeError(f"{int((info != 0).sum())} of {batch} matrices did not converge")
         # Columns of a column-major matrix are the rows of the tensor.

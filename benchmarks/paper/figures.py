@@ -1,6 +1,6 @@
 """The paper's Figures 2 and 3: heat maps of defects on the texture classes, and of the worst false positives.
 
-The pictures show images of the data sets, whose licences forbid to pass them on: they are never committed.
+The pictures show images of the data sets. Their licences forbid passing them on, so pictures are never committed.
 """
 
 from __future__ import annotations
@@ -9,18 +9,18 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from _paper_runs import Conditions, Runs, make_detector, make_extractor
-from _paper_tables import GROUPS, TEXTURES, Setup
 from sklearn.pipeline import Pipeline
 from sklearn.utils import Bunch
 
+from benchmarks.paper.runs import Conditions, Runs, make_detector, make_extractor
+from benchmarks.paper.tables import GROUPS, TEXTURES, Setup
 from ipca_sklearn.inspection import AnomalyMapDisplay
 
 N_IMAGES = 3
 
 
 def draw(number: int, runs: Runs, out: Path, name: str) -> list[str]:
-    """Write one page per class, `<name>_figure<number>_<class>.png`, and return what became of each class."""
+    """Write one page per class, `<name>_figure<number>_<class>.png`, and return the outcome of each class."""
     told = []
     for category in TEXTURES if number == 2 else GROUPS["All"]:
         data = runs.paths(category)
@@ -53,7 +53,7 @@ def draw_class(data: Bunch, category: str, number: int, conditions: Conditions) 
 
 
 def first_of_each_defect(data: Bunch) -> list[int]:
-    """Return the first test image of each of the first types of defect: chosen before any result is seen."""
+    """Return the first test image of each of the first types of defect; no result influences the choice."""
     types = sorted(set(data.defect_types[data.test_labels == -1]))[:N_IMAGES]
     return [int(np.flatnonzero(data.defect_types == kind)[0]) for kind in types]
 

@@ -1,7 +1,7 @@
-"""Sections of a long benchmark: a worker measures, the parent watches, writes the report, and outlives its worker.
+"""Sections of a long benchmark: a worker process measures, its parent watches it and writes the report.
 
-A worker takes the sections one after another and writes a line of JSON per result. Where a section crashes it (a
-library called wrongly, a GPU in an error state) or hangs, the parent starts another worker with the next section.
+A worker measures the sections one after another and writes a line of JSON per result. If a section crashes the worker
+(a library called wrongly, a GPU in an error state) or hangs, the parent starts another worker with the next section.
 """
 
 from __future__ import annotations
@@ -17,33 +17,35 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from _common import figure, markdown_table
+from benchmarks.common.processes import child_environment
+from benchmarks.common.reports import figure, markdown_table
 
 Row = dict[str, Any]
-# What identifies a row, and how its figures are measured.
+# The labels of a row, and the function that measures its figures.
 Cell = tuple[Row, Callable[[], Row]]
-GRACE = 45  # seconds a cell may run on after the section's time is up
+GRACE = 45  # seconds that a cell may run on after the time of its section
 
 
 @dataclass
 class Config:
-    """Where and how large the sections are."""
+    """Device and size of the sections."""
 
     device: str
     smoke: bool
 
     @property
     def on_gpu(self) -> bool:
+        """Whether the device is a GPU."""
         return self.device.startswith("cuda")
 
     def pick(self, full: Any, smoke: Any) -> Any:
-        """Return the size of a full run, or of a trial on any machine."""
+        """Return the size for a full run, or for a trial on any machine."""
         return smoke if self.smoke else full
 
 
 @dataclass
 class Section:
-    """`cells` yields what to measure, the most telling first; `budget` is in seconds."""
+    """A section: `cells` yields its rows, the most important first; `budget` is in seconds."""
 
     name: str
     title: str
@@ -53,12 +55,12 @@ class Section:
 
 
 class NotApplicableError(Exception):
-    """Raised by a cell that has no meaning here; the reason is reported and counts as no failure."""
+    """Raised by a cell that cannot run here; the report gives the reason, and it is not a failure."""
 
 
 @dataclass
 class Outcome:
-    """What became of a section."""
+    """Results and state of a section."""
 
     status: str = "not run"
     rows: list[Row] = field(default_factory=list)
@@ -95,7 +97,7 @@ def work(sections: list[Section], config: Config, environment: str, stream: Text
                 except Exception as problem:
                     status, error = "failed", _told(problem)
                     row["error"] = error
-                    if "CUDA error" in error:  # the context is lost, with all that would follow
+                    if "CUDA error" in error:  # the CUDA context is lost, and later cells would fail too
                         tell(section, row=row)
                         break
                 tell(section, row=row)
@@ -112,16 +114,16 @@ def _told(problem: BaseException) -> str:
 
 
 class Supervisor:
-    """Run workers until every section had its turn or the time is over.
+    """Run workers until every section has been tried or the time is over.
 
     Parameters
     ----------
     command : list of str
-        Starts a worker; `--worker <file of results> --sections <names>` is appended.
+        Starts a worker; the supervisor appends `--worker <file of results> --sections <names>`.
     names : list of str
         The sections.
     seconds : float
-        For all of them.
+        Time for all sections.
     """
 
     def __init__(self, command: list[str], names: list[str], seconds: float) -> None:
@@ -132,19 +134,20 @@ class Supervisor:
         self.about: dict[str, list[Any]] = {}
 
     def run(self, report: Callable[[], None]) -> None:
-        """Call `report` after each section."""
+        """Run the sections, and call `report` after each."""
         with tempfile.TemporaryDirectory() as folder:
             lines = Path(folder) / "lines"
             while (left := self._with_status("not run")) and time.monotonic() < self.finish:
                 lines.write_text("")
-                worker = subprocess.Popen([*self.command, "--worker", str(lines), "--sections", *left])
+                command = [*self.command, "--worker", str(lines), "--sections", *left]
+                worker = subprocess.Popen(command, env=child_environment())
                 try:
                     self._watch(worker, lines, report)
                 finally:
                     if worker.poll() is None:
                         worker.kill()
                     worker.wait()
-                if self._with_status("not run") == left:  # it ended before its first section, and would again
+                if self._with_status("not run") == left:  # it ended before its first section, as the next one would
                     self.outcomes[left[0]] = Outcome("failed", error=f"worker ended with {worker.returncode}")
                     left = []
                 for name in self._with_status("running"):
@@ -158,7 +161,7 @@ class Supervisor:
         return [name for name, outcome in self.outcomes.items() if outcome.status == status]
 
     def _watch(self, worker: subprocess.Popen[bytes], lines: Path, report: Callable[[], None]) -> None:
-        """Follow a worker until it ends; return early where it must be stopped."""
+        """Follow a worker until it ends; return early if it must be stopped."""
         since = time.monotonic()
         with lines.open() as stream:
             while True:
@@ -195,9 +198,9 @@ class Supervisor:
         outcome.error, outcome.seconds = message.get("error"), message.get("seconds", 0.0)
 
     def as_markdown(self, title: str) -> str:
-        """Return the report of the sections that had their turn."""
-        had = [name for name, outcome in self.outcomes.items() if outcome.status not in ("not run", "running")]
-        parts = [_as_markdown(self.outcomes[name], *self.about.get(name, (name, "", 0))) for name in had]
+        """Return the report of the sections that have been tried."""
+        tried = [name for name, outcome in self.outcomes.items() if outcome.status not in ("not run", "running")]
+        parts = [_as_markdown(self.outcomes[name], *self.about.get(name, (name, "", 0))) for name in tried]
         return "\n\n".join([title, self.environment, *parts])
 
 

@@ -1,4 +1,4 @@
-"""Memory of this process; imports nothing beyond the standard library."""
+"""Memory of this process. Imports the standard library only, because the interpreter of a rival imports it too."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def _status(name: str) -> float:
 
 
 def restart_peak() -> float:
-    """Forget the peak so far and return the megabytes held now."""
+    """Reset the peak and return the megabytes held now; where the peak cannot be reset, return the peak."""
     try:
         REFERENCES.write_text("5")
         return _status("VmRSS")
@@ -25,7 +25,7 @@ def restart_peak() -> float:
 
 
 def peak_mb() -> float:
-    """Return the peak of the resident megabytes since `restart_peak`, or where that cannot be, ever."""
+    """Return the peak of the resident megabytes since `restart_peak`; where it could not be reset, since the start."""
     try:
         return _status("VmHWM")
     except OSError:

@@ -1,11 +1,11 @@
-"""python benchmarks/end_to_end.py IMAGES_DIR: from files on disk to a fitted model to anomaly maps, beside anomalib.
+"""From image files to a fitted model to anomaly maps, beside anomalib.
 
-Every contender runs in processes of its own, with the same files, resolution and number of threads. The rivals live in
-another environment, whose interpreter is named with --rival-python; one way to make it, from this folder's parent:
+Every measurement runs in a fresh process, with the same files, resolution and number of threads. The rivals need
+another environment, whose interpreter is given with --rival-python; one way to make it, from the repository root:
 
     uv venv ../rivals && uv pip install --python ../rivals/bin/python --group pyproject.toml:rivals
 
-and then `--rival-python ../rivals/bin/python`. Without it their rows are left out, and the report says so.
+and then `--rival-python ../rivals/bin/python`. Without it the rivals are not run, and the report says so.
 """
 
 from __future__ import annotations
@@ -22,9 +22,13 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-from _common import argument_parser, environment, figure, in_fresh_process, markdown_table, write_results
+from tqdm import tqdm
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
+from benchmarks.common.images import images_in
+from benchmarks.common.memory import peak_mb, restart_peak
+from benchmarks.common.processes import in_fresh_process
+from benchmarks.common.reports import argument_parser, environment, figure, markdown_table, write_results
+
 BATCH = 8
 # Name in the table, backbone, number of components; None is the network alone.
 OURS = {
@@ -35,11 +39,13 @@ OURS = {
     "resnet18_16": ("ipca_sklearn, ResNet18, k = 16", "resnet18", 16),
     "resnet18_64": ("ipca_sklearn, ResNet18, k = 64", "resnet18", 64),
 }
+RIVALS_MODULE = "benchmarks.end_to_end.rivals"
 RIVALS = {
     "padim": "anomalib PaDiM, ResNet18, 100 features",
     "patchcore": "anomalib PatchCore, ResNet18, coreset 0.1",
 }
-# The coreset's temporaries, once freed, stay with the process: its peak grows many times over, and it is slower.
+# With the default allocator, freed temporaries of the coreset stay with the process: its peak is many times higher, and
+# it is slower.
 ALLOCATOR = {"padim": {}, "patchcore": {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}}
 
 
@@ -49,9 +55,8 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
 
     import joblib
     import torch
-    from _common import synchronize
-    from _memory import peak_mb, restart_peak
 
+    from benchmarks.common.timing import synchronize
     from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector
 
     torch.set_num_threads(job["threads"])
@@ -62,10 +67,10 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     baseline = restart_peak()
 
     def run_network(paths: list[str]) -> None:
-        for _ in extractor.transform(paths).batches_in_place(BATCH):
+        for _ in extractor.transform(paths).read(BATCH, reuse=True):
             pass
 
-    # One batch of everything before the clock: libraries are loaded and kernels compiled once, not per fit.
+    # One batch of everything before the clock starts, because libraries load and kernels compile once, not per fit.
     run_network(job["train"][:BATCH])
     detector = PatchGaussianDetector(k or 1)
     if k is not None:
@@ -75,7 +80,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
         run_network(job["train"])
     else:
         detector.fit(extractor.transform(job["train"]))
-        _ = detector.pca_.noise_variance_  # the directions are normalised when they are first read
+        _ = detector.pca_.noise_variance_  # the components are computed when they are first read
     synchronize(job["device"])
     result: dict[str, Any] = {"train_images_per_s": len(job["train"]) / (time.perf_counter() - start)}
     result |= {"baseline_mb": baseline, "train_peak_mb": peak_mb() - baseline}
@@ -102,26 +107,23 @@ def jobs_of(options: argparse.Namespace) -> list[tuple[str, list[int]]]:
 
 
 def run(options: argparse.Namespace, files: list[str]) -> list[dict[str, Any]]:
-    """Measure everything `repeats` times; round by round, so that a change of the machine's speed meets all alike."""
+    """Measure everything `repeats` times, round by round, so that a change of the machine's speed affects all alike."""
     results: dict[tuple[str, int], list[dict[str, Any]]] = {}
     threads = {name: str(options.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "job.json"
-        for _ in range(options.repeats):
-            for contender, sizes in jobs_of(options):
-                for n in sizes:
-                    images = list(islice(cycle(files), n + options.n_test))
-                    job = {"contender": contender, "train": images[:n], "test": images[n:], "batch": BATCH}
-                    path.write_text(json.dumps(job | {"threads": options.threads, "device": options.device}))
-                    if contender in OURS:
-                        found = in_fresh_process(Path(__file__), ["--measure", str(path)], variables=threads)
-                    else:
-                        script = Path(__file__).with_name("_rivals.py")
-                        found = in_fresh_process(
-                            script, [str(path)], python=options.rival_python, variables=threads | ALLOCATOR[contender]
-                        )
-                    results.setdefault((contender, n), []).append(found)
-                    print(contender, n, json.dumps(found), flush=True)
+        one_round = [(contender, n) for contender, sizes in jobs_of(options) for n in sizes]
+        for contender, n in tqdm(one_round * options.repeats, unit="run"):
+            images = list(islice(cycle(files), n + options.n_test))
+            job = {"contender": contender, "train": images[:n], "test": images[n:], "batch": BATCH}
+            path.write_text(json.dumps(job | {"threads": options.threads, "device": options.device}))
+            if contender in OURS:
+                found = in_fresh_process(options.module, ["--measure", str(path)], variables=threads)
+            else:
+                variables = threads | ALLOCATOR[contender]
+                found = in_fresh_process(RIVALS_MODULE, [str(path)], python=options.rival_python, variables=variables)
+            results.setdefault((contender, n), []).append(found)
+            tqdm.write(f"{contender} {n} {json.dumps(found)}", file=sys.stderr)
     return [{"contender": contender, "n_train": n, "runs": runs} for (contender, n), runs in results.items()]
 
 
@@ -174,10 +176,10 @@ the same backbone. *Model MB* is without the network: the pickle of ours, the ar
 
 
 def main() -> None:
-    parser = argument_parser(__doc__)
+    parser = argument_parser("benchmarks.end_to_end", __doc__)
     parser.add_argument("images", nargs="?", type=Path, metavar="IMAGES_DIR")
-    parser.add_argument("--pattern", default="*", help="of the files' names, where masks lie beside the images")
-    parser.add_argument("--rival-python", help="interpreter of an environment with anomalib")
+    parser.add_argument("--pattern", default="*", help="of the files' names, if masks lie beside the images")
+    parser.add_argument("--rival-python", type=Path, help="interpreter of an environment with anomalib")
     parser.add_argument("--n-train", type=int, nargs="+", default=[200, 795])
     parser.add_argument("--n-patchcore", type=int, nargs="+", default=[16, 32], help="training images of PatchCore")
     parser.add_argument("--n-test", type=int, default=100)
@@ -193,7 +195,7 @@ def main() -> None:
         return
     if options.images is None:
         parser.error("name the folder of the images")
-    files = sorted(str(p) for p in options.images.rglob(options.pattern) if p.suffix.lower() in SUFFIXES)
+    files = [str(path) for path in images_in(options.images, options.pattern)]
     if not files:
         parser.error("no images match")
     if options.rival_python:
@@ -202,9 +204,8 @@ def main() -> None:
         )
     start = time.monotonic()
     results = run(options, files)
-    write_results(
-        options.out, options.name, report(options, files, results), {"environment": environment(), "results": results}
-    )
+    values = {"environment": environment(), "results": results}
+    write_results(options, options.name, report(options, files, results), values)
     print(f"{time.monotonic() - start:.0f} s", file=sys.stderr)
 
 

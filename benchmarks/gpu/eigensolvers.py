@@ -1,20 +1,20 @@
-"""Section of gpu.py: ways to decompose a batch of Gram matrices, against each other."""
+"""Section on eigensolvers: ways to decompose a batch of Gram matrices."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
+from importlib.util import find_spec
 
 import torch
-from _common import seconds
-from _cusolver import XsyevBatched
-from _pca_methods import features
-from _sections import Cell, Config, NotApplicableError, Row, Section
 from torch import Tensor
 
+from benchmarks.common.pca_methods import features
+from benchmarks.common.timing import seconds
+from benchmarks.gpu.cusolver import XsyevBatched
+from benchmarks.gpu.sections import Cell, Config, NotApplicableError, Row, Section
 from ipca_sklearn import linalg
-from ipca_sklearn.linalg.eigh import _choice as _eigh
 
 # From symmetric matrices and k to the k leading eigenvalues, descending, and eigenvectors as rows.
 Solver = Callable[[Tensor, int], tuple[Tensor, Tensor]]
@@ -22,7 +22,7 @@ FULL_BATCH_SECONDS = 2.0
 
 
 def leading(values: Tensor, vectors: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Cut ascending eigenvalues and eigenvectors in columns."""
+    """Return the k leading of ascending eigenvalues and of eigenvectors in columns."""
     return values.flip(-1)[:, :k], vectors.flip(-1)[..., :k].mT
 
 
@@ -45,7 +45,7 @@ def by_svd(gram: Tensor, k: int, driver: str) -> tuple[Tensor, Tensor]:
 def by_ours(gram: Tensor, k: int, name: str) -> tuple[Tensor, Tensor]:
     if name == "numba" and gram.device.type != "cpu":
         raise NotApplicableError("numba compiles for the CPU")
-    if name == "numba" and not _eigh.numba_works():
+    if name == "numba" and find_spec("numba") is None:
         raise NotApplicableError("numba is not installed")
     if name == "triton" and gram.device.type != "cuda":
         raise NotApplicableError("Triton compiles for a GPU")
@@ -58,7 +58,7 @@ def cusolver() -> XsyevBatched:
 
 
 def candidates() -> dict[str, Solver]:
-    """Return everything that can be tried."""
+    """Return all eigensolvers by name."""
     return {
         "torch eigh, one call": one_call,
         "torch eigh, chunks of 512": partial(in_chunks, size=512),

@@ -1,4 +1,4 @@
-"""The paper's Tables 1-10: what was run in each column, and the figures that the paper gives for it."""
+"""The paper's Tables 1-10: the setup of each column and the paper's figures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ IMAGE, PIXEL, TRAIN, TEST = "Image ROCAUC (%)", "Pixel ROCAUC (%)", "Training sp
 
 @dataclass(frozen=True)
 class Setup:
-    """What a figure was measured with; the defaults are the method that the paper proposes.
+    """Setup of a measurement; the defaults are the method that the paper proposes.
 
     `step_size=None` is regular PCA, of all images at once; `solver="svd"` is the paper's Eq. 6 ("not optimised"),
     `"gram_svd"` its Sec. 3.3; `trial` is the seed of the random crops.

@@ -1,7 +1,7 @@
-"""Ways to learn thousands of PCAs in a stream, ours and its rivals, and how they are timed and checked.
+"""Ways to learn thousands of PCAs in a stream (ours and its rivals), their clock and their errors.
 
-Every method learns the same synthetic features: P patches of m features with the spectrum of CNN features (variances
-falling as 1 / rank, a mean larger than the spread).
+Every method learns the same synthetic features: P patches of m features with the spectrum of CNN features. Variances
+fall as 1 / rank, and the mean is larger than the spread.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from _common import synchronize
 from threadpoolctl import threadpool_limits
 
+from benchmarks.common.timing import synchronize
 from ipca_sklearn import linalg
 
 
 @dataclass
 class Method:
-    """A way to learn: `steps` yields once per step learnt, `finish` returns components (P, k, m) as float64 numpy."""
+    """A way to learn: `steps` yields after each step, `finish` returns the components (P, k, m) as float64 numpy."""
 
     name: str
     steps: Callable[[Iterator[torch.Tensor], int], Iterator[None]]
@@ -31,7 +31,7 @@ class Method:
 
 
 def features(n: int, patches: int, m: int, device: str, seed: int = 0) -> torch.Tensor:
-    """Return (n, P, m) float32; one mixing matrix for all patches keeps the making of it cheap."""
+    """Return features (n, P, m), float32; all patches share one mixing matrix, which is cheap to make."""
     generator = torch.Generator(device=device).manual_seed(seed)
     scales = torch.arange(1, m + 1, device=device).float().rsqrt()
     mixing, _ = torch.linalg.qr(torch.randn(m, m, generator=generator, device=device))
@@ -40,6 +40,7 @@ def features(n: int, patches: int, m: int, device: str, seed: int = 0) -> torch.
 
 
 def ours(solver: str, patches: int, driver: str | None = None, centering: str = "incremental") -> Method:
+    """Return `linalg.update` with one of its solvers."""
     box: list[linalg.State] = []
 
     def steps(source: Iterator[torch.Tensor], k: int) -> Iterator[None]:
@@ -59,7 +60,7 @@ def ours(solver: str, patches: int, driver: str | None = None, centering: str = 
 
 
 def full_covariance(patches: int) -> Method:
-    """Sum x and x x^T, and decompose once at the end: the time of that is shared among the steps."""
+    """Sum x and x x^T, and decompose once at the end; the time of the decomposition is shared among the steps."""
     box: dict[str, torch.Tensor | int] = {}
 
     def steps(source: Iterator[torch.Tensor], k: int) -> Iterator[None]:
@@ -88,7 +89,7 @@ def loop_of(
     patches: int,
     threads: int | None = None,
 ) -> Method:
-    """Learn with one object per patch, in a Python loop; `threads` limits those of the BLAS."""
+    """Learn with one object per patch in a Python loop; `threads` limits the threads of the BLAS."""
     models: list[Any] = []
 
     def steps(source: Iterator[torch.Tensor], k: int) -> Iterator[None]:
@@ -97,7 +98,7 @@ def loop_of(
         begun = False
         for x in source:
             waiting.append(x)
-            # The first call must bring k samples: earlier steps wait for it, and `measure` leaves them out.
+            # The first call needs k samples: earlier steps are collected for it, and `measure` does not count them.
             if begun or sum(map(len, waiting)) >= k:
                 samples = convert(torch.cat(waiting))
                 with threadpool_limits(threads):
@@ -129,7 +130,11 @@ def torchdr(patches: int) -> Method | None:
 
 
 def errors(components: np.ndarray, data: np.ndarray, k: int) -> tuple[float, float]:
-    """Share of the exact PCA's variance that is lost, and sine of the largest angle to its leading k / 2 directions."""
+    """Return two errors, each the mean over the patches.
+
+    The first is the lost share of the exact PCA's variance; the second is the sine of the largest angle to its leading
+    k / 2 directions.
+    """
     lost, angle = [], []
     for patch in range(len(components)):
         centred = data[:, patch] - data[:, patch].mean(0)
@@ -146,7 +151,7 @@ def measure(
 ) -> dict[str, Any]:
     """Learn n images in steps of b, `repeats` times, and return the speed of a step, scaled to `total` patches.
 
-    The errors are those of the first `checked` patches.
+    The errors are means over the first `checked` patches.
     """
     data = features(n, method.patches, m, device)
     times: list[float] = []
@@ -158,7 +163,7 @@ def measure(
             start = time.perf_counter()
             next(learning)
             synchronize(device)
-            if position * b > k:  # until then there are fewer than k rows, and the first step warms up
+            if position * b > k:  # earlier steps have fewer than k rows, and the first one warms up
                 times.append(time.perf_counter() - start)
         start = time.perf_counter()
         components = method.finish(k)
@@ -185,5 +190,5 @@ def measure(
 
 
 def stream_length(k: int, b: int) -> int:
-    """Return how many images a stream has: about a class of MVTec AD, and several steps after k rows are kept."""
+    """Return the number of images of a stream: about a class of MVTec AD, with several steps after k rows are kept."""
     return -(-max(240, 3 * k, 6 * b) // b) * b

@@ -1,8 +1,12 @@
-"""python benchmarks/fuzz.py image|arrays|model [--seconds 60]: random bytes until something undocumented comes out.
+"""Coverage-guided fuzzing with atheris: random bytes until something undocumented comes out.
 
-Coverage-guided (atheris, `pip install atheris`), not part of the tests, which do the same with Hypothesis. `image`
-decodes the bytes as a file, `arrays` learns and scores them as numbers of a shape and dtype that the bytes choose,
-`model` loads them as a skops file. Ends with the bytes that broke something, or with the number of inputs that did not.
+Run it from the repository root, after `pip install atheris`:
+
+    python -m tests.fuzz image|arrays|model [--seconds 60]
+
+`image` decodes the bytes as a file, `arrays` learns and scores them as numbers of a shape and dtype that the bytes
+choose, `model` loads them as a skops file. It ends with the bytes that broke something, or with the number of inputs
+that did not. It is not part of the tests, which do the same with Hypothesis; pytest does not collect a `__main__.py`.
 """
 
 from __future__ import annotations
@@ -65,7 +69,7 @@ def arrays(data: bytes) -> None:
 
 
 def model(data: bytes) -> None:
-    """Load a file from a stranger: the bytes as they are, or as the description within a sound file."""
+    """Load an untrusted file: the bytes as they are, or as the schema within a valid file."""
     path = FOLDER / "model.skops"
     path.write_bytes(data)
     for content in (data, _with_schema(data)):
@@ -87,7 +91,7 @@ def _with_schema(data: bytes) -> bytes:
 
 
 def _seeds(target: str) -> Path:
-    """Return a folder with sound inputs to begin with."""
+    """Return a folder with valid inputs to begin with."""
     folder = FOLDER / "seeds"
     folder.mkdir()
     if target == "image":
@@ -102,7 +106,9 @@ def _seeds(target: str) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.fuzz", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("target", choices=["image", "arrays", "model"])
     parser.add_argument("--seconds", type=int, default=60)
     options = parser.parse_args()

@@ -1,0 +1,1 @@
+"""Code that several benchmarks use. Importing this package alone loads nothing."""

@@ -1,0 +1,1 @@
+"""Everything that a GPU can change, in one run: `python -m benchmarks.gpu`."""

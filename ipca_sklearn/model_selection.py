@@ -9,9 +9,10 @@ from typing import Any, TypeAlias
 import numpy as np
 from sklearn.model_selection import BaseCrossValidator, GroupKFold, KFold
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import _num_samples, check_consistent_length, column_or_1d
+from sklearn.utils.validation import check_consistent_length, column_or_1d
 
 from ipca_sklearn._utils._labels import check_labels
+from ipca_sklearn._utils._sklearn_compat import num_samples
 from ipca_sklearn._utils._typing import ArrayLike
 
 __all__ = ["OneClassKFold", "RepeatedOneClassKFold"]
@@ -96,7 +97,7 @@ class OneClassKFold(BaseCrossValidator):
         """
         check_consistent_length(X, y, groups)
         self._check_n_splits()
-        n_samples = _num_samples(X)
+        n_samples = num_samples(X)
         labels = np.ones(n_samples, dtype=int) if y is None else check_labels(y)
         normal, anomalous = np.flatnonzero(labels == 1), np.flatnonzero(labels == -1)
         if groups is None:

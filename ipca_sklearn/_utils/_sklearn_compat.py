@@ -1,8 +1,26 @@
-"""Every name of scikit-learn and joblib that this package uses and their references do not promise, in one place.
+"""Every name of scikit-learn and joblib that this package uses and that they do not document, in one place.
 
-The comment beside a name says in which version it was seen.
+Seen in scikit-learn 1.6 to 1.9 and joblib 1.4 to 1.6. If a new version moves one of them, this is the only file to
+change.
 """
 
-from joblib.parallel import get_active_backend  # joblib 1.6.0: imported by other projects, not in its reference
+from __future__ import annotations
 
-__all__ = ["get_active_backend"]
+from joblib.externals.loky import ProcessPoolExecutor  # a pool whose workers survive a fork of torch's threads
+from joblib.parallel import LokyBackend, get_active_backend  # the backend that `joblib.parallel_config` names
+from sklearn.base import _fit_context as fit_context  # validates parameters and runs callbacks around `fit`
+from sklearn.utils._optional_dependencies import check_matplotlib_support  # the error of scikit-learn's displays
+from sklearn.utils._param_validation import Interval, StrOptions, validate_params  # declared constraints
+from sklearn.utils.validation import _num_samples as num_samples  # the length of whatever is an X
+
+__all__ = [
+    "Interval",
+    "LokyBackend",
+    "ProcessPoolExecutor",
+    "StrOptions",
+    "check_matplotlib_support",
+    "fit_context",
+    "get_active_backend",
+    "num_samples",
+    "validate_params",
+]

@@ -10,8 +10,8 @@ from numbers import Integral
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.utils import Bunch, check_random_state
-from sklearn.utils._param_validation import Interval, validate_params
 
+from ipca_sklearn._utils._sklearn_compat import Interval, validate_params
 from ipca_sklearn.datasets._defects import DEFECTS, apply_defect
 from ipca_sklearn.datasets._folders import NORMAL_TYPE
 from ipca_sklearn.datasets._materials import MATERIALS, FloatArray, grid

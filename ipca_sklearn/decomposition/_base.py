@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
-from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin, _fit_context
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
@@ -15,6 +15,7 @@ from torch import Tensor
 from ipca_sklearn import linalg
 from ipca_sklearn._utils._attributes import set_learnt
 from ipca_sklearn._utils._devices import resolve_device
+from ipca_sklearn._utils._sklearn_compat import fit_context
 from ipca_sklearn._utils._typing import ArrayLike, DeviceLike
 from ipca_sklearn._utils._versions import VersionedMixin
 from ipca_sklearn.decomposition._batches import StepReader, read_steps
@@ -32,14 +33,12 @@ class BasePCA(VersionedMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin,
     fitted_: Any  # a Fitted of the subclass' own kind
     step_size: int | None
     device: DeviceLike
-    # Whether transformed values are divided by the standard deviations.
-    _whitens = False
     patch_shape_: tuple[int, ...]
     n_features_in_: int
     n_components_: int
     n_samples_seen_: int
 
-    @_fit_context(prefer_skip_nested_validation=True)
+    @fit_context(prefer_skip_nested_validation=True)
     def fit(self: _Self, X: ArrayLike, y: Any = None) -> _Self:
         """Learn from X and forget what was learnt before.
 
@@ -65,7 +64,7 @@ class BasePCA(VersionedMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin,
         steps = read_steps(self, X, reset=True)
         return self.store(self._learn(steps, None), steps)
 
-    @_fit_context(prefer_skip_nested_validation=True)
+    @fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self: _Self, X: ArrayLike, y: Any = None) -> _Self:
         """Go on learning from any number of samples >= 1; parameters, result and errors as in `fit`.
 
@@ -175,7 +174,7 @@ class BasePCA(VersionedMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin,
         joined = steps.map_steps(step_result, self.step_size)
         return joined.reshape(steps.n_samples, *steps.patch_shape, width)
 
-    def _merge(self: _Self, other: Any, kind: type) -> _Self:
+    def _merge(self: _Self, other: Any, kind: type[BasePCA]) -> _Self:
         """Take in what `other`, which must be a `kind`, learnt from other samples."""
         check_is_fitted(self)
         if not isinstance(other, kind):
@@ -250,6 +249,11 @@ class BasePCA(VersionedMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin,
     def noise_variance_(self) -> Any:
         """Variance per direction outside the components."""
         return self._read(self._known("noise_variance_").basis().noise_variance)
+
+    @property
+    def _whitens(self) -> bool:
+        """Whether transformed values are divided by the standard deviations."""
+        return False
 
     @property
     def _n_features_out(self) -> int:

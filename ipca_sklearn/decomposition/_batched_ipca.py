@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from ipca_sklearn import linalg
 from ipca_sklearn._utils._devices import resolve_device, resolve_dtype
+from ipca_sklearn._utils._sklearn_compat import Interval, StrOptions
 from ipca_sklearn._utils._typing import DeviceLike, DTypeLike
 from ipca_sklearn.decomposition._base import BasePCA
 from ipca_sklearn.decomposition._fitted import FittedPCA

@@ -5,11 +5,11 @@ from __future__ import annotations
 from numbers import Real
 from typing import Any
 
-from sklearn.utils._param_validation import Interval
 from torch import Tensor
 
 from ipca_sklearn import linalg
 from ipca_sklearn._utils._devices import resolve_device, resolve_dtype
+from ipca_sklearn._utils._sklearn_compat import Interval
 from ipca_sklearn._utils._typing import DeviceLike, DTypeLike
 from ipca_sklearn.decomposition._base import BasePCA
 from ipca_sklearn.decomposition._batched_ipca import BatchedIncrementalPCA

@@ -10,20 +10,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator, OutlierMixin, TransformerMixin, _fit_context
+from sklearn.base import BaseEstimator, OutlierMixin, TransformerMixin
 from sklearn.utils import check_random_state
-from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from ipca_sklearn import linalg
 from ipca_sklearn._utils._attributes import set_learnt
 from ipca_sklearn._utils._devices import resolve_device
+from ipca_sklearn._utils._sklearn_compat import Interval, StrOptions, fit_context
 from ipca_sklearn._utils._typing import ArrayLike, DeviceLike, DTypeLike
 from ipca_sklearn._utils._versions import VersionedMixin
-from ipca_sklearn.decomposition._base import Learning
+from ipca_sklearn.decomposition._base import BasePCA, Learning
 from ipca_sklearn.decomposition._batched_ipca import BatchedIncrementalPCA
 from ipca_sklearn.decomposition._batches import StepReader, read_steps
+from ipca_sklearn.decomposition._fitted import Fitted
 from ipca_sklearn.decomposition._full_covariance import FullCovariance
 from ipca_sklearn.detection._calibration import (
     MAX_IMAGES,
@@ -219,7 +220,7 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
         self.ridge = ridge
         self.random_state = random_state
 
-    @_fit_context(prefer_skip_nested_validation=True)
+    @fit_context(prefer_skip_nested_validation=True)
     def fit(self, X: ArrayLike, y: Any = None) -> PatchGaussianDetector:
         """Learn from the features of normal images, forgetting what was learnt before.
 
@@ -244,7 +245,7 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
         columns = self._choose_features(steps.n_features)
         return self._learn(steps, columns, self._new_pca(), Calibration.empty(steps.n_patches))
 
-    @_fit_context(prefer_skip_nested_validation=True)
+    @fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self, X: ArrayLike, y: Any = None) -> PatchGaussianDetector:
         """Go on learning from any number of normal images >= 1; parameters, result and errors as in `fit`.
 
@@ -257,7 +258,7 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
         return self._learn(steps, self._columns(), pca, self._calibration)
 
     def _learn(
-        self, steps: StepReader, columns: np.ndarray | None, pca: Any, calibration: Calibration
+        self, steps: StepReader, columns: np.ndarray | None, pca: BasePCA, calibration: Calibration
     ) -> PatchGaussianDetector:
         """Score each step before it is learnt, learn it, and store the result when all steps are done."""
         if self.smoothing > 0 and len(steps.patch_shape) != 2:
@@ -283,7 +284,9 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
         self._store(steps.features_in, columns, pca, calibration)
         return self
 
-    def _summaries(self, step: Tensor, fitted: Any, pca: Any, patch_shape: tuple[int, ...]) -> list[Tensor]:
+    def _summaries(
+        self, step: Tensor, fitted: Fitted | None, pca: BasePCA, patch_shape: tuple[int, ...]
+    ) -> list[Tensor]:
         """Return the summaries of images that are not learnt yet, for the calibration.
 
         Nothing is known before the first step. Each half of that step is then scored by a model of the other half.
@@ -298,13 +301,13 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
         scorers = [self._scorer(pca.advance(None, half), step.device, patch_shape) for half in (first, second)]
         return [scorers[0].summaries(second, len(step)), scorers[1].summaries(first, len(step))]
 
-    def _scorer(self, fitted: Any, device: torch.device, patch_shape: tuple[int, ...]) -> MapScorer:
+    def _scorer(self, fitted: Fitted, device: torch.device, patch_shape: tuple[int, ...]) -> MapScorer:
         device = resolve_device(self.device, device, required=False)
         operator = fitted.distance_operator(device, distance=self.distance, noise_shrinkage=self.noise_shrinkage)
         return MapScorer(operator, patch_shape, self.smoothing, self.image_score)
 
     def _store(
-        self, features_in: dict[str, Any], columns: np.ndarray | None, pca: Any, calibration: Calibration
+        self, features_in: dict[str, Any], columns: np.ndarray | None, pca: BasePCA, calibration: Calibration
     ) -> None:
         """Set the thresholds from images that were not learnt when they were scored, and store everything at once."""
         state = pca.fitted_.state
@@ -336,7 +339,7 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
         mine = self.get_params()
         return {name: mine[name] for name in (_FULL_PARAMETERS if self.covariance == "full" else _PCA_PARAMETERS)}
 
-    def _new_pca(self) -> Any:
+    def _new_pca(self) -> BasePCA:
         if self.covariance == "low_rank":
             return BatchedIncrementalPCA(**self._pca_params())
         if self.distance != "mahalanobis":

@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 import torch
 from joblib import effective_n_jobs
-from sklearn.base import BaseEstimator, TransformerMixin, _fit_context
+from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils import check_random_state
-from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from ipca_sklearn._utils import _digests
 from ipca_sklearn._utils._devices import resolve_amp, resolve_device
+from ipca_sklearn._utils._sklearn_compat import Interval, StrOptions, fit_context
 from ipca_sklearn._utils._typing import DeviceLike, Image, Images, PathLike
 from ipca_sklearn._utils._versions import VersionedMixin
 from ipca_sklearn.features._backbones import Backbone
@@ -210,7 +210,7 @@ class PatchFeatureExtractor(VersionedMixin, TransformerMixin, BaseEstimator, aut
         self.n_jobs = n_jobs
         self.random_state = random_state
 
-    @_fit_context(prefer_skip_nested_validation=True)
+    @fit_context(prefer_skip_nested_validation=True)
     def fit(self, X: Images, y: Any = None) -> PatchFeatureExtractor:
         """Make the network; nothing is learnt from the images.
 
@@ -309,7 +309,7 @@ class PatchFeatureExtractor(VersionedMixin, TransformerMixin, BaseEstimator, aut
         settings = self.feature_settings(self._device_for(images))
         return PatchFeatures(images, np.arange(len(images)), settings, self._feature_cache())
 
-    @_fit_context(prefer_skip_nested_validation=True)
+    @fit_context(prefer_skip_nested_validation=True)
     def fit_transform(self, X: Images, y: Any = None) -> PatchFeatures:
         """Fit, and return the features of X as training images: augmented, if `augment` says so."""
         images = check_images(X)

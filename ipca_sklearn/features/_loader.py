@@ -13,11 +13,10 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
-from joblib.externals.loky import ProcessPoolExecutor
-from joblib.parallel import LokyBackend, get_active_backend
 from torch import Tensor
 from torchvision.transforms import v2
 
+from ipca_sklearn._utils._sklearn_compat import LokyBackend, ProcessPoolExecutor, get_active_backend
 from ipca_sklearn._utils._threads import single_threaded_workers
 from ipca_sklearn._utils._typing import Image, PathLike
 from ipca_sklearn.exceptions import ImageReadError

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 from sklearn.pipeline import Pipeline
-from sklearn.utils._optional_dependencies import check_matplotlib_support
 
 from ipca_sklearn._utils._labels import check_labels
+from ipca_sklearn._utils._sklearn_compat import check_matplotlib_support
 from ipca_sklearn._utils._typing import ArrayLike, Image, Images
 from ipca_sklearn.features._decode import check_images, read_mask, to_rgb
 from ipca_sklearn.features._extractor import PatchFeatureExtractor

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from sklearn.base import BaseEstimator
 from sklearn.pipeline import Pipeline
-from sklearn.utils._optional_dependencies import check_matplotlib_support
 from sklearn.utils.validation import check_is_fitted
+
+from ipca_sklearn._utils._sklearn_compat import check_matplotlib_support
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

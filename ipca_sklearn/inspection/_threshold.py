@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from sklearn.base import BaseEstimator
 from sklearn.pipeline import Pipeline
-from sklearn.utils._optional_dependencies import check_matplotlib_support
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from ipca_sklearn._utils._labels import check_labels
+from ipca_sklearn._utils._sklearn_compat import check_matplotlib_support
 from ipca_sklearn._utils._typing import ArrayLike, Images
 
 if TYPE_CHECKING:

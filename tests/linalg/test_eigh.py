@@ -192,6 +192,8 @@ def test_triton_kernels_compile_for_a_gpu_that_is_not_here(dtype):
         ("2.12.0+cu126", "12.6", False),
         ("2.12.0+cu128", "12.8", True),
         ("2.15.0.dev20260101+cu132", "13.2", True),
+        ("2.12.0a0+git1234567", "12.8", True),
+        ("2.12.0", "12.6.85", False),
         ("3.0.1", "13.4", True),
         ("2.15.0+cpu", None, False),
     ],
@@ -223,7 +225,7 @@ def test_choice_on_a_gpu(monkeypatch):
     assert chosen(monkeypatch, "cuda", 257) == "host"
 
 
-def test_a_triton_kernel_that_fails_or_errs_is_said_and_not_used(monkeypatch):
+def test_a_triton_kernel_that_fails_or_errs_is_not_used_and_warns(monkeypatch):
     def crash(gram, k):
         raise RuntimeError("no ptxas here")
 
@@ -234,11 +236,11 @@ def test_a_triton_kernel_that_fails_or_errs_is_said_and_not_used(monkeypatch):
     monkeypatch.setattr(_eigh, "_triton", lambda gram, k: (gram[:, :k, 0], gram[:, :k]))
     with pytest.warns(UserWarning, match="wrong by"):
         assert not _eigh.triton_works.__wrapped__(CPU, torch.float32)
-    monkeypatch.setattr(_eigh, "_triton", _eigh._torch)
+    monkeypatch.setattr(_eigh, "_triton", EIGENSOLVERS["torch"].solve)
     assert _eigh.triton_works.__wrapped__(CPU, torch.float32)
 
 
-def test_a_numba_that_cannot_be_imported_is_said(monkeypatch):
+def test_a_numba_that_cannot_be_imported_warns(monkeypatch):
     monkeypatch.setattr(_eigh, "find_spec", lambda name: object())
     monkeypatch.setitem(sys.modules, "ipca_sklearn.linalg.eigh._numba", None)
     with pytest.warns(UserWarning, match="numba is installed and cannot be used"):

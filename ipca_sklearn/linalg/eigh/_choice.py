@@ -1,7 +1,8 @@
-"""The k largest eigenvalues and eigenvectors of many symmetric matrices: which routine is the fastest where.
+"""Which eigensolver is the fastest where: a table of routines, the choice, and checks that a routine works.
 
-An eigensolver takes `gram` (P, n, n), of which it reads the lower triangle, and k, and returns the values (P, k),
-descending, and the vectors as rows (P, k, n). docs/dev_notes.md has the figures behind `choose_eigensolver`.
+An eigensolver takes `gram` (P, n, n) and k. It reads the lower triangle only and returns the k largest eigenvalues
+(P, k), descending, and their eigenvectors as rows (P, k, n). docs/dev_notes.md has the figures behind
+`choose_eigensolver`.
 """
 
 from __future__ import annotations
@@ -14,55 +15,60 @@ from importlib.util import find_spec
 
 import torch
 from torch import Tensor
+from torch.torch_version import TorchVersion
 
-from ipca_sklearn.linalg._execution import for_each_chunk
 from ipca_sklearn.linalg.eigh._sizes import NUMBA_BATCH, NUMBA_LANES, NUMBA_SIZE, TORCH_BATCHED_SIZE, TRITON_SIZE
+from ipca_sklearn.linalg.eigh._torch import leading_eigh, leading_eigh_on_host
 
 
 @dataclass(frozen=True)
 class Eigensolver:
-    """A routine, its name, and how many matrices one call should take at least (a full set of SIMD lanes)."""
+    """A routine for the leading eigenvectors of many small symmetric matrices.
+
+    Parameters
+    ----------
+    name : str
+        Its key in `EIGENSOLVERS`.
+    solve : callable
+        Takes `gram` (P, n, n), of which it reads the lower triangle, and k. Returns the k largest eigenvalues (P, k),
+        descending, and their eigenvectors as rows (P, k, n). `gram` is not changed. Where an iteration does not
+        converge (NaN or infinity in a matrix) it raises :class:`torch.linalg.LinAlgError` or returns NaN.
+    group : int, default=1
+        How many matrices one call should take at least, such as a full set of SIMD lanes.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from ipca_sklearn.linalg import EIGENSOLVERS
+    >>> values, vectors = EIGENSOLVERS["torch"].solve(torch.diag_embed(torch.tensor([[1.0, 3.0, 2.0]])), 2)
+    >>> values, vectors.shape
+    (tensor([[3., 2.]]), torch.Size([1, 2, 3]))
+    """
 
     name: str
     solve: Callable[[Tensor, int], tuple[Tensor, Tensor]]
     group: int = 1
 
 
-def _torch(gram: Tensor, n_vectors: int) -> tuple[Tensor, Tensor]:
-    values, vectors = torch.linalg.eigh(gram, UPLO="L")
-    return values.flip(-1)[:, :n_vectors], vectors.flip(-1)[..., :n_vectors].mT.contiguous()
-
-
 def _numba(gram: Tensor, n_vectors: int) -> tuple[Tensor, Tensor]:
-    from ipca_sklearn.linalg.eigh._numba import leading_eigh
+    from ipca_sklearn.linalg.eigh._numba import leading_eigh  # numba is optional
 
     return leading_eigh(gram, n_vectors)
 
 
 def _triton(gram: Tensor, n_vectors: int) -> tuple[Tensor, Tensor]:
-    from ipca_sklearn.linalg.eigh._triton import leading_eigh
+    from ipca_sklearn.linalg.eigh._triton import leading_eigh  # triton is optional
 
     return leading_eigh(gram, n_vectors)
 
 
 def _host(gram: Tensor, n_vectors: int) -> tuple[Tensor, Tensor]:
-    """Let the CPU's threads do it: for devices whose own routine takes one matrix after the other."""
-    matrices = gram.cpu()
-    n_patches, size = gram.shape[:2]
-    values = matrices.new_empty(n_patches, n_vectors)
-    vectors = matrices.new_empty(n_patches, n_vectors, size)
-    solver = choose_eigensolver(matrices.device, gram.dtype, size, n_patches)
-
-    def task(patches: slice) -> None:
-        values[patches], vectors[patches] = solver.solve(matrices[patches], n_vectors)
-
-    bytes_per_patch = 4 * size * size * matrices.element_size()
-    for_each_chunk(task, n_patches, bytes_per_patch, matrices.device, group=solver.group)
-    return values.to(gram.device), vectors.to(gram.device)
+    solver = choose_eigensolver(torch.device("cpu"), gram.dtype, gram.shape[1], gram.shape[0])
+    return leading_eigh_on_host(gram, n_vectors, solve=solver.solve, group=solver.group)
 
 
 EIGENSOLVERS = {
-    "torch": Eigensolver("torch", _torch),
+    "torch": Eigensolver("torch", leading_eigh),
     "numba": Eigensolver("numba", _numba, group=NUMBA_LANES),
     "triton": Eigensolver("triton", _triton),
     "host": Eigensolver("host", _host),
@@ -70,9 +76,40 @@ EIGENSOLVERS = {
 
 
 def choose_eigensolver(device: torch.device, dtype: torch.dtype, size: int, n_patches: int) -> Eigensolver:
-    """Return the fastest exact routine for `n_patches` matrices of `size` x `size`.
+    """Return the fastest exact routine for many symmetric matrices.
 
-    Never by the size of a chunk: a model must not depend on how its patches are split.
+    Parameters
+    ----------
+    device : torch.device
+        Where the matrices are.
+    dtype : torch.dtype
+        float32 or float64.
+    size : int
+        n, for matrices of n x n.
+    n_patches : int
+        Number of matrices: all of them, never those of a chunk, because a model must not depend on how its patches are
+        split.
+
+    Returns
+    -------
+    Eigensolver
+        One of `EIGENSOLVERS`.
+
+    Warns
+    -----
+    UserWarning
+        Once, if numba or Triton is installed, would be the fastest and does not work here.
+
+    Notes
+    -----
+    Cost: none, except that the first call which considers Triton compiles its kernel for a few seconds.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from ipca_sklearn.linalg import choose_eigensolver
+    >>> choose_eigensolver(torch.device("cpu"), torch.float32, size=128, n_patches=3136).name
+    'torch'
     """
     if device.type == "cpu":
         usable = size <= NUMBA_SIZE and n_patches >= NUMBA_BATCH and numba_works()
@@ -87,25 +124,25 @@ def choose_eigensolver(device: torch.device, dtype: torch.dtype, size: int, n_pa
 def torch_batches_any_size(torch_version: str, cuda_version: str | None) -> bool:
     """Return whether `torch.linalg.eigh` makes one cuSOLVER call of a batch of matrices larger than 32 x 32.
 
-    From torch 2.12 on, built for CUDA 12.6 Update 2 or later (cusolverDnXsyevBatched; builds for 12.6 may lack it).
+    True from torch 2.12 on, built for CUDA 12.6 Update 2 or later (cusolverDnXsyevBatched). Builds for 12.6 may lack
+    that update, so they count as older.
     """
-
-    def major_minor(version: str) -> tuple[int, ...]:
-        return tuple(int(part) for part in version.split("+")[0].split(".")[:2])
-
-    return cuda_version is not None and major_minor(torch_version) >= (2, 12) and major_minor(cuda_version) > (12, 6)
+    if cuda_version is None:
+        return False
+    # ".dev0" lets in pre-releases too, such as the 2.12.0a0 of builds from source.
+    return TorchVersion(torch_version) >= "2.12.dev0" and TorchVersion(cuda_version) >= "12.7"
 
 
 @lru_cache(maxsize=1)
 def numba_works() -> bool:
-    """Return whether the optional dependency numba is there; one that cannot be imported is said once."""
+    """Return whether the optional dependency numba can be used; warn once if it is installed and cannot."""
     if find_spec("numba") is None:
         return False
     try:
         import ipca_sklearn.linalg.eigh._numba  # noqa: F401
-    except Exception as error:  # numba checks numpy's version when imported
+    except Exception as error:  # numba checks the version of numpy when it is imported
         warnings.warn(
-            f"numba is installed and cannot be used ({error}); small eigenproblems go to LAPACK, which is slower",
+            f"numba is installed and cannot be used ({error}): LAPACK solves small eigenproblems, which is slower",
             UserWarning,
             stacklevel=2,
         )
@@ -115,7 +152,7 @@ def numba_works() -> bool:
 
 @lru_cache(maxsize=8)
 def triton_works(device: torch.device, dtype: torch.dtype) -> bool:
-    """Return whether the Triton kernel compiles on this GPU and is right there; a failure is said once."""
+    """Return whether the Triton kernel compiles on this GPU and its results are right; warn once if not."""
     if find_spec("triton") is None:
         return False
     rows = torch.randn(4, 40, 60, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

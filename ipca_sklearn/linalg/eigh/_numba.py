@@ -2,13 +2,13 @@
 
 LAPACK takes one matrix at a time, and a small one leaves the vector units idle. Here 32 matrices are interleaved and
 go through the algorithm of LAPACK's `syev` together: Householder tridiagonalisation, implicit QL on the tridiagonal
-matrix, the reflectors applied to the wanted vectors only (Golub & Van Loan, Matrix Computations, Sec. 8.3). The
-eigenvalues are found first, without vectors, and then serve as shifts, so that most vectors are found in one sweep. A
-lane that has converged goes on with identity rotations: no result depends on which matrices share a group.
+matrix, the reflectors applied to the wanted vectors only (Golub & Van Loan, Matrix Computations, Sec. 8.3). A first
+pass finds the eigenvalues, without vectors. They then serve as shifts, so that most vectors need one sweep only. A lane
+that has converged goes on with identity rotations: no result depends on the other matrices of its group.
 
-What keeps the compiler from vectorising, and is therefore avoided: signed indices (numba adds Python's wraparound), a
-stride between rows of the scratch array that is not a constant (it has to check for overlap), and a number of lanes
-that is one (short loops are unrolled instead), which is why `lanes` is an argument.
+Three things stop the compiler from vectorising, and the code avoids them: signed indices (numba adds Python's
+wraparound), a variable stride between the rows of the scratch array (the compiler has to check for overlap), and a
+constant number of lanes (the compiler unrolls short loops instead), which is why `lanes` is an argument.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _jit = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contra
 def _tridiagonalize(a, t, reflectors, weights, w, scratch, n, lanes):
     """Reduce the lower triangles `a` to `t` (diagonal and off-diagonal rows in turn), largest rows last.
 
-    Row j of `reflectors` becomes the j-th reflector I - weight v v^T; columns of `a` are a cache's worst stride.
+    Row j of `reflectors` becomes the j-th reflector I - weight v v^T: columns of `a` have the worst stride for a cache.
     """
     half = a.dtype.type(0.5)
     zero = a.dtype.type(0)
@@ -106,7 +106,7 @@ def _tridiagonalize(a, t, reflectors, weights, w, scratch, n, lanes):
 
 @_jit
 def _split(t, scratch, m, eps, floor, lanes):
-    """Where the entry below row m is negligible, let the block end at m."""
+    """End the block at row m in the lanes whose entry below row m is negligible."""
     zero = t.dtype.type(0)
     here = t.dtype.type(m)
     x = _2 * m * _L
@@ -123,7 +123,7 @@ def _split(t, scratch, m, eps, floor, lanes):
 
 @_jit
 def _find_blocks(t, scratch, start, n, eps, floor, lanes):
-    """Set where the unreduced block that begins at `start` ends, and return the furthest end of all lanes."""
+    """Find the end of the unreduced block that begins at `start`, and return the furthest end of all lanes."""
     bottom = t.dtype.type(n - _1)
     for s in range(lanes):
         scratch[_END + s] = bottom
@@ -165,7 +165,7 @@ def _next_rotation(t, scratch, i, lanes):
     here = t.dtype.type(i)
     x = _2 * i * _L
     for s in range(lanes):
-        # Everything is loaded first and whether or not it is needed: a load in a branch is not vectorised.
+        # Load everything first, needed or not: the compiler does not vectorise a load in a branch.
         end = scratch[_END + s]
         g = scratch[_G + s]
         old_sine = scratch[_S + s]
@@ -211,7 +211,7 @@ def _rotate(z, scratch, i, n, lanes):
 
 @_jit
 def _diagonalize(t, z, scratch, n, eps, floor, shifts, known, lanes):
-    """Turn `t` into eigenvalues; with `known` eigenvalues as `shifts`, rotate `z` too. False: no convergence."""
+    """Turn `t` into eigenvalues, and rotate `z` too if `known` (`shifts` are eigenvalues). False: no convergence."""
     for start in range(n - _1):
         for sweep in range(MAX_SWEEPS + 1):
             end = _find_blocks(t, scratch, start, n, eps, floor, lanes)
@@ -318,20 +318,20 @@ def leading_eigh(gram: Tensor, n_vectors: int) -> tuple[Tensor, Tensor]:
     Parameters
     ----------
     gram : Tensor of shape (P, n, n)
-        Symmetric matrices of which the lower triangle is read, on the CPU.
+        Symmetric matrices on the CPU; only the lower triangle is read.
     n_vectors : int
         k <= n.
 
     Raises
     ------
     torch.linalg.LinAlgError
-        If an iteration does not converge (NaN or infinity in a matrix).
+        An iteration does not converge (NaN or infinity in a matrix).
     """
     values = gram.new_empty(gram.shape[0], n_vectors)
     vectors = gram.new_empty(gram.shape[0], n_vectors, gram.shape[1])
     array = gram.contiguous().numpy()
     limits = np.finfo(array.dtype)
-    # Entries are at most 1, and squares of what is above the floor do not underflow.
+    # Entries are at most 1, and squares of entries above the floor do not underflow.
     floor = array.dtype.type(8 * math.sqrt(limits.tiny))
     if not _leading(array, values.numpy(), vectors.numpy(), limits.eps, floor, _L):
         raise torch.linalg.LinAlgError("the eigenvalue iteration did not converge: the matrices hold NaN or infinity")

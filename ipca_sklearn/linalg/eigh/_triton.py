@@ -1,8 +1,8 @@
 """Leading eigenvectors of many symmetric matrices on a GPU, one program per matrix (Triton).
 
-For torch versions whose `torch.linalg.eigh` takes matrices larger than 32 x 32 one after the other. Householder
-tridiagonalisation in registers, implicit QL on the tridiagonal matrix by one warp, and the reflectors applied to the
-wanted vectors only (Golub & Van Loan, Matrix Computations, Sec. 8.3): the algorithm of LAPACK's `syev`.
+It serves torch versions whose `torch.linalg.eigh` takes matrices larger than 32 x 32 one after the other. The algorithm
+is that of LAPACK's `syev`: Householder tridiagonalisation in registers, implicit QL on the tridiagonal matrix by one
+warp, and the reflectors applied to the wanted vectors only (Golub & Van Loan, Matrix Computations, Sec. 8.3).
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def _tridiagonalize(gram, scale, diagonal, off_diagonal, reflectors, weights, n,
     row = index[:, None]
     column = index[None, :]
     # Only the lower triangle is defined.
-    place = matrix * n * n + tl.maximum(row, column) * n + tl.minimum(row, column)
-    a = tl.load(gram + place, mask=(row < n) & (column < n), other=0.0)
+    address = matrix * n * n + tl.maximum(row, column) * n + tl.minimum(row, column)
+    a = tl.load(gram + address, mask=(row < n) & (column < n), other=0.0)
     biggest = tl.max(tl.max(tl.abs(a), axis=1), axis=0)
     biggest = tl.where(biggest > 0, biggest, 1.0)
     a = a / biggest
@@ -74,7 +74,7 @@ def _diagonalize(diagonal, off_diagonal, vectors, failed, n, eps, floor, SIZE: t
         end = start + 1
         sweep = 0
         while (end > start) & (sweep <= SWEEPS):
-            # What the last sweep stored is read by other threads from here on.
+            # From here on, other threads read what the last sweep stored.
             tl.debug_barrier()
             d = tl.load(d_start + index, mask=index < n, other=0.0)
             d_next = tl.load(d_start + index + 1, mask=index < n - 1, other=0.0)
@@ -127,15 +127,15 @@ def _reflect(vectors, reflectors, weights, n, k, ROWS: tl.constexpr, SIZE: tl.co
     matrix = tl.program_id(0).to(tl.int64)
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     index = tl.arange(0, SIZE)
-    place = vectors + (matrix * k + row[:, None]) * n + index[None, :]
+    address = vectors + (matrix * k + row[:, None]) * n + index[None, :]
     mask = (row[:, None] < k) & (index[None, :] < n)
-    y = tl.load(place, mask=mask, other=0.0)
+    y = tl.load(address, mask=mask, other=0.0)
     for step in range(0, n - 2):
         j = n - 3 - step
         v = tl.load(reflectors + (matrix * n + j) * n + index, mask=index < n, other=0.0)
         weight = tl.load(weights + matrix * n + j)
         y -= (weight * tl.sum(y * v[None, :], axis=1))[:, None] * v[None, :]
-    tl.store(place, y, mask=mask)
+    tl.store(address, y, mask=mask)
 
 
 def leading_eigh(gram: Tensor, n_vectors: int) -> tuple[Tensor, Tensor]:
@@ -144,14 +144,14 @@ def leading_eigh(gram: Tensor, n_vectors: int) -> tuple[Tensor, Tensor]:
     Parameters
     ----------
     gram : Tensor of shape (P, n, n)
-        Symmetric matrices of which the lower triangle is read, on a GPU, n <= `TRITON_SIZE`.
+        Symmetric matrices on a GPU, n <= `TRITON_SIZE`; only the lower triangle is read.
     n_vectors : int
         k <= n.
 
     Raises
     ------
     torch.linalg.LinAlgError
-        If an iteration does not converge (NaN or infinity in a matrix).
+        An iteration does not converge (NaN or infinity in a matrix).
 
     Notes
     -----
@@ -166,7 +166,7 @@ def leading_eigh(gram: Tensor, n_vectors: int) -> tuple[Tensor, Tensor]:
     vectors = torch.eye(n, dtype=gram.dtype, device=gram.device).flip(0).expand(count, n, n).contiguous()
     failed = torch.zeros((), dtype=torch.int32, device=gram.device)
     limits = torch.finfo(gram.dtype)
-    # Entries are at most 1; a square of what is above the floor neither underflows nor matters.
+    # Entries are at most 1. The square of an entry above the floor does not underflow; entries below it do not matter.
     floor = 1e-18 if gram.dtype == torch.float32 else 1e-30
     _tridiagonalize[(count,)](
         gram, scale, values, off_diagonal, reflectors, weights, n,

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Lock
+from typing import Any
 
 import torch
 
@@ -92,6 +93,14 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "STATUS_ALLOC_FAILED" in str(error)
 
 
+# From torch 2.9 on each of these has a precision of its own, which `get_float32_matmul_precision` may not know.
+_BACKENDS: list[Any] = [
+    backend
+    for backend in (torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None))
+    if hasattr(backend, "fp32_precision")
+]
+
+
 class _MatmulPrecision:
     """The precision of float32 matrix products, a setting of the whole process that several threads may need changed.
 
@@ -101,14 +110,14 @@ class _MatmulPrecision:
     def __init__(self) -> None:
         self._lock = Lock()
         self._n_users = 0
-        self._before = ""
+        self._before: tuple[str | None, list[str]] = ("highest", [])
 
     def raise_to_highest(self) -> None:
         with self._lock:
             # Look at the setting even if there are users: the caller's other threads may have changed it meanwhile.
-            now = torch.get_float32_matmul_precision()
+            now = _common_precision()
             if self._n_users == 0 or now != "highest":
-                self._before = now
+                self._before = now, [backend.fp32_precision for backend in _BACKENDS]
             if now != "highest":
                 torch.set_float32_matmul_precision("highest")
             self._n_users += 1
@@ -116,9 +125,23 @@ class _MatmulPrecision:
     def restore(self) -> None:
         with self._lock:
             self._n_users -= 1
+            common, of_backends = self._before
             # A setting that the caller has changed meanwhile is the one to keep.
-            if self._n_users == 0 and self._before != torch.get_float32_matmul_precision() == "highest":
-                torch.set_float32_matmul_precision(self._before)
+            if self._n_users or common == "highest" or _common_precision() != "highest":
+                return
+            if common is not None:
+                torch.set_float32_matmul_precision(common)
+            for backend, precision in zip(_BACKENDS, of_backends, strict=True):
+                if backend.fp32_precision != precision:
+                    backend.fp32_precision = precision
+
+
+def _common_precision() -> str | None:
+    """Return the precision of all backends, or None where they were set one by one."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # "mix of the legacy and new APIs", from torch 2.9 on
+        return None
 
 
 _matmul_precision = _MatmulPrecision()

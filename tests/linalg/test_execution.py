@@ -93,3 +93,20 @@ def test_blocks_nest_also_in_inference_mode_and_after_an_error() -> None:
         assert precision() == "highest"
         raise ZeroDivisionError
     assert precision() == "high"
+
+
+@pytest.mark.skipif(
+    not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="torch before 2.9 has one setting"
+)
+def test_a_precision_set_for_one_backend_alone_is_raised_and_restored() -> None:
+    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    before = [backend.fp32_precision for backend in backends]
+    try:
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
+        set_by_user = [backend.fp32_precision for backend in backends]
+        with full_precision():
+            assert [backend.fp32_precision for backend in backends] == ["ieee", "ieee"]
+        assert [backend.fp32_precision for backend in backends] == set_by_user
+    finally:
+        for backend, precision_before in zip(backends, before, strict=True):
+            backend.fp32_precision = precision_before

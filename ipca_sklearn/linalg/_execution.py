@@ -1,29 +1,32 @@
-"""How work on thousands of small matrices is spread: chunks of patches, one LAPACK thread each, full precision."""
+"""How to work on thousands of small matrices: in chunks of patches, one LAPACK thread each, in full precision."""
 
 from __future__ import annotations
 
 import math
 import warnings
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from threading import Lock
+from typing import Any
 
 import torch
 
+from ipca_sklearn._utils._threads import single_threaded_workers
+
 # cuSOLVER's batched eigensolver slows down past this many matrices.
 CUDA_CHUNK = 16_384
-# It also counts n * n * batch in 32 bits, which these bytes of rows and temporaries per chunk stay far below.
+# It also counts n * n * batch in 32 bits. Chunks of these bytes of rows and temporaries stay far below that.
 CUDA_CHUNK_BYTES = 256 << 20
 # A worker's chunk of rows and temporaries should stay within a core's cache.
 CPU_CHUNK_BYTES = 4 << 20
 
 
-# Devices that ran out of memory with chunks of the usual size, and the bytes of a chunk that they took instead.
+# For devices that ran out of memory with chunks of the usual size: the bytes of a chunk that fitted.
 _smaller_chunks: dict[torch.device, int] = {}
 
 
 def chunk_size(n_patches: int, bytes_per_patch: int, device: torch.device, group: int = 1) -> int:
-    """Return how many patches one call of a batched routine takes: a multiple of `group` that fits, evenly spread."""
+    """Return how many patches one call of a batched routine takes: a multiple of `group` that fits, in even chunks."""
     limit = CPU_CHUNK_BYTES if device.type == "cpu" else _smaller_chunks.get(device, CUDA_CHUNK_BYTES)
     fitting = max(1, min(CUDA_CHUNK, limit // max(1, bytes_per_patch)) // group) * group
     even = math.ceil(n_patches / math.ceil(n_patches / fitting))
@@ -36,32 +39,29 @@ def for_each_chunk(
     """Call `task(slice)` on consecutive chunks of the patch axis until all patches are done.
 
     On a CPU the chunks run on as many threads as torch may use (`torch.get_num_threads()`), with one BLAS/LAPACK
-    thread in each: LAPACK releases the GIL, and two threads inside one small decomposition are slower than one. What a
-    worker sets is also what torch gives to every thread that is started later, so the caller's count is set again.
+    thread in each: LAPACK releases the GIL, and two threads inside one small decomposition are slower than one.
 
-    A chunk for which a device has no memory is halved until it fits, and so are all later ones; a warning says so
-    once. Tasks therefore write to their own patches only, and may be repeated.
+    A chunk that does not fit the memory of a device is halved until it fits, and so are all later chunks. A warning
+    says so once. A task therefore writes to its own patches only, and calling it again is harmless.
     """
-    task = _halving_what_does_not_fit(task, bytes_per_patch, device, group)
+    task = _halving_on_out_of_memory(task, bytes_per_patch, device, group)
     size = chunk_size(n_patches, bytes_per_patch, device, group)
     chunks = [slice(start, min(start + size, n_patches)) for start in range(0, n_patches, size)]
-    available = torch.get_num_threads()
-    n_threads = min(len(chunks), available) if device.type == "cpu" else 1
+    n_threads = min(len(chunks), torch.get_num_threads()) if device.type == "cpu" else 1
     if n_threads == 1:
         for chunk in chunks:
             task(chunk)
         return
-    try:
-        with ThreadPoolExecutor(n_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            for _ in pool.map(task, chunks):
-                pass
-    finally:
-        torch.set_num_threads(available)
+    with single_threaded_workers(n_threads) as pool:
+        for _ in pool.map(task, chunks):
+            pass
 
 
-def _halving_what_does_not_fit(
+def _halving_on_out_of_memory(
     task: Callable[[slice], None], bytes_per_patch: int, device: torch.device, group: int
 ) -> Callable[[slice], None]:
+    """Return the task, made to split a chunk in two whenever memory runs out."""
+
     def attempt(chunk: slice) -> None:
         size = chunk.stop - chunk.start
         try:
@@ -70,14 +70,14 @@ def _halving_what_does_not_fit(
         except RuntimeError as error:
             if size <= group or not _is_out_of_memory(error):
                 raise
-        # Out of the except clause the traceback no longer holds the tensors of the failed attempt.
+        # Outside of the except clause the traceback no longer keeps the tensors of the failed attempt alive.
         if device.type == "cuda":
             torch.cuda.empty_cache()
         half = max(group, math.ceil(size / 2 / group) * group)
         if device not in _smaller_chunks:
             warnings.warn(
-                f"{device} has no memory left for {size} patches at once: they are taken {half} at a time, and smaller "
-                "chunks from now on. The result is the same; a smaller step_size or batch_size needs less",
+                f"{device} has no memory left for {size} patches at once: from now on it takes {half} or fewer. The "
+                "result is the same; a smaller step_size or batch_size needs less memory",
                 UserWarning,
                 stacklevel=2,
             )
@@ -89,22 +89,89 @@ def _halving_what_does_not_fit(
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch, or one of the libraries that allocate their own memory, has none left."""
+    """Return whether torch, or a library that allocates its own memory, has none left."""
     return isinstance(error, torch.OutOfMemoryError) or "STATUS_ALLOC_FAILED" in str(error)
+
+
+# From torch 2.9 on each of these has a precision of its own, which `get_float32_matmul_precision` may not know.
+_BACKENDS: list[Any] = [
+    backend
+    for backend in (torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None))
+    if hasattr(backend, "fp32_precision")
+]
+
+
+class _MatmulPrecision:
+    """The precision of float32 matrix products, a setting of the whole process that several threads may need changed.
+
+    The first user saves the setting and changes it, the last one restores it.
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._n_users = 0
+        self._before: tuple[str | None, list[str]] = ("highest", [])
+
+    def raise_to_highest(self) -> None:
+        with self._lock:
+            # Look at the setting even if there are users: the caller's other threads may have changed it meanwhile.
+            now = _common_precision()
+            if self._n_users == 0 or now != "highest":
+                self._before = now, [backend.fp32_precision for backend in _BACKENDS]
+            if now != "highest":
+                torch.set_float32_matmul_precision("highest")
+            self._n_users += 1
+
+    def restore(self) -> None:
+        with self._lock:
+            self._n_users -= 1
+            common, of_backends = self._before
+            # A setting that the caller has changed meanwhile is the one to keep.
+            if self._n_users or common == "highest" or _common_precision() != "highest":
+                return
+            if common is not None:
+                torch.set_float32_matmul_precision(common)
+            for backend, precision in zip(_BACKENDS, of_backends, strict=True):
+                if backend.fp32_precision != precision:
+                    backend.fp32_precision = precision
+
+
+def _common_precision() -> str | None:
+    """Return the precision of all backends, or None where they were set one by one."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # "mix of the legacy and new APIs", from torch 2.9 on
+        return None
+
+
+_matmul_precision = _MatmulPrecision()
 
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """Keep TF32 and bfloat16 out of float32 matrix products, whatever the user has allowed globally.
+    """Compute float32 matrix products without TF32 and bfloat16, whatever the global setting allows.
 
+    `torch.set_float32_matmul_precision` is a setting of the whole process. While at least one thread is inside this
+    block it is "highest", and then again what it was before. Blocks may nest and overlap in time.
+
+    Notes
+    -----
     A Gram matrix in TF32 errs by 1.5e-3 in the leading subspace where float32 errs by 2.9e-4 (condition number 1e4).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from ipca_sklearn.linalg import full_precision
+    >>> torch.set_float32_matmul_precision("high")
+    >>> with full_precision():
+    ...     print(torch.get_float32_matmul_precision())
+    highest
+    >>> print(torch.get_float32_matmul_precision())
+    high
+    >>> torch.set_float32_matmul_precision("highest")
     """
-    before = torch.get_float32_matmul_precision()
-    if before == "highest":
-        yield
-        return
-    torch.set_float32_matmul_precision("highest")
+    _matmul_precision.raise_to_highest()
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        _matmul_precision.restore()

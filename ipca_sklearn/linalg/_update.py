@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
+from scipy.linalg import helmert
 from torch import Tensor
 
 from ipca_sklearn.linalg._execution import for_each_chunk, full_precision
@@ -67,11 +68,7 @@ def empty_state(
 @lru_cache(maxsize=32)
 def _helmert(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return the orthogonal Helmert matrix: row 0 averages (times sqrt(size)), the other rows sum to zero."""
-    index = torch.arange(size, dtype=torch.float64)
-    matrix = torch.tril(torch.ones(size, size, dtype=torch.float64), -1) - torch.diag(index)
-    matrix[1:] /= torch.sqrt(index[1:] * (index[1:] + 1))[:, None]
-    matrix[0] = 1 / math.sqrt(size)
-    return matrix.to(dtype=dtype, device=device)
+    return torch.from_numpy(helmert(size, full=True)).to(dtype=dtype, device=device)
 
 
 def _centre(deviations: Tensor, old_weight: float) -> tuple[Tensor, Tensor]:

@@ -29,7 +29,7 @@ _FILES_PER_MEASUREMENT = 32
 class FeatureCache:
     """Features of images on disk: the `cache` of an extractor, so that each image passes through the network once.
 
-    Features are stored image by image when they are first read, in a fit or in a score, in whichever fold of a search.
+    Features are stored image by image when they are first read, in a fit or a score, in any fold of a search.
     Later readers map them from the disk. (The `memory` of a scikit-learn pipeline stores what `fit_transform` returns.
     Here that is features yet to be computed, and images that are only scored are never stored.)
 

@@ -441,7 +441,7 @@ def test_floats_outside_zero_to_one_are_named(value, form, device):
         features(X)
 
 
-def test_a_bad_image_of_one_array_is_named_by_its_place_in_the_array(device):
+def test_a_bad_image_of_one_array_is_named_by_its_position_in_the_array(device):
     X = np.full((6, 8, 8, 3), 0.5, dtype=np.float32)
     X[4] = 2
     extractor = PatchFeatureExtractor(nn.Sequential(nn.AvgPool2d(8)), layers=["0"], image_size=64, crop_size=64)

@@ -69,7 +69,7 @@ def test_what_is_learnt_is_what_the_others_teach(paths: list[Path], good: list[P
     )
 
 
-def test_scores_keep_their_places(paths: list[Path], good: list[Path]) -> None:
+def test_scores_keep_their_positions(paths: list[Path], good: list[Path]) -> None:
     pipe = make_pipeline().fit(good)
     readable = np.setdiff1d(np.arange(24), BROKEN)
     with pytest.warns(SkippedImagesWarning):

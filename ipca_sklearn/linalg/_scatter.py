@@ -14,7 +14,7 @@ from ipca_sklearn.linalg._finalize import Basis
 
 @dataclass(frozen=True)
 class ScatterState:
-    """What P Gaussians with full covariance keep of the samples seen so far. Immutable: an update returns a new one.
+    """P Gaussians with full covariance, as learnt from the samples so far. Immutable: an update returns a new one.
 
     Parameters
     ----------

@@ -18,7 +18,7 @@ CENTERINGS = ("incremental", "deferred")
 
 @dataclass(frozen=True)
 class State:
-    """What P incremental PCAs keep of the samples seen so far. Immutable: an update returns a new one.
+    """P incremental PCAs, as learnt from the samples so far. Immutable: an update returns a new one.
 
     Parameters
     ----------

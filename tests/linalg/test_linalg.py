@@ -265,9 +265,7 @@ def test_reduced_precision_does_not_leak_into_the_gram(device):
 
 def test_a_driver_without_a_gpu_or_an_svd_is_refused():
     samples = torch.randn(4, 2, 3)
-    with pytest.raises(
-        ValueError, match="svd_driver='gesvdj' chooses a cuSOLVER routine and the data is on cpu"
-    ):
+    with pytest.raises(ValueError, match="svd_driver='gesvdj' chooses a cuSOLVER routine and the data is on cpu"):
         learn(samples, 4, 2, solver="svd", svd_driver="gesvdj")
     with pytest.raises(ValueError, match="has no effect with solver='gram_eigh'"):
         learn(samples, 4, 2, solver="gram_eigh", svd_driver="gesvdj")

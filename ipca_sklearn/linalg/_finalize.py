@@ -1,4 +1,4 @@
-"""From the unnormalised rows of a state to components and variances, when someone reads them."""
+"""From the unnormalised rows of a state to components and variances."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ipca_sklearn.linalg._execution import for_each_chunk, full_precision
-from ipca_sklearn.linalg._update import State
+from ipca_sklearn.linalg._update import State, check_centering
 from ipca_sklearn.linalg.eigh import Eigensolver, choose_eigensolver
 
 
@@ -22,8 +22,8 @@ class Basis:
     rows : Tensor of shape (P, r, m)
         Rows that span the components.
     transform : Tensor of shape (P, k, r)
-        What makes orthonormal components, by decreasing variance, of the rows: `transform @ rows`, up to their signs.
-        A row is zero where the samples seen so far have no variance left: fewer samples or a lower rank than k.
+        `transform @ rows` are the orthonormal components, by decreasing variance, up to their signs. Components are
+        zero where the samples have no variance left: with fewer samples, or a lower rank, than k.
     variance : Tensor of shape (P, k)
         Sample variance along each component (ddof 1).
     mean : Tensor of shape (P, m)
@@ -33,6 +33,29 @@ class Basis:
         likelihood estimate of probabilistic PCA (Tipping & Bishop, 1999).
     feature_variance : Tensor of shape (P, m)
         Sample variance of each feature (ddof 1).
+
+    Attributes
+    ----------
+    components : Tensor of shape (P, k, m)
+        Orthonormal components with scikit-learn's signs.
+    feature_noise : Tensor of shape (P, m)
+        Variance of each feature that the components leave, times m / (m - k).
+
+    Notes
+    -----
+    `components` and `feature_noise` are computed when they are first read, for k r m per PCA each. Distances do not
+    need the components, and only `"factor_analysis"` needs `feature_noise`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from ipca_sklearn import linalg
+    >>> samples = torch.randn(40, 3, 8, generator=torch.Generator().manual_seed(0))
+    >>> basis = linalg.finalize(linalg.update(linalg.empty_state(3, 8), samples, n_rows=2), n_components=2)
+    >>> basis.components.shape, basis.variance.shape
+    (torch.Size([3, 2, 8]), torch.Size([3, 2]))
+    >>> torch.allclose(basis.components @ basis.components.mT, torch.eye(2), atol=1e-5)
+    True
     """
 
     rows: Tensor
@@ -44,7 +67,7 @@ class Basis:
 
     @cached_property
     def components(self) -> Tensor:
-        """The components (P, k, m), the sign as in scikit-learn (the largest entry is positive); made when read."""
+        """Components (P, k, m), signed as in scikit-learn: the entry of largest magnitude is positive."""
         n_patches, _, n_features = self.rows.shape
         components = self.rows.new_empty(n_patches, self.transform.shape[1], n_features)
 
@@ -60,10 +83,10 @@ class Basis:
 
     @cached_property
     def feature_noise(self) -> Tensor:
-        """What the components leave of the variance of each feature, per free direction (P, m); made when read.
+        """Variance (P, m) of each feature that the components leave, times m / (m - k).
 
-        Its mean over the features is about `noise_variance`: these are the unique variances of factor analysis with
-        the components as loadings.
+        Its mean over the features is about `noise_variance`. These are the unique variances of factor analysis with the
+        components as loadings.
         """
         n_patches, n_features = self.mean.shape
         noise = torch.empty_like(self.feature_variance)
@@ -79,17 +102,17 @@ class Basis:
             for_each_chunk(task, n_patches, bytes_per_patch, noise.device)
         return noise
 
-    def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Basis:
-        """Return the basis on another device or in another dtype (itself where nothing changes)."""
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Basis:
+        """Return the basis on another device or in another dtype. Tensors that need no change are shared."""
         tensors = (self.rows, self.transform, self.variance, self.mean, self.noise_variance, self.feature_variance)
         return Basis(*(tensor.to(device=device, dtype=dtype) for tensor in tensors))
 
 
 def _orthonormalize(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Return T (P, r, r), for which T @ rows are orthonormal, and the norms (P, r) that belong to them, largest first.
+    """Return T (P, r, r) such that T @ rows are orthonormal, and their norms (P, r), largest first.
 
     The rows of a state are orthogonal only to about eps * s_1 / s_i. A Cholesky factor of the Gram matrix of the unit
-    rows is a Gram-Schmidt in order of size, and is batched on every device where QR is not. Rows below the rounding of
+    rows is a Gram-Schmidt in order of size. Unlike QR, it is batched on every device. Rows below the rounding error of
     the largest become zero rows of T.
     """
     gram = torch.bmm(rows, rows.mT)
@@ -102,7 +125,7 @@ def _orthonormalize(rows: Tensor) -> tuple[Tensor, Tensor]:
     unit_gram = normalize @ gram @ normalize.mT
     unit_gram.diagonal(dim1=1, dim2=2).fill_(1)
     factor, failed = torch.linalg.cholesky_ex(unit_gram)
-    # Only rows that rounding made parallel can fail; they are then as good as the norms say.
+    # Cholesky fails only for rows made parallel by rounding; fall back to normalising by the norms.
     factor = torch.where((failed > 0)[:, None, None], identity, factor)
     transform = torch.linalg.solve_triangular(factor, normalize, upper=False)
     return transform, norms * factor.diagonal(dim1=1, dim2=2)
@@ -117,33 +140,49 @@ def _remove_mean(
     """
     outer = projected_mean[:, :, None] * projected_mean[:, None, :]
     values, rotation = eigensolver.solve(torch.diag_embed(norms.square()) - weight * outer, norms.shape[1])
-    # Of an eigenvalue that is zero, rounding makes up to 20 eps of the largest, whatever r is.
+    # Rounding turns a zero eigenvalue into at most 20 eps times the largest, whatever r is.
     live = values > 50 * torch.finfo(norms.dtype).eps * norms[:, :1].square()
     return rotation * live[..., None], torch.where(live, values, 0).sqrt()
 
 
 def finalize(state: State, *, n_components: int, centering: str = "incremental") -> Basis:
-    """Normalise the rows of a state, take the mean out of them if that was deferred, and cut them to k components.
+    """Make components and variances of a state: normalise its rows, remove a deferred mean, keep k directions.
 
     Parameters
     ----------
     state : State
-        At least one sample.
+        At least one sample; not changed.
     n_components : int
-        k; components that the state does not have yet are zero rows with zero variance.
-    centering : {"incremental", "deferred"}
-        How the state was learnt.
+        k. Components that the state does not have yet are zero rows with zero variance.
+    centering : {"incremental", "deferred"}, default="incremental"
+        The `centering` of the updates.
 
     Returns
     -------
     Basis
         Shares the state's rows and mean, which never change.
 
+    Raises
+    ------
+    ValueError
+        `centering` is unknown.
+
     Notes
     -----
-    Cost per PCA: r^2 m and a Cholesky factor of r x r; `"deferred"` adds an eigendecomposition of r x r. The components
-    themselves cost k r m, when they are first read; distances do not need them.
+    Cost per PCA: r^2 m and a Cholesky factor of r x r. `"deferred"` adds an eigendecomposition of r x r (paper, Eq.
+    7-9). The components themselves cost k r m when they are first read. Distances do not need them.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from ipca_sklearn import linalg
+    >>> samples = torch.randn(40, 3, 8, generator=torch.Generator().manual_seed(0))
+    >>> basis = linalg.finalize(linalg.update(linalg.empty_state(3, 8), samples, n_rows=8), n_components=2)
+    >>> covariances = torch.stack([torch.cov(patch.T) for patch in samples.unbind(1)])
+    >>> torch.allclose(basis.variance, torch.linalg.eigvalsh(covariances).flip(1)[:, :2], rtol=1e-3)
+    True
     """
+    check_centering(centering)
     n_patches, n_rows, n_features = state.rows.shape
     transforms = state.mean.new_zeros(n_patches, n_components, n_rows)
     variance = state.mean.new_zeros(n_patches, n_components)

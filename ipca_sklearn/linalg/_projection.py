@@ -54,7 +54,7 @@ def reconstruct(basis: Basis, coordinates: Tensor, *, whiten: bool = False) -> T
     basis : Basis
         P PCAs with k components of m features.
     coordinates : Tensor of shape (n, P, k)
-        What `project` returned, or other coordinates.
+        From `project`, or any others.
     whiten : bool, default=False
         Whether the coordinates were divided by the standard deviations.
 

@@ -1,4 +1,4 @@
-"""P full covariance matrices, learnt step by step: the Gaussians of PaDiM, which truncated PCAs are compared with."""
+"""P full covariance matrices, learnt step by step: the Gaussians of PaDiM, as a baseline for truncated PCAs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ipca_sklearn.linalg._finalize import Basis
 
 @dataclass(frozen=True)
 class ScatterState:
-    """What P Gaussians with full covariance remember of the samples seen so far. Immutable: an update makes a new one.
+    """P Gaussians with full covariance, as learnt from the samples so far. Immutable: an update returns a new one.
 
     Parameters
     ----------
@@ -25,7 +25,20 @@ class ScatterState:
     count : int
         Number of samples.
     weight : float
-        Sum of their weights: `count`, or less where the past is forgotten.
+        Sum of the samples' weights: `count`, or less with a forgetting factor.
+
+    Notes
+    -----
+    Memory: P m (m + 1) numbers.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from ipca_sklearn import linalg
+    >>> samples = torch.randn(40, 3, 8, generator=torch.Generator().manual_seed(0))
+    >>> state = linalg.update_scatter(linalg.empty_scatter(3, 8), samples)
+    >>> state.covariance().shape, state.count
+    (torch.Size([3, 8, 8]), 40)
     """
 
     matrix: Tensor
@@ -47,8 +60,8 @@ class ScatterState:
         """Return the sample covariance (P, m, m), ddof 1."""
         return self.matrix[patches] / self.degrees_of_freedom
 
-    def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> ScatterState:
-        """Return the state on another device or in another dtype (itself where nothing changes)."""
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> ScatterState:
+        """Return the state on another device or in another dtype. Tensors that need no change are shared."""
         matrix, mean = (tensor.to(device=device, dtype=dtype) for tensor in (self.matrix, self.mean))
         return ScatterState(matrix, mean, self.count, self.weight)
 
@@ -60,13 +73,60 @@ def empty_scatter(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> ScatterState:
-    """Return the state of P Gaussians that have seen nothing."""
+    """Return the state of P Gaussians without samples.
+
+    Parameters
+    ----------
+    n_patches, n_features, dtype, device
+        As in `empty_state`.
+
+    Returns
+    -------
+    ScatterState
+        With count 0.
+
+    Examples
+    --------
+    >>> from ipca_sklearn.linalg import empty_scatter
+    >>> empty_scatter(3, 8).matrix.shape
+    torch.Size([3, 8, 8])
+    """
     mean = torch.zeros(n_patches, n_features, dtype=dtype, device=device)
     return ScatterState(mean.new_zeros(n_patches, n_features, n_features), mean, 0, 0)
 
 
 def update_scatter(state: ScatterState, step: Tensor, *, forgetting_factor: float = 1.0) -> ScatterState:
-    """Add a step of samples (b, P, m), b >= 1, which is not changed; see `update`. Cost per Gaussian: b m^2."""
+    """Add one step of samples to every Gaussian.
+
+    Parameters
+    ----------
+    state : ScatterState
+        P Gaussians of m features; not changed.
+    step : Tensor of shape (b, P, m)
+        b >= 1 samples for each of them, finite, in any strides; not changed.
+    forgetting_factor : float in (0, 1], default=1.0
+        As in `update`.
+
+    Returns
+    -------
+    ScatterState
+        Exact.
+
+    Notes
+    -----
+    Cost per Gaussian: b m^2. Temporaries are as large as a chunk of patches.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from ipca_sklearn import linalg
+    >>> samples = torch.randn(40, 3, 8, generator=torch.Generator().manual_seed(0))
+    >>> state = linalg.empty_scatter(3, 8)
+    >>> for step in samples.split(16):
+    ...     state = linalg.update_scatter(state, step)
+    >>> torch.allclose(state.covariance()[0], torch.cov(samples[:, 0].T), atol=1e-5)
+    True
+    """
     n_samples, n_patches, n_features = step.shape
     ageing = forgetting_factor**n_samples
     old_weight = ageing * state.weight
@@ -90,7 +150,36 @@ def update_scatter(state: ScatterState, step: Tensor, *, forgetting_factor: floa
 
 
 def merge_scatter(first: ScatterState, second: ScatterState) -> ScatterState:
-    """Combine the Gaussians of two disjoint sets of samples (Chan et al., 1979); exact."""
+    """Combine the Gaussians of two disjoint sets of samples.
+
+    Parameters
+    ----------
+    first, second : ScatterState
+        P Gaussians of m features each, at least one of them with samples; not changed.
+
+    Returns
+    -------
+    ScatterState
+        In the dtype and on the device of `first`. Exact.
+
+    Notes
+    -----
+    Cost per Gaussian: m^2.
+
+    References
+    ----------
+    Chan et al., "Updating formulae and a pairwise algorithm for computing sample variances", 1979.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from ipca_sklearn import linalg
+    >>> samples = torch.randn(40, 3, 8, generator=torch.Generator().manual_seed(0))
+    >>> halves = [linalg.update_scatter(linalg.empty_scatter(3, 8), half) for half in samples.split(20)]
+    >>> state = linalg.merge_scatter(*halves)
+    >>> torch.allclose(state.covariance()[0], torch.cov(samples[:, 0].T), atol=1e-5)
+    True
+    """
     second = second.to(first.mean.device, first.mean.dtype)
     total = first.weight + second.weight
     shift = second.mean - first.mean
@@ -101,7 +190,36 @@ def merge_scatter(first: ScatterState, second: ScatterState) -> ScatterState:
 
 
 def finalize_scatter(state: ScatterState) -> Basis:
-    """Return all m principal directions of every Gaussian. Cost per Gaussian: an eigendecomposition of m x m."""
+    """Return all m principal directions of every Gaussian.
+
+    Parameters
+    ----------
+    state : ScatterState
+        At least one sample; not changed.
+
+    Returns
+    -------
+    Basis
+        With k = m components and no noise.
+
+    Raises
+    ------
+    torch.linalg.LinAlgError
+        An eigendecomposition does not converge: the samples hold NaN or infinity.
+
+    Notes
+    -----
+    Cost per Gaussian: an eigendecomposition of m x m.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from ipca_sklearn import linalg
+    >>> samples = torch.randn(40, 3, 8, generator=torch.Generator().manual_seed(0))
+    >>> state = linalg.update_scatter(linalg.empty_scatter(3, 8), samples)
+    >>> linalg.finalize_scatter(state).components.shape
+    torch.Size([3, 8, 8])
+    """
     n_patches, n_features = state.mean.shape
     rows, variance = torch.empty_like(state.matrix), torch.empty_like(state.mean)
 

@@ -1,8 +1,8 @@
-"""Leading rows of a stack of matrices: the one decomposition that an update or a merge needs.
+"""Leading rows of a stack of matrices: the one decomposition of an update or a merge.
 
-Every solver takes `blocks`, a list of (P, n_i, m) tensors that together are the rows of W (P, n, m), and writes the
-leading rows of `diag(s) U^T` of each W = V diag(s) U^T to `out` (P, k, m): unnormalised principal directions, largest
-first, so that their Gram matrix is the best rank-k approximation of W^T W (paper, Eq. 4-6).
+Every solver takes `blocks`, a list of tensors (P, n_i, m) that together are the rows of W (P, n, m). With
+W = V diag(s) U^T, it writes the leading rows of diag(s) U^T to `out` (P, k, m). These are unnormalised principal
+directions, largest first. Their Gram matrix is the best rank-k approximation of W^T W (paper, Eq. 4-6).
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ipca_sklearn.linalg.eigh import EIGENSOLVERS, choose_eigensolver
 
-# From symmetric matrices (P, n, n), of which the lower triangle is given, and k to the k leading eigenvalues (P, k),
-# descending, and eigenvectors as rows (P, k, n).
+# Takes symmetric matrices (P, n, n), whose lower triangle alone is defined, and k. Returns the k largest eigenvalues
+# (P, k), descending, and their eigenvectors as rows (P, k, n).
 Decomposition = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 
 SOLVERS = ("auto", "gram_eigh", "gram_svd", "svd")
@@ -26,7 +26,7 @@ SVD_DRIVERS = ("gesvd", "gesvdj", "gesvda")
 
 @dataclass(frozen=True)
 class Solver:
-    """`write_leading_rows(blocks, out)`, and how many patches a call should take at least."""
+    """A routine `write_leading_rows(blocks, out)`, and how many patches one call should take at least."""
 
     write_leading_rows: Callable[[Sequence[Tensor], Tensor], None]
     group: int = 1
@@ -35,7 +35,7 @@ class Solver:
 def _by_gram(blocks: Sequence[Tensor], out: Tensor, decompose: Decomposition) -> None:
     """Decompose the Gram matrix of the shorter side of W (paper, Sec. 3.3).
 
-    On a GPU W is not formed. On a CPU a chunk of it stays in the cache, and one product of it is faster than several.
+    On a GPU, W is not formed. On a CPU, a chunk of W stays in the cache, and one product is faster than several.
     """
     if blocks[0].device.type == "cpu":
         blocks = [torch.cat(list(blocks), dim=1)]
@@ -73,21 +73,21 @@ def _by_svd(blocks: Sequence[Tensor], out: Tensor, driver: str | None) -> None:
 def get_solver(name: str, driver: str | None, like: Tensor, size: int) -> Solver:
     """Return a solver for W of P x n x m, where `like` is (P, m) and `size` is the shorter of n and m.
 
-    - `"gram_eigh"`: `torch.linalg.eigh` of the Gram matrix, resolves singular values above sqrt(eps) * s_1.
-    - `"auto"`: the same with the fastest eigensolver for the device and the size (`choose_eigensolver`).
-    - `"gram_svd"`: SVD of the Gram matrix, the paper's choice (Sec. 3.3).
-    - `"svd"`: SVD of W itself, the slowest and most accurate (the paper's unoptimised Eq. 6). Forms W.
+    `update` describes the names. `"svd"` forms W, the others do not on a GPU.
 
     Raises
     ------
     ValueError
-        If `driver` is given where torch has no choice of driver: on a CPU, or for a solver that calls no SVD.
+        `name` is unknown, or `driver` is given where torch has no choice of driver: on a CPU, or for a solver without
+        an SVD.
     """
+    if name not in SOLVERS:
+        raise ValueError(f"solver={name!r} is unknown; use one of {', '.join(map(repr, SOLVERS))}")
     device = like.device
     if driver is not None and name not in ("svd", "gram_svd"):
         raise ValueError(f"svd_driver={driver!r} has no effect with solver={name!r}; use solver='svd' or 'gram_svd'")
     if driver is not None and device.type != "cuda":
-        raise ValueError(f"svd_driver={driver!r} chooses a cuSOLVER routine and the data is on {device}; leave it None")
+        raise ValueError(f"svd_driver={driver!r} chooses a cuSOLVER routine and the data is on {device}; use None")
     if name == "svd":
         return Solver(partial(_by_svd, driver=driver))
     if name == "gram_svd":

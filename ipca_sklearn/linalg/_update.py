@@ -1,4 +1,4 @@
-"""The state of a batch of P incremental PCAs, and the two ways in which it grows: a step of samples, another state."""
+"""The state of P incremental PCAs, and its two operations: add a step of samples, merge with another state."""
 
 from __future__ import annotations
 
@@ -18,21 +18,37 @@ CENTERINGS = ("incremental", "deferred")
 
 @dataclass(frozen=True)
 class State:
-    """What P incremental PCAs remember of the samples seen so far. Immutable: an update returns a new one.
+    """P incremental PCAs, as learnt from the samples so far. Immutable: an update returns a new one.
 
     Parameters
     ----------
     rows : Tensor of shape (P, r, m)
-        Unnormalised principal directions, largest first: the paper's U_k diag(s) transposed (Sec. 3.3). They
-        approximate the centred scatter matrix (`centering="incremental"`) or the raw Gram matrix (`"deferred"`).
+        Unnormalised principal directions, largest first: the paper's U_k diag(s) transposed (Sec. 3.3). Their Gram
+        matrix approximates the centred scatter matrix (`centering="incremental"`) or the raw one (`"deferred"`).
     mean : Tensor of shape (P, m)
         Mean of the samples.
     sum_of_squares : Tensor of shape (P, m)
-        Sum over the samples of the squared deviation from the mean, per feature (exact, never truncated).
+        Sum over the samples of the squared deviation from the mean, per feature. Exact, never truncated.
     count : int
         Number of samples.
     weight : float
-        Sum of their weights in all of the above: `count`, or less where the past is forgotten.
+        Sum of the samples' weights in all of the above: `count`, or less with a forgetting factor.
+
+    Notes
+    -----
+    Memory: P (r + 2) m numbers, whatever the number of samples.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from ipca_sklearn import linalg
+    >>> samples = torch.randn(40, 3, 8, generator=torch.Generator().manual_seed(0))
+    >>> state = linalg.update(linalg.empty_state(3, 8), samples, n_rows=2)
+    >>> state.rows.shape, state.mean.shape, state.count
+    (torch.Size([3, 2, 8]), torch.Size([3, 8]), 40)
+    >>> variance = state.sum_of_squares / state.degrees_of_freedom
+    >>> torch.allclose(variance, samples.var(0))
+    True
     """
 
     rows: Tensor
@@ -46,8 +62,8 @@ class State:
         """The divisor that makes a sample variance of `sum_of_squares`."""
         return max(self.weight - 1, 1)
 
-    def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> State:
-        """Return the state on another device or in another dtype (itself where nothing changes)."""
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> State:
+        """Return the state on another device or in another dtype. Tensors that need no change are shared."""
         tensors = (self.rows, self.mean, self.sum_of_squares)
         rows, mean, sum_of_squares = (tensor.to(device=device, dtype=dtype) for tensor in tensors)
         return State(rows, mean, sum_of_squares, self.count, self.weight)
@@ -60,7 +76,31 @@ def empty_state(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> State:
-    """Return the state of P PCAs that have seen nothing."""
+    """Return the state of P PCAs without samples.
+
+    Parameters
+    ----------
+    n_patches : int
+        P.
+    n_features : int
+        m.
+    dtype : torch.dtype, optional
+        float32 or float64: the dtype of the state and of everything computed from it. None is torch's default.
+    device : torch.device or str, optional
+        Device of the state and of everything computed from it. None is torch's default.
+
+    Returns
+    -------
+    State
+        With no rows and count 0.
+
+    Examples
+    --------
+    >>> from ipca_sklearn.linalg import empty_state
+    >>> state = empty_state(3, 8)
+    >>> state.rows.shape, state.count
+    (torch.Size([3, 0, 8]), 0)
+    """
     zeros = torch.zeros(n_patches, n_features, dtype=dtype, device=device)
     return State(zeros.new_zeros(n_patches, 0, n_features), zeros, zeros, 0, 0)
 
@@ -72,9 +112,10 @@ def _helmert(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 def _centre(deviations: Tensor, old_weight: float) -> tuple[Tensor, Tensor]:
-    """Return the mean of (b, P, m) deviations from a running mean of weight `old_weight`, and the rows they add to W.
+    """Return the mean of deviations (b, P, m) from a running mean of weight `old_weight`, and the rows they add to W.
 
-    Row 0 stands for the shift of the mean, the others for the scatter around the step's own mean.
+    Row 0 stands for the shift of the mean, the others for the scatter around the step's own mean. `deviations` may
+    be overwritten.
     """
     n_samples, _, n_features = deviations.shape
     weight = math.sqrt(old_weight / (old_weight + n_samples))
@@ -84,14 +125,14 @@ def _centre(deviations: Tensor, old_weight: float) -> tuple[Tensor, Tensor]:
         shift = rows[0] / math.sqrt(n_samples)
         rows[0] *= weight
         return shift, rows
-    # The rotation costs b per number and saves one row of W. A step taller than wide is decomposed on its other side,
-    # where the height is free: centre it plainly.
+    # The rotation costs b per number and saves one row of W. A step with more samples than features is decomposed on
+    # its other side, where more rows cost nothing: centre it plainly.
     shift = deviations.mean(0, keepdim=True)
     return shift[0], torch.cat([shift * (math.sqrt(n_samples) * weight), deviations.sub_(shift)])
 
 
 def _squared_norms(rows: Tensor) -> Tensor:
-    """Sum over the first axis. The norm needs no temporary, but along this axis it is many times slower on a CPU."""
+    """Return sums of squares over the first axis. The norm needs no temporary, but is many times slower on a CPU."""
     return rows.square().sum(0) if rows.device.type == "cpu" else torch.linalg.vector_norm(rows, dim=0).square_()
 
 
@@ -111,36 +152,73 @@ def update(
     Parameters
     ----------
     state : State
-        What is known; not changed.
+        P PCAs of m features; not changed.
     step : Tensor of shape (b, P, m)
         b >= 1 samples for each of the P PCAs, finite, in any strides; not changed.
     n_rows : int
-        How many directions are kept at most (components and oversamples).
-    centering : {"incremental", "deferred"}
-        `"incremental"` keeps the scatter around the running mean: one row of W stands for the shift of the mean
-        (Ross et al., IJCV 77, 2008). The centred samples of a step have rank b - 1, so the step is rotated by a
-        Helmert matrix and that row takes the place of the first: W has r + b rows, not r + b + 1. `"deferred"` is
-        the paper's Eq. 4-6: raw samples, the mean is taken out at the end.
-    solver, svd_driver : str
-        See `ipca_sklearn.linalg.SOLVERS` and `torch.linalg.svd`.
+        Largest number of directions to keep (components and oversamples).
+    centering : {"incremental", "deferred"}, default="incremental"
+        `"incremental"` keeps the scatter around the running mean, with one row of W for the shift of the mean (Ross et
+        al.). `"deferred"` keeps raw samples, and `finalize` removes the mean (paper, Eq. 4-6).
+    solver : {"auto", "gram_eigh", "gram_svd", "svd"}, default="auto"
+        How to find the leading rows of W:
+
+        - `"gram_eigh"`: `torch.linalg.eigh` of the Gram matrix. Resolves singular values above sqrt(eps) * s_1.
+        - `"auto"`: the same with the fastest eigensolver for the device and the size (`choose_eigensolver`).
+        - `"gram_svd"`: SVD of the Gram matrix, the paper's choice (Sec. 3.3).
+        - `"svd"`: SVD of W itself, the slowest and most accurate (the paper's unoptimised Eq. 6).
+    svd_driver : {"gesvd", "gesvdj", "gesvda"}, optional
+        cuSOLVER's routine for the two SVD solvers on a GPU, as in :func:`torch.linalg.svd`.
     forgetting_factor : float in (0, 1], default=1.0
-        What the weight of every old sample is multiplied by for each new one: after the step, a sample that t samples
-        of later steps came after weighs `forgetting_factor ** t`. (Levy & Lindenbaum, 2000, age by the step; this way
-        what is forgotten does not depend on the size of the steps.)
+        A sample followed by t later samples of later steps has weight `forgetting_factor ** t`. (Levy & Lindenbaum
+        age by the step. Ageing by the sample makes the weights independent of the step size.)
     out : Tensor of shape (P, n_rows, m), optional
-        Optional output buffer for the rows, such as the rows of a state that is no longer used. It is ignored if shape,
-        dtype or device differ. Reusing it avoids page faults on the CPU.
+        Optional output buffer for the rows, such as the rows of an older state that is no longer used, but not
+        `state.rows`. It is ignored if shape, dtype or device differ. Reusing it avoids page faults on the CPU.
 
     Returns
     -------
     State
         With `min(n_rows, r + b, m)` rows, where the first centred step counts b - 1 samples.
 
+    Raises
+    ------
+    ValueError
+        `centering` or `solver` is unknown, or `svd_driver` is given where it has no effect.
+    torch.linalg.LinAlgError
+        A decomposition does not converge: the step holds NaN or infinity, or its squares overflow.
+
+    See Also
+    --------
+    merge : Combines two states.
+    finalize : Makes components and variances of a state.
+
     Notes
     -----
+    The rows of the state and of the step together are W, and the new rows are the leading rows of its decomposition.
+    The centred samples of a step have rank b - 1. With `"incremental"` the step is rotated by a Helmert matrix, and the
+    row for the shift of the mean replaces the row that becomes zero. So W has r + b rows, not r + b + 1.
+
     Cost per PCA: (r + b)^2 m for the Gram matrix, n_rows (r + b) m for the new rows, and a decomposition of
     (r + b) x (r + b), or of m x m where that is smaller. Temporaries are as large as a chunk of patches, not the step.
+
+    References
+    ----------
+    - Ross et al., "Incremental learning for robust visual tracking", IJCV 77, 2008.
+    - Levy & Lindenbaum, "Sequential Karhunen-Loeve basis extraction", IEEE Trans. Image Process. 9, 2000.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from ipca_sklearn import linalg
+    >>> samples = torch.randn(40, 3, 8, generator=torch.Generator().manual_seed(0))
+    >>> state = linalg.empty_state(3, 8)
+    >>> for step in samples.split(16):
+    ...     state = linalg.update(state, step, n_rows=4)
+    >>> state.rows.shape, state.count
+    (torch.Size([3, 4, 8]), 40)
     """
+    check_centering(centering)
     n_samples, n_patches, n_features = step.shape
     dtype, device = state.mean.dtype, state.mean.device
     ageing = forgetting_factor**n_samples
@@ -189,11 +267,48 @@ def merge(
     solver: str = "auto",
     svd_driver: str | None = None,
 ) -> State:
-    """Combine the PCAs of two disjoint sets of samples; the arguments are as in `update`.
+    """Combine the PCAs of two disjoint sets of samples.
 
-    The rows of both and, for incremental centring, one row for the distance of the means (Chan et al., 1979) are
-    decomposed together, so the result is exact where the samples of both have rank <= `n_rows`.
+    Parameters
+    ----------
+    first, second : State
+        P PCAs of m features each, learnt with the same `centering`; at least one of them has samples. Not changed.
+    n_rows : int
+        Largest number of directions to keep.
+    centering, solver, svd_driver
+        As in `update`.
+
+    Returns
+    -------
+    State
+        In the dtype and on the device of `first`, with `min(n_rows, r1 + r2 + 1, m)` rows (`"deferred"`: r1 + r2).
+
+    Raises
+    ------
+    ValueError, torch.linalg.LinAlgError
+        As in `update`.
+
+    Notes
+    -----
+    The rows of both and, for incremental centring, one row for the distance of the means (Chan et al.) are decomposed
+    together. The result is exact if the samples of both have rank <= `n_rows`. Cost per PCA: that of `update` with
+    b = r2 + 1.
+
+    References
+    ----------
+    Chan et al., "Updating formulae and a pairwise algorithm for computing sample variances", 1979.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from ipca_sklearn import linalg
+    >>> samples = torch.randn(40, 3, 8, generator=torch.Generator().manual_seed(0))
+    >>> halves = [linalg.update(linalg.empty_state(3, 8), half, n_rows=8) for half in samples.split(20)]
+    >>> state = linalg.merge(*halves, n_rows=8)
+    >>> state.count, torch.allclose(state.mean, samples.mean(0), atol=1e-6)
+    (40, True)
     """
+    check_centering(centering)
     dtype, device = first.mean.dtype, first.mean.device
     second = second.to(device=device, dtype=dtype)
     total = first.weight + second.weight
@@ -220,6 +335,12 @@ def merge(
     return State(rows, mean, sum_of_squares, first.count + second.count, total)
 
 
+def check_centering(centering: str) -> None:
+    """Refuse an unknown `centering`."""
+    if centering not in CENTERINGS:
+        raise ValueError(f"centering={centering!r} is unknown; use one of {', '.join(map(repr, CENTERINGS))}")
+
+
 def _write_leading(solver: Solver, blocks: list[Tensor], out: Tensor) -> None:
-    """Solve for the blocks that have rows (a first step has no old rows)."""
+    """Write the leading rows of the blocks that have rows (a first step has no old rows)."""
     solver.write_leading_rows([block for block in blocks if block.shape[1]], out)

@@ -1,6 +1,6 @@
 """One abstract case that every solver and eigensolver must pass with every dtype, through the estimators.
 
-A new solver adds a subclass with its name and what it may err by.
+A new solver adds a subclass with its name and its tolerances.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def exact_pca(X, k):
 
 
 class SolverCase:
-    """What every solver must do; `tolerance` is relative to the largest variance."""
+    """The tests of every solver; `tolerance` is relative to the largest variance."""
 
     solver: str
     svd_driver: str | None = None
@@ -53,7 +53,7 @@ class SolverCase:
 
     @contextmanager
     def in_use(self):
-        """Let `solver="auto"` take the eigensolver of this case, whatever it would choose."""
+        """Make `solver="auto"` take the eigensolver of this case."""
         if self.eigensolver is None:
             yield
             return

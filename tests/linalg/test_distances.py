@@ -115,7 +115,7 @@ def test_an_unknown_distance_is_refused_with_the_names_that_exist() -> None:
 
 
 class Distances(nn.Module):
-    """What an exported program does with an operator."""
+    """An operator inside a module, as export uses it."""
 
     def __init__(self, operator: linalg.DistanceOperator) -> None:
         super().__init__()

@@ -42,7 +42,7 @@ def grams(count, size, dtype, seed, *, decay=1.0):
 
 
 def assert_leading(matrices, values, vectors, k):
-    """Backward stable: eigenvalues, residuals and orthogonality within rounding of the norm of each matrix."""
+    """Check backward stability: eigenvalues, residuals and orthogonality within rounding of each matrix' norm."""
     exact = matrices.double().tril()
     exact = exact + exact.tril(-1).mT
     size = matrices.shape[1]

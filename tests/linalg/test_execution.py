@@ -1,4 +1,4 @@
-"""Chunks, threads and the precision of matrix products: settings of the process that must survive."""
+"""The precision of matrix products is a setting of the whole process: threads share it, and users get it back."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from ipca_sklearn.linalg import full_precision
 
-PATIENCE = 60  # seconds, for the test of a deadlock to end
+PATIENCE = 60  # seconds until a test that hangs fails
 
 
 @pytest.fixture(autouse=True)

@@ -72,7 +72,7 @@ def assert_matches_exact(state, samples, n_components, centering, tolerance):
 def test_any_steps_are_exact_on_data_of_rank_k(solver, centering, dtype, sizes, device, global_random_seed):
     rng = np.random.default_rng(global_random_seed)
     samples = low_rank(rng, 40, 5, 12, 3, mean=2.0, dtype=dtype).to(device)
-    # One direction more where the mean needs one.
+    # Uncentred rows need one direction more, for the mean.
     n_rows = 3 if centering == "incremental" else 4
     state = learn(samples, sizes, n_rows, centering=centering, solver=solver)
     assert_matches_exact(state, samples, 3, centering, TOLERANCE[dtype])
@@ -271,6 +271,30 @@ def test_a_driver_without_a_gpu_or_an_svd_is_refused():
         learn(samples, 4, 2, solver="gram_eigh", svd_driver="gesvdj")
 
 
+def test_unknown_names_are_refused_with_the_names_that_exist():
+    samples = torch.randn(4, 2, 3)
+    state = learn(samples, 4, 2)
+    with pytest.raises(ValueError, match="solver='qr' is unknown; use one of 'auto', 'gram_eigh', 'gram_svd', 'svd'"):
+        learn(samples, 4, 2, solver="qr")
+    for call in (
+        lambda: learn(samples, 4, 2, centering="none"),
+        lambda: linalg.merge(state, state, n_rows=2, centering="none"),
+        lambda: linalg.finalize(state, n_components=2, centering="none"),
+    ):
+        with pytest.raises(ValueError, match="centering='none' is unknown; use one of 'incremental', 'deferred'"):
+            call()
+
+
+def test_an_output_buffer_that_fits_is_used_and_another_is_ignored(device):
+    samples = torch.randn(12, 3, 5, generator=torch.Generator().manual_seed(0)).to(device)
+    state = learn(samples[:8], 4, 2)
+    expected = linalg.update(state, samples[8:], n_rows=2)
+    for buffer in (torch.full_like(state.rows, torch.nan), state.rows.double(), state.rows[:2].clone()):
+        found = linalg.update(state, samples[8:], n_rows=2, out=buffer)
+        assert torch.equal(found.rows, expected.rows)
+        assert (found.rows is buffer) == (buffer.shape == (3, 2, 5) and buffer.dtype == torch.float32)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="the drivers are cuSOLVER's: no CUDA device here")
 @pytest.mark.parametrize("driver", linalg.SVD_DRIVERS)
 @pytest.mark.parametrize("solver", ["svd", "gram_svd"])
@@ -299,7 +323,7 @@ def test_residual_and_projection_add_up_to_the_deviation(seed, rank):
 
 
 @given(seed=st.integers(0, 2**16))
-def test_scores_do_not_change_with_the_sign_or_rotation_of_the_basis(seed):
+def test_distances_do_not_change_with_the_sign_or_rotation_of_the_basis(seed):
     rng = np.random.default_rng(seed)
     basis, samples = fitted_basis(rng)
     identity = torch.eye(3, dtype=torch.float64).expand(4, 3, 3)
@@ -344,7 +368,7 @@ def test_reconstruct_inverts_project_with_all_directions():
         torch.testing.assert_close(linalg.reconstruct(basis, coordinates, whiten=whiten), samples)
 
 
-def test_a_patch_that_never_varied_gives_finite_scores():
+def test_a_patch_that_never_varied_gives_finite_distances():
     samples = torch.ones(10, 2, 4, dtype=torch.float64)
     samples[:, 1] = torch.randn(10, 4, dtype=torch.float64)
     basis = linalg.finalize(learn(samples, 5, 2), n_components=2)

@@ -1,4 +1,4 @@
-"""A device without memory for a chunk of patches gets smaller ones; the result is the same."""
+"""A device without memory for a chunk of patches takes smaller chunks; the result is the same."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def _forget_small_chunks() -> Any:
 
 
 def write_leading_on_a_device_for(n_patches: int, message: str | None = None) -> Any:
-    """Return the innermost step of an update, which runs out of memory with more patches than that."""
+    """Return the innermost function of an update, made to run out of memory with more than `n_patches` patches."""
     original = _update._write_leading
 
     def write_leading(solver: Any, blocks: list[torch.Tensor], out: torch.Tensor) -> None:
         if len(out) > n_patches:
-            out.fill_(torch.nan)  # as far as it got
+            out.fill_(torch.nan)  # half-finished work
             raise torch.OutOfMemoryError("CUDA out of memory") if message is None else RuntimeError(message)
         original(solver, blocks, out)
 

@@ -1,4 +1,4 @@
-"""Which eigensolver is the fastest where: a table of routines, the choice, and checks that a routine works.
+"""The choice of the fastest eigensolver: a table of routines, the rules, and checks that a routine works.
 
 An eigensolver takes `gram` (P, n, n) and k. It reads the lower triangle only and returns the k largest eigenvalues
 (P, k), descending, and their eigenvectors as rows (P, k, n). docs/dev_notes.md has the figures behind
@@ -30,7 +30,7 @@ class Eigensolver:
     name : str
         Its key in `EIGENSOLVERS`.
     solve : callable
-        Takes `gram` (P, n, n), of which it reads the lower triangle, and k. Returns the k largest eigenvalues (P, k),
+        Takes `gram` (P, n, n) and k, and reads the lower triangle only. Returns the k largest eigenvalues (P, k),
         descending, and their eigenvectors as rows (P, k, n). `gram` is not changed. Where an iteration does not
         converge (NaN or infinity in a matrix) it raises :class:`torch.linalg.LinAlgError` or returns NaN.
     group : int, default=1
@@ -102,7 +102,7 @@ def choose_eigensolver(device: torch.device, dtype: torch.dtype, size: int, n_pa
 
     Notes
     -----
-    Cost: none, except that the first call which considers Triton compiles its kernel for a few seconds.
+    Cost: none, except for the first call that considers Triton: it compiles the kernel for a few seconds.
 
     Examples
     --------

@@ -4,9 +4,9 @@
 TORCH_BATCHED_SIZE = 32
 # Above this size LAPACK's blocked code is faster than textbook code on all SIMD lanes.
 NUMBA_SIZE = 80
-# Fewer matrices than this are done before numba is imported.
+# Solving fewer matrices than this takes less time than importing numba.
 NUMBA_BATCH = 512
-# Matrices that numba's kernel takes side by side.
+# The numba kernel works on this number of matrices side by side.
 NUMBA_LANES = 32
-# The Triton kernel reads a matrix into registers whole: 256 x 256 float32 fill those of a multiprocessor.
+# The Triton kernel holds a whole matrix in registers: 256 x 256 float32 fill the registers of a multiprocessor.
 TRITON_SIZE = 256

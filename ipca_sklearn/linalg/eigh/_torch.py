@@ -32,7 +32,7 @@ def leading_eigh(gram: Tensor, n_vectors: int) -> tuple[Tensor, Tensor]:
 def leading_eigh_on_host(
     gram: Tensor, n_vectors: int, *, solve: Callable[[Tensor, int], tuple[Tensor, Tensor]], group: int
 ) -> tuple[Tensor, Tensor]:
-    """Let the CPU's threads solve in chunks: for devices whose own routine takes one matrix after the other.
+    """Solve in chunks on the CPU's threads: for devices whose own routine takes one matrix after the other.
 
     `solve` is the CPU's routine and `group` the number of matrices that one call of it should take at least.
     """

@@ -50,7 +50,7 @@ class PatchGaussianModule(nn.Module):
         self._image_score = detector.image_score
         self._grid_size = settings.grid_size
         sigma = detector.smoothing
-        self.register_buffer("_blur_matrix", blur_matrix(settings.grid_size, sigma).float() if sigma > 0 else None)
+        _register(self, "_blur_matrix", blur_matrix(settings.grid_size, sigma).float() if sigma > 0 else None)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Score images.
@@ -87,7 +87,7 @@ class _Features(nn.Module):
         side = settings.images.crop_size
         self.register_buffer("_mean", torch.tensor(settings.mean).view(3, 1, 1))
         self.register_buffer("_std", torch.tensor(settings.std).view(3, 1, 1))
-        self.register_buffer("_columns", None if columns is None else torch.from_numpy(columns))
+        _register(self, "_columns", None if columns is None else torch.from_numpy(columns))
         with torch.inference_mode():
             layers = self._backbone(torch.zeros(1, 3, side, side))
         for index, layer in enumerate(layers):
@@ -158,15 +158,22 @@ class _Distances(nn.Module):
 
     def __init__(self, operator: linalg.DistanceOperator) -> None:
         super().__init__()
-        # The components, so that an image takes one product less than with rows and their transform.
-        rows = operator.rows if operator.transform is None else torch.bmm(operator.transform, operator.rows)
+        operator = operator.folded()  # the components: an image takes one product less than with rows and transform
         self.register_buffer("_mean", _float_copy(operator.mean[:, None]))
-        self.register_buffer("_rows", _float_copy(rows))
-        self.register_buffer("_scale", None if operator.scale is None else _float_copy(operator.scale))
-        self.register_buffer("_precision", None if operator.precision is None else _float_copy(operator.precision))
+        self.register_buffer("_rows", _float_copy(operator.rows))
+        _register(self, "_scale", None if operator.scale is None else _float_copy(operator.scale))
+        _register(self, "_precision", None if operator.precision is None else _float_copy(operator.precision))
 
     def forward(self, features: Tensor) -> Tensor:
         return linalg.distances_from_centred(features - self._mean, self._rows, None, self._scale, self._precision).T
+
+
+def _register(module: nn.Module, name: str, values: Tensor | None) -> None:
+    """Register a buffer, or set the attribute to None: torch.export 2.15 miscounts buffers that are None."""
+    if values is None:
+        setattr(module, name, None)
+    else:
+        module.register_buffer(name, values)
 
 
 def _float_copy(values: Tensor) -> Tensor:

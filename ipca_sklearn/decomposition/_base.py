@@ -95,8 +95,8 @@ class BasePCA(VersionedMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin,
             What is known; None before the first step.
         step : Tensor of shape (b, P, m)
             Finite samples.
-        recycled : Fitted or None
-            An earlier result that nobody uses; its memory may be overwritten.
+        recycled : linalg.State or None
+            State of an earlier result that nobody uses; its memory may be overwritten.
         """
 
     def store(self: _Self, fitted: Fitted, steps: StepReader) -> _Self:
@@ -266,7 +266,7 @@ class BasePCA(VersionedMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin,
 class Learning:
     """A fit in progress: what is known so far, and the memory that the next step may overwrite.
 
-    The result before the last one is recycled if this object made it: the caller's own start is never overwritten.
+    The state before the last one is recycled if this object made it: the caller's own start is never overwritten.
 
     Parameters
     ----------
@@ -290,7 +290,7 @@ class Learning:
     def advance(self, step: Tensor) -> None:
         """Learn a step (b, P, m)."""
         advanced = self._pca.advance(self.fitted, step, recycled=self._recycled)
-        self._recycled = None if self.fitted is self._start else self.fitted
+        self._recycled = None if self.fitted is self._start else self.fitted.state
         self.fitted = advanced
 
 

@@ -155,7 +155,7 @@ class BatchedIncrementalPCA(BasePCA):
     def _whitens(self) -> bool:
         return self.whiten
 
-    def advance(self, fitted: FittedPCA | None, step: Tensor, *, recycled: FittedPCA | None = None) -> FittedPCA:
+    def advance(self, fitted: FittedPCA | None, step: Tensor, *, recycled: linalg.State | None = None) -> FittedPCA:
         """Return what is known once a step is learnt; neither the arguments nor this estimator change.
 
         Parameters
@@ -164,8 +164,8 @@ class BatchedIncrementalPCA(BasePCA):
             What is known; None before the first step.
         step : Tensor of shape (b, P, m)
             b >= 1 finite samples.
-        recycled : FittedPCA or None, default=None
-            An earlier result that nobody uses; its memory may be overwritten.
+        recycled : linalg.State or None, default=None
+            State of an earlier result that nobody uses; its memory may be overwritten.
 
         Returns
         -------
@@ -193,7 +193,7 @@ class BatchedIncrementalPCA(BasePCA):
             solver=self.solver,
             svd_driver=self.svd_driver,
             forgetting_factor=self.forgetting_factor,
-            out=None if recycled is None else recycled.state.rows,
+            out=None if recycled is None else recycled.rows,
         )
         return FittedPCA(state, "torch", n_components, self.centering)
 

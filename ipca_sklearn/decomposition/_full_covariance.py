@@ -76,7 +76,7 @@ class FullCovariance(BasePCA):
         self.device = device
 
     def advance(
-        self, fitted: FittedCovariance | None, step: Tensor, *, recycled: FittedCovariance | None = None
+        self, fitted: FittedCovariance | None, step: Tensor, *, recycled: linalg.ScatterState | None = None
     ) -> FittedCovariance:
         """Return what is known once a step (b, P, m) is learnt; see :meth:`BatchedIncrementalPCA.advance`."""
         device = resolve_device(self.device, step.device)

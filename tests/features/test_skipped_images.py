@@ -58,7 +58,7 @@ def test_a_fit_goes_on_without_them_and_one_warning_names_them(paths: list[Path]
 def test_what_is_learnt_is_what_the_others_teach(paths: list[Path], good: list[Path]) -> None:
     everything = {
         "detector__n_components": 64,
-        "detector__score": "mahalanobis",
+        "detector__distance": "mahalanobis",
     }  # nothing truncated: steps do not matter
     with pytest.warns(SkippedImagesWarning):
         pipe = make_pipeline(**everything).fit(paths)

@@ -15,9 +15,8 @@ import pytest
 import ipca_sklearn
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = sorted(
-    [ROOT / "README.md", ROOT / "CHANGES.md", *(ROOT / "docs").glob("*.md"), *ROOT.glob("docs/benchmarks/*.md")]
-)
+PATTERNS = ("*.md", "benchmarks/*.md", "docs/*.md", "docs/benchmarks/*.md")
+PAGES = sorted(page for pattern in PATTERNS for page in ROOT.glob(pattern))
 EXAMPLES = sorted((ROOT / "docs" / "examples").glob("plot_*.py"))
 
 

@@ -44,13 +44,15 @@ class Progress:
         self._last_line = time.monotonic()
 
     def __enter__(self) -> Progress:
-        self._bar.start()
+        if not self._plain:
+            self._bar.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._bar.stop()
+        if not self._plain:
+            self._bar.stop()
 
     def show(self, done: int) -> None:
         """Show how many images are done."""

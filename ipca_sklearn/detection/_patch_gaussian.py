@@ -15,7 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from ipca_sklearn import linalg
-from ipca_sklearn._utils._attributes import set_learnt
+from ipca_sklearn._utils._estimators import set_learnt
 from ipca_sklearn._utils._sklearn_compat import Interval, StrOptions, fit_context
 from ipca_sklearn._utils._typing import ArrayLike, DeviceLike, DTypeLike
 from ipca_sklearn._utils._versions import VersionedMixin

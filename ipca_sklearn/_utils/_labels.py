@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -24,3 +25,46 @@ def check_labels(y: Any, name: str = "y") -> np.ndarray:
             "and 0 for normal use np.where(column == 1, -1, 1)"
         )
     return labels
+
+
+def normal_rows(y: Any, n_samples: int) -> np.ndarray | None:
+    """Return the rows of the samples to learn: those without the label -1. None stands for all of them.
+
+    Labels other than +1 and -1 are ignored with a warning, because scikit-learn's tools pass any y to any estimator.
+
+    Raises
+    ------
+    ValueError
+        y has another length than X, or every label is -1.
+
+    Warns
+    -----
+    UserWarning
+        Samples are left out, or the labels are ignored.
+    """
+    if y is None:
+        return None
+    labels = np.asarray(y)
+    if labels.shape not in ((n_samples,), (n_samples, 1)):
+        raise ValueError(f"y has shape {labels.shape} and X has {n_samples} samples: give one label for each")
+    labels = labels.reshape(-1)
+    unknown = sorted(set(np.unique(labels).tolist()) - {1, -1}, key=str)
+    if unknown:
+        warnings.warn(
+            f"y has the labels {unknown[:5]} and is ignored: all {n_samples} samples are learnt as normal ones. Label "
+            "normal samples +1 and anomalous ones -1 to leave the latter out",
+            UserWarning,
+            stacklevel=5,
+        )
+        return None
+    rows = np.flatnonzero(labels == 1)
+    if len(rows) == n_samples:
+        return None
+    if not len(rows):
+        raise ValueError(f"all {n_samples} samples have the label -1 (anomalous): there is no normal one to learn")
+    warnings.warn(
+        f"{n_samples - len(rows)} of {n_samples} samples have the label -1 (anomalous) and are not learnt",
+        UserWarning,
+        stacklevel=5,
+    )
+    return rows

@@ -119,6 +119,12 @@ class StepReader:
         names = None if self.feature_names is None else self.feature_names[columns]
         return replace(self, n_features=len(columns), feature_names=names, columns=columns)
 
+    def keep(self, rows: np.ndarray) -> StepReader:
+        """Return a reader of the samples at `rows` only, ascending."""
+        if isinstance(self.source, LazySource):
+            return replace(self, source=self.source[rows], n_samples=len(rows))
+        return replace(self, source=_Rows(self.source, rows), n_samples=len(rows))
+
     def split(self, first: int) -> tuple[StepReader, StepReader]:
         """Return readers of the first samples, as many as said, and of the others."""
         return (
@@ -242,6 +248,17 @@ class StepReader:
         """`n_features_in_`, and `feature_names_in_` where X has names, as scikit-learn records them."""
         names = {} if self.feature_names is None else {"feature_names_in_": self.feature_names}
         return {"n_features_in_": self.n_features, **names}
+
+
+class _Rows:
+    """Some rows of an array, a tensor or a memory map, which are read one slice at a time."""
+
+    def __init__(self, source: Any, rows: np.ndarray) -> None:
+        self._source = source
+        self._rows = rows
+
+    def __getitem__(self, key: slice) -> Any:
+        return self._source[self._rows[key]]
 
 
 def read_steps(estimator: Any, X: Any, *, reset: bool) -> StepReader:

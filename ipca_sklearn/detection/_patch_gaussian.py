@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ipca_sklearn import linalg
 from ipca_sklearn._utils._estimators import set_learnt
+from ipca_sklearn._utils._labels import normal_rows
 from ipca_sklearn._utils._sklearn_compat import Interval, StrOptions, fit_context
 from ipca_sklearn._utils._typing import ArrayLike, DeviceLike, DTypeLike
 from ipca_sklearn._utils._versions import VersionedMixin
@@ -226,8 +227,9 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
         ----------
         X : PatchFeatures, array-like or tensor of shape (n, H, W, m), (n, P, m) or (n, m)
             Finite. Read one step at a time.
-        y : None
-            Ignored: all images count as normal.
+        y : array-like of shape (n,), default=None
+            Labels: +1 for normal images; those labelled -1 are not learnt, and a warning says how many they are. The
+            result is that of `fit` on the others. None: all images are normal. Other labels are ignored with a warning.
 
         Returns
         -------
@@ -237,9 +239,10 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
         Raises
         ------
         ValueError
-            NaN or infinity, a shape that is not 2-D to 4-D, `n_components` larger than m, a device that is not there.
+            NaN or infinity, a shape that is not 2-D to 4-D, `n_components` larger than m, a device that is not there,
+            labels of another number, no normal image.
         """
-        steps = read_steps(self, X, reset=True)
+        steps = _normal(read_steps(self, X, reset=True), y)
         columns = self._choose_features(steps.n_features)
         return self._learn(steps, columns, self._new_pca(), Calibration.empty(steps.n_patches))
 
@@ -250,8 +253,8 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
         If anything goes wrong the detector stays as it was before the call.
         """
         if not hasattr(self, "pca_"):
-            return self.fit(X)
-        steps = read_steps(self, X, reset=False)
+            return self.fit(X, y)
+        steps = _normal(read_steps(self, X, reset=False), y)
         pca = copy.copy(self.pca_).set_params(**self._pca_params())
         return self._learn(steps, self._columns(), pca, self._calibration)
 
@@ -392,3 +395,9 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
         features_in = {name: value for name, value in vars(self).items() if name.endswith("_in_")}
         self._store(features_in, self._columns(), pca, calibration)
         return self
+
+
+def _normal(steps: StepReader, y: Any) -> StepReader:
+    """Leave out the samples that are labelled anomalous."""
+    rows = normal_rows(y, steps.n_samples)
+    return steps if rows is None else steps.keep(rows)

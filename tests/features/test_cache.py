@@ -77,7 +77,8 @@ def test_a_grid_search_from_paths_runs_the_network_once_per_image(
     assert sum(network) == len(paths) == cache.n_images
     np.testing.assert_allclose(search.cv_results_["mean_test_score"], plain.cv_results_["mean_test_score"])
     assert search.best_score_ == 1
-    refitted = make_pipeline(**search.best_params_).fit(paths)
+    normal = [path for path, label in zip(paths, y, strict=True) if label == 1]  # a refit learns no defects
+    refitted = make_pipeline(**search.best_params_).fit(normal)
     np.testing.assert_allclose(search.score_samples(paths), refitted.score_samples(paths), rtol=1e-4)
 
 

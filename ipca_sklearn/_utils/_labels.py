@@ -18,7 +18,7 @@ def check_labels(y: Any, name: str = "y") -> np.ndarray:
         There are other labels. The message shows them and how to convert the usual ones.
     """
     labels = column_or_1d(y)
-    unknown = sorted(set(np.unique(labels).tolist()) - {1, -1}, key=str)
+    unknown = _unknown(labels)
     if unknown:
         raise ValueError(
             f"{name} has the labels {unknown[:5]}; normal is +1 and anomalous -1. For a column with 1 for anomalous "
@@ -48,7 +48,7 @@ def normal_rows(y: Any, n_samples: int) -> np.ndarray | None:
     if labels.shape not in ((n_samples,), (n_samples, 1)):
         raise ValueError(f"y has shape {labels.shape} and X has {n_samples} samples: give one label for each")
     labels = labels.reshape(-1)
-    unknown = sorted(set(np.unique(labels).tolist()) - {1, -1}, key=str)
+    unknown = _unknown(labels)
     if unknown:
         warnings.warn(
             f"y has the labels {unknown[:5]} and is ignored: all {n_samples} samples are learnt as normal ones. Label "
@@ -68,3 +68,8 @@ def normal_rows(y: Any, n_samples: int) -> np.ndarray | None:
         stacklevel=5,
     )
     return rows
+
+
+def _unknown(labels: np.ndarray) -> list[Any]:
+    """Return the labels that are neither +1 nor -1, sorted as text."""
+    return sorted(set(np.unique(labels).tolist()) - {1, -1}, key=str)

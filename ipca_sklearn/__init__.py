@@ -6,11 +6,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ipca_sklearn._version import __version__
-from ipca_sklearn.exceptions import ImageReadError, SkippedImagesWarning
 
 if TYPE_CHECKING:
     from ipca_sklearn.decomposition import BatchedIncrementalPCA
     from ipca_sklearn.detection import PatchGaussianDetector
+    from ipca_sklearn.exceptions import ImageReadError, SkippedImagesWarning
     from ipca_sklearn.features import FeatureCache, PatchFeatureExtractor, PatchFeatures
 
 __all__ = [
@@ -24,13 +24,16 @@ __all__ = [
     "__version__",
 ]
 
-# Imported on first use: a PCA needs neither torchvision nor Pillow, and `ipca-sklearn --help` needs no torch.
+# Imported on first use: a PCA needs neither torchvision nor Pillow, and `ipca-sklearn --help` needs neither torch
+# nor scikit-learn.
 _ROOMS = {
     "BatchedIncrementalPCA": "decomposition",
     "FeatureCache": "features",
+    "ImageReadError": "exceptions",
     "PatchFeatureExtractor": "features",
     "PatchFeatures": "features",
     "PatchGaussianDetector": "detection",
+    "SkippedImagesWarning": "exceptions",
 }
 
 

@@ -7,10 +7,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 from uuid import uuid4
 
-from ipca_sklearn._utils._typing import PathLike
+if TYPE_CHECKING:  # it imports torch, and the help of the command line needs none
+    from ipca_sklearn._utils._typing import PathLike
 
 
 def printable(name: object) -> str:

@@ -233,7 +233,7 @@ def test_workers_that_always_die_are_an_error(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[Any]:
-    distributed = pytest.importorskip("distributed", reason="Dask is not installed: pip install 'ipca_sklearn[dask]'")
+    distributed = pytest.importorskip("distributed", reason="Dask is not installed: pip install distributed")
     with (
         distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
         distributed.Client(cluster) as client,

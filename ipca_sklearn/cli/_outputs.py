@@ -153,13 +153,15 @@ def _check_apart(output: Output, files: Sequence[Path], folders: Sequence[Path])
     """Refuse pictures among the images that are read: they would be images of the next run."""
     if output.names is not None:
         images = {file.parent for file in files if file.suffix.lower() in IMAGE_SUFFIXES}
-        for folder in folders:
+        # Links inside a folder lead to others, which are searched with it.
+        searched = {place for place in images if any(place.is_relative_to(folder) for folder in folders)}
+        for folder in (*folders, *sorted(searched)):
             if _lies_in(output.path, folder) or _lies_in(folder, output.path):
                 raise ValueError(
                     f"{output} is, contains or lies in the folder {printable(folder)}, whose images are read: the next "
                     "run would read these pictures too. Name a folder of its own"
                 )
-        for folder in images:
+        for folder in sorted(images):
             if _lies_in(folder, output.path):
                 raise ValueError(
                     f"{output} holds images that are read (in {printable(folder)}): pictures written there are taken "

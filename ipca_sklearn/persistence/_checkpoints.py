@@ -18,6 +18,7 @@ from ipca_sklearn._utils._digests import content, describe, new_digest
 from ipca_sklearn._utils._estimators import adopt, check_repeatable
 from ipca_sklearn._utils._files import remove_leftovers
 from ipca_sklearn._utils._typing import ArrayLike, Images, PathLike
+from ipca_sklearn.detection._calibration import FEW_IMAGES
 from ipca_sklearn.features import PatchFeatures
 from ipca_sklearn.persistence._joblib import load, save
 
@@ -46,7 +47,8 @@ def fit_resumable(
     path : str or path-like
         The checkpoint. Replaced only when the next one is complete.
     every : int, default=1000
-        Samples between checkpoints, rounded up to whole steps of `step_size`. It may differ between runs.
+        Samples between checkpoints, rounded up to whole steps of `step_size`. It may differ between runs. A
+        detector learns up to 64 samples at once.
     callback : callable or None, default=None
         Called after each checkpoint with the number of samples that are learnt.
 
@@ -95,6 +97,8 @@ def fit_resumable(
     features: Any = model[:-1].fit_transform(X) if isinstance(model, Pipeline) and len(model.steps) > 1 else X
     parameters = _parameters(model)
     n_samples, n_done, digest = len(X), 0, _new_digest(X)  # type: ignore[arg-type]
+    if hasattr(learner, "calibration") and n_samples <= FEW_IMAGES:
+        block = n_samples  # each one is scored by a model of the others, so all have to be there at once
     current = clone(learner)
     if stored is not None:
         _check_same_fit(stored, parameters, n_samples)

@@ -1,4 +1,4 @@
-"""Files that are complete or not there at all."""
+"""Files that are complete or not there at all, and names of files that are safe to print."""
 
 from __future__ import annotations
 
@@ -11,6 +11,41 @@ from typing import BinaryIO
 from uuid import uuid4
 
 from ipca_sklearn._utils._typing import PathLike
+
+
+def printable(name: object) -> str:
+    r"""Return a name or a message with everything that is not printable escaped, for errors, warnings and terminals.
+
+    A file name may hold any byte. Printed raw, control characters move the cursor or change the terminal, and bytes
+    that are not UTF-8 cannot be printed at all. Letters of all languages stay as they are.
+
+    Parameters
+    ----------
+    name : str, bytes, path-like or object
+        Paths are taken by their names, other objects by `str`.
+
+    Returns
+    -------
+    str
+        One line, that every terminal and every encoding with these letters can show.
+
+    Examples
+    --------
+    >>> printable("tile\x1b[2J\n.png")
+    'tile\\x1b[2J\\n.png'
+    >>> printable(b"caf\xe9 \xc3\xa9.png")
+    'caf\\xe9 é.png'
+    """
+    text = os.fsdecode(name) if isinstance(name, (str, bytes, os.PathLike)) else str(name)
+    return text if text.isprintable() else "".join(map(_escaped, text))
+
+
+def _escaped(character: str) -> str:
+    if character.isprintable():
+        return character
+    if "\udc80" <= character <= "\udcff":  # a byte that is not UTF-8, as os.fsdecode gives it
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode("ascii")
 
 
 @contextmanager

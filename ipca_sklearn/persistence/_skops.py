@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from sklearn.base import BaseEstimator
 
-from ipca_sklearn._utils._files import remove_leftovers, replacing
+from ipca_sklearn._utils._files import replacing
 from ipca_sklearn._utils._typing import PathLike
 from ipca_sklearn._utils._versions import OldFileError, has_moved
 from ipca_sklearn.persistence._reading import read_model
@@ -95,7 +95,6 @@ def save_skops(model: BaseEstimator, path: PathLike, *, trusted: Iterable[str] =
             )
         if isinstance(value, (torch.dtype, torch.device)):
             raise TypeError(f"{name}={value!r} is an object of torch, which no safe file can hold; set it as a string")
-    remove_leftovers(path, older_than=3600)
     with replacing(path) as file:
         skops_io.dump(model, file)
         file.flush()

@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ipca_sklearn._utils._threads import seeded_torch, tracing_modules
 from ipca_sklearn.features._networks import CutNetwork, build_lite0, build_own, build_torchvision, fold_batch_norms
 from ipca_sklearn.features._timm import build_timm
 from ipca_sklearn.features._weights import Weights
 
-# Tracing a network and torch's random numbers concern the whole process: one thread at a time.
+# Tracing a network concerns the whole process: one thread at a time.
 _BUILDING = threading.RLock()
 
 
@@ -58,8 +59,7 @@ class Backbone(nn.Module):
         self._crop_size = crop_size
         self._compiled: Callable[[Tensor], Any] | None = None
         self.name = source if isinstance(source, str) else type(source).__name__
-        with _BUILDING, torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with _BUILDING, tracing_modules(), seeded_torch(seed):
             cut = _build(source, layers, weights, crop_size)
         self.layers, self.mean, self.std = cut.layers, cut.mean, cut.std
         self.network = cut.network.eval().requires_grad_(False)

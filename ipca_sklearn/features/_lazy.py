@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Any
 
@@ -260,15 +261,31 @@ class PatchFeatures:
         self, features: Tensor, rows: np.ndarray, group: np.ndarray, stored: StoredFeatures, pages: dict[int, str]
     ) -> dict[int, str]:
         """Read some rows of a group from the cache; return those that could not be read, and the reasons."""
-        skipped = {}
-        for row in rows.tolist():
-            if not stored.read(group[row], features[row]):  # the file has gone since, or is broken: compute it
-                ((alone, unreadable),) = PatchFeatures(self._images, group[[row]], self._settings)._read(
-                    1, False, pages
-                )
-                features[row] = alone[0]
-                if unreadable:
-                    skipped[row] = unreadable[0]
+        skipped: dict[int, str] = {}
+        if not len(rows):
+            return skipped
+        on_cpu = features.device.type == "cpu"
+        host = features if on_cpu else torch.empty(features.shape)
+
+        def read(row: int) -> bool:
+            return stored.read(group[row], host[row].numpy())
+
+        # As many threads as torch would copy with: half of the time goes into the checksums.
+        with ThreadPoolExecutor(min(len(rows), torch.get_num_threads())) as pool:
+            are_whole = list(pool.map(read, rows.tolist()))
+        for row, is_whole in zip(rows.tolist(), are_whole, strict=True):
+            if is_whole:
+                if not on_cpu:
+                    features[row] = host[row]
+                continue
+            # The file has gone since, or is damaged: compute and write it anew.
+            alone_features = PatchFeatures(self._images, group[[row]], self._settings)
+            ((alone, unreadable),) = alone_features._read(1, False, pages)
+            features[row] = alone[0]
+            if unreadable:
+                skipped[row] = unreadable[0]
+            else:
+                stored.write(group[row], features[row])
         return skipped
 
     def _stored(self) -> StoredFeatures | None:

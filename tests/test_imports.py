@@ -78,6 +78,7 @@ def test_lazy_names_are_listed_before_they_are_used():
 
 def test_exceptions_are_public():
     assert list(exceptions.__all__) == sorted(exceptions.__all__)
+    assert exceptions.FewImagesWarning is ipca_sklearn.FewImagesWarning
     assert exceptions.ImageReadError is ipca_sklearn.ImageReadError
     assert exceptions.SkippedImagesWarning is ipca_sklearn.SkippedImagesWarning
     assert issubclass(exceptions.ImageReadError, (OSError, ValueError))

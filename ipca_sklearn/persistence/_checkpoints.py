@@ -317,6 +317,8 @@ def _add_samples(digest: Any, X: Any, start: int, stop: int) -> None:
     part = X[start:stop]
     if not isinstance(part, (Tensor, list, tuple)):
         part = np.asarray(part)  # an array, a memory map, a data frame, ...
+        if part.dtype.hasobject and part.shape[1:] == (1,):  # a column of paths
+            part = part[:, 0]
     if isinstance(part, Tensor) or getattr(part, "ndim", 1) > 1:
         digest.update(content(part))
         return

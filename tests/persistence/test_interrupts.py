@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from PIL import Image
+from sklearn.pipeline import make_pipeline
 
-from ipca_sklearn import PatchGaussianDetector
+from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector
 from ipca_sklearn.persistence import fit_resumable
 from ipca_sklearn.persistence._checkpoints import load_checkpoint
 
@@ -52,3 +54,17 @@ def test_other_samples_are_refused_with_the_name_of_the_file_to_remove(tmp_path)
             fit_resumable(PatchGaussianDetector(3), samples, path)
     with pytest.raises(ValueError, match=r"remove .*check\\x1bpoint to start again"):
         fit_resumable(PatchGaussianDetector(2), X, path)
+
+
+def test_files_in_a_column_of_paths_are_compared(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    paths = [str(tmp_path / f"{number}.png") for number in range(20)]
+    for path, image in zip(paths, np.random.default_rng(0).integers(0, 255, (20, 16, 16, 3), np.uint8), strict=True):
+        Image.fromarray(image).save(path)
+    extractor = PatchFeatureExtractor("resnet18", weights=None, image_size=16, crop_size=16, random_state=0)
+    pipe, path = make_pipeline(extractor, PatchGaussianDetector(2)), tmp_path / "checkpoint"
+    fit_resumable(pipe, pandas.DataFrame({"path": paths}), path)
+    fit_resumable(pipe, pandas.DataFrame({"path": paths}), path, callback=pytest.fail)  # it is complete
+    (tmp_path / "3.png").write_bytes(b"another image")
+    with pytest.raises(ValueError, match="the checkpoint has other samples"):
+        fit_resumable(pipe, pandas.DataFrame({"path": paths}), path)

@@ -67,8 +67,8 @@ def fit(
     ------
     ValueError
         There are no partitions. A step cannot be repeated in another process (it is random, without an integer
-        `random_state`). The backend of joblib cannot give results one by one (`"multiprocessing"`). Or what `fit` raises for a partition; a note at the end of the traceback names the partition.
-        The estimator is unchanged.
+        `random_state`). The backend of joblib is `"multiprocessing"`. Or what `fit` raises for a
+        partition; a note at the end of the traceback names the partition. The estimator is unchanged.
     BrokenProcessPool
         Worker processes died several times in a row.
 

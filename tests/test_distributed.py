@@ -199,7 +199,7 @@ def test_a_backend_that_cannot_give_results_one_by_one_is_refused_and_others_are
     detector = make_detector()
     with (
         joblib.parallel_config(backend="multiprocessing", n_jobs=2),
-        pytest.raises(ValueError, match="MultiprocessingBackend cannot .* 'threading' or 'dask'"),
+        pytest.raises(ValueError, match=r"MultiprocessingBackend cannot .* 'threading' or 'dask'"),
     ):
         fit(detector, np.split(arrays(), 2))
     assert not hasattr(detector, "pca_")

@@ -62,7 +62,7 @@ class Commands(TyperGroup):
         try:
             with warnings.catch_warnings():
                 if not debug:
-                    warnings.showwarning = _show_warning
+                    warnings.showwarning = _Shower()
                 return super().invoke(ctx)
         except BrokenPipeError:
             raise
@@ -93,5 +93,16 @@ def _is_or_follows(error: BaseException | None, kind: type[BaseException]) -> bo
     return error is not None
 
 
-def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    warn(message)
+class _Shower:
+    """Prints warnings as lines, and one of those that come again with each step of images."""
+
+    _REPEATED = ("MultiPageImageWarning",)  # by name, because the class is in a room that imports scikit-learn
+
+    def __init__(self) -> None:
+        self._shown: set[str] = set()
+
+    def __call__(self, message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+        name = category.__name__
+        if name not in self._REPEATED or name not in self._shown:
+            warn(message)
+        self._shown.add(name)

@@ -11,9 +11,8 @@ import typer
 from sklearn.pipeline import Pipeline
 
 from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector
-from ipca_sklearn._utils._files import printable
+from ipca_sklearn._utils._files import naming, printable
 from ipca_sklearn.cli._outputs import PICTURES, Output, check_outputs
-from ipca_sklearn.cli._writing import naming
 from ipca_sklearn.datasets import make_textures
 from ipca_sklearn.inspection import AnomalyMapDisplay
 from ipca_sklearn.metrics import aupro_score, image_roc_auc_score, pixel_roc_auc_score

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import typer
 from sklearn.pipeline import Pipeline
 
-from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector, __version__, persistence
+from ipca_sklearn import FewImagesWarning, PatchFeatureExtractor, PatchGaussianDetector, __version__, persistence
 from ipca_sklearn._utils._files import printable
 from ipca_sklearn.cli._commands import INTERRUPTED
 from ipca_sklearn.cli._common import Device, ModelFile, OnError, find_images, folders_of, open_model
@@ -86,7 +87,11 @@ def fit(
             persistence.fit_resumable(pipe, paths, checkpoint, every=checkpoint_every, callback=progress.show)
     except KeyboardInterrupt:
         saved = checkpoint.exists()
-        again = f"the same command goes on from there ({printable(checkpoint)})" if saved else "nothing was learnt yet"
+        again = (
+            f"the same command goes on from there ({printable(checkpoint)})"
+            if saved
+            else "too few images were learnt to be saved; the same command starts again"
+        )
         typer.echo(f"\ninterrupted: {again}", err=True)
         raise typer.Exit(INTERRUPTED) from None
     pipe.learnt_from_ = [_record(folders, pipe[-1].n_samples_seen_)]
@@ -121,7 +126,10 @@ def update(
     size = 16 * (pipe[-1].step_size or 16)
     with Progress(len(paths)) as progress:
         for start in range(0, len(paths), size):
-            pipe[-1].partial_fit(features[start : start + size])
+            with warnings.catch_warnings():
+                if start + size < len(paths):  # that images are few counts at the end
+                    warnings.simplefilter("ignore", FewImagesWarning)
+                pipe[-1].partial_fit(features[start : start + size])
             progress.show(min(start + size, len(paths)))
     pipe.learnt_from_ = [*getattr(pipe, "learnt_from_", []), _record(folders, pipe[-1].n_samples_seen_ - n_before)]
     persistence.save(pipe, place.path)

@@ -126,7 +126,7 @@ def _score(pipe: Pipeline, paths: list[Path]) -> list[dict[str, Any]]:
             "anomaly_map": anomaly_map,
         }
         try:
-            row["size"] = image_size(path)
+            row["size"] = image_size(path, extractor.max_pixels)
         except Exception as error:  # the file has gone or changed since it was scored
             row["error"] = _undrawable(error)
             continue
@@ -138,13 +138,14 @@ def _score(pipe: Pipeline, paths: list[Path]) -> list[dict[str, Any]]:
 def _draw(pipe: Pipeline, row: dict[str, Any], with_map: bool, page: HtmlReport | None) -> dict[str, Image.Image]:
     """Return the pictures of a row that show its image; if that cannot be read any more, the row gets the reason."""
     pictures: dict[str, Image.Image] = {}
+    limit = pipe[0].max_pixels
     if row["error"] is not None:
         return pictures
     try:
         if with_map:
-            pictures["map"] = overlay(pipe, row["anomaly_map"], open_upright(row["path"]))
+            pictures["map"] = overlay(pipe, row["anomaly_map"], open_upright(row["path"], max_pixels=limit))
         if page is not None:
-            thumbnail = open_upright(row["path"], page.thumbnail_size)
+            thumbnail = open_upright(row["path"], page.thumbnail_size, limit)
             pictures |= {"thumbnail": thumbnail, "heat_map": overlay(pipe, row["anomaly_map"], thumbnail)}
     except ImportError:  # of matplotlib: not the image's fault
         raise

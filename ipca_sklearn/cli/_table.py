@@ -7,8 +7,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from ipca_sklearn._utils._files import naming
 from ipca_sklearn.cli._text import standard_output, to_json
-from ipca_sklearn.cli._writing import naming
 
 COLUMNS = ("path", "score", "p_value", "label", "top", "left", "height", "width", "error")
 

@@ -38,11 +38,12 @@ def refuse_test_images(folders: Iterable[Path], images: Iterable[Path]) -> None:
 
 def _refuse_root(folder: Path, parts: tuple[str, ...]) -> None:
     """Refuse a folder that has images at `parts`, if these lie in a part of a data set that is not for learning."""
-    names = [part.lower() for part in parts]
-    for depth, name in enumerate(names):
-        if name in ("test", "ground_truth") or names[depth : depth + 2] == ["train", "good"]:
-            root = folder.joinpath(*parts[:depth])
-            good = root / "train" / "good"
+    for depth in range(len(parts)):
+        root = folder.joinpath(*parts[:depth])
+        good = root / "train" / "good"
+        # The names of a data set, not of any folder that happens to be called "test".
+        beside = [name for name in ("train", "test", "ground_truth") if (root / name).is_dir()]
+        if good.is_dir() or (parts[depth] in beside and parts[depth] != "train" and len(beside) > 1):
             advice = f"Name {printable(good)}" if good.is_dir() else "Name the folder of normal images alone"
             raise ValueError(
                 f"{printable(folder)} is or holds a data set ({printable(root / parts[depth])}): its test images, "

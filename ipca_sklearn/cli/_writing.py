@@ -1,34 +1,20 @@
-"""Writing: errors that name the file, and folders of pictures."""
+"""Folders of pictures: their names, and what is there of earlier runs."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
 from PIL import Image
 
-from ipca_sklearn._utils._files import printable
+from ipca_sklearn._utils._files import naming, printable
 from ipca_sklearn.cli._text import warn
 
 _LONGEST_NAME = 255  # bytes, on most file systems
 _OURS = re.compile(r"\d{6,}_.*\.png", re.DOTALL)
-
-
-@contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Name the file in the errors of writing to it: the system's own, such as a full disk, name none."""
-    try:
-        yield
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        if error.filename is not None or error.errno is None:
-            raise
-        raise OSError(error.errno, f"cannot write: {os.strerror(error.errno)}", str(path)) from error
 
 
 def picture_names(images: Sequence[Path]) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import errno
 import json
 import math
 import os
@@ -21,7 +20,7 @@ from ipca_sklearn.cli import _progress, app
 from ipca_sklearn.cli._commands import COMMANDS, load_command
 from ipca_sklearn.cli._table import COLUMNS, Table
 from ipca_sklearn.cli._text import one_line, to_json
-from ipca_sklearn.cli._writing import PictureFolder, naming, picture_names
+from ipca_sklearn.cli._writing import PictureFolder, picture_names
 
 runner = CliRunner()
 
@@ -165,15 +164,14 @@ def test_cells_that_a_spreadsheet_would_run_are_text(tmp_path):
 
 
 def test_a_full_disk_is_told_with_the_file(tmp_path):
-    with pytest.raises(OSError, match=r"No space left on device.*full\.csv"), naming(tmp_path / "full.csv"):
-        raise OSError(errno.ENOSPC, "No space left on device")
-    if os.path.exists("/dev/full"):
-        link = tmp_path / "full.csv"
-        link.symlink_to("/dev/full")
-        with pytest.raises(OSError, match=r"No space left on device.*full\.csv"), ExitStack() as stack:
-            table = Table(link, stack)
-            for _ in range(10_000):
-                table.write(dict.fromkeys(COLUMNS))
+    if not os.path.exists("/dev/full"):
+        pytest.skip("there is no /dev/full")
+    link = tmp_path / "full.csv"
+    link.symlink_to("/dev/full")
+    with pytest.raises(OSError, match=r"No space left on device.*full\.csv"), ExitStack() as stack:
+        table = Table(link, stack)
+        for _ in range(10_000):
+            table.write(dict.fromkeys(COLUMNS))
 
 
 def test_pictures_of_earlier_runs_stay_and_are_told(tmp_path, capsys):

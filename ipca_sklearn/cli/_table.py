@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from ipca_sklearn._utils._files import naming
+from ipca_sklearn._utils._files import naming, printable
 from ipca_sklearn.cli._text import standard_output, to_json
 
 COLUMNS = ("path", "score", "p_value", "label", "top", "left", "height", "width", "error")
@@ -21,7 +21,8 @@ class Table:
 
     Bytes of file names that are not UTF-8 are written as they are to CSV, and as lone surrogates to JSON, so that
     Python's `errors="surrogateescape"` gives the name back. In CSV, text that a spreadsheet would run as a formula gets
-    a `'` before it. In JSON, numbers that are not finite are null.
+    a `'` before it, and in a terminal all that could control it is escaped. In JSON, numbers that are not finite are
+    null.
 
     Parameters
     ----------
@@ -39,6 +40,7 @@ class Table:
             opened = path.open("w", encoding="utf-8", errors="surrogateescape", newline="")
             self._stream = stack.enter_context(opened)
             stack.enter_context(naming(path))  # what is still in the buffer is written when the file is closed
+        self._in_terminal = self._stream.isatty()
         self._csv = None if path.suffix.lower() == ".jsonl" else csv.DictWriter(self._stream, COLUMNS)
         if self._csv is not None:
             self._csv.writeheader()
@@ -47,10 +49,12 @@ class Table:
         """Write one row."""
         with naming(self._path):
             if self._csv is not None:
-                self._csv.writerow({name: _cell(row[name]) for name in COLUMNS})
+                self._csv.writerow({name: self._cell(row[name]) for name in COLUMNS})
             else:
                 self._stream.write(to_json({name: row[name] for name in COLUMNS}) + "\n")
 
-
-def _cell(value: Any) -> Any:
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA_STARTS) else value
+    def _cell(self, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        text = f"'{value}" if value.startswith(_FORMULA_STARTS) else value
+        return printable(text) if self._in_terminal else text

@@ -163,6 +163,13 @@ def test_cells_that_a_spreadsheet_would_run_are_text(tmp_path):
     assert b"\xff.png" in path.read_bytes()
 
 
+def test_a_table_in_a_terminal_controls_nothing(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    with ExitStack() as stack:
+        Table(Path("-"), stack).write(dict.fromkeys(COLUMNS) | {"path": "a\x1b[2J\udce9.png"})
+    assert capsys.readouterr().out.splitlines()[1].startswith(r"a\x1b[2J\xe9.png,")
+
+
 def test_a_full_disk_is_told_with_the_file(tmp_path):
     if not os.path.exists("/dev/full"):
         pytest.skip("there is no /dev/full")

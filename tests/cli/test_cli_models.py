@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from ipca_sklearn.cli import app
+from ipca_sklearn.cli import _predict, app
 from ipca_sklearn.datasets import make_textures
 from ipca_sklearn.persistence import load
 
@@ -71,6 +71,32 @@ def test_an_unreadable_image_is_a_row_with_its_error_and_exit_code_3(root, tmp_p
     assert [bool(row["error"]) for row in rows] == [False, True, True]
     assert "broken.png" in rows[1]["error"] and rows[1]["score"] == ""
     assert "2 of 3 images cannot be read" in done.stderr
+
+
+def test_files_that_go_while_predict_runs_are_rows_with_the_reason(root, tmp_path, monkeypatch):
+    for name in ("a", "b", "c"):
+        shutil.copy(next((root / "test" / "good").iterdir()), tmp_path / f"{name}.png")
+    size, opened = _predict.image_size, _predict.open_upright
+
+    def size_of_what_is_there(path, *options):
+        (tmp_path / "a.png").unlink(missing_ok=True)  # scored, but not measured
+        return size(path, *options)
+
+    def open_what_is_there(path, *options, **named):
+        (tmp_path / "b.png").unlink(missing_ok=True)  # measured, but not drawn
+        return opened(path, *options, **named)
+
+    monkeypatch.setattr(_predict, "image_size", size_of_what_is_there)
+    monkeypatch.setattr(_predict, "open_upright", open_what_is_there)
+    outputs = ["-o", tmp_path / "rows.jsonl", "--maps", tmp_path.with_name("maps"), "--report", tmp_path / "r.html"]
+    paths = [tmp_path / f"{name}.png" for name in ("a", "b", "c", "never")]
+    run("predict", root / "model.joblib", *paths, *outputs, "--device", "cpu", code=3)
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert [row["score"] is not None for row in rows] == [True, True, True, False]
+    for row in rows[:2]:
+        assert row["error"].startswith("scored, but then it could not be read again: no image at")
+    assert rows[0]["top"] is None and rows[1]["top"] is not None
+    assert rows[2]["error"] is None and rows[3]["error"].startswith("no image at")
 
 
 def test_paths_come_through_a_pipe(root):

@@ -8,6 +8,7 @@ from PIL import Image
 from sklearn.pipeline import make_pipeline
 
 from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector
+from ipca_sklearn.decomposition._base import Learning
 from ipca_sklearn.persistence import fit_resumable
 from ipca_sklearn.persistence._checkpoints import load_checkpoint
 
@@ -41,6 +42,28 @@ def test_ctrl_c_keeps_the_blocks_that_are_complete(stop_at, n_kept, tmp_path):
         assert load_checkpoint(path).n_done == detector.n_samples_seen_ == n_kept
     resumed, whole = fit_resumable(PatchGaussianDetector(3), X, path), PatchGaussianDetector(3).fit(X)
     assert resumed.offset_ == whole.offset_
+    np.testing.assert_array_equal(resumed.score_samples(X), whole.score_samples(X))
+
+
+@pytest.mark.parametrize("n_steps", [9, 12, 15])
+def test_ctrl_c_between_steps_leaves_the_last_whole_block(n_steps, tmp_path, monkeypatch):
+    X = np.random.default_rng(0).normal(size=(300, 6, 8)).astype(np.float32)
+    advance, calls = Learning.advance, []
+
+    def interrupted(self, step):
+        calls.append(len(step))
+        if len(calls) > n_steps:
+            raise KeyboardInterrupt
+        return advance(self, step)
+
+    path, detector = tmp_path / "checkpoint", PatchGaussianDetector(3)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Learning, "advance", interrupted)
+        fit_resumable(detector, X, path)
+    assert load_checkpoint(path).n_done == 128
+    expected = PatchGaussianDetector(3).fit(X[:128])
+    np.testing.assert_array_equal(detector.score_samples(X), expected.score_samples(X))
+    resumed, whole = fit_resumable(PatchGaussianDetector(3), X, path), PatchGaussianDetector(3).fit(X)
     np.testing.assert_array_equal(resumed.score_samples(X), whole.score_samples(X))
 
 

@@ -16,7 +16,7 @@ from sklearn.pipeline import Pipeline
 
 from ipca_sklearn._utils._estimators import adopt, check_repeatable
 from ipca_sklearn._utils._sklearn_compat import get_active_backend
-from ipca_sklearn._utils._threads import restored_torch_threads
+from ipca_sklearn._utils._threads import own_torch_threads
 from ipca_sklearn._utils._typing import ArrayLike, DeviceLike, Images
 
 __all__ = ["fit", "fit_rank"]
@@ -200,9 +200,7 @@ def _fit_partition(
     """Return what a model learns from a partition: its fitted first steps (None if it has none), and its last step."""
     device = None if devices is None else devices.get()
     try:
-        with restored_torch_threads():
-            if n_threads is not None:
-                torch.set_num_threads(n_threads)
+        with own_torch_threads(n_threads):
             model = clone(model)
             if device is not None:
                 model.set_params(**{name: device for name in model.get_params() if _last_part(name) == "device"})
@@ -318,13 +316,12 @@ def _fit_on_devices(
         free.put(device)
     threads = n_threads or max(1, torch.get_num_threads() // len(devices))
     parallel = joblib.Parallel(n_jobs=len(devices), backend="threading", return_as="generator")
-    with restored_torch_threads():
-        return _merge_all(
-            parallel(
-                joblib.delayed(_fit_partition)(model, partition, index, threads, free)
-                for index, partition in enumerate(partitions)
-            )
+    return _merge_all(
+        parallel(
+            joblib.delayed(_fit_partition)(model, partition, index, threads, free)
+            for index, partition in enumerate(partitions)
         )
+    )
 
 
 def _fit_on_dask(model: Any, partitions: Sequence[Any], n_threads: int) -> tuple[Any, Any]:

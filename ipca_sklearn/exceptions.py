@@ -4,11 +4,26 @@ from __future__ import annotations
 
 from sklearn.exceptions import InconsistentVersionWarning
 
-__all__ = ["ImageReadError", "InconsistentPackageVersionWarning", "SkippedImagesWarning"]
+__all__ = [
+    "FewImagesWarning",
+    "ImageReadError",
+    "InconsistentPackageVersionWarning",
+    "MissingImageError",
+    "MultiPageImageWarning",
+    "SkippedImagesWarning",
+]
 
 
 class ImageReadError(OSError, ValueError):
     """An image cannot be read. The message names the image, the reason and the remedy."""
+
+
+class FewImagesWarning(UserWarning):
+    """The images are too few for what was asked. The message says what was done, and how many images it takes."""
+
+
+class MissingImageError(ImageReadError, FileNotFoundError):
+    """There is no file where an image should be: it was never there, or it has been removed since it was listed."""
 
 
 class InconsistentPackageVersionWarning(InconsistentVersionWarning):
@@ -20,6 +35,10 @@ class InconsistentPackageVersionWarning(InconsistentVersionWarning):
             f"{self.current_sklearn_version}: it may fail or give other results. Fit it again, or load it with the "
             "version that stored it"
         )
+
+
+class MultiPageImageWarning(UserWarning):
+    """Files have several pages or frames, and only the first of each is read. The message names some of them."""
 
 
 class SkippedImagesWarning(UserWarning):

@@ -6,6 +6,8 @@ change.
 
 from __future__ import annotations
 
+from typing import Any
+
 from joblib.externals.loky import ProcessPoolExecutor  # a pool whose workers survive a fork of torch's threads
 from joblib.parallel import LokyBackend, get_active_backend  # the backend that `joblib.parallel_config` names
 from sklearn.base import _fit_context as fit_context  # validates parameters and runs callbacks around `fit`
@@ -22,5 +24,11 @@ __all__ = [
     "fit_context",
     "get_active_backend",
     "num_samples",
+    "validate_parameters",
     "validate_params",
 ]
+
+
+def validate_parameters(estimator: Any) -> None:
+    """Raise scikit-learn's InvalidParameterError (a ValueError) if a parameter does not meet its constraints."""
+    estimator._validate_params()

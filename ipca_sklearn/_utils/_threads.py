@@ -1,33 +1,121 @@
-"""The number of threads of torch: one guard for every pool of this package.
+"""What torch keeps for the whole process: the number of threads, the random generator, and how modules are called.
 
-`torch.set_num_threads` in a worker thread also sets what threads that start later begin with, in the whole process.
-Whoever sets it restores the caller's number.
+`torch.set_num_threads` sets the number of the calling thread, and also that of all threads that start later. Whoever
+sets it here restores the second at once, not at the end: overlapping users would restore each other's numbers.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import torch
 
+_SETTING = threading.Lock()
+_DRAWING = threading.RLock()
+_CALLING = threading.Condition()
+_n_calling = 0
+_n_tracing = 0
+
 
 @contextmanager
-def restored_torch_threads() -> Iterator[int]:
-    """Yield the number of threads of torch, and set it again at the end."""
-    n_threads = torch.get_num_threads()
+def own_torch_threads(n_threads: int | None) -> Iterator[None]:
+    """Set the number of torch's threads for the calling thread alone, until the end of the block; None keeps it."""
+    before = torch.get_num_threads()
+    if n_threads is not None:
+        _set_own(n_threads)
     try:
-        yield n_threads
+        yield
     finally:
-        torch.set_num_threads(n_threads)
+        if torch.get_num_threads() != before:
+            _set_own(before)
 
 
 @contextmanager
 def single_threaded_workers(n_workers: int) -> Iterator[ThreadPoolExecutor]:
     """Yield a pool whose workers use one thread of torch each."""
-    with (
-        restored_torch_threads(),
-        ThreadPoolExecutor(n_workers, initializer=torch.set_num_threads, initargs=(1,)) as pool,
-    ):
+    with ThreadPoolExecutor(n_workers) as pool:
+        with _SETTING:
+            torch.get_num_threads()  # a thread takes its number at its first use of torch: before workers set theirs
+            # Each worker waits for the others, so that each is set once, and none starts after the number is restored.
+            all_run = threading.Barrier(n_workers)
+            try:
+                numbers = list(pool.map(_become_single_threaded, [all_run] * n_workers))
+            except BaseException:
+                all_run.abort()  # else the pool would wait for them for ever
+                raise
+            _set_for_new_threads(numbers[0])
         yield pool
+
+
+def _become_single_threaded(all_run: threading.Barrier) -> int:
+    """Set the number of a new thread to 1; return what it was, which is that of all new threads."""
+    before = torch.get_num_threads()
+    all_run.wait()
+    torch.set_num_threads(1)
+    return before
+
+
+def _set_own(n_threads: int) -> None:
+    with _SETTING, ThreadPoolExecutor(1) as new_thread:
+        number = new_thread.submit(torch.get_num_threads).result()
+        torch.set_num_threads(n_threads)
+        _set_for_new_threads(number)
+
+
+def _set_for_new_threads(n_threads: int) -> None:
+    """Set the number of threads that start later. The calling thread keeps its own."""
+    if torch.get_num_threads() == n_threads:
+        torch.set_num_threads(n_threads)
+        return
+    thread = threading.Thread(target=torch.set_num_threads, args=(n_threads,))
+    thread.start()
+    thread.join()
+
+
+@contextmanager
+def seeded_torch(seed: int) -> Iterator[None]:
+    """Seed torch's global generator on the CPU until the end of the block, for one thread of this package at a time.
+
+    Code that draws from the global generator (the initialisation of layers, the user's transforms) has no other. What
+    threads of the user draw at the same time is not repeatable.
+    """
+    with _DRAWING, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def calling_modules() -> Iterator[None]:
+    """Call modules in the block: not while another thread of this package traces one."""
+    global _n_calling
+    with _CALLING:
+        _CALLING.wait_for(lambda: _n_tracing == 0)
+        _n_calling += 1
+    try:
+        yield
+    finally:
+        with _CALLING:
+            _n_calling -= 1
+            _CALLING.notify_all()
+
+
+@contextmanager
+def tracing_modules() -> Iterator[None]:
+    """Trace a module in the block, alone: `torch.fx` replaces the call of all modules, in all threads, while it traces.
+
+    Without it, a network that runs in another thread raises `NameError: module is not installed as a submodule`.
+    """
+    global _n_tracing
+    with _CALLING:
+        _n_tracing += 1  # those who call from now on wait
+    try:
+        with _CALLING:
+            _CALLING.wait_for(lambda: _n_calling == 0)
+        yield
+    finally:
+        with _CALLING:
+            _n_tracing -= 1
+            _CALLING.notify_all()

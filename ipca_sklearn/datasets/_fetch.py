@@ -8,12 +8,16 @@ import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
 
-from PIL import Image, UnidentifiedImageError
 from sklearn.datasets import get_data_home
 from sklearn.utils import Bunch
 
+from ipca_sklearn._utils._files import naming
 from ipca_sklearn.datasets._magnetic_tile import load_magnetic_tile, photos_and_masks
+from ipca_sklearn.exceptions import ImageReadError
+from ipca_sklearn.features._formats import open_image
 
+# The whole set has about a tenth of this.
+_MAX_BYTES = 2_000_000_000
 _FOLDER_NAME = "magnetic_tile"
 _BASE_URL = "https://github.com/abin24/Magnetic-tile-defect-datasets."
 # The host packs archives on request and may pack the same files to other bytes later, so a fixed checksum would fail.
@@ -154,6 +158,8 @@ def _unpack(archive: Path, folder: Path) -> None:
             parts = PurePosixPath(name.replace("\\", "/")).parts
             if ".." in parts or name.startswith(("/", "\\")) or ":" in name:
                 raise ValueError(f"the archive's member {name!r} would leave the folder and is refused.")
+        if sum(info.file_size for info in members.infolist()) > _MAX_BYTES:
+            raise ValueError(f"the archive would unpack to more than {_MAX_BYTES / 1e9:g} GB and is refused.")
         for info in members.infolist():
             parts = PurePosixPath(info.filename).parts
             depth = next((i for i, part in enumerate(parts) if part in _EXPECTED_COUNTS), None)
@@ -161,7 +167,8 @@ def _unpack(archive: Path, folder: Path) -> None:
                 continue
             path = folder.joinpath(*parts[depth:])
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(members.read(info))
+            with naming(path):
+                path.write_bytes(members.read(info))
 
 
 def _count_problems(root: Path) -> list[str]:
@@ -183,9 +190,9 @@ def _file_problems(root: Path) -> list[str]:
         photos, masks = photos_and_masks(root / name)
         for path in [*photos, *masks.values()]:
             try:
-                with Image.open(path):
+                with open_image(path):
                     pass
-            except (UnidentifiedImageError, OSError):
+            except ImageReadError:
                 problems.append(f"{name}/Imgs/{path.name} is not an image")
     return problems
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from sklearn.utils import Bunch
 
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+from ipca_sklearn._utils._files import printable
+from ipca_sklearn.features._formats import FORMAT_NAMES, IMAGE_SUFFIXES, OTHER_IMAGE_SUFFIXES
+
 NORMAL_TYPE = "good"
 
 
@@ -35,21 +41,93 @@ def list_images(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES, *, rec
         Lower-case suffixes to accept, in any case.
     recursive : bool, default=False
         Also list the subfolders: the images of a folder come first, then those of its subfolders by name. Hidden
-        subfolders are left out, links to folders are not followed.
+        subfolders are left out. A folder that a link leads to is listed once, where it really is if that is here too.
 
     Returns
     -------
     list of Path
+
+    Warns
+    -----
+    UserWarning
+        Files that are images by their suffixes, but of a format that is not read, with the number of each suffix.
+        Links to folders that are listed already, or that lead back (a loop), and are passed over.
     """
     found: list[Path] = []
-    for parent, subfolders, names in os.walk(folder):
-        found += [
-            Path(parent, name)
-            for name in sorted(names)
-            if not name.startswith(".") and Path(name).suffix.lower() in suffixes
-        ]
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith(".")) if recursive else []
+    others: Counter[str] = Counter()
+    passed_over: list[str] = []
+    only_this = ((parent, names) for parent, _, names in itertools.islice(_visible(folder), 1))
+    for parent, names in _folders(str(folder), passed_over) if recursive else only_this:
+        for name in sorted(names):
+            suffix = Path(name).suffix.lower()
+            if not name.startswith(".") and suffix in suffixes:
+                found.append(Path(parent, name))
+            elif not name.startswith(".") and suffix in OTHER_IMAGE_SUFFIXES:
+                others[suffix] += 1
+    if others:
+        counts = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
+        warnings.warn(
+            f"{printable(folder)} has images of formats that are not read, and that are passed over: {counts}. Convert "
+            f"them ({FORMAT_NAMES} are read), or ignore this warning",
+            UserWarning,
+            stacklevel=3,
+        )
+    if passed_over:
+        shown = ", ".join(map(printable, passed_over[:3]))
+        more = f" and {len(passed_over) - 3} more" if len(passed_over) > 3 else ""
+        warnings.warn(
+            f"folders that links lead to a second time, or back to, are listed once: passed over are {shown}{more}",
+            UserWarning,
+            stacklevel=3,
+        )
     return found
+
+
+def _visible(root: Path | str) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Walk like `os.walk` in sorted order, without following links, and leave out hidden folders."""
+    for parent, subfolders, names in os.walk(root):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        yield parent, subfolders, names
+
+
+def _folders(root: str, passed_over: list[str]) -> Iterator[tuple[str, list[str]]]:
+    """Yield a folder, its subfolders and those that links lead to, each once, with the names of their files.
+
+    Folders that are not listed again are added to `passed_over`.
+    """
+    # What is really here comes before what links lead to, so that a link to a neighbour does not take its place.
+    here = {_identity(parent) for parent, _, _ in _visible(root)}
+    listed = set(here)
+    waiting = [root]
+    while waiting:
+        parent = waiting.pop()
+        chosen = []
+        for _, subfolders, names in _visible(parent):
+            yield parent, names
+            for path in (os.path.join(parent, name) for name in subfolders):
+                identity = _identity(path)
+                is_link = os.path.islink(path)
+                if identity in here and not is_link:
+                    chosen.append(path)
+                elif identity in listed or (is_link and identity in map(_identity, _above(path))):
+                    passed_over.append(path)
+                else:
+                    listed.add(identity)
+                    chosen.append(path)
+            break
+        waiting += reversed(chosen)
+
+
+def _identity(folder: str) -> tuple[int, int]:
+    """Return what tells a folder from others, whatever path leads to it."""
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
+
+
+def _above(path: str) -> Iterable[str]:
+    """Return the real folders that a link is in: following a link to one of them leads round."""
+    folder = Path(os.path.realpath(os.path.dirname(path)))
+    return [str(folder), *map(str, folder.parents)]
 
 
 def require_images(folder: Path, what: str, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[Path]:
@@ -77,7 +155,9 @@ def require_images(folder: Path, what: str, suffixes: tuple[str, ...] = IMAGE_SU
     images = list_images(folder, suffixes)
     if not images:
         state = "has no images" if folder.is_dir() else "does not exist"
-        raise FileNotFoundError(f"no {what} found: {folder} {state}; expected files ending in {', '.join(suffixes)}.")
+        raise FileNotFoundError(
+            f"no {what} found: {printable(folder)} {state}; expected files ending in {', '.join(suffixes)}."
+        )
     return images
 
 

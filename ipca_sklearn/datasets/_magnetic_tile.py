@@ -7,8 +7,8 @@ from pathlib import Path
 
 from sklearn.utils import Bunch
 
+from ipca_sklearn._utils._files import printable
 from ipca_sklearn.datasets._folders import (
-    IMAGE_SUFFIXES,
     NORMAL_TYPE,
     Sample,
     existing_root,
@@ -16,6 +16,7 @@ from ipca_sklearn.datasets._folders import (
     make_bunch,
     require_images,
 )
+from ipca_sklearn.features._formats import IMAGE_SUFFIXES
 
 LAYOUT = "MT_Free/Imgs/*.jpg and MT_<type>/Imgs/*.jpg, each with a mask *.png of the same name"
 NORMAL_FOLDER = "MT_Free"
@@ -45,7 +46,7 @@ def load_magnetic_tile(root: str | os.PathLike[str], *, test_prefix: str = "exp1
 
     No image is opened. The expected layout is that of the public repository: ``root/MT_Free/Imgs`` has the normal
     images, ``root/MT_<type>/Imgs`` the defective images, and each ``.jpg`` has a mask ``.png`` of the same name. Images
-    may also end in .bmp, .jpeg, .tif, .tiff or .webp, in any case.
+    may also have another suffix of a format that is read (JPEG, BMP, TIFF, WebP, PPM/PGM), in any case.
 
     Parameters
     ----------
@@ -148,8 +149,8 @@ def _defective_images(root: Path) -> list[Sample]:
         for path in photos:
             if path.stem not in masks:
                 raise FileNotFoundError(
-                    f"the defective image {path} has no mask: {path.with_suffix('.png')} does not exist. "
-                    "Add the mask, or remove the image."
+                    f"the defective image {printable(path)} has no mask: {printable(path.with_suffix('.png'))} does "
+                    "not exist. Add the mask, or remove the image."
                 )
             tests.append(Sample(path, folder.name.removeprefix("MT_").lower(), masks[path.stem]))
     if not tests:

@@ -37,7 +37,7 @@ def load_mvtec_ad(root: str | os.PathLike[str], category: str) -> Bunch:
 
     No image is opened. The expected layout is ``root/category/train/good/*``, ``root/category/test/<type>/*`` with
     ``good`` for normal images, and ``root/category/ground_truth/<type>/<name>_mask.*`` for every anomalous image.
-    Images may end in .bmp, .jpeg, .jpg, .png, .tif, .tiff or .webp, in any case.
+    Images have the suffix of a format that is read (PNG, JPEG, BMP, TIFF, WebP, PPM/PGM), in any case.
 
     Parameters
     ----------

@@ -38,7 +38,7 @@ class Fitted(ABC):
         self.state = state
         self.array_type = array_type
         self._bases: dict[torch.device, linalg.Basis] = {}
-        self._operators: dict[tuple[torch.device, str, float], linalg.DistanceOperator] = {}
+        self._operators: dict[tuple[Any, ...], linalg.DistanceOperator] = {}
 
     @property
     @abstractmethod
@@ -55,22 +55,31 @@ class Fitted(ABC):
             self._bases[device] = self._bases[home].to(device)
         return self._bases[device]
 
-    def distance_operator(
-        self, device: torch.device | None = None, *, distance: str, noise_shrinkage: float
-    ) -> linalg.DistanceOperator:
-        """Return what `linalg.patch_distances` needs, on a device (None: that of the state)."""
-        key = (device or self.state.mean.device, distance, noise_shrinkage)
+    def distance_operator(self, device: torch.device | None = None, **how: Any) -> linalg.DistanceOperator:
+        """Return what `linalg.patch_distances` needs, on a device (None: that of the state).
+
+        `how` are `distance` and `noise_shrinkage` of a truncated PCA, or the `ridge` of a full covariance.
+        """
+        device = device or self.state.mean.device
+        key = (device, *sorted(how.items()))
         if key not in self._operators:
-            self._operators[key] = self._make_operator(*key)
+            self._operators[key] = self._make_operator(device, **how)
         return self._operators[key]
+
+    @property
+    def n_scoring_components(self) -> int:
+        """Number of components that distances and likelihoods use."""
+        return self.n_components
+
+    def scoring_basis(self, device: torch.device | None = None) -> linalg.Basis:
+        """Return the components that distances and likelihoods use, on a device (None: that of the state)."""
+        return self.basis(device)
 
     @abstractmethod
     def _make_basis(self) -> linalg.Basis: ...
 
     @abstractmethod
-    def _make_operator(
-        self, device: torch.device, distance: str, noise_shrinkage: float
-    ) -> linalg.DistanceOperator: ...
+    def _make_operator(self, device: torch.device, **how: Any) -> linalg.DistanceOperator: ...
 
     @property
     def overflowed(self) -> bool:
@@ -135,6 +144,7 @@ class FittedPCA(Fitted):
     def __init__(self, state: linalg.State, array_type: str, n_components: int, centering: str) -> None:
         super().__init__(state, array_type)
         self._n_components = n_components
+        self._scoring_basis: linalg.Basis | None = None
         self.centering = centering
 
     @property
@@ -142,11 +152,33 @@ class FittedPCA(Fitted):
         """Number of components, k."""
         return self._n_components
 
-    def _make_basis(self) -> linalg.Basis:
-        return linalg.finalize(self.state, n_components=self.n_components, centering=self.centering)
+    @property
+    def n_scoring_components(self) -> int:
+        """Number of components that distances and likelihoods use: k from 2 k + 1 samples on, else fewer.
 
-    def _make_operator(self, device: torch.device, distance: str, noise_shrinkage: float) -> linalg.DistanceOperator:
-        return linalg.distance_operator(self.basis(device), distance=distance, noise_shrinkage=noise_shrinkage)
+        n samples span n - 1 directions. The noise is estimated from what the components leave: nothing, if k of them
+        take all directions, and distances would be divided by zero. So at least half of the directions are left.
+        """
+        return min(self.n_components, max(0, int((self.state.weight - 1) // 2)))
+
+    def scoring_basis(self, device: torch.device | None = None) -> linalg.Basis:
+        """Return the `n_scoring_components` that distances and likelihoods use (device None: that of the state)."""
+        if self.n_scoring_components == self.n_components:
+            return self.basis(device)
+        if self._scoring_basis is None:
+            self._scoring_basis = self._finalized(self.n_scoring_components)
+        return self._scoring_basis.to(device or self.state.mean.device)
+
+    def _make_basis(self) -> linalg.Basis:
+        return self._finalized(self.n_components)
+
+    def _finalized(self, n_components: int) -> linalg.Basis:
+        return linalg.finalize(self.state, n_components=n_components, centering=self.centering)
+
+    def _make_operator(self, device: torch.device, *, distance: str, noise_shrinkage: float) -> linalg.DistanceOperator:  # type: ignore[override]
+        needs_noise = distance in ("ppca", "factor_analysis")
+        basis = self.scoring_basis(device) if needs_noise else self.basis(device)
+        return linalg.distance_operator(basis, distance=distance, noise_shrinkage=noise_shrinkage)
 
     def _sums(self) -> tuple[Tensor, ...]:
         # Uncentred rows may overflow where the centred sums do not.
@@ -165,16 +197,10 @@ class FittedCovariance(Fitted):
         At least one sample.
     array_type : {"numpy", "torch"}
         The type of the attributes.
-    ridge : float
-        Added to the diagonal of the covariance for distances.
     """
 
     _ARRAYS = ("matrix", "mean")
     _STATE = linalg.ScatterState
-
-    def __init__(self, state: linalg.ScatterState, array_type: str, ridge: float) -> None:
-        super().__init__(state, array_type)
-        self.ridge = ridge
 
     @property
     def n_components(self) -> int:
@@ -184,9 +210,6 @@ class FittedCovariance(Fitted):
     def _make_basis(self) -> linalg.Basis:
         return linalg.finalize_scatter(self.state)
 
-    def _make_operator(self, device: torch.device, distance: str, noise_shrinkage: float) -> linalg.DistanceOperator:
+    def _make_operator(self, device: torch.device, *, ridge: float) -> linalg.DistanceOperator:  # type: ignore[override]
         """Return the operator of the Mahalanobis distance: no direction is left for a residual."""
-        return linalg.whitening_operator(self.state, ridge=self.ridge).to(device)
-
-    def _settings(self) -> dict[str, Any]:
-        return {"ridge": self.ridge}
+        return linalg.whitening_operator(self.state, ridge=ridge).to(device)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from numbers import Real
 from typing import Any
 
 from torch import Tensor
 
 from ipca_sklearn import linalg
 from ipca_sklearn._utils._devices import resolve_device, resolve_dtype
-from ipca_sklearn._utils._sklearn_compat import Interval
 from ipca_sklearn._utils._typing import DeviceLike, DTypeLike
 from ipca_sklearn.decomposition._base import BasePCA
 from ipca_sklearn.decomposition._batched_ipca import BatchedIncrementalPCA
@@ -21,15 +19,13 @@ class FullCovariance(BasePCA):
 
     Parameters
     ----------
-    ridge : float, default=0.01
-        Added to the diagonal of the covariance for distances.
     step_size, forgetting_factor, dtype, device
         As in :class:`BatchedIncrementalPCA`.
 
     Attributes
     ----------
     covariance_ : array of shape (P, m, m), or (m, m) for 2-D input
-        Sample covariance (ddof 1), without the ridge.
+        Sample covariance (ddof 1).
     components_, explained_variance_, mean_, ...
         As in :class:`BatchedIncrementalPCA`, with k = m.
 
@@ -53,23 +49,18 @@ class FullCovariance(BasePCA):
     """
 
     _parameter_constraints: dict = {  # noqa: RUF012  (scikit-learn's own form)
-        "ridge": [Interval(Real, 0, None, closed="left")],
-        **{
-            name: BatchedIncrementalPCA._parameter_constraints[name]
-            for name in ("step_size", "forgetting_factor", "dtype", "device")
-        },
+        name: BatchedIncrementalPCA._parameter_constraints[name]
+        for name in ("step_size", "forgetting_factor", "dtype", "device")
     }
 
     def __init__(
         self,
-        ridge: float = 0.01,
         *,
         step_size: int | None = 16,
         forgetting_factor: float = 1.0,
         dtype: DTypeLike = None,
         device: DeviceLike = None,
     ) -> None:
-        self.ridge = ridge
         self.step_size = step_size
         self.forgetting_factor = forgetting_factor
         self.dtype = dtype
@@ -86,14 +77,14 @@ class FullCovariance(BasePCA):
         else:
             state = fitted.state.to(device)
         state = linalg.update_scatter(state, step.to(device), forgetting_factor=self.forgetting_factor)
-        return FittedCovariance(state, "torch", self.ridge)
+        return FittedCovariance(state, "torch")
 
     def merge(self, other: FullCovariance) -> FullCovariance:
         """Take in what another estimator learnt from other samples; exact. Errors as `BatchedIncrementalPCA.merge`."""
         return self._merge(other, FullCovariance)
 
     def _merged(self, mine: FittedCovariance, theirs: FittedCovariance) -> FittedCovariance:
-        return FittedCovariance(linalg.merge_scatter(mine.state, theirs.state), mine.array_type, self.ridge)
+        return FittedCovariance(linalg.merge_scatter(mine.state, theirs.state), mine.array_type)
 
     @property
     def covariance_(self) -> Any:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -16,13 +16,15 @@ from ipca_sklearn.decomposition._batches import StepReader
 # Most calibration images that are kept: enough for any rate above 1 in 1000.
 MAX_IMAGES = 8192
 
+# Up to this many images each one is scored by a model of the others. From the next on, half of the images make a model
+# that is good enough to score the other half.
+FEW_IMAGES = 64
 
-def n_calibration_images(n_samples: int, weight: float) -> int:
-    """Return how many of the latest images set the thresholds; the scores of earlier ones come from a poorer model.
+# Blocks of few images that are left out in turn.
+N_BLOCKS = 8
 
-    `weight` is the sum of the weights of the samples in the model: less than their number with forgetting.
-    """
-    return min(MAX_IMAGES, max(2, min(n_samples, round(weight)) // 2))
+# How much the slope of a learning curve differs between kinds of images.
+_SLOPE_DEVIATION = 0.2
 
 
 def split_for_calibration(steps: StepReader, calibration: float | str) -> tuple[StepReader, StepReader | None]:
@@ -34,17 +36,113 @@ def split_for_calibration(steps: StepReader, calibration: float | str) -> tuple[
     return learnt, held_out if n_held_out else None
 
 
-def first_scored_image(n_learnt: int, steps: StepReader, calibration: float | str) -> float:
-    """Return the number of the first image to score before it is learnt: earlier scores would be dropped in the end.
-
-    Infinity where the calibration images are held out.
-    """
-    if not isinstance(calibration, str):
-        return np.inf
+def first_scored_image(n_learnt: int, steps: StepReader) -> float:
+    """Return the number of the first image to score before it is learnt: earlier scores would be dropped in the end."""
     if steps.may_skip:  # the total is not known
         return 0
     total = n_learnt + steps.n_samples
-    return total - n_calibration_images(total, total)
+    return total - total // 2
+
+
+def leave_out(
+    learn: Callable[[Any, Tensor], Any], fitted: Any, images: Tensor, n_blocks: int
+) -> Iterator[tuple[Any, Tensor]]:
+    """Yield a model of all images but a block, and this block, for consecutive blocks that cover the images.
+
+    What is outside of a block is learnt half by half, so that blocks share most of the work: with 8 blocks an image is
+    learnt 3 times instead of 7.
+
+    Parameters
+    ----------
+    learn : callable
+        `learn(fitted, images)` returns a model that has learnt more images.
+    fitted : object
+        The model that has learnt none of the images; None if it has learnt nothing.
+    images : Tensor of shape (n, P, m)
+        At least two, unless `fitted` has learnt some.
+    n_blocks : int
+        Number of blocks, if there are as many images.
+    """
+    size = -(-len(images) // n_blocks)
+
+    def descend(model: Any, start: int, stop: int) -> Iterator[tuple[Any, Tensor]]:
+        if stop - start <= size:
+            yield model, images[start:stop]
+            return
+        middle = (start + stop) // 2
+        yield from descend(learn(model, images[middle:stop]), start, middle)
+        yield from descend(learn(model, images[start:middle]), middle, stop)
+
+    return descend(fitted, 0, len(images))
+
+
+@dataclass(frozen=True)
+class LearningCurve:
+    """By which factor new images are farther from a model of n images than from one of very many.
+
+    With h directions that n images use, ``log factor = -log(1 - h / (n - 1)) / 2 + a (h + 1) / n``. The first term, for
+    distances that are divided by a variance, is known: h of n - 1 degrees of freedom went into the directions, so the
+    variance is estimated too small. The second one comes from the errors of mean and directions, which are of relative
+    size 1 / n. Images tell a, and as long as they are few, what it was on others (docs/dev_notes.md).
+
+    Parameters
+    ----------
+    n_directions : int
+        h at most: k, or m for a full covariance.
+    divided : bool
+        Whether distances are divided by the variance that the directions leave.
+    largest_share : float
+        h is at most this share of n - 1.
+    slope : float
+        What a was on other images, to about 0.2.
+    """
+
+    n_directions: int
+    divided: bool
+    largest_share: float
+    slope: float
+
+    @classmethod
+    def of(cls, distance: str, covariance: str, n_directions: int) -> LearningCurve:
+        """Return the curve of a kind of distance."""
+        if covariance == "full":  # the ridge takes over where n - 1 is not much more than m
+            return cls(n_directions, True, 0.95, 0.2)
+        if distance == "residual":
+            return cls(n_directions, False, 1, 0.4)
+        if distance == "mahalanobis":  # directions of few images have variance that others do not have there
+            return cls(n_directions, False, 1, -0.3)
+        return cls(n_directions, True, 0.5, 0.7)
+
+    def correction(self, learnt: np.ndarray, distances: np.ndarray, weight: float) -> np.ndarray:
+        """Return the factors that turn distances by models of weights `learnt` into those by a model of `weight`."""
+        known, x = self._terms(learnt)
+        known_now, x_now = self._terms(np.array([weight]))
+        return np.exp(known_now - known + self._slope(learnt, distances) * (x_now - x))
+
+    def _terms(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the term that is known, and what the slope is multiplied with."""
+        degrees = np.maximum(weights - 1, 1)
+        used = np.minimum(self.n_directions, np.floor(self.largest_share * degrees))
+        known = -0.5 * np.log1p(-used / degrees) if self.divided else np.zeros_like(degrees)
+        return known, (used + 1) / weights
+
+    def _slope(self, learnt: np.ndarray, distances: np.ndarray) -> float:
+        """Return the posterior mean of a: least squares over the medians of the images that one model has scored."""
+        usable = distances > 0
+        models, owner, n_images = np.unique(learnt[usable], return_inverse=True, return_counts=True)
+        if len(models) < 2:
+            return self.slope
+        known, x = self._terms(models)
+        logs = np.log(distances[usable]) - known[owner]
+        medians = np.array([np.median(logs[owner == model]) for model in range(len(models))])
+        # The variance of a median of n normal values is pi / (2 n) times theirs.
+        spread = np.pi / 2 * median_abs_deviation(logs - medians[owner], scale="normal") ** 2
+        centred = x - np.average(x, weights=n_images)
+        prior = spread / _SLOPE_DEVIATION**2
+        precision = np.sum(n_images * centred**2) + prior
+        return (
+            float((np.sum(n_images * centred * medians) + self.slope * prior) / precision) if precision else self.slope
+        )
 
 
 @lru_cache(maxsize=32)
@@ -80,6 +178,9 @@ class Calibration:
     summaries: np.ndarray
     n_patches: int
 
+    def __len__(self) -> int:
+        return len(self.summaries)
+
     @classmethod
     def empty(cls, n_patches: int) -> Calibration:
         """Return the calibration by no image."""
@@ -89,41 +190,28 @@ class Calibration:
         """Return this calibration with later images added."""
         return Calibration(np.concatenate([self.summaries, *parts]), self.n_patches)
 
-    def latest(self, n_images: int) -> Calibration:
-        """Return the last `n_images`."""
-        return Calibration(self.summaries[-n_images:], self.n_patches)
+    def kept(self, count: int, weight: float) -> Calibration:
+        """Return the scores that still tell something about a model of `count` samples and this weight.
 
-    def corrected_to(self, weight: float) -> ReferenceScores:
+        Models of less than half the weight are too far off to be corrected, unless there are no others. With forgetting
+        (`weight` below `count`) only the latest images are like those to come.
+        """
+        learnt = self.summaries[:, 0]
+        near = self.summaries[learnt >= min(weight, learnt.max(initial=0)) / 2]
+        n_latest = MAX_IMAGES if weight >= count else max(2, round(weight) // 2)
+        return Calibration(near[-n_latest:], self.n_patches)
+
+    def corrected_to(self, weight: float, curve: LearningCurve) -> ReferenceScores:
         """Return the scores as a model that has learnt images of this weight would give them."""
-        # Models of less than half the weight are too far off to be corrected; they serve only if there are no others.
-        near = self.summaries[:, 0] >= weight / 2
-        summaries = self.summaries[near] if near.any() else self.summaries
-        learnt, scores, quantiles = summaries[:, 0], summaries[:, 1], summaries[:, 2:]
+        learnt, scores, quantiles = self.summaries[:, 0], self.summaries[:, 1], self.summaries[:, 2:]
         shares = _order_statistics(self.n_patches)[1]
+        factors = [
+            curve.correction(learnt, distances, weight) for distances in (-scores, quantiles[:, 0], quantiles @ shares)
+        ]
+        correction = float(np.median(np.abs(factors[0] - 1))) if len(learnt) else 0.0
         return ReferenceScores(
-            scores * _sample_size_correction(learnt, -scores, weight),
-            quantiles[:, 0] * _sample_size_correction(learnt, quantiles[:, 0], weight),
-            quantiles * _sample_size_correction(learnt, quantiles @ shares, weight)[:, None],
-            shares,
+            scores * factors[0], quantiles[:, 0] * factors[1], quantiles * factors[2][:, None], shares, correction
         )
-
-
-def _sample_size_correction(learnt: np.ndarray, distances: np.ndarray, weight: float) -> np.ndarray:
-    """Return the factors that turn distances by models of weights `learnt` into those by a model of `weight`.
-
-    To first order, distances from a model of n images exceed those from a model of infinitely many by the factor
-    exp(c / n): the errors of mean, directions and noise of each patch are of relative size 1 / n. Least squares over
-    the medians of the images that one model has scored give c, which is not below 0 (more images do no harm).
-    """
-    usable = distances > 0
-    models, owner, n_images = np.unique(learnt[usable], return_inverse=True, return_counts=True)
-    if len(models) < 2:
-        return np.ones_like(distances)
-    logs = np.log(distances[usable])
-    medians = np.array([np.median(logs[owner == model]) for model in range(len(models))])
-    x = 1 / models - np.average(1 / models, weights=n_images)
-    slope = max(0.0, np.sum(n_images * x * medians) / np.sum(n_images * x**2))
-    return np.exp(slope * (1 / weight - 1 / learnt))
 
 
 @dataclass(frozen=True)
@@ -140,12 +228,15 @@ class ReferenceScores:
         `upper_quantiles` of the maps.
     shares : ndarray of shape (q,)
         Share of the values of a map that each column represents.
+    correction : float
+        Median relative change of the scores that brought them to the model: how much of them is extrapolated.
     """
 
     scores: np.ndarray
     maxima: np.ndarray
     quantiles: np.ndarray
     shares: np.ndarray
+    correction: float = 0.0
 
     def offset(self, false_positive_rate: Any) -> float:
         """Return the score below which an image is called anomalous."""
@@ -157,10 +248,19 @@ class ReferenceScores:
             return -_lower_threshold(-self.maxima, false_positive_rate)
         if not len(self.quantiles):
             return np.inf
-        descending = np.argsort(-self.quantiles, axis=None)
-        above = np.cumsum(np.tile(self.shares / len(self.quantiles), len(self.quantiles))[descending])
+        descending, above = self._sorted_quantiles
         last = min(np.searchsorted(above, pixel_false_positive_rate, side="right"), len(above) - 1)
-        return float(self.quantiles.flat[descending[last]])
+        return float(descending[last])
+
+    @cached_property
+    def _sorted_quantiles(self) -> tuple[np.ndarray, np.ndarray]:
+        """All quantiles, largest first, and the share of all values that is above each of them."""
+        order = np.argsort(-self.quantiles, axis=None)
+        above = np.cumsum(np.tile(self.shares / len(self.quantiles), len(self.quantiles))[order])
+        return self.quantiles.flat[order], above
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_sorted_quantiles"}
 
     def p_values(self, scores: np.ndarray) -> np.ndarray:
         """Return (1 + number of reference images that score as low or lower) / (1 + number of them); NaN for NaN."""

@@ -3,43 +3,41 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections import deque
 from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
+import torch
 from sklearn.base import BaseEstimator, OutlierMixin, TransformerMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from ipca_sklearn import linalg
-from ipca_sklearn._utils._estimators import set_learnt
-from ipca_sklearn._utils._labels import normal_rows
 from ipca_sklearn._utils._sklearn_compat import Interval, StrOptions, fit_context
 from ipca_sklearn._utils._typing import ArrayLike, DeviceLike, DTypeLike
 from ipca_sklearn._utils._versions import VersionedMixin
 from ipca_sklearn.decomposition._base import BasePCA, Learning
 from ipca_sklearn.decomposition._batched_ipca import BatchedIncrementalPCA
 from ipca_sklearn.decomposition._batches import StepReader, read_steps
-from ipca_sklearn.decomposition._fitted import Fitted
 from ipca_sklearn.decomposition._full_covariance import FullCovariance
 from ipca_sklearn.detection._calibration import (
+    FEW_IMAGES,
     MAX_IMAGES,
+    N_BLOCKS,
     Calibration,
     first_scored_image,
-    n_calibration_images,
     split_for_calibration,
 )
-from ipca_sklearn.detection._scoring import MapScoringMixin
+from ipca_sklearn.detection._thresholds import ThresholdMixin, normal_steps
 
 _PCA_PARAMETERS = set(BatchedIncrementalPCA().get_params()) - {"whiten"}
 _FULL_PARAMETERS = set(FullCovariance().get_params())
 
 
 class PatchGaussianDetector(  # type: ignore[call-arg]
-    VersionedMixin, MapScoringMixin, OutlierMixin, TransformerMixin, BaseEstimator, auto_wrap_output_keys=None
+    VersionedMixin, ThresholdMixin, OutlierMixin, TransformerMixin, BaseEstimator, auto_wrap_output_keys=None
 ):
     """Anomaly detector with one truncated Gaussian per patch position, learnt from normal images in one pass.
 
@@ -165,7 +163,7 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
         "noise_shrinkage": [Interval(Real, 0, 1, closed="both")],
         "covariance": [StrOptions({"low_rank", "full"})],
         "n_random_features": [Interval(Integral, 1, None, closed="left"), None],
-        "ridge": FullCovariance._parameter_constraints["ridge"],
+        "ridge": [Interval(Real, 0, None, closed="left")],
         "random_state": ["random_state"],
         "false_positive_rate": [StrOptions({"auto"}), Interval(Real, 0, 0.5, closed="right")],
         "calibration": [StrOptions({"prequential"}), Interval(Real, 0, 0.5, closed="right")],
@@ -242,7 +240,7 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
             NaN or infinity, a shape that is not 2-D to 4-D, `n_components` larger than m, a device that is not there,
             labels of another number, no normal image.
         """
-        steps = _normal(read_steps(self, X, reset=True), y)
+        steps = normal_steps(read_steps(self, X, reset=True), y)
         columns = self._choose_features(steps.n_features)
         return self._learn(steps, columns, self._new_pca(), Calibration.empty(steps.n_patches))
 
@@ -254,7 +252,7 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
         """
         if not hasattr(self, "pca_"):
             return self.fit(X, y)
-        steps = _normal(read_steps(self, X, reset=False), y)
+        steps = normal_steps(read_steps(self, X, reset=False), y)
         pca = copy.copy(self.pca_).set_params(**self._pca_params())
         return self._learn(steps, self._columns(), pca, self._calibration)
 
@@ -267,69 +265,38 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
                 f"smoothing={self.smoothing} needs X of shape (n, H, W, m), not patches of shape {steps.patch_shape}"
             )
         learnt, held_out = split_for_calibration(steps.take(columns), self.calibration)
-        learning = Learning(pca, getattr(pca, "fitted_", None))
-        first_scored = first_scored_image(learning.n_samples, learnt, self.calibration)
+        prequential = self.calibration == "prequential"
+        start = getattr(pca, "fitted_", None)
+        learning = Learning(pca, start)
+        first_scored = first_scored_image(learning.n_samples, learnt) if prequential else np.inf
+        few = prequential and learning.n_samples + learnt.n_samples <= FEW_IMAGES
         # Tensors stay on their device until the end, so that the host does not wait for a GPU at every step.
         summaries: deque[Tensor] = deque(maxlen=MAX_IMAGES)
+        images: list[Tensor] = []
         with learnt.overflow_named():
             for step in learnt.read(self.step_size):
+                if few:
+                    images.append(step.clone())
                 if learning.n_samples + len(step) > first_scored:
                     summaries.extend(self._summaries(step, learning.fitted, pca, learnt.patch_shape))
                 learning.advance(step)
             if learning.fitted is None:  # there are images, but all of them were skipped
                 raise learnt.unreadable()
+            if prequential and not few and learning.n_samples <= FEW_IMAGES:  # most images were skipped
+                images = [step.clone() for step in learnt.read(self.step_size)]
+            left_out = self._leave_out(torch.cat(images), start, pca, learnt.patch_shape, N_BLOCKS) if images else []
             for step in held_out.read(self.step_size) if held_out is not None else ():
                 summaries.extend(self._summaries(step, learning.fitted, pca, learnt.patch_shape))
         pca.store(learning.fitted, learnt)
-        calibration = calibration.extended(part.cpu().numpy() for part in summaries)
-        self._store(steps.features_in, columns, pca, calibration)
-        return self
-
-    def _summaries(
-        self, step: Tensor, fitted: Fitted | None, pca: BasePCA, patch_shape: tuple[int, ...]
-    ) -> list[Tensor]:
-        """Return the summaries of images that are not learnt yet, for the calibration.
-
-        Nothing is known before the first step. Each half of that step is then scored by a model of the other half.
-        These scores are the first to be dropped when more come. They count as scores by a model of the whole step: a
-        model of 8 images is too poor to extrapolate from.
-        """
-        if fitted is not None:
-            return [self._scorer(fitted, step.device, patch_shape).summaries(step, fitted.state.weight)]
-        if len(step) < 2:
-            return []
-        first, second = step.tensor_split(2)
-        scorers = [self._scorer(pca.advance(None, half), step.device, patch_shape) for half in (first, second)]
-        return [scorers[0].summaries(second, len(step)), scorers[1].summaries(first, len(step))]
-
-    def _store(
-        self, features_in: dict[str, Any], columns: np.ndarray | None, pca: BasePCA, calibration: Calibration
-    ) -> None:
-        """Set the thresholds from images that were not learnt when they were scored, and store everything at once."""
-        state = pca.fitted_.state
-        prequential = self.calibration == "prequential"
-        n_images = n_calibration_images(state.count, state.weight) if prequential else MAX_IMAGES
-        calibration = calibration.latest(n_images)
-        reference = calibration.corrected_to(state.weight)
-        if not len(reference.scores):
-            warnings.warn(
-                "one image is too few for a threshold: predict calls everything normal until more are learnt",
-                UserWarning,
-                stacklevel=5,
-            )
-        set_learnt(
-            self,
-            {
-                "pca_": pca,
-                "patch_shape_": pca.patch_shape_,
-                "offset_": reference.offset(self.false_positive_rate),
-                "map_threshold_": reference.map_threshold(self.false_positive_rate, self.pixel_false_positive_rate),
-                "_calibration": calibration,
-                "_reference": reference,
-                **features_in,
-                **({} if columns is None else {"feature_indices_": columns}),
-            },
+        old_left_out = Calibration.empty(steps.n_patches) if start is None else self._left_out
+        self._store(
+            steps.features_in,
+            columns,
+            pca,
+            calibration.extended(part.cpu().numpy() for part in summaries),
+            old_left_out.extended(part.cpu().numpy() for part in left_out),
         )
+        return self
 
     def _pca_params(self) -> dict[str, Any]:
         mine = self.get_params()
@@ -338,11 +305,7 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
     def _new_pca(self) -> BasePCA:
         if self.covariance == "low_rank":
             return BatchedIncrementalPCA(**self._pca_params())
-        if self.distance != "mahalanobis":
-            raise ValueError(
-                f"covariance='full' leaves no residual, so distance={self.distance!r} does not exist; set "
-                "distance='mahalanobis'"
-            )
+        self._check_full_distance()
         return FullCovariance(**self._pca_params())
 
     def _choose_features(self, n_features: int) -> np.ndarray | None:
@@ -391,13 +354,8 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
                 "random_state"
             )
         pca = copy.copy(self.pca_).merge(other.pca_)
-        calibration = other._calibration.extended([self._calibration.summaries])
-        features_in = {name: value for name, value in vars(self).items() if name.endswith("_in_")}
-        self._store(features_in, self._columns(), pca, calibration)
+        left_out = other._left_out.extended([self._left_out.summaries])
+        best = (d._left_out if len(d._left_out) else d._calibration for d in (other, self))
+        scores = Calibration.empty(left_out.n_patches).extended(part.summaries for part in best)
+        self._store(self._features_in(), self._columns(), pca, scores, left_out)
         return self
-
-
-def _normal(steps: StepReader, y: Any) -> StepReader:
-    """Leave out the samples that are labelled anomalous."""
-    rows = normal_rows(y, steps.n_samples)
-    return steps if rows is None else steps.keep(rows)

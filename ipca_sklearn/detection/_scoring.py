@@ -11,34 +11,26 @@ from torch import Tensor
 
 from ipca_sklearn import linalg
 from ipca_sklearn._utils._devices import resolve_device
+from ipca_sklearn._utils._sklearn_compat import validate_parameters
 from ipca_sklearn._utils._typing import ArrayLike, DeviceLike
 from ipca_sklearn.decomposition._base import BasePCA
 from ipca_sklearn.decomposition._batches import read_steps
-from ipca_sklearn.decomposition._fitted import Fitted
-from ipca_sklearn.detection._calibration import ReferenceScores
+from ipca_sklearn.decomposition._fitted import Fitted, FittedCovariance
 from ipca_sklearn.detection._map_ops import MapScorer, image_scores
 
 
 class MapScoringMixin:
-    """Maps, scores and labels from Gaussians (`pca_`) and the scores of unseen normal images (`_reference`)."""
+    """Maps and scores from Gaussians (`pca_`)."""
 
     distance: str
     noise_shrinkage: float
     smoothing: float
     image_score: float | str
+    ridge: float
     step_size: int | None
     device: DeviceLike
     pca_: BasePCA
     patch_shape_: tuple[int, ...]
-    offset_: float
-    map_threshold_: float
-    _reference: ReferenceScores
-
-    @property
-    def calibration_scores_(self) -> np.ndarray:
-        """Scores of unseen normal images."""
-        check_is_fitted(self)
-        return self._reference.scores
 
     @property
     def n_samples_seen_(self) -> int:
@@ -87,31 +79,6 @@ class MapScoringMixin:
         """
         return self._map_steps(X, lambda scorer, step: scorer.scores(step))
 
-    def decision_function(self, X: ArrayLike) -> Any:
-        """Return `score_samples(X) - offset_`: negative is anomalous. Parameters and errors as `score_samples`."""
-        return self.score_samples(X) - self.offset_
-
-    def predict(self, X: ArrayLike) -> Any:
-        """Return +1 for normal and -1 for anomalous images. Parameters and errors as `score_samples`.
-
-        Images that could not be read (`on_error="skip"`) are -1: someone should look.
-        """
-        decision = self.decision_function(X)
-        if isinstance(decision, Tensor):
-            return torch.where(decision >= 0, 1, -1)
-        return np.where(decision >= 0, 1, -1)
-
-    def predict_masks(self, X: ArrayLike) -> Any:
-        """Return which patches are anomalous: `transform(X) > map_threshold_`.
-
-        Parameters and errors as `transform`.
-
-        Returns
-        -------
-        array or tensor of bool, shape (n, H, W), (n, P) or (n, 1)
-        """
-        return self.transform(X) > self.map_threshold_
-
     def score_maps(self, maps: Any) -> Any:
         """Return the scores of images from their maps, where both are wanted: the features are read once.
 
@@ -131,43 +98,13 @@ class MapScoringMixin:
             Maps of other shapes than `transform` gives.
         """
         check_is_fitted(self)
+        validate_parameters(self)
         shape = self.patch_shape_ or (1,)
         if tuple(maps.shape[1:]) != shape:
             raise ValueError(f"maps of shape {tuple(maps.shape)}; expected (n, {', '.join(map(str, shape))})")
         if isinstance(maps, Tensor):
             return -image_scores(maps, self.image_score)
         return -image_scores(torch.from_numpy(np.ascontiguousarray(maps)), self.image_score).numpy()
-
-    def p_values(self, X: Any = None, *, scores: Any = None) -> np.ndarray:
-        """Return the p-value of each image: how often a normal image scores as low.
-
-        Calling images with p <= a anomalous calls a share a of normal images so, at most, for every a at once.
-
-        Parameters
-        ----------
-        X : PatchFeatures, array-like or tensor of shape (n, H, W, m), (n, P, m) or (n, m)
-            Features of the shape that was learnt. None where `scores` are given.
-        scores : array-like or tensor of shape (n,), default=None
-            What `score_samples(X)` is, where it is known already.
-
-        Returns
-        -------
-        ndarray of float64, shape (n,)
-            (1 + number of calibration images that score as low or lower) / (1 + number of calibration images), so
-            never below that. Valid in finite samples (conformal: Vovk et al., 2005) if the images of X and of one
-            `fit` with `calibration` a number are exchangeable; with `"prequential"`, whose scores come from models
-            that had seen less, about so.
-
-        Raises
-        ------
-        NotFittedError, ValueError
-            As `transform`.
-        """
-        if (X is None) == (scores is None):
-            raise ValueError("p_values takes either X or scores=")
-        check_is_fitted(self)
-        scores = self.score_samples(X) if scores is None else scores
-        return self._reference.p_values(scores.cpu().numpy() if isinstance(scores, Tensor) else np.asarray(scores))
 
     def score(self, X: ArrayLike, y: Any = None) -> float:
         """Return the mean log-likelihood of the patches of images under probabilistic PCA: higher fits better.
@@ -193,11 +130,12 @@ class MapScoringMixin:
             As `transform`.
         """
         check_is_fitted(self)
+        validate_parameters(self)
         steps = read_steps(self, X, reset=False).take(self._columns())
 
         def likelihoods_of(step: Tensor) -> Tensor:
             device = resolve_device(self.device, step.device, required=False)
-            return linalg.log_likelihood(self.pca_.fitted_.basis(device), step.to(device)).mean(1).cpu()
+            return linalg.log_likelihood(self.pca_.fitted_.scoring_basis(device), step.to(device)).mean(1).cpu()
 
         likelihoods = np.asarray(steps.map_steps(likelihoods_of, self.step_size), dtype=np.float64)
         return float(np.mean(likelihoods[~np.isnan(likelihoods)]))
@@ -221,13 +159,25 @@ class MapScoringMixin:
             Before `fit` or `partial_fit`.
         """
         check_is_fitted(self)
+        validate_parameters(self)
         home = self.pca_.fitted_.state.mean.device
         return self._scorer(self.pca_.fitted_, home if device is None else torch.device(device), ()).operator
 
     def _scorer(self, fitted: Fitted, device: torch.device, patch_shape: tuple[int, ...]) -> MapScorer:
         device = resolve_device(self.device, device, required=False)
-        operator = fitted.distance_operator(device, distance=self.distance, noise_shrinkage=self.noise_shrinkage)
+        how: dict[str, Any] = {"distance": self.distance, "noise_shrinkage": self.noise_shrinkage}
+        if isinstance(fitted, FittedCovariance):
+            self._check_full_distance()
+            how = {"ridge": self.ridge}
+        operator = fitted.distance_operator(device, **how)
         return MapScorer(operator, patch_shape, self.smoothing, self.image_score)
+
+    def _check_full_distance(self) -> None:
+        if self.distance != "mahalanobis":
+            raise ValueError(
+                f"covariance='full' leaves no residual, so distance={self.distance!r} does not exist; set "
+                "distance='mahalanobis'"
+            )
 
     def _columns(self) -> np.ndarray | None:
         return getattr(self, "feature_indices_", None)
@@ -235,6 +185,7 @@ class MapScoringMixin:
     def _map_steps(self, X: Any, function: Any) -> Any:
         """Return `function(scorer, step)` of all steps of X, joined."""
         check_is_fitted(self)
+        validate_parameters(self)  # they may have been set after `fit`
         steps = read_steps(self, X, reset=False).take(self._columns())
 
         def result_of(step: Tensor) -> Tensor:

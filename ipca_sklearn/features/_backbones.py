@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ipca_sklearn._utils._threads import seeded_torch, tracing_modules
 from ipca_sklearn.features._networks import CutNetwork, build_lite0, build_own, build_torchvision, fold_batch_norms
 from ipca_sklearn.features._timm import build_timm
 from ipca_sklearn.features._weights import Weights
 
-# Tracing a network and torch's random numbers concern the whole process: one thread at a time.
+# Tracing a network concerns the whole process: one thread at a time.
 _BUILDING = threading.RLock()
 
 
@@ -58,8 +59,7 @@ class Backbone(nn.Module):
         self._crop_size = crop_size
         self._compiled: Callable[[Tensor], Any] | None = None
         self.name = source if isinstance(source, str) else type(source).__name__
-        with _BUILDING, torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with _BUILDING, tracing_modules(), seeded_torch(seed):
             cut = _build(source, layers, weights, crop_size)
         self.layers, self.mean, self.std = cut.layers, cut.mean, cut.std
         self.network = cut.network.eval().requires_grad_(False)
@@ -125,9 +125,37 @@ class Backbone(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # skops and pickle make the object without __init__; it builds the same architecture, without a download.
+        _check_shapes(state["source"], state["layers"], state["crop_size"], state["weights"])
         Backbone.__init__(self, state["source"], state["layers"], None, 0, state["crop_size"])
         self.network.load_state_dict(
             {key: torch.from_numpy(np.array(value)) for key, value in state["weights"].items()}
+        )
+
+
+def _check_shapes(source: str | nn.Module, layers: Sequence[Any], crop_size: int, weights: dict[str, Any]) -> None:
+    """Refuse weights that do not fit a network, before memory for the network is taken.
+
+    A small file may name a network of any size, and a crop for which a transformer takes gigabytes. On torch's device
+    "meta" a network has shapes and no memory.
+    """
+    if isinstance(source, nn.Module):
+        return
+    try:
+        with _BUILDING, tracing_modules(), seeded_torch(0), torch.device("meta"):
+            network = _build(source, layers, None, crop_size).network.eval()
+            if isinstance(network, torch.fx.GraphModule):
+                fold_batch_norms(network)
+    except (
+        NotImplementedError
+    ):  # some read numbers while they are made (RegNet); their size does not depend on the crop
+        return
+    expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    given = {name: np.shape(value) for name, value in weights.items()}
+    if expected != given:
+        different = sorted(name for name in expected.keys() | given if expected.get(name) != given.get(name))
+        raise ValueError(
+            f"the weights do not fit backbone {source!r} with layers={list(layers)}, crop_size={crop_size}: "
+            f"{different[0]} is {given.get(different[0])}, and {expected.get(different[0])} is expected"
         )
 
 

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
 from ipca_sklearn._utils._digests import content, describe, new_digest
+from ipca_sklearn._utils._files import printable, replacing
 from ipca_sklearn._utils._typing import Image as ImageLike
 from ipca_sklearn._utils._typing import PathLike
 from ipca_sklearn.exceptions import ImageReadError
@@ -24,6 +25,9 @@ from ipca_sklearn.features._decode import to_rgb
 
 # Files written before the folder is measured again, because other processes may write to it too.
 _FILES_PER_MEASUREMENT = 32
+_N_CHECKSUM = 4  # bytes of CRC-32 at the end of a file: found cheaper than other checksums
+# Folders that cannot be written, which a warning has told of in this process.
+_told_of: set[str] = set()
 
 
 class FeatureCache:
@@ -52,6 +56,9 @@ class FeatureCache:
     file counts by its path, size and time of change, any other image by its content. A network of your own counts by
     its printed structure and its weights: `clear` the cache when you change its code.
 
+    A file ends in a checksum: one that is damaged is computed and written anew. Where nothing can be written (a full or
+    read-only disk), a warning says so once, and features are computed whenever they are needed.
+
     Stored features agree with new ones up to rounding, which differs with the size of batches. Features of augmented
     images differ in every fit and are not stored.
 
@@ -69,7 +76,7 @@ class FeatureCache:
     ...     pipe = Pipeline([("features", extractor), ("detector", PatchGaussianDetector(2))])
     ...     scores = pipe.fit(images[:4]).score_samples(images)
     ...     cache.n_images, cache.n_bytes
-    (6, 172800)
+    (6, 172824)
     """
 
     def __init__(self, location: PathLike, *, max_bytes: int = 20_000_000_000) -> None:
@@ -110,13 +117,25 @@ class FeatureCache:
             self._n_written += 1
             return True
         warnings.warn(
-            f"the feature cache at {self.location} is full: {self.n_images} images of {n_bytes / 1e6:.1f} MB are "
-            f"stored, max_bytes={self.max_bytes}. The features of the others are computed whenever they are needed; "
-            "raise max_bytes, or clear() the cache",
+            f"the feature cache at {printable(self.location)} is full: {self.n_images} images of "
+            f"{n_bytes / 1e6:.1f} MB are stored, max_bytes={self.max_bytes}. The features of the others are computed "
+            "whenever they are needed; raise max_bytes, or clear() the cache",
             UserWarning,
             stacklevel=2,
         )
         return False
+
+    def _tell_of(self, error: OSError) -> None:
+        """Warn that nothing can be written, once for a folder."""
+        if self.location in _told_of:
+            return
+        _told_of.add(self.location)
+        warnings.warn(
+            f"the feature cache at {printable(self.location)} cannot be written ({printable(error)}): features that it "
+            "lacks are computed whenever they are needed. Free space, or name another folder",
+            UserWarning,
+            stacklevel=2,
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_n_bytes": None, "_n_written": 0}  # a copy measures the folder itself
@@ -146,47 +165,66 @@ class StoredFeatures:
         folder = Path(cache.location, f"features-{settings_digest}")
         self._cache = cache
         self._paths = {int(index): _path(folder, images[index]) for index in indices}
-        self._shape = shape
-        self._full = False
+        header = io.BytesIO()
+        form = {"descr": "<f4", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(header, form)
+        self._header = header.getvalue()
+        self._n_bytes = len(self._header) + 4 * int(np.prod(shape)) + _N_CHECKSUM
+        self._stopped = False
 
     def missing(self, indices: np.ndarray) -> np.ndarray:
         """Return the positions, among some indices, of the images without a file."""
         paths = (self._paths[int(index)] for index in indices)
-        return np.flatnonzero([path is None or not path.exists() for path in paths])
+        return np.flatnonzero([path is None or not os.path.exists(path) for path in paths])
 
-    def read(self, index: int, out: Tensor) -> bool:
-        """Copy the features of an image to `out`; False if the file is gone or broken."""
+    def read(self, index: int, out: np.ndarray) -> bool:
+        """Fill a contiguous float32 array with the features of an image; False if the file is gone or damaged."""
         path = self._paths[int(index)]
         if path is None:
             return False
         try:
-            # Copy on write, because torch warns of memory that cannot be written to.
-            stored = np.load(path, mmap_mode="c")
-        except (OSError, ValueError, EOFError):
+            with open(path, "rb", buffering=0) as file:
+                return (
+                    os.fstat(file.fileno()).st_size == self._n_bytes
+                    and file.read(len(self._header)) == self._header
+                    and _read_into(file, out)
+                    and file.read(_N_CHECKSUM) == self._checksum(out)
+                )
+        except OSError:
             return False
-        if stored.shape != self._shape or stored.dtype != np.float32:
-            return False
-        out.copy_(torch.from_numpy(stored))
-        return True
 
     def write(self, index: int, features: Tensor) -> None:
         """Store the features of an image, if there is room."""
         path = self._paths[int(index)]
-        n_bytes = 128 + 4 * features.numel()
-        if path is None or self._full:
+        if path is None or self._stopped:
             return
-        if not self._cache._has_room(n_bytes):
-            self._full = True
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        written = path.with_name(f"{uuid4().hex}.tmp")
+        values = np.ascontiguousarray(features.cpu().numpy(), dtype="<f4")
         try:
-            with open(written, "xb") as file:
-                np.save(file, features.cpu().numpy())
-            os.replace(written, path)  # readers see all of it or nothing
-        except BaseException:
-            written.unlink(missing_ok=True)
-            raise
+            if not self._cache._has_room(self._n_bytes):
+                self._stopped = True
+                return
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path, durable=False) as file:  # readers see all of it or nothing
+                file.write(self._header)
+                file.write(values.data)
+                file.write(self._checksum(values))
+        except OSError as error:
+            self._stopped = True
+            self._cache._tell_of(error)
+
+    def _checksum(self, values: np.ndarray) -> bytes:
+        return zlib.crc32(values.data, zlib.crc32(self._header)).to_bytes(_N_CHECKSUM, "little")
+
+
+def _read_into(file: io.FileIO, values: np.ndarray) -> bool:
+    """Fill an array from a file; False if it ends before."""
+    wanted = values.data.cast("B")
+    while len(wanted):
+        n_read = file.readinto(wanted)
+        if not n_read:
+            return False
+        wanted = wanted[n_read:]
+    return True
 
 
 def _path(folder: Path, image: ImageLike) -> Path | None:
@@ -203,7 +241,8 @@ def _image_digest(image: ImageLike) -> str | None:
             status = os.stat(image)
         except OSError:
             return None
-        digest.update(f"{os.path.abspath(image)}\n{status.st_size}\n{status.st_mtime_ns}".encode())
+        digest.update(os.fsencode(os.path.abspath(image)))  # names need not be UTF-8
+        digest.update(f"\n{status.st_size}\n{status.st_mtime_ns}".encode())
         return digest.hexdigest()
     if isinstance(image, Image.Image):
         try:

@@ -13,13 +13,23 @@ from typing import Any
 import numpy as np
 import torch
 import torchvision.transforms.v2.functional as tvf
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
+from ipca_sklearn._utils._files import printable
 from ipca_sklearn._utils._typing import Image as ImageLike
 from ipca_sklearn._utils._typing import Images, PathLike
 from ipca_sklearn.exceptions import ImageReadError
+from ipca_sklearn.features._formats import (
+    MAX_PIXELS,
+    check_decoder,
+    check_pixels,
+    count_pages,
+    open_image,
+    undecodable,
+    upright,
+)
 
 INTERPOLATIONS = {"nearest": InterpolationMode.NEAREST_EXACT, "bilinear": InterpolationMode.BILINEAR}
 
@@ -86,30 +96,66 @@ def _check_dtype(dtype: Any, name: str) -> None:
         raise ImageReadError(f"{name} has dtype {dtype}; expected uint8, uint16 or floats in [0, 1]")
 
 
-def to_rgb(image: ImageLike, name: str | Sequence[str], *, in_range: bool = False) -> Tensor:
+def to_rgb(
+    image: ImageLike, name: str | Sequence[str], *, in_range: bool = False, max_pixels: int = MAX_PIXELS
+) -> Tensor:
     """Return an image as a (3, H, W) tensor: uint8, or float32 in [0, 1] where there are more than 8 bits.
 
     Grey is repeated, palettes are looked up, transparent pixels become black, 16 bits are scaled (65535 is white), the
-    EXIF orientation is applied, and the first of several frames is taken.
+    EXIF orientation is applied, and the first of several pages or frames is taken.
 
     Parameters
     ----------
     image : path, PIL image, ndarray (H, W, C) or (H, W), or Tensor (C, H, W)
         Or several of the same size, (n, H, W, C) or (n, C, H, W), which become (n, 3, H, W).
     name : str or sequence of str
-        The image's name in messages; for several images, the name of each.
+        The image's name in messages; for several images, the name of each. A file is named by its path.
     in_range : bool, default=False
         Floats are known to be in [0, 1]. Skips the check, which makes the host wait for a GPU.
+    max_pixels : int
+        Larger images are not decoded. Arrays and tensors are not limited: they are in memory already.
 
     Raises
     ------
-    FileNotFoundError, ImageReadError
-        The message names the file or the position in X.
+    ImageReadError
+        The message names the file or the position in X. It is a MissingImageError, which is a FileNotFoundError too,
+        if there is no such file.
     """
-    if isinstance(image, Image.Image):
-        return _decode(image, str(name))
-    if not isinstance(image, (Tensor, np.ndarray)):
-        return _decode(image, str(image))
+    if isinstance(image, (Tensor, np.ndarray)):
+        return _from_values(image, name, in_range)
+    return decode(image, str(name), max_pixels)[0]
+
+
+def decode(image: PathLike | Image.Image, name: str, max_pixels: int) -> tuple[Tensor, int]:
+    """Return a file or a PIL image like `to_rgb`, and its number of pages or frames, of which it is the first."""
+    if not isinstance(image, Image.Image):
+        with open_image(image, max_pixels) as opened:
+            return _from_pil(opened, printable(image)), count_pages(opened)
+    check_decoder(image, name)
+    if getattr(image, "tile", None):  # it is yet to be decoded
+        check_pixels(image.size, name, max_pixels)
+    return _from_pil(image, name), count_pages(image)
+
+
+def _from_pil(image: Image.Image, name: str) -> Tensor:
+    try:
+        image.load()
+        image = upright(image)
+        if image.mode.startswith("I") or image.mode == "F":
+            values = np.asarray(image)[..., None]
+        else:
+            mode = "RGBA" if image.has_transparency_data else "RGB"
+            values = np.array(image if image.mode == mode else image.convert(mode))
+    except Exception as error:  # decoders raise SyntaxError, struct.error, MemoryError, ... on corrupt files
+        raise undecodable(name, error) from error
+    if image.mode == "I":
+        if values.size and not 0 <= values.min() <= values.max() <= 65535:
+            raise ImageReadError(f"{name} has 32-bit values outside 0 .. 65535; scale it to 8 or 16 bits first")
+        values = values.astype(np.uint16)
+    return _from_values(values, name, in_range=False)
+
+
+def _from_values(image: np.ndarray | Tensor, name: str | Sequence[str], in_range: bool) -> Tensor:
     _check_dtype(image.dtype, str(name))
     tensor = image.detach() if isinstance(image, Tensor) else _from_array(image)
     ndim = 3 if isinstance(name, str) else 4
@@ -145,43 +191,6 @@ def check_range(values: Tensor, name: str | Sequence[str]) -> None:
         )
 
 
-def _decode(image: PathLike | Image.Image, name: str) -> Tensor:
-    try:
-        if isinstance(image, Image.Image):
-            return _from_pil(image, name)
-        with Image.open(image) as opened:
-            return _from_pil(opened, name)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"no image at {name}; check the path, or remove it from X") from error
-    except ImageReadError:
-        raise
-    except UnidentifiedImageError as error:
-        raise ImageReadError(
-            f"{name} is not an image, or of a format that Pillow cannot read; remove it from X"
-        ) from error
-    except Image.DecompressionBombError as error:
-        raise ImageReadError(
-            f"{name} has too many pixels to be decoded safely ({error}); trust it by raising PIL.Image.MAX_IMAGE_PIXELS"
-        ) from error
-    except Exception as error:  # decoders raise SyntaxError, struct.error, MemoryError, ... on corrupt files
-        raise ImageReadError(
-            f"{name} cannot be decoded ({type(error).__name__}: {error}); replace it or remove it from X"
-        ) from error
-
-
-def _from_pil(image: Image.Image, name: str) -> Tensor:
-    image.load()
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I") or image.mode == "F":
-        array = np.asarray(image)
-        if image.mode == "I":
-            if array.size and not 0 <= array.min() <= array.max() <= 65535:
-                raise ImageReadError(f"{name} has 32-bit values outside 0 .. 65535; scale it to 8 or 16 bits first")
-            array = array.astype(np.uint16)
-        return to_rgb(array[..., None], name)
-    return to_rgb(np.array(image.convert("RGBA" if image.has_transparency_data else "RGB")), name)
-
-
 def _from_array(array: np.ndarray) -> Tensor:
     if array.ndim == 2:
         array = array[..., None]
@@ -196,7 +205,7 @@ def _unit_range(tensor: Tensor) -> Tensor:
     return tensor.to(torch.float32) / 65535 if tensor.dtype == torch.uint16 else tensor.to(torch.float32)
 
 
-def read_mask(mask: ImageLike, name: str) -> Tensor:
+def read_mask(mask: ImageLike, name: str, max_pixels: int = MAX_PIXELS) -> Tensor:
     """Return a mask as a bool tensor (H, W) on the CPU, True where it marks something.
 
     True, 1, or 128 and more is marked. Masks with smoothed edges are cut at half: above 127 of 255; masks without
@@ -208,15 +217,17 @@ def read_mask(mask: ImageLike, name: str) -> Tensor:
         Arrays may also be bool, or of any integers.
     name : str
         The mask's name in messages.
+    max_pixels : int
+        Larger masks are not decoded.
 
     Raises
     ------
-    FileNotFoundError, ImageReadError
-        The message names the file, or `name`.
+    ImageReadError
+        The message names the file, or `name`. A MissingImageError if there is no such file.
     """
     if isinstance(mask, np.ndarray) and mask.dtype.kind in "bi":
         mask = mask.astype(np.int64).clip(0, 255).astype(np.uint8)
-    grey = to_rgb(mask, name).amax(0).cpu()
+    grey = to_rgb(mask, name, max_pixels=max_pixels).amax(0).cpu()
     threshold = float(grey.max()) / 2 if grey.max() <= 1 else 127
     return grey > threshold
 

@@ -16,16 +16,17 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
-from torchvision.transforms import v2
 
 from ipca_sklearn._utils import _digests
 from ipca_sklearn._utils._devices import resolve_amp, resolve_device
 from ipca_sklearn._utils._sklearn_compat import Interval, StrOptions, fit_context
+from ipca_sklearn._utils._threads import calling_modules
 from ipca_sklearn._utils._typing import DeviceLike, Image, Images, PathLike
 from ipca_sklearn._utils._versions import VersionedMixin
 from ipca_sklearn.features._backbones import Backbone
 from ipca_sklearn.features._cache import FeatureCache
 from ipca_sklearn.features._decode import INTERPOLATIONS, check_images, read_mask, resize_and_crop
+from ipca_sklearn.features._formats import MAX_PIXELS
 from ipca_sklearn.features._lazy import PatchFeatures, SkippedImages
 from ipca_sklearn.features._loader import decodes_in_processes
 from ipca_sklearn.features._networks import IMAGENET_MEAN, IMAGENET_STD
@@ -65,7 +66,7 @@ class PatchFeatureExtractor(VersionedMixin, TransformerMixin, BaseEstimator, aut
     augment : {"random_crop"}, callable or None, default=None
         Applied by `fit_transform`, and so by the fit of a pipeline, to each resized image (3, image_size, image_size)
         instead of the centre crop; `transform` never augments. The centre of what a callable returns is used. Random
-        numbers that it draws from torch follow `random_state`.
+        numbers that it draws from torch's global generator follow `random_state`; one thread at a time augments.
     batch_size : int, default=8
         Images per pass through the network.
     normalization : {"weights", "imagenet"} or (mean, std), default="weights"
@@ -102,6 +103,10 @@ class PatchFeatureExtractor(VersionedMixin, TransformerMixin, BaseEstimator, aut
         What happens to an image that cannot be read. With `"skip"` nothing is learnt from it (its step has one image
         less), its features, map and score are NaN, `predict` gives -1, and one SkippedImagesWarning per pass tells how
         many there were.
+    max_pixels : int, default=89_478_485
+        Images of more pixels are not decoded but errors (or skipped), before memory is taken for them: a small file can
+        claim to be huge. Decoding takes about 12 bytes a pixel for each worker, so this is about 1 GB. It counts for
+        files, and PIL images that are yet to be decoded. The default is the size that Pillow warns of.
     n_jobs : int or None, default=None
         Threads that decode images while the network runs. None is one, -1 all cores. If `transform` is called within
         `joblib.parallel_config(backend="loky")`, this number of processes decodes the files instead; they take seconds
@@ -125,7 +130,9 @@ class PatchFeatureExtractor(VersionedMixin, TransformerMixin, BaseEstimator, aut
     -----
     Images may be paths, PIL images, uint8, uint16 or float (in [0, 1]) arrays `(n, H, W, C)` or tensors
     `(n, C, H, W)`, C = 1, 3 or 4, or a list of such images of any sizes. Grey is repeated, palettes are looked up,
-    transparent pixels become black, 16 bits are scaled (65535 is white), EXIF orientation is applied.
+    transparent pixels become black, 16 bits are scaled (65535 is white), EXIF orientation is applied. Files are PNG,
+    JPEG, BMP, TIFF, WebP or PPM/PGM, found by their content; floats in them are in [0, 1] too. The first of several
+    pages or frames is taken, and a MultiPageImageWarning says so.
 
     The border outside the crop is not inspected: with 256 and 224, 1/16 of the height at the top and at the bottom,
     and 1/16 of the width at either side. Pass `crop_size=image_size` to inspect everything. `covered_box` gives the
@@ -163,6 +170,7 @@ class PatchFeatureExtractor(VersionedMixin, TransformerMixin, BaseEstimator, aut
         "compile": ["boolean"],
         "cache": [str, os.PathLike, FeatureCache, None],
         "on_error": [StrOptions({"raise", "skip"})],
+        "max_pixels": [Interval(Integral, 1, None, closed="left")],
         "n_jobs": [Integral, None],
         "random_state": ["random_state"],
     }
@@ -187,6 +195,7 @@ class PatchFeatureExtractor(VersionedMixin, TransformerMixin, BaseEstimator, aut
         compile: bool = False,
         cache: PathLike | FeatureCache | None = None,
         on_error: str = "raise",
+        max_pixels: int = MAX_PIXELS,
         n_jobs: int | None = None,
         random_state: int | np.random.RandomState | None = None,
     ) -> None:
@@ -207,6 +216,7 @@ class PatchFeatureExtractor(VersionedMixin, TransformerMixin, BaseEstimator, aut
         self.compile = compile
         self.cache = cache
         self.on_error = on_error
+        self.max_pixels = max_pixels
         self.n_jobs = n_jobs
         self.random_state = random_state
 
@@ -250,7 +260,7 @@ class PatchFeatureExtractor(VersionedMixin, TransformerMixin, BaseEstimator, aut
         device = next((parameter.device for parameter in backbone.parameters()), torch.device("cpu"))
         images = torch.zeros(1, 3, self.crop_size, self.crop_size, device=device)
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), calling_modules():
                 maps = backbone(images)
         except (RuntimeError, AssertionError, IndexError, TypeError) as error:
             raise ValueError(
@@ -315,8 +325,7 @@ class PatchFeatureExtractor(VersionedMixin, TransformerMixin, BaseEstimator, aut
         images = check_images(X)
         self._make_network()
         settings = self.feature_settings(self._device_for(images))
-        augment = v2.RandomCrop(self.crop_size) if isinstance(self.augment, str) else self.augment
-        settings = replace(settings, images=replace(settings.images, augment=augment))
+        settings = replace(settings, images=replace(settings.images, augment=self.augment))
         indices = np.arange(len(images))
         return PatchFeatures(images, indices, settings, self._feature_cache(), self._training_record)
 
@@ -359,6 +368,7 @@ class PatchFeatureExtractor(VersionedMixin, TransformerMixin, BaseEstimator, aut
                 seed=self._seed,
                 batch_size=self.batch_size,
                 on_error=self.on_error,
+                max_pixels=self.max_pixels,
                 n_jobs=effective_n_jobs(self.n_jobs),
                 processes=decodes_in_processes(),
                 device=chosen,
@@ -388,7 +398,7 @@ class PatchFeatureExtractor(VersionedMixin, TransformerMixin, BaseEstimator, aut
         cut = np.zeros((len(masks), self.crop_size, self.crop_size), dtype=bool)
         for index, mask in enumerate(masks):
             if mask is not None:
-                marked = read_mask(mask, f"masks[{index}]")[None].to(torch.uint8)
+                marked = read_mask(mask, f"masks[{index}]", self.max_pixels)[None].to(torch.uint8)
                 cut[index] = resize_and_crop(marked, self.image_size, self.crop_size, "nearest")[0].numpy()
         return cut
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Any
 
@@ -14,7 +15,8 @@ import torch.nn.functional as F
 from numpy.typing import DTypeLike
 from torch import Tensor
 
-from ipca_sklearn.exceptions import SkippedImagesWarning
+from ipca_sklearn._utils._threads import calling_modules
+from ipca_sklearn.exceptions import MultiPageImageWarning, SkippedImagesWarning
 from ipca_sklearn.features._cache import FeatureCache, StoredFeatures
 from ipca_sklearn.features._grid import write_on_grid
 from ipca_sklearn.features._loader import read_batches
@@ -159,7 +161,7 @@ class PatchFeatures:
 
         Raises
         ------
-        FileNotFoundError, ImageReadError
+        ImageReadError
             When the reader comes to an image that cannot be read; the message names it. Floats in a tensor on a GPU
             are checked together, when reading begins.
         RuntimeError
@@ -172,7 +174,7 @@ class PatchFeatures:
         """Yield the features like `batches`, each with the images in it that could not be read.
 
         What is skipped belongs to this pass: other readers of the same features do not change it. A complete pass
-        updates `skipped` and warns of what it skipped.
+        updates `skipped`, and warns of what it skipped and of files with several pages.
 
         Parameters
         ----------
@@ -190,22 +192,36 @@ class PatchFeatures:
 
         Raises
         ------
-        FileNotFoundError, ImageReadError, RuntimeError
+        ImageReadError, RuntimeError
             As `batches`.
         """
         if size < 1:
             raise ValueError(f"size={size} images per batch; it is at least 1")
         reasons: dict[int, str] = {}
+        pages: dict[int, str] = {}
         start = 0
-        for batch, skipped in self._read(size, reuse):
+        for batch, skipped in self._read(size, reuse, pages):
             reasons |= {int(self._indices[start + row]): reason for row, reason in skipped.items()}
             start += len(batch)
             yield batch, skipped
         self._record.replace(self._indices, reasons)
         if reasons:
-            _warn([reasons[index] for index in self._indices.tolist() if index in reasons], len(self))
+            _warn(
+                [reasons[index] for index in self._indices.tolist() if index in reasons],
+                f"of {len(self)} images could not be read",
+                "They are not learnt from, and their scores are NaN",
+                SkippedImagesWarning,
+            )
+        if pages:
+            _warn(
+                list(pages.values()),
+                f"of {len(self)} images have several pages or frames",
+                "Only the first of each is read: store the others as files of their own to inspect them",
+                MultiPageImageWarning,
+            )
 
-    def _read(self, size: int, reuse: bool) -> Iterator[tuple[Tensor, dict[int, str]]]:
+    def _read(self, size: int, reuse: bool, pages: dict[int, str]) -> Iterator[tuple[Tensor, dict[int, str]]]:
+        """Yield batches and skipped rows, and add files with several pages to `pages`, by their position in X."""
         settings, device, limit = self._settings, self.device, self._settings.images.batch_size
         settings.backbone.to(device)  # another reader may have moved it, or it comes from a pickle
         mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (settings.mean, settings.std))
@@ -224,7 +240,8 @@ class PatchFeatures:
                 features = memory[: len(group)]
                 skipped: dict[int, str] = {}
                 for rows in in_group:
-                    images, unreadable = next(loaded)
+                    images, unreadable, several = next(loaded)
+                    pages |= {int(group[rows[number]]): text for number, text in several.items()}
                     _fill(features, rows, (images - mean) / std, settings)
                     for number, row in enumerate(rows.tolist()):
                         if number in unreadable:
@@ -234,23 +251,41 @@ class PatchFeatures:
                             stored.write(group[row], features[row])
                 if stored is not None:
                     rows = np.setdiff1d(np.arange(len(group)), rows_missing)
-                    skipped |= self._fill_from_files(features, rows, group, stored)
+                    skipped |= self._fill_from_files(features, rows, group, stored, pages)
                 for start in range(0, len(group), size):
                     batch = features[start : start + size]
                     in_batch = range(start, start + len(batch))
                     yield batch, {row - start: skipped[row] for row in in_batch if row in skipped}
 
     def _fill_from_files(
-        self, features: Tensor, rows: np.ndarray, group: np.ndarray, stored: StoredFeatures
+        self, features: Tensor, rows: np.ndarray, group: np.ndarray, stored: StoredFeatures, pages: dict[int, str]
     ) -> dict[int, str]:
         """Read some rows of a group from the cache; return those that could not be read, and the reasons."""
-        skipped = {}
-        for row in rows.tolist():
-            if not stored.read(group[row], features[row]):  # the file has gone since, or is broken: compute it
-                ((alone, unreadable),) = PatchFeatures(self._images, group[[row]], self._settings)._read(1, False)
-                features[row] = alone[0]
-                if unreadable:
-                    skipped[row] = unreadable[0]
+        skipped: dict[int, str] = {}
+        if not len(rows):
+            return skipped
+        on_cpu = features.device.type == "cpu"
+        host = features if on_cpu else torch.empty(features.shape)
+
+        def read(row: int) -> bool:
+            return stored.read(group[row], host[row].numpy())
+
+        # As many threads as torch would copy with: half of the time goes into the checksums.
+        with ThreadPoolExecutor(min(len(rows), torch.get_num_threads())) as pool:
+            are_whole = list(pool.map(read, rows.tolist()))
+        for row, is_whole in zip(rows.tolist(), are_whole, strict=True):
+            if is_whole:
+                if not on_cpu:
+                    features[row] = host[row]
+                continue
+            # The file has gone since, or is damaged: compute and write it anew.
+            alone_features = PatchFeatures(self._images, group[[row]], self._settings)
+            ((alone, unreadable),) = alone_features._read(1, False, pages)
+            features[row] = alone[0]
+            if unreadable:
+                skipped[row] = unreadable[0]
+            else:
+                stored.write(group[row], features[row])
         return skipped
 
     def _stored(self) -> StoredFeatures | None:
@@ -285,7 +320,7 @@ def _run_network(images: Tensor, out: Tensor, settings: FeatureSettings) -> None
     if n_missing > 0:  # a batch of another size would be compiled anew
         images = F.pad(images, (0, 0, 0, 0, 0, 0, 0, n_missing))
     amp_dtype = settings.amp_dtype
-    with torch.inference_mode(), full_precision():
+    with torch.inference_mode(), full_precision(), calling_modules():
         with torch.autocast(images.device.type, amp_dtype, enabled=amp_dtype is not None):
             layers = settings.backbone(images, compiled=settings.compile)
         start = 0
@@ -300,11 +335,6 @@ def _run_network(images: Tensor, out: Tensor, settings: FeatureSettings) -> None
             start = stop
 
 
-def _warn(reasons: list[str], n_images: int) -> None:
-    more = f"; and {len(reasons) - 3} more" if len(reasons) > 3 else ""
-    warnings.warn(
-        f"{len(reasons)} of {n_images} images could not be read: {'; '.join(reasons[:3])}{more}. They are not learnt "
-        "from, and their scores are NaN",
-        SkippedImagesWarning,
-        stacklevel=3,
-    )
+def _warn(texts: list[str], what: str, advice: str, category: type[Warning]) -> None:
+    more = f"; and {len(texts) - 3} more" if len(texts) > 3 else ""
+    warnings.warn(f"{len(texts)} {what}: {'; '.join(texts[:3])}{more}. {advice}", category, stacklevel=3)

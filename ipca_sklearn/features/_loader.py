@@ -16,12 +16,14 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
+from ipca_sklearn._utils._files import printable
 from ipca_sklearn._utils._sklearn_compat import LokyBackend, ProcessPoolExecutor, get_active_backend
-from ipca_sklearn._utils._threads import single_threaded_workers
+from ipca_sklearn._utils._threads import seeded_torch, single_threaded_workers
 from ipca_sklearn._utils._typing import Image, PathLike
 from ipca_sklearn.exceptions import ImageReadError
 from ipca_sklearn.features._decode import (
     check_range,
+    decode,
     load_batch,
     resize_and_crop,
     to_device,
@@ -35,12 +37,23 @@ _Geometry: TypeAlias = tuple[int, int, str]
 _Stream: TypeAlias = torch.cuda.Stream | None
 
 
-class _Staged(NamedTuple):
-    """A batch on the device, the event after which it is there, and the rows that could not be read."""
+class Batch(NamedTuple):
+    """A batch of images (b, 3, crop_size, crop_size), float32 in [0, 1], and remarks about some of its rows.
 
-    batch: Tensor
-    ready: torch.cuda.Event | None
+    With `on_error="skip"`, rows of `skipped` could not be read and are black; the texts are the reasons. Files of
+    several pages or frames, of which only the first is there, are in `pages`, with their names and numbers.
+    """
+
+    images: Tensor
     skipped: dict[int, str]
+    pages: dict[int, str]
+
+
+class _Staged(NamedTuple):
+    """A batch on the device, and the event after which it is there."""
+
+    batch: Batch
+    ready: torch.cuda.Event | None
 
 
 def decodes_in_processes() -> bool:
@@ -56,10 +69,8 @@ def decodes_in_processes() -> bool:
     return isinstance(backend, LokyBackend)
 
 
-def read_batches(
-    images: Any, batches: Sequence[np.ndarray], settings: ImageSettings
-) -> Generator[tuple[Tensor, dict[int, str]]]:
-    """Yield each batch of images as (b, 3, crop_size, crop_size) float32 in [0, 1] on the device.
+def read_batches(images: Any, batches: Sequence[np.ndarray], settings: ImageSettings) -> Generator[Batch]:
+    """Yield each batch of images on the device.
 
     `n_jobs` workers decode, resize and crop. One more thread puts batches together and moves them, while the network
     works on earlier ones. At most `2 * batch_size` images wait. For a GPU all of it happens in a stream beside the
@@ -76,13 +87,11 @@ def read_batches(
 
     Yields
     ------
-    batch : Tensor
-    skipped : dict of int to str
-        With `on_error="skip"`: rows of the batch that could not be read, which are black, and the reasons.
+    Batch
 
     Raises
     ------
-    FileNotFoundError, ImageReadError
+    ImageReadError
         With `on_error="raise"`: when the reader comes to the image. Floats on a GPU are checked together, before the
         first batch.
     """
@@ -103,8 +112,8 @@ def read_batches(
         try:
             for batch in batches:
                 parts = _submit(images, batch, settings, stream, decoders, processes)
-                stage = partial(_stage, parts, batch, settings, stream)
-                # torch's random numbers belong to the whole process, so the reader's own thread augments.
+                stage = partial(_stage, images, parts, batch, settings, stream)
+                # In the reader's own thread, as a callable of the user may need it (its device, its context).
                 staged = stage if settings.augment is not None else stager.submit(stage).result
                 waiting.append((len(batch), parts, staged))
                 while sum(size for size, *_ in waiting) - waiting[0][0] >= 2 * settings.batch_size:
@@ -145,26 +154,34 @@ def _submit(
     for index in batch:
         image, name = images[index], f"X[{index}]"
         if processes is not None and isinstance(image, (str, os.PathLike)):
-            parts.append(processes.submit(_prepare_file, image, name, geometry))
+            parts.append(processes.submit(_prepare_file, image, name, geometry, settings.max_pixels))
         else:
-            parts.append(decoders.submit(_prepare, image, name, geometry, stream))
+            parts.append(decoders.submit(_prepare, image, name, geometry, settings.max_pixels, stream))
     return parts
 
 
-def _prepare(image: Image, name: str, geometry: _Geometry, stream: _Stream) -> Tensor:
+def _prepare(image: Image, name: str, geometry: _Geometry, max_pixels: int, stream: _Stream) -> tuple[Tensor, int]:
+    n_pages = 1
     with torch.cuda.stream(stream):
-        return resize_and_crop(to_rgb(image, name), *geometry)
+        if isinstance(image, (np.ndarray, Tensor)):
+            pixels = to_rgb(image, name)
+        else:
+            pixels, n_pages = decode(image, name, max_pixels)
+        return resize_and_crop(pixels, *geometry), n_pages
 
 
-def _prepare_file(path: PathLike, name: str, geometry: _Geometry) -> np.ndarray:
-    return resize_and_crop(to_rgb(path, name), *geometry).numpy()
+def _prepare_file(path: PathLike, name: str, geometry: _Geometry, max_pixels: int) -> tuple[np.ndarray, int]:
+    pixels, n_pages = decode(path, name, max_pixels)
+    return resize_and_crop(pixels, *geometry).numpy(), n_pages
 
 
-def _prepare_batch(images: np.ndarray | Tensor, batch: np.ndarray, geometry: _Geometry, stream: _Stream) -> Tensor:
+def _prepare_batch(
+    images: np.ndarray | Tensor, batch: np.ndarray, geometry: _Geometry, stream: _Stream
+) -> tuple[Tensor, int]:
     with torch.cuda.stream(stream):
         names = [f"X[{index}]" for index in batch]
         chosen = to_rgb(_take(images, batch), names, in_range=isinstance(images, Tensor) and images.is_cuda)
-        return resize_and_crop(chosen, *geometry)
+        return resize_and_crop(chosen, *geometry), 1
 
 
 def _take(images: Any, batch: np.ndarray) -> Any:
@@ -179,42 +196,55 @@ def _take(images: Any, batch: np.ndarray) -> Any:
     return images[rows]
 
 
-def _stage(parts: list[Future[Any]], batch: np.ndarray, settings: ImageSettings, stream: _Stream) -> _Staged:
+def _stage(
+    source: Any, parts: list[Future[Any]], batch: np.ndarray, settings: ImageSettings, stream: _Stream
+) -> _Staged:
     """Put the parts of a batch together, on the device."""
     images: Any = []
     skipped: dict[int, str] = {}
+    pages: dict[int, str] = {}
     for row, part in enumerate(parts):
         try:
-            images.append(torch.as_tensor(part.result()))
-        except (FileNotFoundError, ImageReadError) as error:
+            pixels, n_pages = part.result()
+        except ImageReadError as error:
             if settings.on_error == "raise":
                 raise
             skipped[row] = str(error)
             side = settings.crop_size if settings.augment is None else settings.image_size
-            images.append(torch.zeros(3, side, side, dtype=torch.uint8))
+            pixels, n_pages = torch.zeros(3, side, side, dtype=torch.uint8), 1
+        images.append(torch.as_tensor(pixels))
+        if n_pages > 1:
+            image = source[batch[row]]
+            name = printable(image) if isinstance(image, (str, os.PathLike)) else f"X[{batch[row]}]"
+            pages[row] = f"{name} ({n_pages} pages or frames)"
     with torch.cuda.stream(stream):
         if images[0].ndim == 4:  # the whole batch is one part
             (images,) = images
         if settings.augment is not None:
-            pairs = zip(images, batch, strict=True)
-            images = [_augment(image, settings.augment, settings.seed, int(index)) for image, index in pairs]
+            images = [_augment(image, settings, int(index)) for image, index in zip(images, batch, strict=True)]
             images = [v2.functional.center_crop(image, [settings.crop_size, settings.crop_size]) for image in images]
         on_device = load_batch(images, settings.device)
-        return _Staged(on_device, None if stream is None else stream.record_event(), skipped)
+        return _Staged(Batch(on_device, skipped, pages), None if stream is None else stream.record_event())
 
 
-def _augment(image: Tensor, augment: Callable[[Tensor], Tensor], seed: int, index: int) -> Tensor:
+def _augment(image: Tensor, settings: ImageSettings, index: int) -> Tensor:
     """Augment an image. Its random numbers depend on the seed and on its position in X alone."""
-    (state,) = np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(state))
-        return augment(image)
+    sequence = np.random.SeedSequence([settings.seed, index])
+    if settings.augment == "random_crop":  # by a generator of its own: other threads draw from torch's
+        side = settings.crop_size
+        top, left = np.random.default_rng(sequence).integers(0, settings.image_size - side + 1, 2)
+        return image[..., top : top + side, left : left + side]
+    assert callable(settings.augment)
+    (seed,) = sequence.generate_state(1, np.uint64)
+    with seeded_torch(int(seed)):
+        return settings.augment(image)
 
 
-def _receive(staged: _Staged) -> tuple[Tensor, dict[int, str]]:
+def _receive(staged: _Staged) -> Batch:
     """Make the current stream wait for the batch, and record the batch so that its memory is not reused early."""
     if staged.ready is not None:
-        current = torch.cuda.current_stream(staged.batch.device)
+        images = staged.batch.images
+        current = torch.cuda.current_stream(images.device)
         current.wait_event(staged.ready)
-        staged.batch.record_stream(current)
-    return staged.batch, staged.skipped
+        images.record_stream(current)
+    return staged.batch

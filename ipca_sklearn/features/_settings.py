@@ -21,13 +21,15 @@ class ImageSettings:
     ----------
     image_size, crop_size, interpolation
         The geometry.
-    augment : callable or None
-        Applied to each resized image (3, image_size, image_size); its result is cropped.
+    augment : {"random_crop"}, callable or None
+        Applied to each resized image (3, image_size, image_size); the result of a callable is cropped.
     seed : int
         For the random numbers of `augment`.
     batch_size : int
         Images per pass through the network.
     on_error : {"raise", "skip"}
+    max_pixels : int
+        Larger images are not decoded.
     n_jobs : int
         Workers that decode.
     processes : bool
@@ -39,10 +41,11 @@ class ImageSettings:
     image_size: int
     crop_size: int
     interpolation: str
-    augment: Callable[[Tensor], Tensor] | None
+    augment: str | Callable[[Tensor], Tensor] | None
     seed: int
     batch_size: int
     on_error: str
+    max_pixels: int
     n_jobs: int
     processes: bool
     device: torch.device

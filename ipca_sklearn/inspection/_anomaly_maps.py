@@ -116,12 +116,13 @@ class AnomalyMapDisplay:
         """
         check_matplotlib_support(f"{cls.__name__}.from_estimator")
         checked = _check_input(estimator, images, masks=masks, titles=titles)
-        pictures = [_picture(image, f"X[{index}]") for index, image in enumerate(checked)]
+        limit = estimator[0].max_pixels
+        pictures = [_picture(image, f"X[{index}]", limit) for index, image in enumerate(checked)]
         display = cls(
             pictures,
             np.asarray(estimator.transform(checked)),
             [estimator[0].covered_box(picture.shape[:2]) for picture in pictures],
-            masks=None if masks is None else _masks(masks, pictures),
+            masks=None if masks is None else _masks(masks, pictures, limit),
             titles=titles,
         )
         return display.plot(**plot_options)
@@ -287,17 +288,17 @@ def _check_input(estimator: Any, images: Any, **per_image: Any) -> Any:
     return images
 
 
-def _picture(image: Any, name: str) -> np.ndarray:
+def _picture(image: Any, name: str, max_pixels: int) -> np.ndarray:
     """Return an image as (H, W, 3) floats in [0, 1]."""
-    tensor = to_rgb(image, name)
+    tensor = to_rgb(image, name, max_pixels=max_pixels)
     return tensor.permute(1, 2, 0).cpu().numpy() / (255 if not tensor.is_floating_point() else 1)
 
 
-def _masks(masks: Sequence[Any], pictures: Sequence[np.ndarray]) -> list[np.ndarray | None]:
+def _masks(masks: Sequence[Any], pictures: Sequence[np.ndarray], max_pixels: int) -> list[np.ndarray | None]:
     """Return masks as bool arrays of the sizes of their images."""
     read: list[np.ndarray | None] = []
     for index, (mask, picture) in enumerate(zip(masks, pictures, strict=True)):
-        shown = None if mask is None else read_mask(mask, f"masks[{index}]").cpu().numpy()
+        shown = None if mask is None else read_mask(mask, f"masks[{index}]", max_pixels).cpu().numpy()
         if shown is not None and shown.shape != picture.shape[:2]:
             raise ValueError(
                 f"masks[{index}] has shape {shown.shape}, its image {picture.shape[:2]}; pass the mask of the original "

@@ -8,10 +8,10 @@ from scipy.ndimage import label
 from sklearn.pipeline import Pipeline
 from torch import Tensor
 
+from ipca_sklearn._utils._files import printable
 from ipca_sklearn._utils._typing import PathLike
 from ipca_sklearn.features._decode import to_rgb
-
-_EXIF_ORIENTATION = 0x0112
+from ipca_sklearn.features._formats import MAX_PIXELS, open_image, orientation
 
 
 def hottest_box(
@@ -67,7 +67,7 @@ def overlay(estimator: Pipeline, anomaly_map: np.ndarray, image: Image.Image) ->
     anomaly_map : ndarray of shape (h, w)
         One map of `estimator.transform`.
     image : PIL image
-        The upright image, or a smaller copy of it.
+        The upright image, or a smaller copy of it. Floats are in [0, 1], as everywhere.
 
     Returns
     -------
@@ -95,7 +95,7 @@ def overlay(estimator: Pipeline, anomaly_map: np.ndarray, image: Image.Image) ->
     """
     from matplotlib import colormaps
 
-    grey = np.asarray(image.convert("L"), dtype=np.float32)[..., None]
+    grey = np.asarray(in_8_bits(image).convert("L"), dtype=np.float32)[..., None]
     size = grey.shape[:2]
     limit = estimator[-1].map_threshold_
     limit = 2 * limit if 0 < limit < np.inf else 1
@@ -122,23 +122,36 @@ def _laid_over(
     return pixels
 
 
-def image_size(path: PathLike) -> tuple[int, int]:
+def image_size(path: PathLike, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """Return height and width of an upright image. Only the header of the file is read."""
-    with Image.open(path) as image:
+    with open_image(path, max_pixels) as image:
         width, height = image.size
-        on_its_side = image.getexif().get(_EXIF_ORIENTATION, 1) >= 5
+        on_its_side = orientation(image) >= 5
     return (width, height) if on_its_side else (height, width)
 
 
-def open_upright(path: PathLike, side: int | None = None) -> Image.Image:
-    """Return an image as the network sees it (upright, RGB, 8 bits), shrunk to fit a square of this side."""
-    with Image.open(path) as image:
+def open_upright(path: PathLike, side: int | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Return an image as the network sees it (upright, RGB, 8 bits), shrunk to fit a square of this side.
+
+    Raises
+    ------
+    ImageReadError
+        As scoring does; a MissingImageError if the file has gone since.
+    """
+    with open_image(path, max_pixels) as image:
         if side is not None:
             image.draft("RGB", (side, side))  # JPEG files are decoded at a fraction of their size
-        upright = Image.fromarray(_as_bytes(to_rgb(image, str(path))))
+        upright = Image.fromarray(_as_bytes(to_rgb(image, printable(path), max_pixels=max_pixels)))
     if side is not None:
         upright.thumbnail((side, side))
     return upright
+
+
+def in_8_bits(image: Image.Image) -> Image.Image:
+    """Return a PIL image of any mode as RGB of 8 bits: Pillow cuts floats and 16 bits off at 255 instead of scaling."""
+    if image.mode.startswith("I") or image.mode == "F":
+        return Image.fromarray(_as_bytes(to_rgb(image, "image")))
+    return image.convert("RGB")
 
 
 def _as_bytes(image: Tensor) -> np.ndarray:

@@ -17,8 +17,9 @@ from types import TracebackType
 
 from PIL import Image
 
-from ipca_sklearn._utils._files import replacing
+from ipca_sklearn._utils._files import naming, replacing
 from ipca_sklearn._utils._typing import PathLike
+from ipca_sklearn.inspection._pictures import in_8_bits
 
 __all__ = ["HtmlReport"]
 
@@ -136,12 +137,13 @@ class HtmlReport:
         # Unescaped, "<" could end the element of the page that holds the rows.
         text = json.dumps(row, ensure_ascii=True).replace("<", "\\u003c").encode()
         self._rows.append((float(score) if known else -math.inf, self._row_file.tell(), len(text)))  # type: ignore[arg-type]
-        self._row_file.write(text)
+        with naming(tempfile.gettempdir()):
+            self._row_file.write(text)
 
     def _picture(self, image: Image.Image | None) -> str | None:
         if image is None:
             return None
-        small = image.convert("RGB")
+        small = in_8_bits(image)
         small.thumbnail((self.thumbnail_size, self.thumbnail_size))
         buffer = io.BytesIO()
         small.save(buffer, "JPEG", quality=65, optimize=True)
@@ -173,7 +175,8 @@ class HtmlReport:
             if number % 2 == 0:
                 self._page.write(part.encode())
             elif part == "rows":
-                self._page.writelines(self._sorted_rows())
+                with naming(tempfile.gettempdir()):  # reading flushes the rows; errors of the page have a name already
+                    self._page.writelines(self._sorted_rows())
             else:
                 self._page.write(values[part].encode())
 

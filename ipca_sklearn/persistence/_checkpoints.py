@@ -6,8 +6,9 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+import joblib
 import numpy as np
 from sklearn.base import clone
 from sklearn.pipeline import Pipeline
@@ -16,11 +17,13 @@ from torch import Tensor
 from ipca_sklearn import _version
 from ipca_sklearn._utils._digests import content, describe, new_digest
 from ipca_sklearn._utils._estimators import adopt, check_repeatable
-from ipca_sklearn._utils._files import remove_leftovers
+from ipca_sklearn._utils._files import naming, printable, replacing, writable_target
 from ipca_sklearn._utils._typing import ArrayLike, Images, PathLike
+from ipca_sklearn.detection._calibration import FEW_IMAGES
 from ipca_sklearn.features import PatchFeatures
-from ipca_sklearn.persistence._joblib import load, save
+from ipca_sklearn.persistence._reading import read_model
 
+_MARK = b"\nipca_sklearn checkpoint, BLAKE2b "  # before the digest
 # The result does not depend on these, so they may change between the runs.
 _FREE_PARAMETERS = {"cache", "memory", "n_jobs", "steps", "verbose"}
 
@@ -46,7 +49,8 @@ def fit_resumable(
     path : str or path-like
         The checkpoint. Replaced only when the next one is complete.
     every : int, default=1000
-        Samples between checkpoints, rounded up to whole steps of `step_size`. It may differ between runs.
+        Samples between checkpoints, rounded up to whole steps of `step_size`. It may differ between runs. A
+        detector learns up to 64 samples at once.
     callback : callable or None, default=None
         Called after each checkpoint with the number of samples that are learnt.
 
@@ -58,9 +62,12 @@ def fit_resumable(
     Raises
     ------
     ValueError
-        The checkpoint has other parameters, weights or samples, is of another version of ipca_sklearn, or is
-        incomplete. X has grown since the fit was complete. `step_size=None`, or a `calibration` that holds samples
-        out: both cannot be fitted in blocks. Random steps without a `random_state`.
+        The checkpoint has other parameters, weights or samples, is of another version of ipca_sklearn, incomplete or
+        damaged (its checksum is compared before anything else). X has grown since the fit was complete.
+        `step_size=None`, or a `calibration` that holds samples out: both cannot be fitted in blocks. Random steps
+        without a `random_state`.
+    OSError
+        The checkpoint cannot be written; told before anything is learnt where it can be.
     TypeError
         X are PatchFeatures.
     KeyboardInterrupt
@@ -69,7 +76,8 @@ def fit_resumable(
     Notes
     -----
     A checkpoint has the size of the last step of the pipeline (P (k + 2) m numbers), without the network. Files are
-    compared by name and size; their content is not read again. Arrays are read again to compare them.
+    compared by name and size; their content is not read again. Arrays are read again to compare them. Checkpoints that
+    a killed process has not finished are removed by the next one that is written to the same path.
 
     Examples
     --------
@@ -83,10 +91,8 @@ def fit_resumable(
     >>> detector.n_samples_seen_, detector.offset_ == PatchGaussianDetector(2).fit(X).offset_
     (100, True)
     """
-    remove_leftovers(path)
-    stored = load(path) if os.path.exists(path) else None
-    if stored is not None and not isinstance(stored, Checkpoint):
-        raise ValueError(f"{os.fspath(path)} holds no checkpoint but a {type(stored).__name__}; name another file")
+    writable_target(path)
+    stored = load_checkpoint(path) if os.path.exists(path) else None
     if isinstance(X, PatchFeatures):
         raise TypeError("PatchFeatures cannot be compared without computing them; pass the pipeline and its images")
     learner = model.steps[-1][1] if isinstance(model, Pipeline) else model
@@ -95,6 +101,8 @@ def fit_resumable(
     features: Any = model[:-1].fit_transform(X) if isinstance(model, Pipeline) and len(model.steps) > 1 else X
     parameters = _parameters(model)
     n_samples, n_done, digest = len(X), 0, _new_digest(X)  # type: ignore[arg-type]
+    if hasattr(learner, "calibration") and n_samples <= FEW_IMAGES:
+        block = n_samples  # each one is scored by a model of the others, so all have to be there at once
     current = clone(learner)
     if stored is not None:
         _check_same_fit(stored, parameters, n_samples)
@@ -112,7 +120,7 @@ def fit_resumable(
         current.partial_fit(features[n_done:stop])
         _add_samples(digest, X, n_done, stop)
         n_done = stop
-        save(Checkpoint(current, n_done, parameters, digest.hexdigest(), complete=n_done == n_samples), path)
+        save_checkpoint(Checkpoint(current, n_done, parameters, digest.hexdigest(), complete=n_done == n_samples), path)
         adopt(learner, current)
         if callback is not None:
             callback(n_done)
@@ -143,6 +151,66 @@ class Checkpoint:
         self.digest = digest
         self.complete = complete
         self.version = _version.__version__
+
+
+def save_checkpoint(checkpoint: Checkpoint, path: PathLike) -> None:
+    """Write a checkpoint: a joblib file, and the digest of its bytes at the end."""
+    with replacing(path) as file:
+        writer = _DigestingWriter(file)
+        joblib.dump(checkpoint, writer)
+        file.write(_MARK + writer.digest.digest())
+
+
+def load_checkpoint(path: PathLike) -> Checkpoint:
+    """Read a checkpoint whose bytes are those that were written; nothing is unpickled before.
+
+    Raises
+    ------
+    ValueError
+        With the path: the file is damaged, has no digest, or holds something else.
+    """
+    name = printable(path)
+    digest = new_digest()
+    n_end = len(_MARK) + digest.digest_size
+    with open(path, "rb") as file, naming(path):
+        n_left = os.fstat(file.fileno()).st_size - n_end
+        while n_left > 0:
+            content = file.read(min(n_left, 1 << 20))
+            if not content:
+                break
+            digest.update(content)
+            n_left -= len(content)
+        end = file.read(n_end)
+        if n_left < 0 or not end.startswith(_MARK):
+            raise ValueError(
+                f"{name} was written by an older, unreleased version of ipca_sklearn, was cut short, or holds no "
+                "checkpoint: it has no checksum at its end. Remove the file and fit again, or name another file"
+            )
+        if end != _MARK + digest.digest():
+            raise ValueError(
+                f"{name} is damaged: its checksum is not that of its content, so what it has learnt cannot be trusted. "
+                "Remove it to start again"
+            )
+        file.seek(0)
+        stored = read_model(path, lambda: joblib.load(file))
+    if not isinstance(stored, Checkpoint):
+        raise ValueError(f"{name} holds no checkpoint but a {type(stored).__name__}; name another file")
+    return stored
+
+
+class _DigestingWriter:
+    """What pickle writes to a file, and the digest of it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.digest = new_digest()
+
+    def write(self, content: Any) -> int:
+        self.digest.update(content)
+        return self._file.write(content)
+
+    def tell(self) -> int:
+        return self._file.tell()
 
 
 def _block_size(model: Any, learner: Any, every: int) -> int:
@@ -222,8 +290,8 @@ def _add_samples(digest: Any, X: Any, start: int, stop: int) -> None:
         return
     for item in part:
         if isinstance(item, (str, os.PathLike)):
-            path = Path(item)
-            digest.update(f"{path} {path.stat().st_size if path.exists() else None}\n".encode())
+            size = os.stat(item).st_size if os.path.exists(item) else None
+            digest.update(os.fsencode(Path(item)) + f" {size}\n".encode())  # names need not be UTF-8
         else:
             item = item if isinstance(item, Tensor) else np.asarray(item)
             digest.update(describe(item))

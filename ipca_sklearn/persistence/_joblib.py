@@ -6,7 +6,7 @@ from typing import Any
 
 import joblib
 
-from ipca_sklearn._utils._files import remove_leftovers, replacing
+from ipca_sklearn._utils._files import replacing
 from ipca_sklearn._utils._typing import PathLike
 from ipca_sklearn.persistence._reading import read_model
 
@@ -25,13 +25,13 @@ def save(model: Any, path: PathLike) -> None:
     Raises
     ------
     OSError
-        The folder does not exist, the disk is full, ... The old file is unchanged.
+        The folder does not exist, the path is no regular file, the disk is full, ... The old file is unchanged.
 
     Notes
     -----
     The format is joblib's: `joblib.load` reads it too. The file has the bytes of the arrays and a few kilobytes. If the
     process is killed while it writes, or the power fails, the old file is intact. The unfinished file beside it,
-    `.<name>.<letters>.tmp`, is removed by the first `save` to the same path at least an hour later.
+    `.<name>.<letters>.tmp`, is removed by the next `save` to the same path. A link is followed, permissions are kept.
 
     Examples
     --------
@@ -47,7 +47,6 @@ def save(model: Any, path: PathLike) -> None:
     >>> bool((loaded.score_samples(X) == detector.score_samples(X)).all())
     True
     """
-    remove_leftovers(path, older_than=3600)  # another process may still be writing a younger one
     with replacing(path) as file:
         joblib.dump(model, file)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from sklearn.exceptions import InconsistentVersionWarning
 
+from ipca_sklearn._utils._files import printable
 from ipca_sklearn._utils._typing import PathLike
 from ipca_sklearn._utils._versions import OldFileError
 
@@ -24,20 +25,22 @@ def read_model(path: PathLike, reader: Callable[[], Any], *, passed_on: tuple[ty
     ImportError, MemoryError, OSError, InconsistentVersionWarning, and those of `passed_on`
         As the reader raises them: a package that the model needs is not installed, the file may not be read, ...
     """
+    name = printable(path)
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"no model at {os.fspath(path)}")
+        kind = "it is no regular file" if os.path.exists(path) else "there is no such file"
+        raise FileNotFoundError(f"no model at {name}: {kind}")
     try:
         return reader()
     except Exception as error:  # pickle, zlib, zip and numpy raise different errors for broken files
         if _is_of_old_file(error):
             raise ValueError(
-                f"{os.fspath(path)} was written by an older, unreleased version of ipca_sklearn, whose modules and "
+                f"{name} was written by an older, unreleased version of ipca_sklearn, whose modules and "
                 "parameters have changed since; remove the file and fit again"
             ) from error
         if isinstance(error, (ImportError, MemoryError, OSError, InconsistentVersionWarning, *passed_on)):
             raise
         raise ValueError(
-            f"{os.fspath(path)} is not a whole model file ({type(error).__name__}: {error}); save the model again"
+            f"{name} is not a whole model file ({type(error).__name__}: {printable(error)}); save the model again"
         ) from error
 
 

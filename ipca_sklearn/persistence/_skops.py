@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from sklearn.base import BaseEstimator
 
-from ipca_sklearn._utils._files import remove_leftovers, replacing
+from ipca_sklearn._utils._files import replacing
 from ipca_sklearn._utils._typing import PathLike
 from ipca_sklearn._utils._versions import OldFileError, has_moved
 from ipca_sklearn.persistence._reading import read_model
+from ipca_sklearn.persistence._sizes import ClaimedSizeError, check_sizes
 
 # Names, so that this room need not know the private classes of the others; the tests say when one is missing.
 _TRUSTED_TYPES = (
@@ -95,7 +95,6 @@ def save_skops(model: BaseEstimator, path: PathLike, *, trusted: Iterable[str] =
             )
         if isinstance(value, (torch.dtype, torch.device)):
             raise TypeError(f"{name}={value!r} is an object of torch, which no safe file can hold; set it as a string")
-    remove_leftovers(path, older_than=3600)
     with replacing(path) as file:
         skops_io.dump(model, file)
         file.flush()
@@ -128,7 +127,8 @@ def load_skops(path: PathLike, *, trusted: Iterable[str] = ()) -> Any:
     TypeError
         The file holds types that are not trusted; nothing in it was executed.
     ValueError
-        The file is incomplete, no model of skops, or was written by a version of ipca_sklearn before 0.1.0.
+        The file is incomplete, no model of skops, or was written by a version of ipca_sklearn before 0.1.0. It claims
+        sizes that it has no room for, or its weights do not fit its network; memory for them is not taken before.
     ImportError
         skops, or a package that the backbone needs, is not installed.
 
@@ -153,15 +153,18 @@ def load_skops(path: PathLike, *, trusted: Iterable[str] = ()) -> Any:
     refusal = skops_io.exceptions.UntrustedTypesFoundException
 
     def read() -> Any:
-        try:
-            return skops_io.load(os.fspath(path), trusted=[*trusted_types(), *trusted])
-        except refusal as error:
-            moved = [name for name in skops_io.get_untrusted_types(file=os.fspath(path)) if has_moved(name)]
-            if moved:
-                raise OldFileError(f"there is no {moved[0]}") from error
-            raise
+        with open(path, "rb") as file:
+            check_sizes(file, path)
+            try:
+                return skops_io.load(file, trusted=[*trusted_types(), *trusted])
+            except refusal as error:
+                file.seek(0)
+                moved = [name for name in skops_io.get_untrusted_types(file=file) if has_moved(name)]
+                if moved:
+                    raise OldFileError(f"there is no {moved[0]}") from error
+                raise
 
-    return read_model(path, read, passed_on=(refusal,))
+    return read_model(path, read, passed_on=(refusal, ClaimedSizeError))
 
 
 def _import_skops() -> Any:

@@ -7,6 +7,7 @@ import io
 import os
 import sys
 import threading
+import warnings
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -26,6 +27,7 @@ from ipca_sklearn.datasets import (
     make_textures,
 )
 from ipca_sklearn.datasets._defects import DEFECTS
+from ipca_sklearn.datasets._folders import list_images
 from ipca_sklearn.datasets._materials import MATERIALS
 
 MATERIAL_NAMES = sorted(MATERIALS)
@@ -543,3 +545,52 @@ def test_defects_vary_in_size_and_strength(kind):
 def test_wrong_arguments_are_explained(wrong, message):
     with pytest.raises(ValueError, match=message):
         make_textures(**{"n_train": 1, "n_test": 2, "size": 32, **wrong})
+
+
+def listed(folder, **options):
+    return [str(path.relative_to(folder)) for path in list_images(folder, **options)]
+
+
+def fill(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"")
+
+
+def test_images_of_formats_that_are_not_read_are_counted_and_other_files_are_not(tmp_path):
+    fill(tmp_path, "a.png", "b.PPM", "c.gif", "d.GIF", "deep/e.avif", "f.jp2", "notes.txt", "Thumbs.db", ".hidden.gif")
+    with pytest.warns(UserWarning, match=r"not read, and that are passed over: 2 \.gif, 1 \.jp2\. Convert") as caught:
+        assert listed(tmp_path) == ["a.png", "b.PPM"]
+    assert len(caught) == 1
+    with pytest.warns(UserWarning, match=r"1 \.avif, 2 \.gif, 1 \.jp2"):
+        listed(tmp_path, recursive=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fill(tmp_path / "clean", "a.png", "a.jpg")
+        assert listed(tmp_path / "clean", suffixes=(".jpg",)) == ["a.jpg"]
+
+
+def test_linked_folders_are_listed_once_and_a_word_says_so(tmp_path):
+    fill(
+        tmp_path, "root/a/1.png", "root/b/2.png", "root/.hidden/3.png", "other/4.png", "other/deep/5.png", "beside.png"
+    )
+    root = tmp_path / "root"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (root / "linked").symlink_to(tmp_path / "other")
+        assert listed(root, recursive=True) == ["a/1.png", "b/2.png", "linked/4.png", "linked/deep/5.png"]
+    (root / "0_first").symlink_to(root / "b")  # sorted before what it links to
+    (root / "a" / "loop").symlink_to(root)
+    (root / "a" / "up").symlink_to(tmp_path)
+    (root / "again").symlink_to(tmp_path / "other" / "deep")
+    (tmp_path / "other" / "back").symlink_to(tmp_path / "other")
+    with pytest.warns(UserWarning, match="listed once: passed over are .*0_first.* and 2 more") as caught:
+        found = listed(root, recursive=True)
+    assert len(caught) == 1
+    assert sorted(found) == ["a/1.png", "again/5.png", "b/2.png", "linked/4.png"]
+
+
+def test_a_link_that_leads_to_itself_ends(tmp_path):
+    (tmp_path / "self").symlink_to("self")
+    fill(tmp_path, "1.png")
+    assert listed(tmp_path, recursive=True) == ["1.png"]

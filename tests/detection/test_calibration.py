@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
+import warnings
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.exceptions import NotFittedError
 
 from ipca_sklearn import PatchGaussianDetector
 from ipca_sklearn.detection._calibration import (
+    FEW_IMAGES,
     MAX_IMAGES,
     Calibration,
+    LearningCurve,
     ReferenceScores,
-    n_calibration_images,
+    leave_out,
     upper_quantiles,
 )
+from ipca_sklearn.exceptions import FewImagesWarning
 
 SCALES = np.array([4, 2, 1, 1, 1, 1])
 
@@ -133,7 +140,7 @@ def test_held_out_scores_add_up_over_calls_once_the_model_is_not_much_poorer():
 
 
 def test_one_image_cannot_be_held_out():
-    with pytest.warns(UserWarning, match="one image is too few for a threshold"):
+    with pytest.warns(UserWarning, match="1 images are few: .*there is no threshold"):
         detector = PatchGaussianDetector(2, calibration=0.5).fit(normal(1, 0))
     assert detector.n_samples_seen_ == 1
     assert detector.map_threshold_ == np.inf and not detector.predict_masks(normal(5, 1)).any()
@@ -144,7 +151,9 @@ def test_merged_detectors_pool_what_both_have_calibrated_with():
     first, second = (PatchGaussianDetector(2, calibration=0.5).fit(normal(60, seed)) for seed in (0, 1))
     both = np.concatenate([second.calibration_scores_, first.calibration_scores_])
     first.merge(second)
-    np.testing.assert_array_equal(first.calibration_scores_, both)
+    factors = first.calibration_scores_ / both  # a model of 30 images scored them, and now 60 are known
+    np.testing.assert_allclose(factors, factors[0])
+    assert 0.9 < factors[0] < 1
 
 
 def test_masks_are_of_the_kind_of_X():
@@ -161,15 +170,40 @@ def test_tails_tell_the_upper_quantiles_of_all_values(n, side, share, seed):
     np.testing.assert_array_equal(kept[:, 0], maps.max((1, 2)))
     assert kept.shape[1] <= 48
     calibration = Calibration.empty(side**2).extended([np.concatenate([np.ones((n, 1)), -kept[:, :1], kept], axis=1)])
-    limit = calibration.corrected_to(1).map_threshold(0.05, share)
+    limit = calibration.corrected_to(1, CURVES[0]).map_threshold(0.05, share)
     assert np.mean(maps > limit) == pytest.approx(share, abs=0.25 * share + 1 / maps.size + 1 / side**2)
 
 
+def summaries(learnt, distances):
+    return np.stack([learnt, -distances, distances], axis=1)
+
+
 @pytest.mark.parametrize(
-    ("n_samples", "weight", "expected"), [(1, 1, 2), (100, 100, 50), (100, 20, 10), (10**6, 10**6, MAX_IMAGES)]
+    ("count", "weight", "expected"),
+    [
+        (100, 100, range(48, 100)),  # models that had learnt half of the images, or more
+        (100, 20, range(90, 100)),  # with forgetting: half of what is remembered
+        (4, 4, range(4)),
+    ],
 )
-def test_the_later_half_of_what_is_remembered_calibrates(n_samples, weight, expected):
-    assert n_calibration_images(n_samples, weight) == expected
+def test_scores_that_still_tell_something_are_kept(count, weight, expected):
+    images = np.arange(float(count))
+    learnt = np.minimum(16 * (images // 16 + 1), weight)
+    kept = Calibration(summaries(learnt, images), 1).kept(count, weight)
+    assert set(kept.summaries[:, 2]) >= set(expected) and kept.summaries[-1, 2] == count - 1
+    assert (kept.summaries[:, 0] >= weight / 2).all()
+
+
+def test_the_number_of_scores_is_bounded():
+    images = np.arange(MAX_IMAGES + 10.0)
+    assert len(Calibration(summaries(images + 10**6, images), 1).kept(2 * 10**6, 2 * 10**6)) == MAX_IMAGES
+
+
+def test_scores_by_poor_models_are_kept_if_there_are_no_others():
+    learnt = np.repeat([16.0, 32, 48], 16)
+    calibration = Calibration(summaries(learnt, learnt), 1)
+    assert len(calibration.kept(64, 64)) == 32
+    assert len(calibration.kept(1000, 1000)) == 32  # half of what the best one had
 
 
 def test_a_small_quantile_of_few_scores_is_their_smallest():
@@ -178,26 +212,241 @@ def test_a_small_quantile_of_few_scores_is_their_smallest():
     assert reference.offset(0.5) == 4.5
 
 
-@given(c=st.floats(0, 50), seed=st.integers(0, 9))
-def test_scores_of_models_that_had_seen_less_are_brought_to_the_model_of_now(c, seed):
+CURVES = [
+    LearningCurve.of("factor_analysis", "low_rank", 16),
+    LearningCurve.of("residual", "low_rank", 16),
+    LearningCurve.of("mahalanobis", "low_rank", 16),
+    LearningCurve.of("mahalanobis", "full", 16),
+]
+
+
+@pytest.mark.parametrize("curve", CURVES)
+@given(slope=st.floats(-0.5, 1.5), seed=st.integers(0, 9))
+def test_scores_of_models_that_had_seen_less_are_brought_to_the_model_of_now(curve, slope, seed):
     rng = np.random.default_rng(seed)
     learnt = np.repeat(np.arange(32.0, 512, 16), 16)
-    now = rng.gamma(50, size=(len(learnt), 1))
-    then = now * np.exp(c * (1 / learnt - 1 / 512))[:, None]
-    reference = Calibration(np.concatenate([learnt[:, None], -then, then], axis=1), 1).corrected_to(512)
+    now = rng.gamma(50, size=len(learnt))
+    degrees = learnt - 1
+    used = np.minimum(16, np.floor(curve.largest_share * degrees))
+    unbiased = {True: np.sqrt((1 - used / degrees) / (1 - 16 / 511)), False: 1.0}[curve.divided]
+    then = now / unbiased * np.exp(slope * ((used + 1) / learnt - 17 / 512))
+    reference = Calibration(summaries(learnt, then), 1).corrected_to(512, curve)
     np.testing.assert_allclose(np.median(-reference.scores), np.median(now), rtol=0.05)
-    np.testing.assert_array_equal(reference.quantiles[:, 0], -reference.scores)
+    np.testing.assert_allclose(reference.quantiles[:, 0], -reference.scores)
 
 
-def test_scores_by_models_of_less_than_half_of_the_images_are_left_out():
-    learnt = np.repeat([16.0, 32, 48], 16)
-    calibration = Calibration(np.stack([learnt, -learnt, learnt], axis=1), 1)
-    assert len(calibration.corrected_to(64).scores) == 32
-    assert len(calibration.corrected_to(1000).scores) == 48  # there are no better ones
+@pytest.mark.parametrize("distance", ["factor_analysis", "ppca", "residual"])
+@pytest.mark.parametrize("n_learnt", [12, 20, 40, 80])
+def test_without_a_choice_of_models_the_curve_of_other_images_corrects_the_scores(distance, n_learnt):
+    """Models of n images score new ones, and their scores are brought to a model of 320 images."""
+    rng = np.random.default_rng(n_learnt)
+    scales = np.concatenate([np.geomspace(8, 2, 8), np.ones(40)])
+    X = rng.normal(size=(720, 12, 48)) * scales
+    then = PatchGaussianDetector(8, distance=distance, calibration=0.5).fit(X[: 2 * n_learnt])
+    now = PatchGaussianDetector(8, distance=distance).fit(X[:320])
+    curve = LearningCurve.of(distance, "low_rank", 8)
+    maxima = then.transform(X[320:]).max(1)
+    learnt = np.full(len(maxima), float(then.n_samples_seen_))
+    corrected = np.median(-Calibration(summaries(learnt, maxima), 1).corrected_to(320.0, curve).scores)
+    expected = np.median(now.transform(X[320:]).max(1))
+    assert abs(np.log(corrected / expected)) <= 0.5 * np.log(np.median(maxima) / expected)
 
 
-def test_scores_that_grow_while_learning_are_left_alone():
-    learnt = np.repeat([16.0, 32, 48], 16)
-    scores = -learnt
-    reference = Calibration(np.stack([learnt, scores, -scores], axis=1), 1).corrected_to(32)
-    np.testing.assert_array_equal(reference.scores, scores)
+@given(n=st.integers(2, 40), n_blocks=st.integers(1, 10), start=st.booleans())
+def test_every_image_is_left_out_once_of_models_of_the_others(n, n_blocks, start):
+    def learn(learnt, images):
+        return (learnt or set()) | set(images.flatten().tolist())
+
+    before = {-1} if start else None
+    left_out = list(leave_out(learn, before, torch.arange(n)[:, None, None], n_blocks if n_blocks > 1 else 2))
+    assert [image for _, block in left_out for image in block.flatten().tolist()] == list(range(n))
+    for model, block in left_out:
+        assert model == (before or set()) | set(range(n)) - set(block.flatten().tolist())
+    assert max(len(block) for _, block in left_out) <= np.ceil(n / max(n_blocks, 2))
+
+
+def test_few_images_are_all_scored_by_models_of_the_others():
+    X = normal(20, 0)
+    detector = PatchGaussianDetector(2).fit(X)
+    assert len(detector.calibration_scores_) == 20
+    without_first_block = PatchGaussianDetector(2, step_size=20).fit(X[2:])
+    reference = without_first_block.score_samples(X[:2])
+    np.testing.assert_allclose(detector.calibration_scores_[:2], reference, rtol=0.2)
+    assert np.median(detector.calibration_scores_) < np.median(detector.score_samples(X))
+
+
+@pytest.mark.parametrize("n", [10, 16, 24, 32, 33, 48])
+@pytest.mark.parametrize("distance", ["factor_analysis", "ppca"])
+def test_few_images_make_a_threshold_that_normal_images_pass_and_others_do_not(n, distance):
+    """With 16 components and up to 33 images a model without a noise estimate called everything normal."""
+    calls = []
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        X = rng.normal(size=(n + 100, 6, 40)) * np.geomspace(5, 1, 40)
+        detector = PatchGaussianDetector(distance=distance, false_positive_rate=0.1).fit(X[:n])
+        assert -100 < detector.offset_ < 0
+        X[n + 50 :, 2] += 10
+        calls.append(detector.predict(X[n:]) == -1)
+    normal_share, defect_share = np.mean(calls, axis=0)[:50].mean(), np.mean(calls, axis=0)[50:].mean()
+    assert normal_share < 0.2 and defect_share > 0.9
+    assert detector.p_values(X[n + 50 :]).max() < 0.5
+
+
+@pytest.mark.parametrize(
+    ("parameters", "n", "message"),
+    [
+        ({}, 10, "10 images are few: distances use 4 of 16 components.* 33 images make all of them useful"),
+        ({}, 10, "the threshold comes from 10 scores, and 20 make it reliable"),
+        (
+            {"n_components": 2, "false_positive_rate": 0.01},
+            40,
+            "needs the scores of 99 images and there are 40: about 2.4%",
+        ),
+    ],
+)
+def test_few_images_are_told_how_many_it_takes(parameters, n, message):
+    X = np.random.default_rng(0).normal(size=(n, 3, 20))
+    with pytest.warns(FewImagesWarning, match=message):
+        PatchGaussianDetector(**parameters).fit(X)
+
+
+def test_enough_images_make_no_warning():
+    X = np.random.default_rng(0).normal(size=(40, 3, 20))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        PatchGaussianDetector().fit(X)
+        PatchGaussianDetector(2, false_positive_rate=0.05).fit(X)
+
+
+def test_most_images_skipped_is_few_images():
+    class Source:
+        """A lazily read X of which only every tenth image can be read."""
+
+        shape, dtype, device, may_skip = (100, 3, 20), np.float64, torch.device("cpu"), True
+        values = torch.from_numpy(np.random.default_rng(0).normal(size=shape))
+
+        def __len__(self):
+            return len(self.values)
+
+        def __getitem__(self, key):
+            return self.values[key]
+
+        def read(self, size, *, reuse=False):
+            for start in range(0, 100, size):
+                batch = self.values[start : start + size].clone()
+                skipped = {row: "broken" for row in range(len(batch)) if (start + row) % 10}
+                batch[list(skipped)] = torch.nan
+                yield batch, skipped
+
+    detector = PatchGaussianDetector(2).fit(Source())
+    assert detector.n_samples_seen_ == len(detector.calibration_scores_) == 10
+    assert -100 < detector.offset_ < 0
+
+
+@pytest.mark.parametrize("call", [8, 16, 20])
+def test_few_images_in_several_calls_are_calibrated_too(call):
+    X = normal(40, 0)
+    detector = PatchGaussianDetector(2)
+    for start in range(0, 40, call):
+        detector.partial_fit(X[start : start + call])
+    assert len(detector.calibration_scores_) >= 20
+    assert np.mean(detector.predict(normal(200, 1)) == -1) < 0.2
+
+
+def test_the_scores_of_few_images_make_way_for_those_of_a_pass():
+    X = normal(FEW_IMAGES + 16, 0)
+    at_once, in_parts = PatchGaussianDetector(2).fit(X), PatchGaussianDetector(2)
+    for step in np.split(X, len(X) // 16):
+        in_parts.partial_fit(step)
+    np.testing.assert_array_equal(in_parts.calibration_scores_, at_once.calibration_scores_)
+
+
+@pytest.mark.parametrize("sizes", [[20] * 2, [20] * 8, [60] * 2, [50] * 8, [30, 100], [200] * 3])
+def test_merged_detectors_keep_the_false_positive_rate(sizes):
+    found = []
+    for seed in range(5):
+        X = np.random.default_rng(seed).normal(size=(sum(sizes) + 200, 8, 40)) * np.geomspace(5, 1, 40)
+        bounds = np.cumsum([0, *sizes])
+        parts = [
+            PatchGaussianDetector(8, false_positive_rate=0.1).fit(X[start:stop])
+            for start, stop in itertools.pairwise(bounds)
+        ]
+        merged = parts[0]
+        for part in parts[1:]:
+            merged.merge(part)
+        found.append(np.mean(merged.predict(X[bounds[-1] :]) == -1))
+    assert 0.03 < np.mean(found) < 0.2
+
+
+def test_calibrate_sets_thresholds_from_other_images():
+    X = normal(400, 0)
+    detector = PatchGaussianDetector(2, false_positive_rate=0.1).fit(X[:100])
+    components = detector.pca_.components_
+    assert detector.calibrate(X[100:200]) is detector
+    np.testing.assert_array_equal(detector.calibration_scores_, detector.score_samples(X[100:200]))
+    np.testing.assert_array_equal(detector.pca_.components_, components)
+    assert detector.n_samples_seen_ == 100
+    assert 0.05 < np.mean(detector.predict(X[200:]) == -1) < 0.2
+    y = np.where(np.arange(100) < 50, 1, -1)
+    with pytest.warns(UserWarning, match="50 of 100 samples have the label -1"):
+        detector.calibrate(X[100:200], y)
+    assert len(detector.calibration_scores_) == 50
+    detector.partial_fit(X[100:101])  # one score does not replace fifty
+    assert len(detector.calibration_scores_) == 51
+    with pytest.raises(NotFittedError):
+        PatchGaussianDetector().calibrate(X)
+
+
+@pytest.mark.parametrize("name", ["false_positive_rate", "pixel_false_positive_rate"])
+def test_a_rate_that_is_set_after_fit_takes_effect(name):
+    X = normal(300, 0)
+    detector = PatchGaussianDetector(2).fit(X)
+    detector.set_params(**{name: 0.3})
+    again = PatchGaussianDetector(2, **{name: 0.3}).fit(X)
+    assert detector.offset_ == again.offset_ and detector.map_threshold_ == again.map_threshold_
+    np.testing.assert_array_equal(detector.predict(X), again.predict(X))
+
+
+@pytest.mark.parametrize(
+    "changed", [{"distance": "residual"}, {"noise_shrinkage": 0.1}, {"image_score": "mean"}, {"smoothing": 1.0}]
+)
+def test_thresholds_of_other_scores_are_refused(changed):
+    X = normal(80, 0)
+    detector = PatchGaussianDetector(2).fit(X).set_params(**changed)
+    assert np.isfinite(detector.score_samples(X)).all()
+    for use in (detector.predict, detector.decision_function, detector.predict_masks, detector.p_values):
+        with pytest.raises(ValueError, match=f"{next(iter(changed))}=.*, now .*fit again, or call calibrate"):
+            use(X)
+    detector.calibrate(normal(80, 1))
+    assert np.mean(detector.predict(normal(80, 2)) == -1) < 0.3
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"distance": "bogus"},
+        {"noise_shrinkage": 5},
+        {"image_score": 0},
+        {"smoothing": -1},
+        {"false_positive_rate": 0.9},
+        {"pixel_false_positive_rate": "patch"},
+        {"ridge": -1},
+    ],
+)
+def test_parameters_that_are_set_after_fit_are_validated(changed):
+    X = normal(80, 0)
+    detector = PatchGaussianDetector(2).fit(X).set_params(**changed)
+    maps = normal(2, 1)[..., 0]
+    for use in (detector.transform, detector.score_samples, detector.predict, detector.score, detector.calibrate):
+        with pytest.raises(ValueError, match=next(iter(changed))):
+            use(X)
+    with pytest.raises(ValueError, match=next(iter(changed))):
+        detector.score_maps(maps)
+
+
+def test_a_ridge_that_is_set_after_fit_takes_effect():
+    X = normal(80, 0)
+    parameters = {"covariance": "full", "distance": "mahalanobis"}
+    detector = PatchGaussianDetector(**parameters).fit(X).set_params(ridge=10.0)
+    expected = PatchGaussianDetector(**parameters, ridge=10.0).fit(X)
+    np.testing.assert_array_equal(detector.transform(X), expected.transform(X))

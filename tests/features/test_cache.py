@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import copy
+import io
+import os
 import pickle
+import resource
+import shutil
+import signal
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -134,11 +139,11 @@ def test_a_full_cache_says_so_once_per_reading_and_goes_on(
     images: tuple[list[Path], np.ndarray], tmp_path: Path
 ) -> None:
     paths, _ = images
-    n_bytes = 4 * 4 * 4 * 64 + 128
+    n_bytes = 4 * 4 * 4 * 64 + 128 + 4
     cache = FeatureCache(tmp_path, max_bytes=5 * n_bytes)
     with pytest.warns(UserWarning, match=r"is full: 5 images of 0.0 MB") as caught:
         pipe = make_pipeline(cache).fit(paths[:18])
-    assert len(caught) == 1
+    assert sum("is full" in str(one.message) for one in caught) == 1
     assert cache.n_bytes == 5 * n_bytes
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -149,17 +154,78 @@ def test_a_full_cache_says_so_once_per_reading_and_goes_on(
     assert cache.n_images == cache.n_bytes == 0
 
 
-@pytest.mark.parametrize(
-    "damage", [lambda file: file.write_bytes(b"x"), lambda file: file.write_bytes(b""), Path.unlink]
-)
-def test_broken_or_vanished_files_are_computed_again(
-    images: tuple[list[Path], np.ndarray], cache: FeatureCache, damage: Any
+def flip_a_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 4
+    file.write_bytes(content)
+
+
+DAMAGES = {
+    "other": lambda file: file.write_bytes(b"x"),
+    "empty": lambda file: file.write_bytes(b""),
+    "one bit": flip_a_bit,
+    "checksum": lambda file: file.write_bytes(file.read_bytes()[:-1] + b"?"),
+    "cut": lambda file: file.write_bytes(file.read_bytes()[:-100]),
+    "without checksum": lambda file: file.write_bytes(file.read_bytes()[:-4]),
+    "longer": lambda file: file.write_bytes(file.read_bytes() + b"x"),
+    "gone": Path.unlink,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_broken_or_vanished_files_are_computed_and_written_anew(
+    images: tuple[list[Path], np.ndarray], cache: FeatureCache, network: list[int], damage: str
 ) -> None:
     paths, _ = images
     pipe = make_pipeline(cache).fit(paths[:18])
     expected = pipe.score_samples(paths)
-    damage(next(Path(cache.location).glob("*/*/*.npy")))
+    file = next(Path(cache.location).glob("*/*/*.npy"))
+    whole = file.read_bytes()
+    DAMAGES[damage](file)
+    network.clear()
     np.testing.assert_allclose(pipe.score_samples(paths), expected, rtol=1e-4)
+    assert sum(network) == 1
+    assert len(file.read_bytes()) == len(whole)
+    np.testing.assert_allclose(np.load(file), np.load(io.BytesIO(whole)), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(pipe.score_samples(paths), expected, rtol=1e-4)
+    assert sum(network) == 1
+
+
+@pytest.mark.parametrize("disk", ["full", "not writable"])
+def test_a_disk_that_cannot_be_written_means_no_cache_and_one_warning(
+    images: tuple[list[Path], np.ndarray], tmp_path: Path, disk: str
+) -> None:
+    paths, _ = images
+    expected = make_pipeline().fit(paths[:18]).score_samples(paths)
+    folder = tmp_path / "cache"
+    if disk == "not writable":
+        folder.write_text("a file where the folder should be")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000 if disk == "full" else limits[0], limits[1]))
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            pipe = make_pipeline(str(folder)).fit(paths[:18])  # a folder's name: each pass has a cache of its own
+            for start in range(0, 22, 4):
+                pipe.transform(paths[start : start + 4])
+            np.testing.assert_allclose(pipe.score_samples(paths), expected, rtol=1e-4)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    told = [str(one.message) for one in caught if "cannot be written" in str(one.message)]
+    assert len(told) == 1 and str(folder) in told[0] and "Free space" in told[0]
+    assert not [file for file in folder.rglob("*") if file.is_file()]
+
+
+def test_names_that_are_not_utf_8_are_stored(
+    images: tuple[list[Path], np.ndarray], cache: FeatureCache, network: list[int], tmp_path: Path
+) -> None:
+    paths, _ = images
+    named = [Path(shutil.copy(path, tmp_path / os.fsdecode(path.stem.encode() + b"\xe9.png"))) for path in paths]
+    pipe = make_pipeline(cache).fit(named[:18])
+    pipe.score_samples(named)
+    assert sum(network) == cache.n_images == len(named)
 
 
 def test_unreadable_images_are_not_stored(images: tuple[list[Path], np.ndarray], cache: FeatureCache) -> None:

@@ -8,6 +8,8 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 
@@ -28,7 +30,7 @@ from ipca_sklearn import PatchFeatureExtractor, PatchFeatures, PatchGaussianDete
 from ipca_sklearn._utils._devices import resolve_amp
 from ipca_sklearn.features import _lazy as _lazy_features
 from ipca_sklearn.features import _loader as _image_batches
-from ipca_sklearn.features._decode import ImageReadError, read_mask, to_rgb
+from ipca_sklearn.features._decode import ImageReadError, read_mask
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 
@@ -353,6 +355,46 @@ def test_threads_started_after_a_pass_have_their_number_of_torch_threads(lazy):
     assert torch_threads_of_a_new_thread() == before
 
 
+def test_readers_that_overlap_in_many_ways_leave_the_number_of_torch_threads(lazy):
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        first, second = iter(lazy), iter(small(n_jobs=3).fit(pictures()).transform(pictures()))
+        next(first)
+        assert torch_threads_of_a_new_thread() == 3  # also while workers are there
+        next(second)
+        first.close()
+        assert torch_threads_of_a_new_thread() == 3
+        second.close()
+        with ThreadPoolExecutor(4) as pool:
+            numbers = list(pool.map(lambda _: (np.asarray(lazy), torch.get_num_threads())[1], range(12)))
+        assert numbers == [3] * 12
+        assert torch_threads_of_a_new_thread() == torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_extractors_that_are_made_while_others_read_do_not_disturb_them(lazy, whole):
+    # torch.fx traces by replacing the call of all modules, in all threads.
+    with ThreadPoolExecutor(3) as pool:
+        made = pool.submit(lambda: [small().fit(pictures()) for _ in range(15)])
+        while not made.done():
+            np.testing.assert_array_equal(np.asarray(lazy), whole)
+        assert len(made.result()) == 15
+
+
+def test_a_thread_of_the_user_keeps_its_own_number_of_torch_threads(lazy):
+    def read():
+        torch.set_num_threads(1)
+        np.asarray(lazy)
+        return torch.get_num_threads()
+
+    before = torch.get_num_threads()
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(read).result() == 1
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("params", [{"batch_size": 1}, {"batch_size": 3}, {"batch_size": 8}, {"n_jobs": 3}])
 @pytest.mark.parametrize("kind", ["paths", "list", "array", "tensor"])
 def test_features_depend_on_the_pixels_alone(kind, params, paths, device):
@@ -398,11 +440,10 @@ def test_joblib_chooses_processes_for_files_and_threads_for_the_rest(paths, monk
     with joblib.parallel_config(backend="loky", n_jobs=1):
         found = small(batch_size=3).fit(X).transform(X)
 
-    def in_memory_alone(image, name, **options):
-        assert isinstance(image, np.ndarray)
-        return to_rgb(image, name, **options)
+    def never(*arguments):
+        raise AssertionError("a file is decoded in this process")
 
-    monkeypatch.setattr(_image_batches, "to_rgb", in_memory_alone)  # here, not in the processes
+    monkeypatch.setattr(_image_batches, "decode", never)  # here, not in the processes
     reader = iter(found)
     np.testing.assert_allclose(next(reader), expected, atol=1e-5)
     with pytest.raises(ImageReadError, match=r"03\.png is not an image"):
@@ -539,6 +580,26 @@ def test_random_numbers_of_a_callable_follow_random_state():
     np.testing.assert_array_equal(first, again)
     assert np.abs(first - other).max() > 0.01
     assert np.abs(first[0] - first[1]).max() > 0.01
+
+
+@pytest.mark.parametrize("augment", ["random_crop", "callable"])
+def test_threads_that_augment_at_the_same_time_have_equal_results(augment):
+    def noisy(image):
+        time.sleep(0.001)  # others draw in the meantime
+        return image.float() / 255 * torch.rand(1)
+
+    chosen = noisy if augment == "callable" else augment
+    extractor = block_means(augment=chosen, random_state=0, image_size=96, batch_size=2)
+
+    def fit(_):
+        return np.asarray(clone(extractor).fit_transform(pictures(12, size=96)))
+
+    expected = fit(0)
+    state = torch.get_rng_state()
+    with ThreadPoolExecutor(3) as pool:
+        for found in pool.map(fit, range(9)):
+            np.testing.assert_array_equal(found, expected)
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_a_pipeline_augments_in_fit_alone(cropper):

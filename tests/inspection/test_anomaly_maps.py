@@ -145,7 +145,7 @@ def test_false_positives_are_the_normal_images_that_look_most_anomalous_the_wors
 def test_rows_of_false_positives_say_the_score_the_threshold_and_what_the_image_is_called(pipe, called, monkeypatch):
     images, labels = surfaces()
     worst = pipe.score_samples(images[[5]])[0]
-    monkeypatch.setattr(pipe[-1], "offset_", float(worst) + (0.5 if called == "anomalous" else -0.5))
+    monkeypatch.setattr(type(pipe[-1]), "offset_", float(worst) + (0.5 if called == "anomalous" else -0.5))
     assert pipe.predict(images[[5]])[0] == (-1 if called == "anomalous" else 1)
     display = AnomalyMapDisplay.from_false_positives(pipe, images, labels)
     assert display.axes_.shape == (4, 2)  # as many as there are normal images

@@ -8,6 +8,7 @@ from PIL import Image
 from sklearn.pipeline import Pipeline, make_pipeline
 
 from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector
+from ipca_sklearn.exceptions import ImageReadError, MissingImageError
 from ipca_sklearn.features._decode import to_rgb
 from ipca_sklearn.inspection import hottest_box, overlay
 from ipca_sklearn.inspection._pictures import image_size, open_upright, patch_mask
@@ -61,6 +62,8 @@ def pictures() -> dict[str, Image.Image]:
         "palette.png": Image.fromarray(colours[..., :3]).quantize(),
         "transparent.png": Image.fromarray(colours),
         "deep.png": Image.fromarray(rng.integers(0, 65536, (40, 30), dtype=np.uint16)),
+        "floats.tif": Image.fromarray(rng.random((40, 30), dtype=np.float32)),
+        "cmyk.jpg": Image.fromarray(colours, "CMYK"),
     }
 
 
@@ -77,9 +80,37 @@ def test_a_picture_is_what_the_network_sees_in_8_bits(name, tmp_path):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_the_size_from_the_header_is_that_of_the_upright_image(orientation, tmp_path):
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
+def test_the_size_from_the_header_is_that_of_the_upright_image(orientation, suffix, tmp_path):
+    path = tmp_path / f"turned.{suffix}"
     exif = Image.Exif()
     exif[0x0112] = orientation
-    Image.new("RGB", (300, 200)).save(tmp_path / "turned.jpg", exif=exif)
-    assert image_size(tmp_path / "turned.jpg") == open_upright(tmp_path / "turned.jpg").size[::-1]
-    assert max(open_upright(tmp_path / "turned.jpg", 60).size) == 60
+    options = {"tiffinfo": {0x0112: orientation}} if suffix == "tif" else {"exif": exif}
+    Image.new("RGB", (300, 200)).save(path, **options)
+    assert image_size(path) == open_upright(path).size[::-1]
+    assert image_size(path) == ((200, 300) if orientation < 5 else (300, 200))
+    assert max(open_upright(path, 60).size) == 60
+
+
+def test_a_float_image_in_zero_to_one_is_drawn_like_its_bytes(pipe, tmp_path):
+    shares = np.linspace(0, 1, 80 * 60, dtype=np.float32).reshape(80, 60)
+    Image.fromarray(shares).save(tmp_path / "x.tif")
+    anomaly_map = np.zeros((12, 12))
+    expected = overlay(pipe, anomaly_map, Image.fromarray((shares * 255).round().astype(np.uint8)))
+    assert np.asarray(expected).max() > 200
+    with Image.open(tmp_path / "x.tif") as opened:
+        assert opened.mode == "F"
+        for image in (opened, open_upright(tmp_path / "x.tif"), Image.fromarray((shares * 65535).astype(np.uint16))):
+            drawn = overlay(pipe, anomaly_map, image)
+            np.testing.assert_allclose(np.asarray(drawn, int), np.asarray(expected, int), atol=2)
+    with pytest.raises(ImageReadError, match="values from 0 to 255"):
+        overlay(pipe, anomaly_map, Image.fromarray(shares * 255))
+
+
+def test_a_picture_of_a_file_that_has_gone_or_is_not_read_is_an_error_that_names_it(tmp_path):
+    for draw in (image_size, open_upright):
+        with pytest.raises(MissingImageError, match=r"no image at .*gone\.png"):
+            draw(tmp_path / "gone.png")
+        (tmp_path / "x.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0")
+        with pytest.raises(ImageReadError, match=r"x\.png is of the format EPS"):
+            draw(tmp_path / "x.png")

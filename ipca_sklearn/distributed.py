@@ -49,8 +49,9 @@ def fit(
         and returns the X. Partitions of Dask (a bag, a sequence of `dask.delayed`) are fitted and merged on Dask's
         cluster, and only the result is sent here.
     n_jobs : int or None, default=None
-        Workers, as of :class:`joblib.Parallel`. All its backends work: `joblib.parallel_config(backend="dask")`
-        sends partitions to a cluster. None is one, unless the configuration says otherwise.
+        Workers, as of :class:`joblib.Parallel`. Its backends `"loky"` (the default), `"threading"` and `"dask"` work:
+        `joblib.parallel_config(backend="dask")` sends partitions to a cluster. None is one, unless the configuration
+        says otherwise.
     devices : "auto", sequence of str or torch.device, or None, default=None
         One worker thread for each of these devices, in this process; `"auto"` is all GPUs. Excludes `n_jobs`.
     threads_per_worker : int or None, default=None
@@ -66,7 +67,7 @@ def fit(
     ------
     ValueError
         There are no partitions. A step cannot be repeated in another process (it is random, without an integer
-        `random_state`). Or what `fit` raises for a partition; a note at the end of the traceback names the partition.
+        `random_state`). The backend of joblib cannot give results one by one (`"multiprocessing"`). Or what `fit` raises for a partition; a note at the end of the traceback names the partition.
         The estimator is unchanged.
     BrokenProcessPool
         Worker processes died several times in a row.
@@ -113,6 +114,12 @@ def fit(
     elif devices is not None:
         fitted = _fit_on_devices(clone(estimator), partitions, _resolve_devices(devices), threads_per_worker)
     else:
+        backend = get_active_backend()[0]
+        if not backend.supports_return_generator:
+            raise ValueError(
+                f"joblib's {type(backend).__name__} cannot give results one by one, as they are merged; choose "
+                "joblib.parallel_config(backend='loky'), 'threading' or 'dask'"
+            )
         fitted = _merge_all(_fit_on_workers(clone(estimator), partitions, n_jobs, threads_per_worker))
     return _take_over(estimator, *fitted)
 

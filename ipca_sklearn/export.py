@@ -255,7 +255,7 @@ def to_onnx(pipe: Pipeline, path: PathLike, *, dtype: str = "uint8", opset_versi
     Raises
     ------
     ImportError
-        onnx and onnxscript are not installed: `pip install "ipca_sklearn[onnx]"`.
+        onnx and onnxscript are not installed: `pip install onnx onnxscript`.
     ValueError
         The model has more than 2 GB, the limit of an ONNX file in one piece. Only `covariance="full"` with many
         features has so many numbers.
@@ -276,7 +276,7 @@ def to_onnx(pipe: Pipeline, path: PathLike, *, dtype: str = "uint8", opset_versi
     try:
         import onnxscript  # noqa: F401  (torch.onnx needs it)
     except ImportError as error:
-        raise ImportError("writing ONNX needs onnx and onnxscript; pip install 'ipca_sklearn[onnx]'") from error
+        raise ImportError("writing ONNX needs onnx and onnxscript; pip install onnx onnxscript") from error
     _require_torch("writing ONNX")
     module = to_torch(pipe)
     n_bytes = sum(value.numel() * value.element_size() for value in module.state_dict().values())

@@ -195,6 +195,16 @@ def test_wrong_calls_say_what_to_do(paths: list[str]) -> None:
         fit(make_pipeline().set_params(features__random_state=None), [paths])
 
 
+def test_a_backend_that_cannot_give_results_one_by_one_is_refused_and_others_are_named() -> None:
+    detector = make_detector()
+    with (
+        joblib.parallel_config(backend="multiprocessing", n_jobs=2),
+        pytest.raises(ValueError, match="MultiprocessingBackend cannot .* 'threading' or 'dask'"),
+    ):
+        fit(detector, np.split(arrays(), 2))
+    assert not hasattr(detector, "pca_")
+
+
 class DyingReader:
     """Reads samples; the first `n_deaths` processes that try are killed."""
 
@@ -233,7 +243,7 @@ def test_workers_that_always_die_are_an_error(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[Any]:
-    distributed = pytest.importorskip("distributed", reason="Dask is not installed: pip install 'ipca_sklearn[dask]'")
+    distributed = pytest.importorskip("distributed", reason="Dask is not installed: pip install distributed")
     with (
         distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
         distributed.Client(cluster) as client,

@@ -91,7 +91,7 @@ def test_the_reference_holds_every_name_once_and_public_names_only() -> None:
 
 
 def test_sphinx_makes_the_pages_without_a_warning(tmp_path: Path) -> None:
-    pytest.importorskip("sphinx_gallery", reason="Sphinx is not installed: pip install 'ipca_sklearn[docs]'")
+    pytest.importorskip("sphinx_gallery", reason="Sphinx is not installed: pip install '.[docs]'")
     # Running the examples takes a minute: that is for whoever publishes the pages.
     command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-D", "plot_gallery=0", "-b", "html"]
     source = tmp_path / "docs"  # a copy: Sphinx and the gallery write beside the sources

@@ -11,9 +11,10 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-from ipca_sklearn._utils._typing import PathLike
+if TYPE_CHECKING:  # it imports torch, and the help of the command line needs none
+    from ipca_sklearn._utils._typing import PathLike
 
 try:
     import fcntl

@@ -10,9 +10,11 @@ from typing import Any
 
 from joblib.externals.loky import ProcessPoolExecutor  # a pool whose workers survive a fork of torch's threads
 from joblib.parallel import LokyBackend, get_active_backend  # the backend that `joblib.parallel_config` names
+from sklearn.base import TransformerMixin
 from sklearn.base import _fit_context as fit_context  # validates parameters and runs callbacks around `fit`
 from sklearn.utils._optional_dependencies import check_matplotlib_support  # the error of scikit-learn's displays
 from sklearn.utils._param_validation import Interval, StrOptions, validate_params  # declared constraints
+from sklearn.utils._set_output import _wrap_data_with_container as in_container  # a data frame, if one is asked for
 from sklearn.utils.validation import _num_samples as num_samples  # the length of whatever is an X
 
 __all__ = [
@@ -22,11 +24,16 @@ __all__ = [
     "StrOptions",
     "check_matplotlib_support",
     "fit_context",
+    "fit_transform",
     "get_active_backend",
+    "in_container",
     "num_samples",
     "validate_parameters",
     "validate_params",
 ]
+
+
+fit_transform = TransformerMixin.fit_transform.__wrapped__  # without the wrapper that makes data frames
 
 
 def validate_parameters(estimator: Any) -> None:

@@ -12,15 +12,27 @@ from ipca_sklearn.cli._commands import Commands
 app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
 @app.callback()
-def commands(debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False) -> None:
+def commands(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
     """Learn from images of normal products or surfaces, and find defects in other images.
 
-    Exit codes: 0 done, 1 error, 2 wrong command line, 3 done but some images could not be read, 130 interrupted.
+    Exit codes: 0 done, 1 error, 2 wrong command line, 3 done but some images could not be read, 130 interrupted, 141
+    the reader of the output has gone.
     """
 
 
-@app.command()
-def version() -> None:
+@app.command("version")
+def print_version() -> None:
     """Print the version."""
     typer.echo(__version__)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import warnings
 from importlib import import_module
 from typing import Any
@@ -9,7 +11,12 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-ERROR = 1  # exit code; 2 is a wrong command line (click's)
+from ipca_sklearn.cli._text import one_line, warn
+
+# Exit codes; 2 is a wrong command line (click's), and 141 that of a Unix tool whose reader has gone.
+ERROR = 1
+READER_GONE = 141
+INTERRUPTED = 130
 
 # Room and summary of each command. The rooms import torch, which takes seconds: `--help` lists the summaries alone.
 COMMANDS = {
@@ -35,18 +42,39 @@ class Commands(TyperGroup):
         name, command, rest = super().resolve_command(ctx, args)
         return name, load_command(name) if name in COMMANDS else command, rest
 
+    def main(self, *args: Any, **options: Any) -> Any:
+        """Run the command line. A reader that stops reading, as `head` does, ends it without a message."""
+        try:
+            try:
+                return super().main(*args, **options)
+            finally:
+                sys.stdout.flush()  # else a short output fails when Python ends, where nobody can catch it
+        except (BrokenPipeError, SystemExit) as end:
+            if not _is_or_follows(end, BrokenPipeError):  # Typer and rich turn it into exit code 1
+                raise
+            # Python flushes once more at the end, which must not fail.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            sys.exit(READER_GONE)
+
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
+        debug = ctx.params.get("debug")
         try:
             with warnings.catch_warnings():
-                if not ctx.params.get("debug"):
+                if not debug:
                     warnings.showwarning = _show_warning
                 return super().invoke(ctx)
-        except (OSError, ValueError, TypeError, ImportError, RuntimeError, MemoryError) as error:
-            if ctx.params.get("debug") or isinstance(error, (typer.Exit, typer.Abort)):
+        except BrokenPipeError:
+            raise
+        except KeyboardInterrupt:
+            if debug:
                 raise
-            message = " ".join(str(error).split()) or type(error).__name__
-            typer.echo(f"error: {message}", err=True)
+            typer.echo("interrupted", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+        except (OSError, ValueError, TypeError, ImportError, RuntimeError, MemoryError) as error:
+            if debug or isinstance(error, (typer.Exit, typer.Abort)):
+                raise
+            typer.echo(f"error: {one_line(error) or type(error).__name__}", err=True)
             raise typer.Exit(ERROR) from error
 
 
@@ -58,5 +86,12 @@ def load_command(name: str) -> Any:
     return typer.main.get_command(app)
 
 
+def _is_or_follows(error: BaseException | None, kind: type[BaseException]) -> bool:
+    """Return whether an error is of a kind, or was raised while one of that kind was handled."""
+    while error is not None and not isinstance(error, kind):
+        error = error.__context__
+    return error is not None
+
+
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    typer.echo(f"warning: {' '.join(str(message).split())}", err=True)
+    warn(message)

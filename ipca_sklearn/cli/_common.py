@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -37,12 +38,18 @@ def find_images(paths: Iterable[Path]) -> list[Path]:
 
 def _find(paths: Iterable[Path]) -> Iterator[Path]:
     for path in paths:
-        if str(path) == "-":
-            yield from (Path(line.rstrip("\n")) for line in sys.stdin if line.strip())
+        if str(path) == "-":  # as bytes, because names need not be UTF-8
+            lines = (line.rstrip(b"\r\n") for line in sys.stdin.buffer)
+            yield from (Path(os.fsdecode(line)) for line in lines if line.strip())
         elif path.is_dir():
             yield from list_images(path, recursive=True)
         else:
             yield path  # an absent file is an error when it is read
+
+
+def folders_of(paths: Iterable[Path]) -> list[Path]:
+    """Return those of the arguments of a command that are folders."""
+    return [path for path in paths if str(path) != "-" and path.is_dir()]
 
 
 def open_model(path: Path, device: str | None, *, on_error: str = "raise") -> Pipeline:

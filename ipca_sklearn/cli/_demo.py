@@ -11,6 +11,9 @@ import typer
 from sklearn.pipeline import Pipeline
 
 from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector
+from ipca_sklearn._utils._files import printable
+from ipca_sklearn.cli._outputs import PICTURES, Output, check_outputs
+from ipca_sklearn.cli._writing import naming
 from ipca_sklearn.datasets import make_textures
 from ipca_sklearn.inspection import AnomalyMapDisplay
 from ipca_sklearn.metrics import aupro_score, image_roc_auc_score, pixel_roc_auc_score
@@ -29,6 +32,7 @@ def demo(
     """Learn generated textures, score others, and draw the heat maps. Needs no data or connection."""
     import matplotlib
 
+    check_outputs([Output("--output", output, PICTURES)])
     matplotlib.use("Agg")  # to write a file without opening a window
     data = make_textures(n_train, n_test, material=material, random_state=seed)
     features = PatchFeatureExtractor("efficientnet_lite0")
@@ -51,10 +55,12 @@ def demo(
         f"{np.sum(labels[normal] == -1)} of {np.sum(normal)} normal images called anomalous"
     )
     shown = [*np.flatnonzero(~normal)[:5], *np.flatnonzero(normal)[:1]]
-    AnomalyMapDisplay.from_estimator(
+    display = AnomalyMapDisplay.from_estimator(
         pipe,
         data.test_images[shown],
         masks=list(data.test_masks[shown]),
         titles=[str(data.defect_types[index]) for index in shown],
-    ).figure_.savefig(output, dpi=110)
-    typer.echo(f"picture      {output}")
+    )
+    with naming(output):
+        display.figure_.savefig(output, dpi=110)
+    typer.echo(f"picture      {printable(output)}")

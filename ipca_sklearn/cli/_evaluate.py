@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
 
+from ipca_sklearn._utils._files import printable
+from ipca_sklearn.cli._alarms import asked_rate, doubt_of_normal
 from ipca_sklearn.cli._common import Device, ModelFile, open_model
+from ipca_sklearn.cli._outputs import ONNX, PICTURES, Output, check_outputs
 from ipca_sklearn.cli._progress import Progress
-from ipca_sklearn.datasets import load_mvtec_ad
+from ipca_sklearn.cli._text import to_json, warn
+from ipca_sklearn.cli._writing import naming
+from ipca_sklearn.datasets._folders import make_bunch
+from ipca_sklearn.datasets._mvtec import list_test_images
 from ipca_sklearn.export import to_onnx
 from ipca_sklearn.metrics import aupro_score, image_roc_auc_score, pixel_roc_auc_score
 
@@ -20,19 +26,27 @@ def evaluate(
     model: ModelFile,
     root: Annotated[
         Path,
-        typer.Argument(metavar="ROOT", help="Folder with train/good, test/good, test/<type>, ground_truth/<type>."),
+        typer.Argument(
+            metavar="ROOT",
+            help="Folder with test/good and test/<type>, and masks ground_truth/<type>/<name>_mask.png for the figures "
+            "of pixels. train/good is not needed.",
+        ),
     ],
     picture: Annotated[Path | None, typer.Option(metavar="PNG", help="Draw the ROC curves of the images.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON; null is a figure that these images do not give.")
+    ] = False,
     device: Device = "auto",
 ) -> None:
     """Test a model on labelled images in MVTec AD's layout.
 
-    The figures are ROCAUC of images and of pixels, AUPRO and the share of images found, for each type of defect.
+    The figures are ROCAUC of images and of pixels, AUPRO and the share of images found, for each type of defect. Those
+    of pixels are of the images with a mask. A warning tells if the normal images are not those that the model expects.
     """
+    folders = [root / part for part in ("train", "test", "ground_truth")]
+    check_outputs([None if picture is None else Output("--picture", picture, PICTURES)], files=[model], folders=folders)
+    data = make_bunch([], list_test_images(root, all_masks=False), "")
     pipe = open_model(model, device)
-    root = root.resolve()
-    data = load_mvtec_ad(root.parent, root.name)
     extractor, detector = pipe[0], pipe[-1]
     features = extractor.transform(data.test_paths)
     steps: list[np.ndarray] = []
@@ -45,34 +59,68 @@ def evaluate(
     scores = detector.score_maps(maps)
     masks = extractor.transform_masks(data.mask_paths)
     normal = data.test_labels == 1
+    with_pixels = normal | [path is not None for path in data.mask_paths]
+    if not with_pixels.all():
+        warn(
+            f"{np.sum(~with_pixels)} of {np.sum(~normal)} anomalous images have no mask in "
+            f"{root / 'ground_truth'}: the figures of pixels leave them out"
+        )
     table = []
     for name in ["all", *sorted(set(data.defect_types[~normal]))]:
         chosen = normal | (data.defect_types == name) if name != "all" else np.ones_like(normal)
+        pixels = chosen & with_pixels
         table.append(
             {
                 "defects": name,
                 "n_images": int(np.sum(chosen & ~normal)),
-                "image_roc_auc": image_roc_auc_score(data.test_labels[chosen], scores[chosen]),
-                "pixel_roc_auc": pixel_roc_auc_score(masks[chosen], maps[chosen]),
-                "aupro": aupro_score(masks[chosen], maps[chosen]),
-                "found": float(np.mean(scores[chosen & ~normal] < detector.offset_)),
+                "image_roc_auc": _figure(image_roc_auc_score, data.test_labels[chosen], scores[chosen]),
+                "pixel_roc_auc": _figure(pixel_roc_auc_score, masks[pixels], maps[pixels]),
+                "aupro": _figure(aupro_score, masks[pixels], maps[pixels]),
+                "found": _share(scores[chosen & ~normal] < detector.offset_),
             }
         )
-    false_alarms = float(np.mean(scores[normal] < detector.offset_))
+    false_alarms = _share(scores[normal] < detector.offset_)
+    rate = asked_rate(detector.false_positive_rate, detector.calibration_scores_, detector.offset_)
     if as_json:
-        typer.echo(json.dumps({"defects": table, "n_normal": int(normal.sum()), "false_alarms": false_alarms}))
+        facts = {"n_normal": int(normal.sum()), "false_alarms": false_alarms, "expected_false_alarms": rate}
+        typer.echo(to_json({"defects": table, **facts}))
     else:
-        width = max(len(row["defects"]) for row in table)
-        typer.echo(f"{'':{width}}  images  image ROCAUC  pixel ROCAUC  AUPRO  found")
-        for row in table:
-            typer.echo(
-                f"{row['defects']:{width}}  {row['n_images']:6d}  {row['image_roc_auc']:12.3f}  "
-                f"{row['pixel_roc_auc']:12.3f}  {row['aupro']:5.3f}  {row['found']:5.0%}"
-            )
-        typer.echo(f"{false_alarms:.0%} of {normal.sum()} normal images are called anomalous")
+        _print(table)
+        if false_alarms is None:
+            typer.echo("there are no normal images")
+        else:
+            typer.echo(f"{false_alarms:.0%} of {normal.sum()} normal images are called anomalous")
+    n_alarms = int(np.sum(scores[normal] < detector.offset_))
+    doubt = doubt_of_normal(scores[normal], detector.calibration_scores_, n_alarms, rate)
+    if doubt is not None:
+        warn(doubt)
     if picture is not None:
-        _draw_roc(picture, data, scores)
-        typer.echo(f"picture: {picture}", err=True)
+        if normal.all() or not normal.any():
+            warn("no ROC curve is drawn: it needs normal and anomalous images")
+            return
+        with naming(picture):
+            _draw_roc(picture, data, scores)
+        typer.echo(f"picture: {printable(picture)}", err=True)
+
+
+def _figure(measure: Callable[..., float], labels: np.ndarray, scores: np.ndarray) -> float | None:
+    """Return a measure of how labels are told apart, or None if there is one kind of label only."""
+    return float(measure(labels, scores)) if len(np.unique(labels)) > 1 else None
+
+
+def _share(chosen: np.ndarray) -> float | None:
+    return float(np.mean(chosen)) if len(chosen) else None
+
+
+def _print(table: list[dict[str, Any]]) -> None:
+    """Print a table of figures; "-" stands for those that the images do not give."""
+    names = [printable(row["defects"]) for row in table]
+    width = max(map(len, names))
+    typer.echo(f"{'':{width}}  images  image ROCAUC  pixel ROCAUC  AUPRO  found")
+    for name, row in zip(names, table, strict=True):
+        shown = ["-" if row[key] is None else f"{row[key]:.3f}" for key in ("image_roc_auc", "pixel_roc_auc", "aupro")]
+        found = "-" if row["found"] is None else f"{row['found']:.0%}"
+        typer.echo(f"{name:{width}}  {row['n_images']:6d}  {shown[0]:>12}  {shown[1]:>12}  {shown[2]:>5}  {found:>5}")
 
 
 def _draw_roc(path: Path, data: Any, scores: np.ndarray) -> None:
@@ -94,7 +142,9 @@ def _draw_roc(path: Path, data: Any, scores: np.ndarray) -> None:
     plt.close(figure)
 
 
-def info(model: ModelFile, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+def info(
+    model: ModelFile, as_json: Annotated[bool, typer.Option("--json", help="Print JSON; null is infinity.")] = False
+) -> None:
     """Print what a model was trained on, its settings and its size."""
     pipe = open_model(model, None)
     extractor, detector = pipe[0], pipe[-1]
@@ -116,13 +166,14 @@ def info(model: ModelFile, as_json: Annotated[bool, typer.Option("--json", help=
         "file, MB": round(model.stat().st_size / 1e6, 1),
     }
     if as_json:
-        typer.echo(json.dumps(facts))
+        typer.echo(to_json(facts))
         return
     for name, value in facts.items():
         if name == "learnt from":
             for record in value:
+                sources = printable(", ".join(record["sources"]))
                 typer.echo(
-                    f"learnt from: {', '.join(record['sources'])}: {record['n_images']} images, {record['date']}, "
+                    f"learnt from: {sources}: {record['n_images']} images, {record['date']}, "
                     f"ipca_sklearn {record['ipca_sklearn']}"
                 )
         else:
@@ -135,5 +186,8 @@ def export(
     dtype: Annotated[str, typer.Option(help="Type of the pixels that the file takes: uint8 or float32.")] = "uint8",
 ) -> None:
     """Write a model as one ONNX file, from images (n, 3, H, W) to scores and maps."""
-    to_onnx(open_model(model, "cpu"), output, dtype=dtype)
-    typer.echo(f"{output}: {output.stat().st_size / 1e6:.1f} MB")
+    n_bytes = model.stat().st_size if model.is_file() else 0
+    check_outputs([Output("--output", output, ONNX, n_bytes=n_bytes)], files=[model])
+    with naming(output):
+        to_onnx(open_model(model, "cpu"), output, dtype=dtype)
+    typer.echo(f"{printable(output)}: {output.stat().st_size / 1e6:.1f} MB")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,8 +12,12 @@ import typer
 from sklearn.pipeline import Pipeline
 
 from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector, __version__, persistence
-from ipca_sklearn.cli._common import Device, ModelFile, OnError, find_images, open_model
+from ipca_sklearn._utils._files import printable
+from ipca_sklearn.cli._commands import INTERRUPTED
+from ipca_sklearn.cli._common import Device, ModelFile, OnError, find_images, folders_of, open_model
+from ipca_sklearn.cli._outputs import MODELS, Output, check_outputs, check_space
 from ipca_sklearn.cli._progress import Progress
+from ipca_sklearn.cli._training_images import refuse_test_images, tell_copies
 
 Folders = Annotated[
     list[Path], typer.Argument(metavar="DIR", help="Folders or files of normal images; `-` reads paths from stdin.")
@@ -44,8 +49,14 @@ def fit(
     """Learn a model from normal images, in one pass.
 
     A checkpoint is kept beside the model until it is complete: after an interruption, the same command resumes there.
+    If images have come or gone since, remove the checkpoint to start again, or bring back the images as they were.
     """
     paths = find_images(folders)
+    checkpoint = output.parent / f"{output.name}.checkpoint"
+    files = [Output("--output", output, MODELS), Output("the checkpoint", checkpoint)]
+    check_outputs(files, files=paths, folders=folders_of(folders))
+    refuse_test_images(folders_of(folders), paths)
+    tell_copies(paths)
     if shuffle:  # the threshold comes from the scores of the later half
         paths = [paths[index] for index in np.random.default_rng(0).permutation(len(paths))]
     pipe = Pipeline(
@@ -67,13 +78,17 @@ def fit(
             ),
         ]
     )
-    checkpoint = output.with_name(output.name + ".checkpoint")
+    # The network says how large the model will be: P (k + 2) m numbers of 4 bytes.
+    n_patches, n_features = pipe[0].fit(paths).grid_size_ ** 2, pipe[0].n_features_out_
+    check_space([replace(file, n_bytes=4 * n_patches * (k + 2) * n_features) for file in files])
     try:
         with Progress(len(paths)) as progress:
             persistence.fit_resumable(pipe, paths, checkpoint, every=checkpoint_every, callback=progress.show)
     except KeyboardInterrupt:
-        typer.echo("\ninterrupted: the same command resumes from the last checkpoint", err=True)
-        raise typer.Exit(130) from None
+        saved = checkpoint.exists()
+        again = f"the same command goes on from there ({printable(checkpoint)})" if saved else "nothing was learnt yet"
+        typer.echo(f"\ninterrupted: {again}", err=True)
+        raise typer.Exit(INTERRUPTED) from None
     pipe.learnt_from_ = [_record(folders, pipe[-1].n_samples_seen_)]
     persistence.save(pipe, output)
     checkpoint.unlink(missing_ok=True)
@@ -94,6 +109,12 @@ def update(
     If an error occurs, the file of the model stays unchanged.
     """
     paths = find_images(folders)
+    # Without --output the model itself is replaced, when the new one is complete.
+    place = Output("MODEL", model) if output is None else Output("--output", output, MODELS)
+    n_bytes = model.stat().st_size if model.is_file() else 0
+    check_outputs([replace(place, n_bytes=n_bytes)], files=paths, folders=folders_of(folders))
+    refuse_test_images(folders_of(folders), paths)
+    tell_copies(paths)
     pipe = open_model(model, device, on_error=on_error)
     features = pipe[0].transform(paths)
     n_before = pipe[-1].n_samples_seen_
@@ -103,8 +124,8 @@ def update(
             pipe[-1].partial_fit(features[start : start + size])
             progress.show(min(start + size, len(paths)))
     pipe.learnt_from_ = [*getattr(pipe, "learnt_from_", []), _record(folders, pipe[-1].n_samples_seen_ - n_before)]
-    persistence.save(pipe, output or model)
-    _print_summary(pipe, output or model)
+    persistence.save(pipe, place.path)
+    _print_summary(pipe, place.path)
 
 
 def _rate_or_auto(text: str) -> float | str:
@@ -126,6 +147,6 @@ def _record(folders: list[Path], n_images: int) -> dict[str, Any]:
 def _print_summary(pipe: Pipeline, path: Path) -> None:
     detector = pipe[-1]
     typer.echo(
-        f"{path}: {detector.n_samples_seen_} images learnt, anomalous from {-detector.offset_:.4g} on, "
+        f"{printable(path)}: {detector.n_samples_seen_} images learnt, anomalous from {-detector.offset_:.4g} on, "
         f"{path.stat().st_size / 1e6:.1f} MB"
     )

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from PIL import Image
 from sklearn.pipeline import Pipeline
 
 from ipca_sklearn import SkippedImagesWarning
-from ipca_sklearn.cli._common import Device, ModelFile, find_images, open_model
+from ipca_sklearn.cli._alarms import doubt_of_unknown
+from ipca_sklearn.cli._common import Device, ModelFile, find_images, folders_of, open_model
+from ipca_sklearn.cli._outputs import REPORTS, TABLES, Output, check_outputs
 from ipca_sklearn.cli._progress import Progress
+from ipca_sklearn.cli._table import COLUMNS, Table
+from ipca_sklearn.cli._text import one_line, warn
+from ipca_sklearn.cli._writing import PictureFolder, picture_names
 from ipca_sklearn.inspection import HtmlReport, hottest_box, overlay
 from ipca_sklearn.inspection._pictures import image_size, open_upright, patch_mask
 
 UNREADABLE = 3  # exit code
-COLUMNS = ("path", "score", "p_value", "label", "top", "left", "height", "width", "error")
 
 
 def predict(
@@ -44,54 +46,55 @@ def predict(
     hottest region in pixels of the image, and error. An image that cannot be read is a row with its error, and the exit
     code is then 3.
     """
-    pipe = open_model(model, device, on_error="skip")
     images = find_images(paths)
-    failed = 0
+    names = picture_names(images)
+    check_outputs(
+        [
+            None if str(output) == "-" else Output("--output", output, TABLES),
+            None if report is None else Output("--report", report, REPORTS),
+            None if maps is None else Output("--maps", maps, names=names),
+            None if masks is None else Output("--masks", masks, names=names),
+        ],
+        files=[model, *images],
+        folders=folders_of(paths),
+    )
+    pipe = open_model(model, device, on_error="skip")
+    n_failed = n_alarms = 0
     with ExitStack() as stack:
         table = Table(output, stack)
         page = None
         if report is not None:
             title = f"{model.name}, {len(images)} images"
             page = stack.enter_context(HtmlReport(report, threshold=pipe[-1].offset_, title=title))
+        map_folder = None if maps is None else stack.enter_context(PictureFolder("--maps", maps))
+        mask_folder = None if masks is None else stack.enter_context(PictureFolder("--masks", masks))
         rows_in_terminal = str(output) == "-" and sys.stdout.isatty()
         progress = stack.enter_context(Progress(len(images), plain=rows_in_terminal))
-        for number, row in enumerate(rows(pipe, images), 1):
+        for number, (row, name) in enumerate(zip(rows(pipe, images), names, strict=True), 1):
+            pictures = _draw(pipe, row, maps is not None, page)
             table.write(row)
-            if row["error"]:
-                failed += 1
-            else:
-                if maps is not None:
-                    _save(overlay(pipe, row["map"], open_upright(row["path"])), maps, number, row["path"])
-                if masks is not None:
-                    _save(patch_mask(pipe, row["map"], row["size"]), masks, number, row["path"])
+            n_failed += row["error"] is not None
+            n_alarms += row["label"] == -1
+            if map_folder is not None and "map" in pictures:
+                map_folder.save(pictures["map"], name)
+            if mask_folder is not None and "size" in row:
+                mask_folder.save(patch_mask(pipe, row["anomaly_map"], row["size"]), name)
             if page is not None:
-                _add_to_report(page, pipe, row)
+                page.add(
+                    row["path"],
+                    row["score"],
+                    p_value=row["p_value"],
+                    image=pictures.get("thumbnail"),
+                    heat_map=pictures.get("heat_map"),
+                    error=row["error"],
+                )
             progress.show(number)
-    if failed:
-        typer.echo(f"{failed} of {len(images)} images cannot be read; see the column error", err=True)
+    doubt = doubt_of_unknown(n_alarms, len(images) - n_failed)
+    if doubt is not None:
+        warn(doubt)
+    if n_failed:
+        typer.echo(f"{n_failed} of {len(images)} images cannot be read; see the column error", err=True)
         raise typer.Exit(UNREADABLE)
-
-
-class Table:
-    """Rows as CSV or JSON lines, each written at once."""
-
-    def __init__(self, path: Path, stack: ExitStack) -> None:
-        if str(path) != "-" and path.suffix not in (".csv", ".jsonl"):
-            raise ValueError(f"--output {path} ends in neither .csv nor .jsonl")
-        stream: IO[str] = sys.stdout
-        if str(path) != "-":
-            stream = stack.enter_context(path.open("w", encoding="utf-8", newline=""))
-        self._stream = stream
-        self._csv = None if path.suffix == ".jsonl" else csv.DictWriter(stream, COLUMNS, extrasaction="ignore")
-        if self._csv is not None:
-            self._csv.writeheader()
-
-    def write(self, row: dict[str, Any]) -> None:
-        """Write one row."""
-        if self._csv is not None:
-            self._csv.writerow(row)
-        else:
-            self._stream.write(json.dumps({name: row[name] for name in COLUMNS}) + "\n")
 
 
 def rows(pipe: Pipeline, paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
@@ -111,34 +114,44 @@ def _score(pipe: Pipeline, paths: list[Path]) -> list[dict[str, Any]]:
     p_values = detector.p_values(scores=scores)
     found = []
     for index, (path, anomaly_map, score, p_value) in enumerate(zip(paths, maps, scores, p_values, strict=True)):
+        row: dict[str, Any] = dict.fromkeys(COLUMNS) | {"path": str(path)}
+        found.append(row)
         if index in features.skipped:
-            error = " ".join(features.skipped[index].split())
-            found.append(dict.fromkeys(COLUMNS) | {"path": str(path), "error": error})
+            row["error"] = one_line(features.skipped[index])
             continue
-        size = image_size(path)
-        box = hottest_box(anomaly_map, detector.map_threshold_, extractor.covered_box(size))
-        row = {
-            "path": str(path),
+        row |= {
             "score": float(score),
             "p_value": float(p_value),
             "label": -1 if score < detector.offset_ else 1,
-            **dict(zip(("top", "left", "height", "width"), box, strict=True)),
-            "error": None,
+            "anomaly_map": anomaly_map,
         }
-        found.append(row | {"map": anomaly_map, "size": size})
+        try:
+            row["size"] = image_size(path)
+        except Exception as error:  # the file has gone or changed since it was scored
+            row["error"] = _undrawable(error)
+            continue
+        box = hottest_box(anomaly_map, detector.map_threshold_, extractor.covered_box(row["size"]))
+        row |= zip(("top", "left", "height", "width"), box, strict=True)
     return found
 
 
-def _add_to_report(page: HtmlReport, pipe: Pipeline, row: dict[str, Any]) -> None:
-    if row["error"]:
-        page.add(row["path"], error=row["error"])
-        return
-    thumbnail = open_upright(row["path"], page.thumbnail_size)
-    heat_map = overlay(pipe, row["map"], thumbnail)
-    page.add(row["path"], row["score"], p_value=row["p_value"], image=thumbnail, heat_map=heat_map)
+def _draw(pipe: Pipeline, row: dict[str, Any], with_map: bool, page: HtmlReport | None) -> dict[str, Image.Image]:
+    """Return the pictures of a row that show its image; if that cannot be read any more, the row gets the reason."""
+    pictures: dict[str, Image.Image] = {}
+    if row["error"] is not None:
+        return pictures
+    try:
+        if with_map:
+            pictures["map"] = overlay(pipe, row["anomaly_map"], open_upright(row["path"]))
+        if page is not None:
+            thumbnail = open_upright(row["path"], page.thumbnail_size)
+            pictures |= {"thumbnail": thumbnail, "heat_map": overlay(pipe, row["anomaly_map"], thumbnail)}
+    except ImportError:  # of matplotlib: not the image's fault
+        raise
+    except Exception as error:  # decoders raise whatever they like, and a single image never ends a run
+        row["error"] = _undrawable(error)
+    return pictures
 
 
-def _save(image: Image.Image, folder: Path, number: int, path: str) -> None:
-    """Write a picture; the number keeps images of one name in two folders apart."""
-    folder.mkdir(parents=True, exist_ok=True)
-    image.save(folder / f"{number:06d}_{Path(path).stem}.png")
+def _undrawable(error: Exception) -> str:
+    return f"scored, but then it could not be read again: {one_line(error)}"

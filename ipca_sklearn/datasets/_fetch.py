@@ -110,9 +110,7 @@ def _download(url: str, sha256: str | None, target: Path) -> None:
     try:
         import pooch
     except ImportError as error:
-        raise ImportError(
-            'fetch_magnetic_tile needs pooch to download; run pip install "ipca_sklearn[datasets]".'
-        ) from error
+        raise ImportError("fetch_magnetic_tile needs pooch to download; run pip install pooch.") from error
 
     # Beside the target: the last step is then a rename within one file system, which happens entirely or not at all.
     with tempfile.TemporaryDirectory(prefix=f".{_FOLDER_NAME}-", dir=target.parent) as scratch:

@@ -77,7 +77,7 @@ def load_mvtec_ad(root: str | os.PathLike[str], category: str) -> Bunch:
     """
     folder = _category_folder(existing_root(root, _LAYOUT), category)
     train_paths = require_images(folder / "train" / NORMAL_TYPE, "normal training image")
-    tests = _test_images(folder)
+    tests = list_test_images(folder)
     types = sorted({test.defect_type for test in tests} - {NORMAL_TYPE})
     n_normal = sum(test.defect_type == NORMAL_TYPE for test in tests)
     descr = _DESCR.format(
@@ -105,7 +105,26 @@ def _category_folder(root: Path, category: str) -> Path:
     raise FileNotFoundError(f"category={category!r} is not in root={str(root)!r}: {advice}.")
 
 
-def _test_images(folder: Path) -> list[Sample]:
+def list_test_images(folder: Path, *, all_masks: bool = True) -> list[Sample]:
+    """List the test images of a category: the normal ones, then the defects by name of their type.
+
+    Parameters
+    ----------
+    folder : Path
+        Holds ``test`` and ``ground_truth``.
+    all_masks : bool, default=True
+        Whether every anomalous image must have a mask; if not, those without have ``mask_path`` None.
+
+    Returns
+    -------
+    list of Sample
+        At least one.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no test image, or a mask is missing.
+    """
     test_folder = folder / "test"
     types = sorted(path.name for path in test_folder.iterdir() if path.is_dir()) if test_folder.is_dir() else []
     tests = [Sample(path, NORMAL_TYPE, None) for path in list_images(test_folder / NORMAL_TYPE)]
@@ -116,7 +135,7 @@ def _test_images(folder: Path) -> list[Sample]:
         masks = {path.stem: path for path in list_images(mask_folder)}
         for path in list_images(test_folder / defect_type):
             mask_path = masks.get(f"{path.stem}_mask")
-            if mask_path is None:
+            if mask_path is None and all_masks:
                 raise FileNotFoundError(
                     f"the anomalous image {path} has no mask: {mask_folder / path.stem}_mask.png does not exist. "
                     f"Add the mask, or move the image out of {test_folder}."

@@ -15,6 +15,7 @@ from torch import Tensor
 from ipca_sklearn import linalg
 from ipca_sklearn._utils._devices import resolve_device
 from ipca_sklearn._utils._estimators import set_learnt
+from ipca_sklearn._utils._output import TableOutputMixin
 from ipca_sklearn._utils._sklearn_compat import fit_context
 from ipca_sklearn._utils._typing import ArrayLike, DeviceLike
 from ipca_sklearn._utils._versions import VersionedMixin
@@ -24,7 +25,7 @@ from ipca_sklearn.decomposition._fitted import Fitted
 _Self = TypeVar("_Self", bound="BasePCA")
 
 
-class BasePCA(VersionedMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+class BasePCA(VersionedMixin, TableOutputMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Base of the estimators that learn one Gaussian per patch, one step of samples at a time.
 
     A subclass says how one step is added (`advance`) and how two results are merged (`_merged`).

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import copy
 from collections import deque
+from math import prod
 from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator, OutlierMixin, TransformerMixin
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, OutlierMixin, TransformerMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from ipca_sklearn import linalg
+from ipca_sklearn._utils._output import TableOutputMixin
 from ipca_sklearn._utils._sklearn_compat import Interval, StrOptions, fit_context
 from ipca_sklearn._utils._typing import ArrayLike, DeviceLike, DTypeLike
 from ipca_sklearn._utils._versions import VersionedMixin
@@ -36,8 +38,14 @@ _PCA_PARAMETERS = set(BatchedIncrementalPCA().get_params()) - {"whiten"}
 _FULL_PARAMETERS = set(FullCovariance().get_params())
 
 
-class PatchGaussianDetector(  # type: ignore[call-arg]
-    VersionedMixin, ThresholdMixin, OutlierMixin, TransformerMixin, BaseEstimator, auto_wrap_output_keys=None
+class PatchGaussianDetector(
+    VersionedMixin,
+    ThresholdMixin,
+    OutlierMixin,
+    TableOutputMixin,
+    ClassNamePrefixFeaturesOutMixin,
+    TransformerMixin,
+    BaseEstimator,
 ):
     """Anomaly detector with one truncated Gaussian per patch position, learnt from normal images in one pass.
 
@@ -315,6 +323,12 @@ class PatchGaussianDetector(  # type: ignore[call-arg]
             raise ValueError(f"n_random_features={self.n_random_features} of n_features={n_features}: lower it")
         rng = check_random_state(self.random_state)
         return np.sort(rng.choice(n_features, self.n_random_features, replace=False))
+
+    transform = ThresholdMixin.transform  # scikit-learn's set_output takes the methods of the class itself
+
+    @property
+    def _n_features_out(self) -> int:
+        return prod(self.patch_shape_)
 
     def merge(self, other: PatchGaussianDetector) -> PatchGaussianDetector:
         """Take in what another detector learnt from other images, as if this one had seen them too.

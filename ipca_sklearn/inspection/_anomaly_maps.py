@@ -14,6 +14,9 @@ from ipca_sklearn._utils._typing import ArrayLike, Image, Images
 from ipca_sklearn.features._decode import check_images, read_mask, to_rgb
 from ipca_sklearn.features._extractor import PatchFeatureExtractor
 
+_SIDE = 2.3  # inches
+_ROOM_FOR_TITLE = 1.8  # inches that a title of several words needs when it stands on its end
+
 
 class AnomalyMapDisplay:
     """Images, ground truth and heat maps side by side (paper, Fig. 2): one row per image.
@@ -132,7 +135,7 @@ class AnomalyMapDisplay:
         cls,
         estimator: Pipeline,
         images: Images,
-        labels: ArrayLike,
+        labels: ArrayLike | None = None,
         *,
         masks: Sequence[Image | None] | None = None,
         titles: Sequence[str] | None = None,
@@ -150,8 +153,8 @@ class AnomalyMapDisplay:
             As in `from_estimator`.
         images : sequence of images
             As the extractor takes them.
-        labels : array-like of shape (n,)
-            +1 for a normal image, -1 for an anomalous one.
+        labels : array-like of shape (n,) or None, default=None
+            +1 for a normal image, -1 for an anomalous one. None: all images are normal.
         masks, titles
             One per image of `images`, as in `from_estimator`. A title comes before the score.
         n_images : int, default=4
@@ -190,13 +193,13 @@ class AnomalyMapDisplay:
         (2, 2)
         """
         check_matplotlib_support(f"{cls.__name__}.from_false_positives")
-        labels = check_labels(labels, "labels")
+        labels = None if labels is None else check_labels(labels, "labels")
         checked = _check_input(estimator, images, labels=labels, masks=masks, titles=titles)
         if n_images < 1:
             raise ValueError(f"n_images={n_images}; show at least one")
-        normal = np.flatnonzero(labels == 1)
+        normal = np.arange(len(checked)) if labels is None else np.flatnonzero(labels == 1)
         if len(normal) == 0:
-            raise ValueError(f"none of the {len(labels)} labels is +1, so there is no normal image to show")
+            raise ValueError(f"none of the {len(checked)} images is normal, so there is none to show")
         scores = -estimator[1:].score_samples(estimator[0].transform(checked)[normal])
         worst = np.argsort(-scores, kind="stable")[:n_images]
         chosen = normal[worst]
@@ -239,8 +242,17 @@ class AnomalyMapDisplay:
 
         headings = ["image", "heat map"] if self.masks is None else ["image", "ground truth", "heat map"]
         n_rows, n_columns = len(self.images), len(headings)
+        column_width, row_heights = _sizes(self.images)
+        # The title of a low row lies beside it, and at the other side are the numbers of the colour bar.
+        lying = [self.titles is not None and height < _ROOM_FOR_TITLE for height in row_heights]
+        margins = 0.9 + 1.4 * any(lying)
         figure, axes = plt.subplots(
-            n_rows, n_columns, figsize=(2.6 * n_columns, 2.4 * n_rows), squeeze=False, layout="constrained"
+            n_rows,
+            n_columns,
+            figsize=(column_width * n_columns + margins, sum(row_heights) + 0.1 * n_rows + 0.3),
+            height_ratios=row_heights,
+            squeeze=False,
+            layout="constrained",
         )
         vmin = float(self.maps.min()) if vmin is None else vmin
         vmax = float(self.maps.max()) if vmax is None else vmax
@@ -268,7 +280,8 @@ class AnomalyMapDisplay:
             # The bar is opaque: half transparent on white, its dark end would be grey.
             figure.colorbar(ScalarMappable(drawn.norm, cmap), cax=heat.inset_axes((1.04, 0, 0.05, 1)))
             if self.titles is not None:
-                axes[row, 0].set_ylabel(self.titles[row], fontsize="small")
+                direction = {"rotation": "horizontal", "ha": "right", "va": "center"} if lying[row] else {}
+                axes[row, 0].set_ylabel(self.titles[row], fontsize="small", **direction)
         for heading, axis in zip(headings, axes[0], strict=True):
             axis.set_title(heading)
         for axis in axes.flat:
@@ -276,6 +289,16 @@ class AnomalyMapDisplay:
             axis.set_yticks([])
         self.figure_, self.axes_ = figure, axes
         return self
+
+
+def _sizes(images: Sequence[np.ndarray]) -> tuple[float, list[float]]:
+    """Return the width of the columns and the heights of the rows, in inches, for pictures of these shapes.
+
+    A picture has about the area of a square of `_SIDE`, whatever its shape, but is not more than four times as long.
+    """
+    slopes = [float(np.clip(image.shape[0] / image.shape[1], 0.25, 4)) for image in images]
+    width = _SIDE / float(np.sqrt(np.median(slopes))) if slopes else _SIDE
+    return width, [min(width * slope, 2 * _SIDE) for slope in slopes] or [_SIDE]
 
 
 def _check_input(estimator: Any, images: Any, **per_image: Any) -> Any:

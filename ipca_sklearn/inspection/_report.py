@@ -8,6 +8,7 @@ import html
 import io
 import json
 import math
+import os
 import re
 import tempfile
 from collections.abc import Iterator
@@ -102,41 +103,42 @@ class HtmlReport:
 
     def add(
         self,
-        name: str,
+        name: PathLike,
         score: float | None = None,
         *,
         p_value: float | None = None,
         image: Image.Image | None = None,
         heat_map: Image.Image | None = None,
-        error: str | None = None,
+        error: object = None,
     ) -> None:
         """Add an image.
 
         Parameters
         ----------
-        name : str
+        name : str or path-like
             Path of the image, shown as given.
         score : float or None
-            Higher is more normal; None for an image that could not be read. These are listed first.
+            Higher is more normal; None or NaN for an image that could not be read. These are listed first. A number of
+            numpy or torch is one too, also for `p_value`.
         p_value : float or None, default=None
-            Share of normal images that score as low or lower.
+            Share of normal images that score as low or lower; None or NaN is not known.
         image, heat_map : PIL image or None, default=None
             Of any size; shrunk to `thumbnail_size`.
-        error : str or None, default=None
+        error : str, Exception or None, default=None
             Why there is no score.
         """
-        known = score is not None and math.isfinite(score)
+        score = _number(score)
         row = {
-            "name": name,
-            "score": score if known else None,
-            "p": p_value if known else None,
-            "error": error,
+            "name": os.fsdecode(name),
+            "score": score,
+            "p": None if score is None else _number(p_value),
+            "error": None if error is None else str(error),
             "image": self._picture(image),
             "heat": self._picture(heat_map),
         }
         # Unescaped, "<" could end the element of the page that holds the rows.
         text = json.dumps(row, ensure_ascii=True).replace("<", "\\u003c").encode()
-        self._rows.append((float(score) if known else -math.inf, self._row_file.tell(), len(text)))  # type: ignore[arg-type]
+        self._rows.append((-math.inf if score is None else score, self._row_file.tell(), len(text)))
         with naming(tempfile.gettempdir()):
             self._row_file.write(text)
 
@@ -161,7 +163,7 @@ class HtmlReport:
         script, style, page = (
             (files / name).read_text(encoding="utf-8") for name in ("report.js", "report.css", "page.html")
         )
-        settings = {"threshold": self.threshold if math.isfinite(self.threshold) else None}
+        settings = {"threshold": _number(self.threshold)}
         values = {
             "title": html.escape(self.title),
             "script": script,
@@ -178,7 +180,13 @@ class HtmlReport:
                 with naming(tempfile.gettempdir()):  # reading flushes the rows; errors of the page have a name already
                     self._page.writelines(self._sorted_rows())
             else:
-                self._page.write(values[part].encode())
+                self._page.write(values[part].encode(errors="backslashreplace"))  # a title may be the name of a file
+
+
+def _number(value: float | None) -> float | None:
+    """Return a number of any kind as a float of Python, for JSON, which has no NaN and no infinity."""
+    number = math.nan if value is None else float(value)
+    return number if math.isfinite(number) else None
 
 
 def _hash(text: str) -> str:

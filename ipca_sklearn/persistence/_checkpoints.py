@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import joblib
 import numpy as np
@@ -20,10 +22,14 @@ from ipca_sklearn._utils._estimators import adopt, check_repeatable
 from ipca_sklearn._utils._files import naming, printable, replacing, writable_target
 from ipca_sklearn._utils._typing import ArrayLike, Images, PathLike
 from ipca_sklearn.detection._calibration import FEW_IMAGES
+from ipca_sklearn.exceptions import FewImagesWarning
 from ipca_sklearn.features import PatchFeatures
 from ipca_sklearn.persistence._reading import read_model
 
 _MARK = b"\nipca_sklearn checkpoint, BLAKE2b "  # before the digest
+# Samples that Ctrl-C can lose. The network waits for the first images of each part, and few images would be scored by
+# models of each other in vain.
+_PART = 2 * FEW_IMAGES
 # The result does not depend on these, so they may change between the runs.
 _FREE_PARAMETERS = {"cache", "memory", "n_jobs", "steps", "verbose"}
 
@@ -36,7 +42,7 @@ def fit_resumable(
     every: int = 1000,
     callback: Callable[[int], None] | None = None,
 ) -> Any:
-    """Fit a model and save checkpoints; after an interruption, the same call continues from the last one.
+    """Fit a model and save checkpoints; after an interruption, the same call continues where it stopped.
 
     Parameters
     ----------
@@ -71,7 +77,8 @@ def fit_resumable(
     TypeError
         X are PatchFeatures.
     KeyboardInterrupt
-        Ctrl-C: `model` has learnt what the last checkpoint holds.
+        Ctrl-C: the samples learnt so far, in whole parts of about 128, are saved as a checkpoint, and `model` has
+        learnt the same.
 
     Notes
     -----
@@ -96,34 +103,49 @@ def fit_resumable(
     if isinstance(X, PatchFeatures):
         raise TypeError("PatchFeatures cannot be compared without computing them; pass the pipeline and its images")
     learner = model.steps[-1][1] if isinstance(model, Pipeline) else model
-    block = _block_size(model, learner, every)
+    # What is learnt between checkpoints comes in smaller parts: Ctrl-C saves all that are complete.
+    block, part = _block_size(model, learner, every), _block_size(model, learner, _PART)
     check_repeatable(model)
     features: Any = model[:-1].fit_transform(X) if isinstance(model, Pipeline) and len(model.steps) > 1 else X
     parameters = _parameters(model)
-    n_samples, n_done, digest = len(X), 0, _new_digest(X)  # type: ignore[arg-type]
+    n_samples = len(X)  # type: ignore[arg-type]
     if hasattr(learner, "calibration") and n_samples <= FEW_IMAGES:
-        block = n_samples  # each one is scored by a model of the others, so all have to be there at once
-    current = clone(learner)
+        block = part = n_samples  # each one is scored by a model of the others, so all have to be there at once
+    done = _Done(clone(learner), 0, _new_digest(X))
     if stored is not None:
-        _check_same_fit(stored, parameters, n_samples)
-        current, n_done = stored.learner, stored.n_done
-        for start in range(0, n_done, block):
-            _add_samples(digest, X, start, min(start + block, n_done))
-        if digest.hexdigest() != stored.digest:
+        _check_same_fit(stored, parameters, n_samples, path)
+        for start in range(0, stored.n_done, block):
+            _add_samples(done.digest, X, start, min(start + block, stored.n_done))
+        if done.digest.hexdigest() != stored.digest:
             raise ValueError(
-                f"the checkpoint has other samples: the first {n_done} of X are not those that were learnt. Pass the "
-                "same samples in the same order, or remove the file to start again"
+                f"the checkpoint has other samples: the first {stored.n_done} of X are not those that were learnt. "
+                f"Pass the same samples in the same order, or remove {printable(path)} to start again"
             )
-        adopt(learner, current)
-    while n_done < n_samples:
-        stop = min(n_done + block, n_samples)
-        current.partial_fit(features[n_done:stop])
-        _add_samples(digest, X, n_done, stop)
-        n_done = stop
-        save_checkpoint(Checkpoint(current, n_done, parameters, digest.hexdigest(), complete=n_done == n_samples), path)
-        adopt(learner, current)
-        if callback is not None:
-            callback(n_done)
+        done = _Done(stored.learner, stored.n_done, done.digest)
+        adopt(learner, done.learner)
+    n_saved = done.n_samples
+    try:
+        while done.n_samples < n_samples:
+            stop = min(done.n_samples + part, n_saved + block, n_samples)
+            # What is done is replaced at once, by a learner of its own: an interrupt leaves the one or the other.
+            advanced, digest = copy.copy(done.learner), done.digest.copy()
+            with warnings.catch_warnings():
+                if stop < n_samples:  # that images are few counts at the end
+                    warnings.simplefilter("ignore", FewImagesWarning)
+                advanced.partial_fit(features[done.n_samples : stop])
+            _add_samples(digest, X, done.n_samples, stop)
+            done = _Done(advanced, stop, digest)
+            if stop in (n_samples, n_saved + block):
+                save_checkpoint(done.checkpoint(parameters, complete=stop == n_samples), path)
+                n_saved = stop
+                adopt(learner, done.learner)
+                if callback is not None:
+                    callback(stop)
+    except KeyboardInterrupt:
+        if done.n_samples > n_saved:
+            save_checkpoint(done.checkpoint(parameters, complete=done.n_samples == n_samples), path)
+            adopt(learner, done.learner)
+        raise
     return model
 
 
@@ -151,6 +173,17 @@ class Checkpoint:
         self.digest = digest
         self.complete = complete
         self.version = _version.__version__
+
+
+class _Done(NamedTuple):
+    """What is learnt so far: the learner, the number of samples, and their digest."""
+
+    learner: Any
+    n_samples: int
+    digest: Any
+
+    def checkpoint(self, parameters: dict[str, str], *, complete: bool) -> Checkpoint:
+        return Checkpoint(self.learner, self.n_samples, parameters, self.digest.hexdigest(), complete)
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: PathLike) -> None:
@@ -248,11 +281,12 @@ def _parameters(model: Any) -> dict[str, str]:
     return texts
 
 
-def _check_same_fit(stored: Checkpoint, parameters: dict[str, str], n_samples: int) -> None:
+def _check_same_fit(stored: Checkpoint, parameters: dict[str, str], n_samples: int, path: PathLike) -> None:
+    again = f"remove {printable(path)} to start again"
     if stored.version != _version.__version__:
         raise ValueError(
             f"the checkpoint was made by ipca_sklearn {stored.version}, this is {_version.__version__}: continue with "
-            "that version, or remove the file to start again"
+            f"that version, or {again}"
         )
     names = sorted(set(parameters) | set(stored.parameters))
     different = [name for name in names if parameters.get(name) != stored.parameters.get(name)]
@@ -260,15 +294,13 @@ def _check_same_fit(stored: Checkpoint, parameters: dict[str, str], n_samples: i
         listed = ", ".join(
             f"{name} {stored.parameters.get(name)} then, {parameters.get(name)} now" for name in different
         )
-        raise ValueError(f"the checkpoint was made with other parameters ({listed}); remove the file to start again")
+        raise ValueError(f"the checkpoint was made with other parameters ({listed}); {again}")
     if stored.n_done > n_samples:
-        raise ValueError(
-            f"the checkpoint has learnt {stored.n_done} samples and X has {n_samples}; remove the file to start again"
-        )
+        raise ValueError(f"the checkpoint has learnt {stored.n_done} samples and X has {n_samples}; {again}")
     if stored.complete and stored.n_done < n_samples:
         raise ValueError(
             f"the checkpoint is of a fit that is complete, with {stored.n_done} samples, and X has {n_samples}: pass "
-            "those, and the others to partial_fit, or remove the file to start again"
+            f"those, and the others to partial_fit, or {again}"
         )
 
 
@@ -285,6 +317,8 @@ def _add_samples(digest: Any, X: Any, start: int, stop: int) -> None:
     part = X[start:stop]
     if not isinstance(part, (Tensor, list, tuple)):
         part = np.asarray(part)  # an array, a memory map, a data frame, ...
+        if part.dtype.hasobject and part.shape[1:] == (1,):  # a column of paths
+            part = part[:, 0]
     if isinstance(part, Tensor) or getattr(part, "ndim", 1) > 1:
         digest.update(content(part))
         return

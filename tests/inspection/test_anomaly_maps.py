@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -156,7 +158,7 @@ def test_rows_of_false_positives_say_the_score_the_threshold_and_what_the_image_
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"labels": [-1] * 6}, r"none of the 6 labels is \+1"),
+        ({"labels": [-1] * 6}, "none of the 6 images is normal"),
         ({"labels": [1] * 5}, "5 labels for 6 images"),
         ({"labels": [0, 1] * 3}, r"labels has the labels \[0\]; normal is \+1 and anomalous -1"),
         ({"n_images": 0}, "n_images=0; show at least one"),
@@ -168,6 +170,32 @@ def test_false_positives_name_what_is_wrong(pipe, change, message):
     images, labels = surfaces()
     with pytest.raises(ValueError, match=message):
         AnomalyMapDisplay.from_false_positives(pipe, images, **({"labels": labels} | change))
+
+
+def test_without_labels_all_images_are_normal(pipe):
+    images, _ = surfaces()
+    display = AnomalyMapDisplay.from_false_positives(pipe, images, n_images=1)
+    np.testing.assert_allclose(
+        display.axes_[0, 0].images[0].get_array(), images[np.argmin(pipe.score_samples(images))] / 255
+    )
+
+
+@pytest.mark.parametrize("titles", [None, ["score 0.123, threshold 0.345:\ncalled normal"] * 3])
+@pytest.mark.parametrize("masks", [None, [None] * 3])
+@pytest.mark.parametrize("shape", [(100, 100), (50, 200), (100, 250), (200, 50)])
+def test_pictures_of_any_shape_fill_the_figure(shape, masks, titles):
+    images = [np.zeros((*shape, 3))] * 3
+    display = AnomalyMapDisplay(images, np.zeros((3, 4, 4)), [(0, 0, *shape)] * 3, masks=masks, titles=titles).plot()
+    figure = display.figure_
+    figure.canvas.draw()
+    boxes = [axis.get_window_extent() for axis in display.axes_.flat]
+    whole = figure.bbox.width * figure.bbox.height
+    assert sum(box.width * box.height for box in boxes) > (0.55 if titles is None else 0.33) * whole
+    assert min(box.height for box in boxes) > 0.8 * figure.dpi and min(box.width for box in boxes) > 0.8 * figure.dpi
+    if titles is not None:
+        labels = [axis.yaxis.label.get_window_extent() for axis in display.axes_[:, 0]]
+        assert all(upper.y0 > lower.y1 for upper, lower in pairwise(labels))
+    matplotlib.pyplot.close(figure)
 
 
 def test_false_positives_need_a_pipeline(pipe):

@@ -116,6 +116,42 @@ def test_nothing_to_show_and_no_threshold_are_pages_too(tmp_path: Path) -> None:
     assert rows[0]["score"] is None
 
 
+class Score:
+    """A number of another library."""
+
+    def __float__(self) -> float:
+        return -1.25
+
+
+def test_numbers_of_any_kind_paths_and_errors_are_rows(tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    with HtmlReport(path, threshold=np.float32(-2.5), title="caf\udce9") as report:
+        report.add(Path("a") / "b.png", np.float32(-1.5), p_value=np.float64(0.5))
+        report.add("c.png", Score(), p_value=np.nan)  # type: ignore[arg-type]
+        report.add("d.png", np.float64("nan"), p_value=np.float64(0.5), error=ValueError("no image"))
+        report.add("caf\udce9.png", np.float16(-np.inf))
+        report.add("f.png", np.int64(-1), p_value=None)
+    rows, settings, text = read(path)
+    assert settings == {"threshold": -2.5}
+    assert "caf\\udce9" in text
+    found = {row["name"]: (row["score"], row["p"], row["error"]) for row in rows}
+    assert found == {
+        str(Path("a") / "b.png"): (-1.5, 0.5, None),
+        "c.png": (-1.25, None, None),
+        "d.png": (None, None, "no image"),
+        "caf\udce9.png": (None, None, None),
+        "f.png": (-1.0, None, None),
+    }
+
+
+def test_printing_shows_all_pictures_and_the_header_hides_no_card(tmp_path: Path) -> None:
+    """What the page asks of a browser; the page itself was not printed here."""
+    _, _, text = read(write(tmp_path / "report.html", [-1.0]))
+    assert re.search(r'addEventListener\("beforeprint", .*li:not\(\[hidden\]\) img.*show', text)
+    assert re.search(r"@media print {.*li { content-visibility: visible", text, re.DOTALL)
+    assert "scrollPaddingTop = covers" in text and "position: sticky" in text
+
+
 def test_predict_writes_a_report(tmp_path: Path) -> None:
     data = make_textures(24, 4, size=64, random_state=0)
     for part, images in (("good", data.train_images), ("new", data.test_images)):

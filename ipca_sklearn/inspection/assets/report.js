@@ -63,6 +63,17 @@
     { rootMargin: "800px" },
   );
   items.forEach((item) => near.observe(item));
+  // A printer shows what is far from the window too.
+  addEventListener("beforeprint", () => list.querySelectorAll("li:not([hidden]) img").forEach(show));
+
+  // A card in focus is scrolled to where the header does not hide it.
+  const header = document.querySelector("header");
+  const keepClear = () => {
+    const covers = getComputedStyle(header).position === "sticky";
+    document.documentElement.style.scrollPaddingTop = covers ? `${header.offsetHeight + 8}px` : "";
+  };
+  new ResizeObserver(keepClear).observe(header);
+  addEventListener("resize", keepClear);
 
   const relabel = () => {
     let anomalous = 0;

@@ -1,0 +1,56 @@
+"""The rows of `predict`, as CSV or JSON lines."""
+
+from __future__ import annotations
+
+import csv
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from ipca_sklearn.cli._text import standard_output, to_json
+from ipca_sklearn.cli._writing import naming
+
+COLUMNS = ("path", "score", "p_value", "label", "top", "left", "height", "width", "error")
+
+# A spreadsheet takes a cell that begins so for a formula, and runs it.
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
+
+
+class Table:
+    """Rows as CSV or JSON lines, each written at once.
+
+    Bytes of file names that are not UTF-8 are written as they are to CSV, and as lone surrogates to JSON, so that
+    Python's `errors="surrogateescape"` gives the name back. In CSV, text that a spreadsheet would run as a formula gets
+    a `'` before it. In JSON, numbers that are not finite are null.
+
+    Parameters
+    ----------
+    path : Path
+        File to write, its suffix is the form; "-" is CSV on the standard output.
+    stack : ExitStack
+        Closes the file.
+    """
+
+    def __init__(self, path: Path, stack: ExitStack) -> None:
+        self._path = path
+        if str(path) == "-":
+            self._stream = standard_output()
+        else:
+            opened = path.open("w", encoding="utf-8", errors="surrogateescape", newline="")
+            self._stream = stack.enter_context(opened)
+            stack.enter_context(naming(path))  # what is still in the buffer is written when the file is closed
+        self._csv = None if path.suffix.lower() == ".jsonl" else csv.DictWriter(self._stream, COLUMNS)
+        if self._csv is not None:
+            self._csv.writeheader()
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Write one row."""
+        with naming(self._path):
+            if self._csv is not None:
+                self._csv.writerow({name: _cell(row[name]) for name in COLUMNS})
+            else:
+                self._stream.write(to_json({name: row[name] for name in COLUMNS}) + "\n")
+
+
+def _cell(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA_STARTS) else value

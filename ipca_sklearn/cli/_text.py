@@ -1,0 +1,43 @@
+"""Text for terminals, tables and JSON: nothing in the name of a file can control a terminal or break the output."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from typing import IO, Any
+
+import typer
+
+from ipca_sklearn._utils._files import printable
+
+
+def one_line(text: object) -> str:
+    """Return a message of the package as one printable line, in the words of the command line."""
+    return printable(" ".join(str(text).split())).replace("remove it from X", "take it out of the folder or the list")
+
+
+def warn(text: object) -> None:
+    """Print a warning as one line on the standard error."""
+    typer.echo(f"warning: {one_line(text)}", err=True)
+
+
+def to_json(value: Any) -> str:
+    """Return a value as strict JSON: NaN and infinities, for which it has no numbers, are null."""
+    return json.dumps(_finite(value), allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def standard_output() -> IO[str]:
+    """Return the standard output, which takes any file name: bytes that are not UTF-8 are written as they are."""
+    reconfigure = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure is not None:  # else it has been replaced, as by a test
+        reconfigure(errors="surrogateescape")
+    return sys.stdout

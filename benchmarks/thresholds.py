@@ -7,20 +7,16 @@ calls anomalous is compared with `false_positive_rate`, and the share of their m
 
 from __future__ import annotations
 
-import argparse
 import sys
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sklearn.base import clone
 from tqdm import tqdm
 
+from benchmarks.common.features import add_set_options, features_on_disk, image_sets
 from benchmarks.common.reports import argument_parser, environment, markdown_table, write_results
 from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector
-from ipca_sklearn.datasets import load_magnetic_tile, load_mvtec_ad, make_textures
 
 NOMINAL = (0.01, 0.05, 0.1)
 CALIBRATIONS: dict[str, Any] = {"prequential": "prequential", "the last quarter": 0.25}
@@ -30,21 +26,6 @@ random order; n are passed to `fit` and all the others are new. Each cell is the
 anomalous (of their patches marked), in per cent, with a 95 % interval of that mean (1.96 standard errors over the repeats),
 and in brackets the middle 80 % of the repeats. *In sample* is the quantile of the scores of the learnt images, which the
 package does not use. "auto" has no nominal share."""  # noqa: E501 (a paragraph of Markdown)
-
-
-def normal_images(options: argparse.Namespace) -> dict[str, Sequence[Any]]:
-    """Return all normal images of each set."""
-    sets: dict[str, Sequence[Any]] = {}
-    if options.magnetic_tile:
-        data = load_magnetic_tile(options.magnetic_tile)
-        sets["magnetic tiles"] = [*data.train_paths, *np.array(data.test_paths)[data.test_labels == 1]]
-    if options.mvtec:
-        root, name = options.mvtec
-        data = load_mvtec_ad(root, name)
-        sets[f"{name} tiles"] = [*data.train_paths, *np.array(data.test_paths)[data.test_labels == 1]]
-    for material in options.materials:
-        sets[material] = make_textures(options.n_textures, 0, material=material, random_state=0).train_images
-    return sets
 
 
 def realised(features: np.ndarray, n_train: int, seed: int) -> dict[str, float]:
@@ -59,10 +40,9 @@ def realised(features: np.ndarray, n_train: int, seed: int) -> dict[str, float]:
         p_values = detector.p_values(scores=scores)
         shares[f"{name}, images, auto"] = float(np.mean(scores < detector.offset_))
         for rate in NOMINAL:
-            # The model and the maps do not depend on the rates; only `fit` sets thresholds.
-            strict = clone(detector).set_params(false_positive_rate=rate, pixel_false_positive_rate=rate).fit(train)
-            shares[f"{name}, images, {rate}"] = float(np.mean(scores < strict.offset_))
-            shares[f"{name}, patches, {rate}"] = float(np.mean(maps > strict.map_threshold_))
+            detector.set_params(false_positive_rate=rate, pixel_false_positive_rate=rate)
+            shares[f"{name}, images, {rate}"] = float(np.mean(scores < detector.offset_))
+            shares[f"{name}, patches, {rate}"] = float(np.mean(maps > detector.map_threshold_))
             shares[f"{name}, p-values, {rate}"] = float(np.mean(p_values <= rate))
         if calibration == "prequential":
             own = detector.score_samples(train)
@@ -81,27 +61,15 @@ def cell(values: Sequence[float]) -> str:
 
 def main() -> None:
     parser = argument_parser("benchmarks.thresholds", __doc__)
-    parser.add_argument("--magnetic-tile", type=Path)
-    parser.add_argument("--mvtec", nargs=2, metavar=("ROOT", "CLASS"))
-    parser.add_argument("--materials", nargs="*", default=["fabric", "metal"], help="of make_textures")
-    parser.add_argument("--n-textures", type=int, default=400)
+    add_set_options(parser, ["fabric", "metal"])
     parser.add_argument("--n-train", type=int, nargs="+", default=[100, 200, 600])
     parser.add_argument("--repeats", type=int, default=20)
     options = parser.parse_args()
-    if options.mvtec:
-        root, category = options.mvtec
-        options.mvtec = (Path(root), category)
     extractor = PatchFeatureExtractor("efficientnet_lite0")
     parts = ["# Thresholds: nominal and realised shares", METHOD.format(repeats=options.repeats), environment()]
     values = {}
-    for name, images in normal_images(options).items():
-        with tempfile.TemporaryFile() as file:
-            lazy = extractor.fit(images).transform(images)
-            features = np.memmap(file, dtype=lazy.dtype, shape=lazy.shape)
-            start = 0
-            for batch in lazy.batches(16):
-                features[start : start + len(batch)] = batch.numpy()
-                start += len(batch)
+    for name, (images, _) in image_sets(options).items():
+        with features_on_disk(extractor, images) as features:
             for n_train in (n for n in options.n_train if n <= 0.7 * len(images)):
                 title = f"{name}, n = {n_train} of {len(images)}"
                 seeds = tqdm(range(options.repeats), desc=title, unit="repeat")

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from scipy.stats import beta
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
@@ -32,6 +33,9 @@ _LARGEST_CORRECTION = 0.2
 
 # Scores from which a median absolute deviation makes a threshold that is worth the name.
 _ENOUGH_FOR_AUTO = 20
+
+# Scores below a threshold from which the share of new scores below it is known to about a factor 2.
+_ENOUGH_TIMES_RATE = 3
 
 
 class ThresholdMixin(MapScoringMixin):
@@ -254,10 +258,11 @@ class ThresholdMixin(MapScoringMixin):
         elif self.false_positive_rate == "auto":
             if n_scores < _ENOUGH_FOR_AUTO:
                 what.append(f"the threshold comes from {n_scores} scores, and {_ENOUGH_FOR_AUTO} make it reliable")
-        elif n_scores < (needed := ceil(1 / float(self.false_positive_rate)) - 1):
+        elif n_scores < (needed := ceil(_ENOUGH_TIMES_RATE / float(self.false_positive_rate))):
+            low, high = _realised_rates(float(self.false_positive_rate), n_scores)
             what.append(
-                f"false_positive_rate={self.false_positive_rate} needs the scores of {needed} images and there are "
-                f"{n_scores}: about {1 / (n_scores + 1):.1%} of normal images will be called anomalous"
+                f"false_positive_rate={self.false_positive_rate} takes the scores of {needed} images to be met, and "
+                f"there are {n_scores}: {low:.1%} to {high:.1%} of normal images will be called anomalous"
             )
         if reference.correction > _LARGEST_CORRECTION:
             what.append(
@@ -275,3 +280,10 @@ def normal_steps(steps: StepReader, y: Any) -> StepReader:
     """Leave out the samples that are labelled anomalous."""
     rows = normal_rows(y, steps.n_samples)
     return steps if rows is None else steps.keep(rows)
+
+
+def _realised_rates(rate: float, n_scores: int) -> tuple[float, float]:
+    """Return the middle 80 % of the shares of new scores below a threshold: a beta distribution, for any scores."""
+    rank = max(1.0, rate * (n_scores + 1))  # fewer scores than 1 / rate: the threshold is the lowest one
+    low, high = beta.ppf([0.1, 0.9], rank, n_scores + 1 - rank)
+    return float(low), float(high)

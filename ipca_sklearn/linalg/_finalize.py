@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ipca_sklearn.linalg._execution import for_each_chunk, full_precision
+from ipca_sklearn.linalg._solvers import rounding_share
 from ipca_sklearn.linalg._update import State, check_centering
 from ipca_sklearn.linalg.eigh import Eigensolver, choose_eigensolver
 
@@ -112,14 +113,13 @@ def _orthonormalize(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Return T (P, r, r) such that T @ rows are orthonormal, and their norms (P, r), largest first.
 
     The rows of a state are orthogonal only to about eps * s_1 / s_i. A Cholesky factor of the Gram matrix of the unit
-    rows is a Gram-Schmidt in order of size. Unlike QR, it is batched on every device. Rows below the rounding error of
-    the largest become zero rows of T.
+    rows is a Gram-Schmidt in order of size. Unlike QR, it is batched on every device. Rows that are nothing but
+    rounding become zero rows of T.
     """
     gram = torch.bmm(rows, rows.mT)
     norms, order = gram.diagonal(dim1=1, dim2=2).sqrt().sort(dim=-1, descending=True)
-    live = norms > 10 * max(rows.shape[1:]) * torch.finfo(rows.dtype).eps * norms[:, :1]
-    norms = torch.where(live, norms, 0)
-    inverse = torch.where(live, 1 / norms, 0)
+    rounding = rounding_share(*rows.shape[1:], rows.dtype) * norms[:, :1]
+    inverse = torch.where(norms > rounding, 1 / norms, 0)
     identity = torch.eye(rows.shape[1], dtype=rows.dtype, device=rows.device)
     normalize = identity[order] * inverse[..., None]
     unit_gram = normalize @ gram @ normalize.mT
@@ -127,8 +127,10 @@ def _orthonormalize(rows: Tensor) -> tuple[Tensor, Tensor]:
     factor, failed = torch.linalg.cholesky_ex(unit_gram)
     # Cholesky fails only for rows made parallel by rounding; fall back to normalising by the norms.
     factor = torch.where((failed > 0)[:, None, None], identity, factor)
+    norms = norms * factor.diagonal(dim1=1, dim2=2)
+    live = norms > rounding
     transform = torch.linalg.solve_triangular(factor, normalize, upper=False)
-    return transform, norms * factor.diagonal(dim1=1, dim2=2)
+    return transform * live[..., None], norms * live
 
 
 def _remove_mean(

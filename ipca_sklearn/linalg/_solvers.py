@@ -2,11 +2,13 @@
 
 Every solver takes `blocks`, a list of tensors (P, n_i, m) that together are the rows of W (P, n, m). With
 W = V diag(s) U^T, it writes the leading rows of diag(s) U^T to `out` (P, k, m). These are unnormalised principal
-directions, largest first. Their Gram matrix is the best rank-k approximation of W^T W (paper, Eq. 4-6).
+directions, largest first. Their Gram matrix is the best rank-k approximation of W^T W (paper, Eq. 4-6). Rows that are
+nothing but rounding are zero (`rounding_share`).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,14 +16,20 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ipca_sklearn.linalg.eigh import EIGENSOLVERS, choose_eigensolver
-
-# Takes symmetric matrices (P, n, n), whose lower triangle alone is defined, and k. Returns the k largest eigenvalues
-# (P, k), descending, and their eigenvectors as rows (P, k, n).
-Decomposition = Callable[[Tensor, int], tuple[Tensor, Tensor]]
+from ipca_sklearn.linalg.eigh import (
+    EIGENSOLVERS,
+    Decomposition,
+    choose_eigensolver,
+    solving_failures_alone,
+    svd_alone,
+)
 
 SOLVERS = ("auto", "gram_eigh", "gram_svd", "svd")
 SVD_DRIVERS = ("gesvd", "gesvdj", "gesvda")
+
+# A Gram matrix errs by about eps times its largest eigenvalue. Rows whose eigenvalue is below WEAK times that hold
+# parts of larger rows. They are freed of them and decomposed once more, at their own scale.
+WEAK = 1000
 
 
 @dataclass(frozen=True)
@@ -32,6 +40,21 @@ class Solver:
     group: int = 1
 
 
+def rounding_share(n_rows: int, n_features: int, dtype: torch.dtype) -> float:
+    """Return the largest norm of a row that is nothing but rounding, as a share of the largest row of W (n x m).
+
+    An entry of a rotated row is a sum of n products, and rounding errors of m entries add up in its norm. They are
+    independent, so the share grows like a square root (docs/dev_notes.md has what was measured).
+    """
+    return math.sqrt(max(n_rows, n_features)) * torch.finfo(dtype).eps
+
+
+def out_of_range(squares: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return where sums of squares have overflowed in `dtype`, or have lost digits to underflow and are not zero."""
+    limits = torch.finfo(dtype)
+    return ~((squares == 0) | ((squares >= limits.tiny / limits.eps**2) & (squares <= limits.max)))
+
+
 def _by_gram(blocks: Sequence[Tensor], out: Tensor, decompose: Decomposition) -> None:
     """Decompose the Gram matrix of the shorter side of W (paper, Sec. 3.3).
 
@@ -40,23 +63,66 @@ def _by_gram(blocks: Sequence[Tensor], out: Tensor, decompose: Decomposition) ->
     if blocks[0].device.type == "cpu":
         blocks = [torch.cat(list(blocks), dim=1)]
     heights = [block.shape[1] for block in blocks]
-    n_features = blocks[0].shape[2]
-    if sum(heights) > n_features:
-        scatter = torch.bmm(blocks[0].mT, blocks[0])
-        for block in blocks[1:]:
-            scatter.baddbmm_(block.mT, block)
-        values, vectors = decompose(scatter, out.shape[1])
-        torch.mul(vectors, values[..., None].clamp_min(0).sqrt(), out=out)
-        return
-    gram = blocks[0].new_empty(blocks[0].shape[0], sum(heights), sum(heights))
     edges = [sum(heights[:i]) for i in range(len(heights) + 1)]
-    for i, lower in enumerate(blocks):
-        for j, left in enumerate(blocks[: i + 1]):
-            gram[:, edges[i] : edges[i + 1], edges[j] : edges[j + 1]] = torch.bmm(lower, left.mT)
-    rotation = decompose(gram, out.shape[1])[1]
-    torch.bmm(rotation[..., : heights[0]], blocks[0], out=out)
-    for i, block in enumerate(blocks[1:], start=1):
-        out.baddbmm_(rotation[..., edges[i] : edges[i + 1]], block)
+    tall = edges[-1] > blocks[0].shape[2]
+    if tall:
+        gram = torch.bmm(blocks[0].mT, blocks[0])
+        for block in blocks[1:]:
+            gram.baddbmm_(block.mT, block)
+    else:
+        gram = blocks[0].new_empty(blocks[0].shape[0], edges[-1], edges[-1])
+        for i, lower in enumerate(blocks):
+            for j, left in enumerate(blocks[: i + 1]):
+                gram[:, edges[i] : edges[i + 1], edges[j] : edges[j + 1]] = torch.bmm(lower, left.mT)
+    unscaled = out_of_range(gram.diagonal(dim1=1, dim2=2).sum(1), gram.dtype)
+    if unscaled.any():
+        gram[unscaled] = 0
+    values, vectors = decompose(gram, out.shape[1])
+    if tall:
+        torch.mul(vectors, values[..., None].clamp_min(0).sqrt(), out=out)
+    else:
+        torch.bmm(vectors[..., : heights[0]], blocks[0], out=out)
+        for i, block in enumerate(blocks[1:], start=1):
+            out.baddbmm_(vectors[..., edges[i] : edges[i + 1]], block)
+    strong = values > WEAK * torch.finfo(out.dtype).eps * values[:, :1]
+    weak = ~strong.all(1)
+    if weak.any():
+        W = torch.cat([block[weak] for block in blocks], dim=1)
+        out[weak] = _refined(W, vectors[weak], out[weak], strong[weak], tall, decompose)
+    if unscaled.any():
+        W = torch.cat([block[unscaled] for block in blocks], dim=1)
+        scale = W.abs().amax((1, 2), keepdim=True)
+        rows = torch.empty_like(out[unscaled])
+        _by_gram([W / scale], rows, decompose)
+        out[unscaled] = rows * scale
+
+
+def _refined(W: Tensor, vectors: Tensor, rows: Tensor, strong: Tensor, tall: bool, decompose: Decomposition) -> Tensor:
+    """Return the rows (P, k, m) with the weak ones decomposed a second time, and without those that are rounding.
+
+    `vectors` are eigenvectors of the Gram matrix of the rows of W, or of its columns if W is `tall`.
+    """
+    # Rows of nearly right directions and norms, of which the weak ones are not orthogonal to the strong.
+    images = torch.bmm(vectors, W.mT) if tall else rows
+    size = images.shape[1]
+    kept = images * strong[..., None]
+    squares = kept.square().sum(2, keepdim=True)
+    parts = torch.bmm(images * ~strong[..., None], (kept / torch.where(squares > 0, squares, 1)).mT)
+    freed = images * ~strong[..., None] - torch.bmm(parts, kept)
+    scale = freed.abs().amax((1, 2), keepdim=True)
+    freed /= torch.where(scale > 0, scale, 1)
+    rotation = decompose(torch.bmm(freed, freed.mT), size)[1]
+    identity = torch.eye(size, dtype=W.dtype, device=W.device)
+    change = torch.bmm(rotation, identity * ~strong[..., None] - parts)
+    change = torch.cat([identity * strong[..., None], change], dim=1)
+    norms = torch.linalg.vector_norm(torch.bmm(change, images), dim=2)
+    norms, order = norms.sort(dim=1, descending=True)
+    norms, order = norms[:, :size], order[:, :size]
+    change = change.gather(1, order[..., None].expand(-1, -1, size))
+    live = norms > rounding_share(*W.shape[1:], W.dtype) * norms[:, :1]
+    if tall:
+        return torch.bmm(change, vectors) * (norms * live)[..., None]
+    return torch.bmm(change, rows) * live[..., None]
 
 
 def _svd_of_gram(gram: Tensor, n_vectors: int, driver: str | None) -> tuple[Tensor, Tensor]:
@@ -66,8 +132,27 @@ def _svd_of_gram(gram: Tensor, n_vectors: int, driver: str | None) -> tuple[Tens
 
 
 def _by_svd(blocks: Sequence[Tensor], out: Tensor, driver: str | None) -> None:
-    _, values, right = torch.linalg.svd(torch.cat(list(blocks), dim=1), full_matrices=False, driver=driver)
+    W = torch.cat(list(blocks), dim=1)
+    values, right = _svd(W, driver)
+    failed = ~torch.isfinite(right.sum((1, 2)) + values.sum(1))
+    if failed.any():
+        for index in failed.nonzero()[:, 0].tolist():
+            singular, vectors = svd_alone(W[index])
+            values[index], right[index] = singular.to(values), vectors.to(right)
+    values = values * (values > rounding_share(*W.shape[1:], W.dtype) * values[:, :1])
     torch.mul(right[:, : out.shape[1]], values[:, : out.shape[1], None], out=out)
+
+
+def _svd(W: Tensor, driver: str | None) -> tuple[Tensor, Tensor]:
+    """Return singular values and right singular vectors as rows; NaN for a matrix whose iteration does not converge."""
+    try:
+        return torch.linalg.svd(W, full_matrices=False, driver=driver)[1:]
+    except torch.linalg.LinAlgError:
+        if len(W) == 1:
+            nan = W.new_full((1, min(W.shape[1:]), W.shape[2]), torch.nan)
+            return nan[..., 0].clone(), nan
+    results = [_svd(matrix, driver) for matrix in W.split(1)]
+    return torch.cat([values for values, _ in results]), torch.cat([right for _, right in results])
 
 
 def get_solver(name: str, driver: str | None, like: Tensor, size: int) -> Solver:
@@ -91,7 +176,7 @@ def get_solver(name: str, driver: str | None, like: Tensor, size: int) -> Solver
     if name == "svd":
         return Solver(partial(_by_svd, driver=driver))
     if name == "gram_svd":
-        return Solver(partial(_by_gram, decompose=partial(_svd_of_gram, driver=driver)))
+        return Solver(partial(_by_gram, decompose=solving_failures_alone(partial(_svd_of_gram, driver=driver))))
     eigensolver = EIGENSOLVERS["torch"]
     if name == "auto":
         eigensolver = choose_eigensolver(device, like.dtype, size, like.shape[0])

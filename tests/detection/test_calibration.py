@@ -22,6 +22,7 @@ from ipca_sklearn.detection._calibration import (
     leave_out,
     upper_quantiles,
 )
+from ipca_sklearn.detection._thresholds import _realised_rates
 from ipca_sklearn.exceptions import FewImagesWarning
 
 SCALES = np.array([4, 2, 1, 1, 1, 1])
@@ -300,7 +301,7 @@ def test_few_images_make_a_threshold_that_normal_images_pass_and_others_do_not(n
         (
             {"n_components": 2, "false_positive_rate": 0.01},
             40,
-            "needs the scores of 99 images and there are 40: about 2.4%",
+            "the scores of 300 images .*there are 40: 0.3% to 5.6%",
         ),
     ],
 )
@@ -315,7 +316,17 @@ def test_enough_images_make_no_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         PatchGaussianDetector().fit(X)
-        PatchGaussianDetector(2, false_positive_rate=0.05).fit(X)
+        PatchGaussianDetector(2, false_positive_rate=0.1).fit(X)
+
+
+@pytest.mark.parametrize(("rate", "n"), [(0.05, 10), (0.05, 40), (0.2, 12)])
+def test_the_warning_says_which_rates_to_expect(rate, n):
+    low, high = _realised_rates(rate, n)
+    shares = []
+    for seed in range(2000):
+        scores = np.random.default_rng(seed).uniform(size=n)
+        shares.append(ReferenceScores(scores, scores, scores[:, None], np.ones(1)).offset(rate))
+    np.testing.assert_allclose(np.quantile(shares, [0.1, 0.9]), [low, high], rtol=0.15)
 
 
 def test_most_images_skipped_is_few_images():

@@ -2,17 +2,20 @@
 
 Run it from the repository root, after `pip install atheris`:
 
-    python -m tests.fuzz image|arrays|model [--seconds 60]
+    python -m tests.fuzz image|arrays|model|checkpoint|command [--seconds 60]
 
 `image` decodes the bytes as a file, `arrays` learns and scores them as numbers of a shape and dtype that the bytes
-choose, `model` loads them as a skops file. It ends with the bytes that broke something, or with the number of inputs
+choose, `model` loads them as a skops file, `checkpoint` puts them into a checkpoint that a fit goes on from, and
+`command` makes a command line of them. It ends with the bytes that broke something, or with the number of inputs
 that did not. It is not part of the tests, which do the same with Hypothesis; pytest does not collect a `__main__.py`.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
+import os
 import sys
 import tempfile
 import warnings
@@ -24,10 +27,12 @@ import atheris
 with atheris.instrument_imports(include=["ipca_sklearn", "PIL", "skops"]):
     import numpy as np
     from PIL import Image
+    from typer.testing import CliRunner
 
     from ipca_sklearn import BatchedIncrementalPCA, ImageReadError, PatchGaussianDetector
+    from ipca_sklearn.cli import app
     from ipca_sklearn.features._decode import to_rgb
-    from ipca_sklearn.persistence import load_skops, save_skops
+    from ipca_sklearn.persistence import fit_resumable, load_skops, save_skops
 
 DTYPES = ("float16", "float32", "float64", "int8", "uint16", "int64", "bool", "complex64")
 FOLDER = Path(tempfile.mkdtemp())
@@ -80,6 +85,112 @@ def model(data: bytes) -> None:
             assert str(error)
 
 
+X = np.random.default_rng(0).normal(size=(96, 2, 3)).astype(np.float32)
+WHOLE_FIT = PatchGaussianDetector(1, step_size=8).fit(X)
+
+
+def _checkpoint_of_48() -> bytes:
+    path = FOLDER / "whole.checkpoint"
+    if not path.exists():
+        with contextlib.suppress(KeyboardInterrupt):
+            fit_resumable(PatchGaussianDetector(1, step_size=8), X, path, every=48, callback=_stop)
+    return path.read_bytes()
+
+
+def _stop(n_samples: int) -> None:
+    raise KeyboardInterrupt
+
+
+def checkpoint(data: bytes) -> None:
+    """Go on from a checkpoint in which some bytes have changed: an error that names it, or the same bits.
+
+    Only bytes of a whole checkpoint are changed: a checkpoint is a pickle, which only its own user may write.
+    """
+    provider = atheris.FuzzedDataProvider(data)
+    content = bytearray(_checkpoint_of_48())
+    for _ in range(provider.ConsumeIntInRange(0, 3)):
+        content[provider.ConsumeIntInRange(0, len(content) - 1)] = provider.ConsumeIntInRange(0, 255)
+    if provider.ConsumeBool():
+        content = content[: provider.ConsumeIntInRange(0, len(content))]
+    path = FOLDER / "changed.checkpoint"
+    path.write_bytes(content)
+    detector = PatchGaussianDetector(1, step_size=8)
+    try:
+        fit_resumable(detector, X, path, every=48)
+    except (OSError, ValueError) as error:
+        assert path.name in str(error)
+        assert path.read_bytes() == content
+        assert not hasattr(detector, "pca_")
+    else:
+        assert detector.offset_ == WHOLE_FIT.offset_
+        assert detector.pca_.components_.tobytes() == WHOLE_FIT.pca_.components_.tobytes()
+
+
+WORDS = (
+    *(
+        "fit",
+        "update",
+        "predict",
+        "evaluate",
+        "info",
+        "export",
+        "demo",
+        "--help",
+        "--json",
+        "--seed",
+        "--device",
+        "cpu",
+    ),
+    *("-o", "--out", "--maps", "--masks", "--report", "--components", "--step-size", "--false-positive-rate", "cuda"),
+    *("--on-error", "skip", "images", "model.joblib", "new.joblib", "rows.csv", "rows.jsonl", "page.html", "maps"),
+    *(
+        "a.png",
+        ".",
+        "..",
+        "",
+        "-",
+        "--",
+        "0",
+        "-1",
+        "nan",
+        "1e9",
+        "0.05",
+        "missing",
+        "\udcff",
+        "=1+1",
+        "\x1b[31m",
+        "a\nb",
+    ),
+)
+INPUTS = ("model.joblib", "images/0.png", "images/1.png", "images/2.png")
+
+
+def _command_folder() -> Path:
+    folder = FOLDER / "command"
+    if not folder.exists():
+        (folder / "images").mkdir(parents=True)
+        for number in range(3):
+            Image.effect_noise((32, 32), 50).save(folder / "images" / f"{number}.png")
+        (folder / "model.joblib").write_bytes(b"no model")
+    return folder
+
+
+def command(data: bytes) -> None:
+    """Run a command line made of words that mean something: an exit code that is documented, and inputs that stay."""
+    provider = atheris.FuzzedDataProvider(data)
+    words = [provider.PickValueInList(list(WORDS)) for _ in range(provider.ConsumeIntInRange(1, 7))]
+    if words[0] == "demo":  # it is the same work each time
+        words[0] = "info"
+    folder = _command_folder()
+    before = {name: (folder / name).read_bytes() for name in INPUTS}
+    os.chdir(folder)
+    result = CliRunner().invoke(app, words, input="")
+    assert result.exit_code in (0, 1, 2), (words, result.exit_code)
+    assert result.exception is None or isinstance(result.exception, SystemExit), (words, result.exception)
+    assert "Traceback" not in result.output and "\x1b[31m" not in result.output, words
+    assert {name: (folder / name).read_bytes() for name in INPUTS} == before, words
+
+
 def _with_schema(data: bytes) -> bytes:
     original, changed = FOLDER / "whole.skops", io.BytesIO()
     if not original.exists():
@@ -105,16 +216,19 @@ def _seeds(target: str) -> Path:
     return folder
 
 
+TARGETS = {"image": image, "arrays": arrays, "model": model, "checkpoint": checkpoint, "command": command}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m tests.fuzz", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("target", choices=["image", "arrays", "model"])
+    parser.add_argument("target", choices=TARGETS)
     parser.add_argument("--seconds", type=int, default=60)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     Image.MAX_IMAGE_PIXELS = 10_000  # a changed header must not ask for gigabytes
-    function = {"image": image, "arrays": arrays, "model": model}[options.target]
+    function = TARGETS[options.target]
     arguments = [sys.argv[0], f"-max_total_time={options.seconds}", "-max_len=4096", "-rss_limit_mb=8000"]
     atheris.Setup([*arguments, str(_seeds(options.target))], function)
     atheris.Fuzz()

@@ -41,6 +41,15 @@ def grams(count, size, dtype, seed, *, decay=1.0):
     return (rows @ rows.mT).to(dtype)
 
 
+def graded(count, size, dtype, seed):
+    """Gram matrices of rows whose norms are spread over as many decades as float32 has digits, or twice as many."""
+    generator = torch.Generator().manual_seed(seed)
+    decades = 10 if dtype == torch.float32 else 20
+    scales = 10 ** (-decades * torch.rand(count, size, 1, generator=generator, dtype=torch.float64))
+    rows = (scales * torch.randn(count, size, 2 * size, generator=generator, dtype=torch.float64)).to(dtype)
+    return rows @ rows.mT
+
+
 def assert_leading(matrices, values, vectors, k):
     """Check backward stability: eigenvalues, residuals and orthogonality within rounding of each matrix' norm."""
     exact = matrices.double().tril()
@@ -139,18 +148,24 @@ def test_triton_kernel_in_the_interpreter(dtype):
     pytest.importorskip("triton", reason="triton comes with torch on Linux with CUDA")
     script = f"""
 import torch
+from ipca_sklearn.linalg.eigh import solving_failures_alone
 from ipca_sklearn.linalg.eigh._triton import leading_eigh
-from test_eigh import assert_leading, grams
+from test_eigh import assert_leading, grams, graded
 dtype = torch.{dtype}
 for size, k in ((1, 1), (2, 2), (3, 1), (11, 6)):
     matrices = grams(2, size, dtype, 0)
     assert_leading(matrices, *leading_eigh(matrices, k), k)
 hard = torch.stack([torch.zeros(6, 6), torch.eye(6), torch.ones(6, 6), torch.diag(torch.logspace(0, -20, 6))]).to(dtype)
 assert_leading(hard, *leading_eigh(hard, 4), 4)
+scales = graded(3, 12, dtype, 0)
+assert_leading(scales, *leading_eigh(scales, 6), 6)
+assert_leading(scales * 1e-30, *leading_eigh(scales * 1e-30, 6), 6)
 nan = grams(2, 4, dtype, 0)
 nan[1, 2, 1] = float("nan")
+values, vectors = leading_eigh(nan, 2)
+assert values[1].isnan().all() and values[0].isfinite().all() and vectors[0].isfinite().all()
 try:
-    leading_eigh(nan, 2)
+    solving_failures_alone(leading_eigh)(nan, 2)
 except torch.linalg.LinAlgError:
     print("all is well")
 """
@@ -172,8 +187,7 @@ def test_triton_kernels_compile_for_a_gpu_that_is_not_here(dtype):
 
     pointers = ["gram", "scale", "diagonal", "off_diagonal", "reflectors", "weights", "vectors"]
     types = dict.fromkeys(pointers, f"*{dtype}") | {"failed": "*i32", "n": "i32", "k": "i32"}
-    types |= {"eps": "fp32", "floor": "fp32"}
-    constants = {"SIZE": 64, "SWEEPS": 60, "ROWS": 16}
+    constants = {"SIZE": 64, "SWEEPS": 60, "ROWS": 16, "RELATIVE": 5e-32, "NEGLIGIBLE": 5e-38, "FAINT": 5e-42}
     for kernel, warps in (("_tridiagonalize", 4), ("_diagonalize", 1), ("_reflect", 4)):
         function = getattr(_eigh_triton, kernel)
         signature = {name: types.get(name, "constexpr") for name in function.arg_names}

@@ -1,5 +1,13 @@
 """Eigensolvers for many small symmetric matrices, and the choice between them."""
 
+from ipca_sklearn.linalg.eigh._alone import Decomposition, solving_failures_alone, svd_alone
 from ipca_sklearn.linalg.eigh._choice import EIGENSOLVERS, Eigensolver, choose_eigensolver
 
-__all__ = ["EIGENSOLVERS", "Eigensolver", "choose_eigensolver"]
+__all__ = [
+    "EIGENSOLVERS",
+    "Decomposition",
+    "Eigensolver",
+    "choose_eigensolver",
+    "solving_failures_alone",
+    "svd_alone",
+]

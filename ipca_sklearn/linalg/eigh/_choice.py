@@ -8,7 +8,6 @@ An eigensolver takes `gram` (P, n, n) and k. It reads the lower triangle only an
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.torch_version import TorchVersion
 
+from ipca_sklearn.linalg.eigh._alone import Decomposition, solving_failures_alone
 from ipca_sklearn.linalg.eigh._sizes import NUMBA_BATCH, NUMBA_LANES, NUMBA_SIZE, TORCH_BATCHED_SIZE, TRITON_SIZE
 from ipca_sklearn.linalg.eigh._torch import leading_eigh, leading_eigh_on_host
 
@@ -31,8 +31,9 @@ class Eigensolver:
         Its key in `EIGENSOLVERS`.
     solve : callable
         Takes `gram` (P, n, n) and k, and reads the lower triangle only. Returns the k largest eigenvalues (P, k),
-        descending, and their eigenvectors as rows (P, k, n). `gram` is not changed. Where an iteration does not
-        converge (NaN or infinity in a matrix) it raises :class:`torch.linalg.LinAlgError` or returns NaN.
+        descending, and their eigenvectors as rows (P, k, n). `gram` is not changed. A matrix on which the routine fails
+        is solved alone, by LAPACK in float64. Only NaN, infinity or an eigenvalue that overflows raises
+        :class:`torch.linalg.LinAlgError`.
     group : int, default=1
         How many matrices one call should take at least, such as a full set of SIMD lanes.
 
@@ -46,7 +47,7 @@ class Eigensolver:
     """
 
     name: str
-    solve: Callable[[Tensor, int], tuple[Tensor, Tensor]]
+    solve: Decomposition
     group: int = 1
 
 
@@ -68,9 +69,9 @@ def _host(gram: Tensor, n_vectors: int) -> tuple[Tensor, Tensor]:
 
 
 EIGENSOLVERS = {
-    "torch": Eigensolver("torch", leading_eigh),
-    "numba": Eigensolver("numba", _numba, group=NUMBA_LANES),
-    "triton": Eigensolver("triton", _triton),
+    "torch": Eigensolver("torch", solving_failures_alone(leading_eigh)),
+    "numba": Eigensolver("numba", solving_failures_alone(_numba), group=NUMBA_LANES),
+    "triton": Eigensolver("triton", solving_failures_alone(_triton)),
     "host": Eigensolver("host", _host),
 }
 

@@ -4,7 +4,8 @@ LAPACK takes one matrix at a time, and a small one leaves the vector units idle.
 go through the algorithm of LAPACK's `syev` together: Householder tridiagonalisation, implicit QL on the tridiagonal
 matrix, the reflectors applied to the wanted vectors only (Golub & Van Loan, Matrix Computations, Sec. 8.3). A first
 pass finds the eigenvalues, without vectors. They then serve as shifts, so that most vectors need one sweep only. A lane
-that has converged goes on with identity rotations: no result depends on the other matrices of its group.
+that has converged goes on with identity rotations: no result depends on the other matrices of its group. Matrices are
+scaled to a largest entry of 1; `_sizes` says what is negligible then.
 
 Three things stop the compiler from vectorising, and the code avoids them: signed indices (numba adds Python's
 wraparound), a variable stride between the rows of the scratch array (the compiler has to check for overlap), and a
@@ -17,12 +18,10 @@ import math
 
 import numba
 import numpy as np
-import torch
 from torch import Tensor
 
+from ipca_sklearn.linalg.eigh._sizes import FAINT, MAX_SWEEPS, NEGLIGIBLE
 from ipca_sklearn.linalg.eigh._sizes import NUMBA_LANES as LANES
-
-MAX_SWEEPS = 60  # per eigenvalue; 1.7 is usual
 
 _L = np.uint64(LANES)
 _0, _1, _2, _3 = (np.uint64(number) for number in range(4))
@@ -33,7 +32,7 @@ _jit = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contra
 
 
 @_jit
-def _tridiagonalize(a, t, reflectors, weights, w, scratch, n, lanes):
+def _tridiagonalize(a, t, reflectors, weights, w, scratch, n, faint, lanes):
     """Reduce the lower triangles `a` to `t` (diagonal and off-diagonal rows in turn), largest rows last.
 
     Row j of `reflectors` becomes the j-th reflector I - weight v v^T: columns of `a` have the worst stride for a cache.
@@ -59,7 +58,7 @@ def _tridiagonalize(a, t, reflectors, weights, w, scratch, n, lanes):
         for s in range(lanes):
             first = reflectors[x + s]
             rest = scratch[s]
-            live = rest > zero
+            live = rest > faint
             norm = math.sqrt(rest + first * first)
             # The sign of the reflected entry is chosen so that nothing cancels in the reflector.
             reflected = -norm if first > zero else norm
@@ -105,7 +104,7 @@ def _tridiagonalize(a, t, reflectors, weights, w, scratch, n, lanes):
 
 
 @_jit
-def _split(t, scratch, m, eps, floor, lanes):
+def _split(t, scratch, m, relative, floor, lanes):
     """End the block at row m in the lanes whose entry below row m is negligible."""
     zero = t.dtype.type(0)
     here = t.dtype.type(m)
@@ -115,21 +114,21 @@ def _split(t, scratch, m, eps, floor, lanes):
         e = t[x + _L + s]
         end = scratch[_END + s]
         last = scratch[_LAST + s]
-        small = abs(e) <= eps * (abs(d) + abs(t[x + _2 * _L + s])) + floor
+        small = e * e <= relative * abs(d * t[x + _2 * _L + s]) + floor
         scratch[_END + s] = here if small else end
         scratch[_LAST + s] = d if small else last
         t[x + _L + s] = zero if small else e
 
 
 @_jit
-def _find_blocks(t, scratch, start, n, eps, floor, lanes):
+def _find_blocks(t, scratch, start, n, relative, floor, lanes):
     """Find the end of the unreduced block that begins at `start`, and return the furthest end of all lanes."""
     bottom = t.dtype.type(n - _1)
     for s in range(lanes):
         scratch[_END + s] = bottom
         scratch[_LAST + s] = t[_2 * (n - _1) * _L + s]
     for back in range(n - _1 - start):
-        _split(t, scratch, n - _2 - back, eps, floor, lanes)
+        _split(t, scratch, n - _2 - back, relative, floor, lanes)
     furthest = scratch[_END]
     for s in range(lanes):
         furthest = max(furthest, scratch[_END + s])
@@ -157,7 +156,7 @@ def _begin_sweep(t, scratch, start, shifts, known, lanes):
 
 
 @_jit
-def _next_rotation(t, scratch, i, lanes):
+def _next_rotation(t, scratch, i, faint, lanes):
     """One step of implicit QL on rows i and i + 1 of the tridiagonal matrices."""
     one = t.dtype.type(1)
     two = t.dtype.type(2)
@@ -178,10 +177,11 @@ def _next_rotation(t, scratch, i, lanes):
         on = here < end
         f = old_sine * e
         b = old_cosine * e
-        r = math.sqrt(f * f + g * g)
-        live = r > zero
+        square = f * f + g * g
+        live = square > faint
+        r = math.sqrt(square) if live else zero
         inverse = one / (r if live else one)
-        sine = f * inverse
+        sine = f * inverse if live else zero
         cosine = g * inverse if live else one
         h = lower_d - old_p
         q = (d - h) * sine + two * cosine * b
@@ -210,19 +210,30 @@ def _rotate(z, scratch, i, n, lanes):
 
 
 @_jit
-def _diagonalize(t, z, scratch, n, eps, floor, shifts, known, lanes):
-    """Turn `t` into eigenvalues, and rotate `z` too if `known` (`shifts` are eigenvalues). False: no convergence."""
+def _give_up(t, scratch, start, failed, lanes):
+    """Mark the lanes whose block at `start` does not converge, and cut it so that the others go on."""
+    first = t.dtype.type(start)
+    for s in range(lanes):
+        if scratch[_END + s] > first:
+            failed[s] = True
+            t[(_2 * start + _1) * _L + s] = t.dtype.type(0)
+
+
+@_jit
+def _diagonalize(t, z, scratch, n, relative, floor, faint, shifts, known, failed, lanes):
+    """Turn `t` into eigenvalues, and rotate `z` too if `known` (`shifts` are eigenvalues then)."""
     for start in range(n - _1):
         for sweep in range(MAX_SWEEPS + 1):
-            end = _find_blocks(t, scratch, start, n, eps, floor, lanes)
+            end = _find_blocks(t, scratch, start, n, relative, floor, lanes)
             if end == start:
                 break
             if sweep == MAX_SWEEPS:
-                return False
+                _give_up(t, scratch, start, failed, lanes)
+                break
             _begin_sweep(t, scratch, start, shifts, known and sweep == 0, lanes)
             for back in range(end - start):
                 i = end - _1 - back
-                _next_rotation(t, scratch, i, lanes)
+                _next_rotation(t, scratch, i, faint, lanes)
                 if known:
                     _rotate(z, scratch, i, n, lanes)
             first = t.dtype.type(start)
@@ -231,7 +242,6 @@ def _diagonalize(t, z, scratch, n, eps, floor, shifts, known, lanes):
                 on = scratch[_END + s] > first
                 t[x + s] = t[x + s] - scratch[_P + s] if on else t[x + s]
                 t[x + _L + s] = scratch[_G + s] if on else t[x + _L + s]
-    return True
 
 
 @_jit
@@ -256,7 +266,7 @@ def _reflect(y, reflectors, weights, scratch, n, k, lanes):
 
 
 @_jit
-def _leading(gram, values, vectors, eps, floor, lanes):
+def _leading(gram, values, vectors, relative, floor, faint, lanes):
     count = gram.shape[0]
     n = np.uint64(gram.shape[1])
     k = np.uint64(values.shape[1])
@@ -267,30 +277,34 @@ def _leading(gram, values, vectors, eps, floor, lanes):
     w, weights = np.empty(n * _L, gram.dtype), np.empty(n * _L, gram.dtype)
     scratch = np.empty(np.uint64(8) * _L, gram.dtype)
     scale = np.empty(LANES, gram.dtype)
+    failed = np.empty(LANES, np.bool_)
+    zero = gram.dtype.type(0)
+    one = gram.dtype.type(1)
     order = np.empty(n, np.uint64)
     for first in range(0, count, LANES):
         for lane in range(LANES):
             s = np.uint64(lane)
             matrix = gram[min(first + lane, count - 1)]
-            biggest = gram.dtype.type(0)
+            biggest = zero
+            nothing = zero
             for i in range(n):
                 for j in range(i + _1):
                     biggest = max(biggest, abs(matrix[i, j]))
-            scale[lane] = biggest if biggest > 0 else gram.dtype.type(1)
+                    nothing += matrix[i, j] * zero  # NaN for NaN and infinity
+            failed[lane] = nothing != zero
+            scale[lane] = biggest if biggest > zero and not failed[lane] else one
             for i in range(n):
                 for j in range(i + _1):
-                    a[(i * n + j) * _L + s] = matrix[i, j] / scale[lane]
+                    a[(i * n + j) * _L + s] = zero if failed[lane] else matrix[i, j] / scale[lane]
         t[:] = 0
-        _tridiagonalize(a, t, reflectors, weights, w, scratch, n, lanes)
+        _tridiagonalize(a, t, reflectors, weights, w, scratch, n, faint, lanes)
         known[:] = t
-        if not _diagonalize(known, z, scratch, n, eps, floor, known, False, lanes):
-            return False
+        _diagonalize(known, z, scratch, n, relative, floor, faint, known, False, failed, lanes)
         z[:] = 0
         for i in range(n):
             x = (i * n + n - _1 - i) * _L
             z[x : x + _L] = 1
-        if not _diagonalize(t, z, scratch, n, eps, floor, known, True, lanes):
-            return False
+        _diagonalize(t, z, scratch, n, relative, floor, faint, known, True, failed, lanes)
         for lane in range(min(LANES, count - first)):
             s = np.uint64(lane)
             for i in range(n):
@@ -309,7 +323,9 @@ def _leading(gram, values, vectors, eps, floor, lanes):
             for r in range(k):
                 for i in range(n):
                     vectors[first + lane, r, i] = y[(r * n + i) * _L + np.uint64(lane)]
-    return True
+            if failed[lane]:
+                vectors[first + lane] = np.nan
+                values[first + lane] = np.nan
 
 
 def leading_eigh(gram: Tensor, n_vectors: int) -> tuple[Tensor, Tensor]:
@@ -322,17 +338,14 @@ def leading_eigh(gram: Tensor, n_vectors: int) -> tuple[Tensor, Tensor]:
     n_vectors : int
         k <= n.
 
-    Raises
-    ------
-    torch.linalg.LinAlgError
-        An iteration does not converge (NaN or infinity in a matrix).
+    Notes
+    -----
+    Results are NaN for a matrix whose iteration does not converge, or that holds NaN or infinity.
     """
     values = gram.new_empty(gram.shape[0], n_vectors)
     vectors = gram.new_empty(gram.shape[0], n_vectors, gram.shape[1])
     array = gram.contiguous().numpy()
-    limits = np.finfo(array.dtype)
-    # Entries are at most 1, and squares of entries above the floor do not underflow.
-    floor = array.dtype.type(8 * math.sqrt(limits.tiny))
-    if not _leading(array, values.numpy(), vectors.numpy(), limits.eps, floor, _L):
-        raise torch.linalg.LinAlgError("the eigenvalue iteration did not converge: the matrices hold NaN or infinity")
+    eps = np.finfo(array.dtype).eps
+    squares = (array.dtype.type(limit**2) for limit in (eps, NEGLIGIBLE * eps, FAINT * eps))
+    _leading(array, values.numpy(), vectors.numpy(), *squares, _L)
     return values, vectors

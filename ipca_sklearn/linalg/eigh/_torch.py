@@ -23,7 +23,7 @@ def leading_eigh(gram: Tensor, n_vectors: int) -> tuple[Tensor, Tensor]:
     Raises
     ------
     torch.linalg.LinAlgError
-        An iteration does not converge (NaN or infinity in a matrix). Some devices return NaN instead.
+        An iteration does not converge. Some routines return NaN instead.
     """
     values, vectors = torch.linalg.eigh(gram, UPLO="L")
     return values.flip(-1)[:, :n_vectors], vectors.flip(-1)[..., :n_vectors].mT.contiguous()

@@ -3,6 +3,7 @@
 It serves torch versions whose `torch.linalg.eigh` takes matrices larger than 32 x 32 one after the other. The algorithm
 is that of LAPACK's `syev`: Householder tridiagonalisation in registers, implicit QL on the tridiagonal matrix by one
 warp, and the reflectors applied to the wanted vectors only (Golub & Van Loan, Matrix Computations, Sec. 8.3).
+Matrices are scaled to a largest entry of 1; `_sizes` says what is negligible then.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-MAX_SWEEPS = 60  # per eigenvalue; 1.7 is usual
+from ipca_sklearn.linalg.eigh._sizes import FAINT, MAX_SWEEPS, NEGLIGIBLE
 
 
 @triton.jit
@@ -27,7 +28,9 @@ def _quotient(x, y):
 
 
 @triton.jit
-def _tridiagonalize(gram, scale, diagonal, off_diagonal, reflectors, weights, n, SIZE: tl.constexpr):
+def _tridiagonalize(
+    gram, scale, diagonal, off_diagonal, reflectors, weights, n, SIZE: tl.constexpr, FAINT: tl.constexpr
+):
     """Write T = H G H / scale as two vectors, largest rows last, and the reflectors of H as rows."""
     matrix = tl.program_id(0).to(tl.int64)
     index = tl.arange(0, SIZE)
@@ -46,7 +49,7 @@ def _tridiagonalize(gram, scale, diagonal, off_diagonal, reflectors, weights, n,
         first = tl.sum(tl.where(index == j + 1, x, 0.0), axis=0)
         x = tl.where(index > j + 1, x, 0.0)
         rest = tl.sum(x * x, axis=0)
-        live = rest > 0
+        live = rest > FAINT
         norm = _root(rest + first * first)
         # The sign of the reflected entry is chosen so that nothing cancels in the reflector.
         reflected = tl.where(first > 0, -norm, norm)
@@ -63,7 +66,10 @@ def _tridiagonalize(gram, scale, diagonal, off_diagonal, reflectors, weights, n,
 
 
 @triton.jit
-def _diagonalize(diagonal, off_diagonal, vectors, failed, n, eps, floor, SIZE: tl.constexpr, SWEEPS: tl.constexpr):
+def _diagonalize(
+    diagonal, off_diagonal, vectors, failed, n,
+    SIZE: tl.constexpr, SWEEPS: tl.constexpr, RELATIVE: tl.constexpr, NEGLIGIBLE: tl.constexpr, FAINT: tl.constexpr,
+):  # fmt: skip
     """Implicit QL with Wilkinson shifts; rotates the rows of `vectors` (n, n), which start as the identity."""
     matrix = tl.program_id(0).to(tl.int64)
     index = tl.arange(0, SIZE)
@@ -79,7 +85,7 @@ def _diagonalize(diagonal, off_diagonal, vectors, failed, n, eps, floor, SIZE: t
             d = tl.load(d_start + index, mask=index < n, other=0.0)
             d_next = tl.load(d_start + index + 1, mask=index < n - 1, other=0.0)
             e = tl.load(e_start + index, mask=index < n - 1, other=0.0)
-            small = tl.abs(e) <= eps * (tl.abs(d) + tl.abs(d_next)) + floor
+            small = e * e <= RELATIVE * tl.abs(d * d_next) + NEGLIGIBLE
             end = tl.min(tl.where(small & (index >= start) & (index < n - 1), index, n - 1), axis=0)
             if (end > start) & (sweep < SWEEPS):
                 d_first = tl.load(d_start + start)
@@ -99,10 +105,12 @@ def _diagonalize(diagonal, off_diagonal, vectors, failed, n, eps, floor, SIZE: t
                     upper = tl.load(z_start + i * n + index, mask=index < n, other=0.0)
                     f = s * e_i
                     b = c * e_i
-                    r = _root(f * f + g * g)
-                    safe = tl.where(r > 0, r, 1.0)
-                    s = _quotient(f, safe)
-                    c = tl.where(r > 0, _quotient(g, safe), 1.0)
+                    square = f * f + g * g
+                    live = square > FAINT
+                    r = tl.where(live, _root(square), 0.0)
+                    safe = tl.where(live, r, 1.0)
+                    s = tl.where(live, _quotient(f, safe), 0.0)
+                    c = tl.where(live, _quotient(g, safe), 1.0)
                     # The entry below the block is negligible and becomes zero.
                     tl.store(e_start + i + 1, tl.where(step > 0, r, 0.0))
                     g = d_low - p
@@ -118,7 +126,7 @@ def _diagonalize(diagonal, off_diagonal, vectors, failed, n, eps, floor, SIZE: t
                 tl.store(z_start + start * n + index, carried, mask=index < n)
             sweep += 1
         if end > start:
-            tl.store(failed, 1)
+            tl.store(failed + matrix, 1)
 
 
 @triton.jit
@@ -148,14 +156,10 @@ def leading_eigh(gram: Tensor, n_vectors: int) -> tuple[Tensor, Tensor]:
     n_vectors : int
         k <= n.
 
-    Raises
-    ------
-    torch.linalg.LinAlgError
-        An iteration does not converge (NaN or infinity in a matrix).
-
     Notes
     -----
-    Memory: 2 n^2 numbers per matrix besides the result. The check for convergence waits for the device once.
+    Memory: 2 n^2 numbers per matrix besides the result. Results are NaN for a matrix whose iteration does not converge,
+    or that holds NaN or infinity.
     """
     count, n = gram.shape[0], gram.shape[1]
     gram = gram.contiguous()
@@ -164,17 +168,18 @@ def leading_eigh(gram: Tensor, n_vectors: int) -> tuple[Tensor, Tensor]:
     scale, weights = gram.new_empty(count), gram.new_empty(count, n)
     reflectors = torch.empty_like(gram)
     vectors = torch.eye(n, dtype=gram.dtype, device=gram.device).flip(0).expand(count, n, n).contiguous()
-    failed = torch.zeros((), dtype=torch.int32, device=gram.device)
-    limits = torch.finfo(gram.dtype)
-    # Entries are at most 1. The square of an entry above the floor does not underflow; entries below it do not matter.
-    floor = 1e-18 if gram.dtype == torch.float32 else 1e-30
+    failed = torch.zeros(count, dtype=torch.int32, device=gram.device)
+    # Squares are compared with squares.
+    eps = torch.finfo(gram.dtype).eps
+    relative, negligible, faint = eps**2, (NEGLIGIBLE * eps) ** 2, (FAINT * eps) ** 2
     _tridiagonalize[(count,)](
         gram, scale, values, off_diagonal, reflectors, weights, n,
-        SIZE=size, num_warps=min(32, max(1, size * size // 1024)), enable_fp_fusion=True,
+        SIZE=size, FAINT=faint, num_warps=min(32, max(1, size * size // 1024)), enable_fp_fusion=True,
     )  # fmt: skip
     _diagonalize[(count,)](
-        values, off_diagonal, vectors, failed, n, limits.eps, floor,
-        SIZE=size, SWEEPS=MAX_SWEEPS, num_warps=1, enable_fp_fusion=True,
+        values, off_diagonal, vectors, failed, n,
+        SIZE=size, SWEEPS=MAX_SWEEPS, RELATIVE=relative, NEGLIGIBLE=negligible, FAINT=faint,
+        num_warps=1, enable_fp_fusion=True,
     )  # fmt: skip
     values, order = torch.sort(values, dim=1, descending=True)
     order = order[:, :n_vectors, None].expand(-1, -1, n)
@@ -183,6 +188,5 @@ def leading_eigh(gram: Tensor, n_vectors: int) -> tuple[Tensor, Tensor]:
     _reflect[(count, triton.cdiv(n_vectors, rows))](
         leading, reflectors, weights, n, n_vectors, ROWS=rows, SIZE=size, num_warps=4, enable_fp_fusion=True
     )
-    if failed:
-        raise torch.linalg.LinAlgError("the eigenvalue iteration did not converge: the matrices hold NaN or infinity")
-    return values[:, :n_vectors] * scale[:, None], leading
+    values = torch.where(failed[:, None] > 0, torch.nan, values[:, :n_vectors] * scale[:, None])
+    return values, leading

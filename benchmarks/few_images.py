@@ -1,0 +1,105 @@
+"""Thresholds of few images and of merged detectors, beside those that 200 unseen normal images would give.
+
+The normal images of a set are put in random order. A detector learns from the first of them, or several detectors learn
+from parts of them and are merged. The last 200 are new: the share of them that is called anomalous is the realised rate
+of false alarms, and the threshold that calls just the nominal share of them so is the best that could be had.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import sys
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+from tqdm import tqdm
+
+from benchmarks.common.features import add_set_options, features_on_disk, image_sets
+from benchmarks.common.reports import argument_parser, environment, markdown_table, write_results
+from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector
+from ipca_sklearn.exceptions import FewImagesWarning
+
+RATE = 0.05
+N_NEW = 200
+N_IMAGES = (10, 15, 20, 25, 32, 33, 40, 48, 64, 100)
+PARTITIONS = ((20, 20), (20,) * 8, (30, 30), (60, 60), (50,) * 3, (40, 20, 80), (10,) * 16)
+METHOD = """\
+EfficientNet-Lite0 on a grid of 28 x 28, otherwise the defaults (k = 16, steps of 16), false_positive_rate = {rate}. Means over
+{repeats} random orders of the normal images. *False alarms*: share of {new} new normal images called anomalous, in per cent
+(the middle 80 % of the orders). *Found*: share of the anomalous images called so, and in brackets the share that the threshold
+finds which calls {rate:.0%} of the {new} new images anomalous. *Warned*: share of the fits with a `FewImagesWarning`."""  # noqa: E501 (a paragraph of Markdown)
+
+Result = tuple[float, float, float, bool]
+
+
+def fitted(parts: Sequence[np.ndarray]) -> tuple[PatchGaussianDetector, bool]:
+    """Return the merge of detectors that learnt one part each, and whether a warning said that images are few."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        detectors = [PatchGaussianDetector(false_positive_rate=RATE).fit(part) for part in parts]
+        if len(parts) > 1:
+            caught.clear()
+        while len(detectors) > 1:  # in a tree, as `distributed.fit` does
+            pairs = zip(detectors[::2], [*detectors[1::2], None], strict=False)
+            detectors = [first if second is None else copy.copy(first).merge(second) for first, second in pairs]
+    return detectors[0], any(issubclass(warning.category, FewImagesWarning) for warning in caught)
+
+
+def measured(sizes: Sequence[int], normal: np.ndarray, anomalous: np.ndarray, seed: int) -> Result:
+    """Return the rate of false alarms, the share found, the share found by the best threshold, and the warning."""
+    order = np.random.default_rng(seed).permutation(len(normal))
+    learnt = normal[order[: sum(sizes)]]
+    detector, warned = fitted(np.split(learnt, np.cumsum(sizes)[:-1]))
+    new = detector.score_samples(normal[order[-N_NEW:]])
+    bad = detector.score_samples(anomalous)
+    best = np.quantile(new, RATE)
+    return float(np.mean(new < detector.offset_)), float(np.mean(bad < detector.offset_)), np.mean(bad < best), warned
+
+
+def row(sizes: Sequence[int], results: Sequence[Result]) -> list[str]:
+    """Return a row of the table."""
+    alarms, found, best, warned = 100 * np.array(results, dtype=float).T
+    low, high = np.quantile(alarms, [0.1, 0.9])
+    return [
+        f"{len(sizes)} x {sizes[0]}" if len(set(sizes)) == 1 and len(sizes) > 1 else " + ".join(map(str, sizes)),
+        f"{alarms.mean():.1f} ({low:.1f} - {high:.1f})",
+        f"{found.mean():.1f} ({best.mean():.1f})",
+        f"{warned.mean():.0f} %",
+    ]
+
+
+def tables(normal: np.ndarray, anomalous: np.ndarray, options: argparse.Namespace, name: str) -> tuple[str, dict]:
+    """Return the tables of a set, and the figures."""
+    parts, values = [], {}
+    settings = {"images": [(n,) for n in options.n_images], "images of each partition": list(PARTITIONS)}
+    for title, all_sizes in settings.items():
+        rows = []
+        for sizes in tqdm([s for s in all_sizes if sum(s) + N_NEW <= len(normal)], desc=name, unit="row"):
+            results = [measured(sizes, normal, anomalous, seed) for seed in range(options.repeats)]
+            values[" + ".join(map(str, sizes))] = results
+            rows.append(row(sizes, results))
+            print(name, rows[-1], file=sys.stderr)
+        parts.append(markdown_table([title, "false alarms", "found (best)", "warned"], rows))
+    return "\n\n".join(parts), values
+
+
+def main() -> None:
+    parser = argument_parser("benchmarks.few_images", __doc__)
+    add_set_options(parser, ["fabric", "metal", "wood"])
+    parser.add_argument("--n-images", type=int, nargs="+", default=N_IMAGES)
+    parser.add_argument("--repeats", type=int, default=20)
+    options = parser.parse_args()
+    method = METHOD.format(rate=RATE, repeats=options.repeats, new=N_NEW)
+    parts, values = ["# Few images and merged detectors: false alarms and defects found", method, environment()], {}
+    for name, (normal, anomalous) in image_sets(options).items():
+        extractor = PatchFeatureExtractor("efficientnet_lite0", grid_size=28)
+        with features_on_disk(extractor, normal) as good, features_on_disk(extractor, anomalous) as bad:
+            text, values[name] = tables(good, bad, options, name)
+        parts += [f"## {name}", text]
+        write_results(options, "few_images", "\n\n".join(parts), {"environment": environment(), "sets": values})
+
+
+if __name__ == "__main__":
+    main()

@@ -126,42 +126,12 @@ def checkpoint(data: bytes) -> None:
         assert detector.pca_.components_.tobytes() == WHOLE_FIT.pca_.components_.tobytes()
 
 
-WORDS = (
-    *(
-        "fit",
-        "update",
-        "predict",
-        "evaluate",
-        "info",
-        "export",
-        "demo",
-        "--help",
-        "--json",
-        "--seed",
-        "--device",
-        "cpu",
-    ),
-    *("-o", "--out", "--maps", "--masks", "--report", "--components", "--step-size", "--false-positive-rate", "cuda"),
-    *("--on-error", "skip", "images", "model.joblib", "new.joblib", "rows.csv", "rows.jsonl", "page.html", "maps"),
-    *(
-        "a.png",
-        ".",
-        "..",
-        "",
-        "-",
-        "--",
-        "0",
-        "-1",
-        "nan",
-        "1e9",
-        "0.05",
-        "missing",
-        "\udcff",
-        "=1+1",
-        "\x1b[31m",
-        "a\nb",
-    ),
-)
+COMMAND_WORDS = """
+    fit update predict evaluate info export demo --help --json --seed --device cpu cuda -o --out --maps --masks --report
+    --components --step-size --false-positive-rate --on-error skip images model.joblib new.joblib rows.csv rows.jsonl
+    page.html maps . .. - -- 0 -1 nan 1e9 0.05 missing =1+1
+"""
+WORDS = [*COMMAND_WORDS.split(), "", "\udcff", "\x1b[31m", "a\nb"]
 INPUTS = ("model.joblib", "images/0.png", "images/1.png", "images/2.png")
 
 
@@ -178,7 +148,7 @@ def _command_folder() -> Path:
 def command(data: bytes) -> None:
     """Run a command line made of words that mean something: an exit code that is documented, and inputs that stay."""
     provider = atheris.FuzzedDataProvider(data)
-    words = [provider.PickValueInList(list(WORDS)) for _ in range(provider.ConsumeIntInRange(1, 7))]
+    words = [provider.PickValueInList(WORDS) for _ in range(provider.ConsumeIntInRange(1, 7))]
     if words[0] == "demo":  # it is the same work each time
         words[0] = "info"
     folder = _command_folder()

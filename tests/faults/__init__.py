@@ -1,0 +1,1 @@
+"""Runs of faults, see `python -m tests.faults --help`."""

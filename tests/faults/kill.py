@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from ipca_sklearn.datasets import make_textures
-from ipca_sklearn.datasets._folders import save_image
 from ipca_sklearn.persistence import load
 
 _COMMAND = [sys.executable, "-m", "ipca_sklearn"]
@@ -26,9 +26,10 @@ def run(options: argparse.Namespace) -> list[str]:
     failures: list[str] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        (folder / "good").mkdir()
         data = make_textures(160, 0, size=64, random_state=0)
         for number, image in enumerate(data.train_images):
-            save_image(folder / "good" / f"{number:03d}.png", image)
+            Image.fromarray(image).save(folder / "good" / f"{number:03d}.png")
         for check in (_fit, _update, _predict):
             failures += check(folder, rng, options.kills)
     return failures

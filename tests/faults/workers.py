@@ -74,9 +74,12 @@ def _on_loky(partitions: list[Partition]) -> Any:
 def _on_dask(partitions: list[Partition]) -> Any:
     from distributed import Client, LocalCluster
 
-    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster):
-        with joblib.parallel_config(backend="dask"):
-            return fit(PatchGaussianDetector(2), partitions)
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        Client(cluster),
+        joblib.parallel_config(backend="dask"),
+    ):
+        return fit(PatchGaussianDetector(2), partitions)
 
 
 def _rank(rank: int, folder: str) -> None:

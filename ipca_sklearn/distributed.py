@@ -35,7 +35,7 @@ def fit(
 ) -> Any:
     """Fit an estimator on partitions of the images: workers learn one partition each, and the results are merged.
 
-    Workers read the images. A worker returns what the last step has learnt from a partition, P (k + 2) m numbers.
+    Workers read the images. A worker returns what the last step has learnt from a partition, P (k + 4) m numbers.
     These are merged in a binary tree in the order of the partitions: the number of workers and their shares of the work
     do not matter.
 
@@ -152,7 +152,7 @@ def fit_rank(estimator: Any, X: Images | ArrayLike, *, group: Any = None) -> Any
 
     Notes
     -----
-    States are sent up a binary tree (log2 of the number of ranks messages of P (k + 2) m numbers one after the other),
+    States are sent up a binary tree (log2 of the number of ranks messages of P (k + 4) m numbers one after the other),
     and the result is broadcast. The tree is that of :func:`fit` with the ranks' shares as partitions.
 
     Examples

@@ -79,9 +79,9 @@ def fit(
             ),
         ]
     )
-    # The network says how large the model will be: P (k + 2) m numbers of 4 bytes.
+    # The network says how large the model will be: P (k + 4) m numbers of 4 bytes.
     n_patches, n_features = pipe[0].fit(paths).grid_size_ ** 2, pipe[0].n_features_out_
-    check_space([replace(file, n_bytes=4 * n_patches * (k + 2) * n_features) for file in files])
+    check_space([replace(file, n_bytes=4 * n_patches * (k + 4) * n_features) for file in files])
     try:
         with Progress(len(paths)) as progress:
             persistence.fit_resumable(pipe, paths, checkpoint, every=checkpoint_every, callback=progress.show)

@@ -109,7 +109,7 @@ class BasePCA(VersionedMixin, TableOutputMixin, ClassNamePrefixFeaturesOutMixin,
             Sums of squares have overflowed.
         """
         if fitted.overflowed:
-            raise steps.overflow(fitted.state.mean.dtype)
+            raise steps.overflow(fitted.dtype)
         set_learnt(
             self, {"patch_shape_": steps.patch_shape, **steps.features_in, **_attributes(fitted, steps.array_type)}
         )
@@ -227,7 +227,7 @@ class BasePCA(VersionedMixin, TableOutputMixin, ClassNamePrefixFeaturesOutMixin,
         """Share of the total variance along each component."""
         fitted = self._known("explained_variance_ratio_")
         total = fitted.state.sum_of_squares.sum(-1, keepdim=True) / fitted.state.degrees_of_freedom
-        return self._read(fitted.basis().variance / torch.where(total > 0, total, 1))
+        return self._read((fitted.basis().variance / torch.where(total > 0, total, 1)).to(fitted.dtype))
 
     @property
     def singular_values_(self) -> Any:
@@ -238,13 +238,14 @@ class BasePCA(VersionedMixin, TableOutputMixin, ClassNamePrefixFeaturesOutMixin,
     @property
     def mean_(self) -> Any:
         """Mean of each feature."""
-        return self._read(self._known("mean_").state.mean)
+        fitted = self._known("mean_")
+        return self._read(fitted.state.mean.to(fitted.dtype))
 
     @property
     def var_(self) -> Any:
         """Variance (ddof 0) of each feature."""
         fitted = self._known("var_")
-        return self._read(fitted.state.sum_of_squares / fitted.state.weight)
+        return self._read((fitted.state.sum_of_squares / fitted.state.weight).to(fitted.dtype))
 
     @property
     def noise_variance_(self) -> Any:

@@ -46,8 +46,9 @@ class BatchedIncrementalPCA(BasePCA):
         Divide the transformed values by the standard deviation of their component.
     solver : {"auto", "gram_eigh", "gram_svd", "svd"}, default="auto"
         Decomposition of a step's small matrix: the symmetric eigenproblem of its Gram matrix (the fastest), the SVD of
-        the Gram matrix (the paper's), or the SVD of the rows (the slowest; it also resolves singular values below
-        sqrt(eps) times the largest). `"auto"` is `"gram_eigh"` with the fastest eigensolver for the device and size.
+        the Gram matrix (the paper's), or the SVD of the rows (the slowest, and the only one that tells singular
+        values below sqrt(eps) times the largest apart). `"auto"` is `"gram_eigh"` with the fastest eigensolver for the
+        device and size.
     svd_driver : {"gesvd", "gesvdj", "gesvda"} or None, default=None
         cuSOLVER routine for the two SVD solvers on a GPU, as in :func:`torch.linalg.svd`.
     dtype : {"float32", "float64"} or None, default=None

@@ -45,6 +45,11 @@ class Fitted(ABC):
     def n_components(self) -> int:
         """Number of components, k."""
 
+    @property
+    @abstractmethod
+    def dtype(self) -> torch.dtype:
+        """The dtype of what is read; sums over all samples are float64."""
+
     def basis(self, device: torch.device | None = None) -> linalg.Basis:
         """Return the components on a device (None: that of the state)."""
         home = self.state.mean.device
@@ -89,7 +94,7 @@ class Fitted(ABC):
         )
 
     def _sums(self) -> tuple[Tensor, ...]:
-        return (self.state.sum_of_squares,)
+        return (self.state.sum_of_squares.to(self.dtype),)
 
     def read_as(self: _Self, array_type: str) -> _Self:
         """Return the same with attributes of another type; what is derived from the state is shared."""
@@ -153,6 +158,11 @@ class FittedPCA(Fitted):
         return self._n_components
 
     @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the rows."""
+        return self.state.rows.dtype
+
+    @property
     def n_scoring_components(self) -> int:
         """Number of components that distances and likelihoods use: k from 2 k + 1 samples on, else fewer.
 
@@ -206,6 +216,11 @@ class FittedCovariance(Fitted):
     def n_components(self) -> int:
         """Number of components: m."""
         return self.state.mean.shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the matrices."""
+        return self.state.matrix.dtype
 
     def _make_basis(self) -> linalg.Basis:
         return linalg.finalize_scatter(self.state)

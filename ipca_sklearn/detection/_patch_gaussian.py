@@ -134,7 +134,7 @@ class PatchGaussianDetector(
     Signs are scikit-learn's: `score_samples` and `decision_function` are higher for more normal images, `predict` is
     +1 for normal and -1 for anomalous. Only the maps of `transform` are larger where the image is more anomalous.
 
-    Cost per image and patch: that of :class:`BatchedIncrementalPCA`, and 4 m k for a score. Memory: P (k + 2) m
+    Cost per image and patch: that of :class:`BatchedIncrementalPCA`, and 4 m k for a score. Memory: P (k + 4) m
     numbers, twice that during an update, and one step of features; it does not depend on the number of images.
     `covariance="full"` costs m^2 per image and patch, and m^3 per patch for the scores of each step.
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ipca_sklearn.linalg._execution import for_each_chunk, full_precision
-from ipca_sklearn.linalg._solvers import rounding_share
+from ipca_sklearn.linalg._solvers import out_of_range, rounding_share
 from ipca_sklearn.linalg._update import State, check_centering
 from ipca_sklearn.linalg.eigh import Eigensolver, choose_eigensolver
 
@@ -117,8 +117,20 @@ def _orthonormalize(rows: Tensor) -> tuple[Tensor, Tensor]:
     rounding become zero rows of T.
     """
     gram = torch.bmm(rows, rows.mT)
-    norms, order = gram.diagonal(dim1=1, dim2=2).sqrt().sort(dim=-1, descending=True)
-    rounding = rounding_share(*rows.shape[1:], rows.dtype) * norms[:, :1]
+    squares = gram.diagonal(dim1=1, dim2=2)
+    unscaled = out_of_range(squares.sum(1), rows.dtype)
+    if unscaled.any():
+        transform, norms = torch.zeros_like(gram), torch.zeros_like(squares)
+        scale = rows[unscaled].abs().amax((1, 2), keepdim=True)
+        unit_transform, unit_norms = _orthonormalize(rows[unscaled] / scale)
+        squares_left = unit_norms * scale[..., 0] > torch.finfo(rows.dtype).tiny ** 0.5
+        transform[unscaled] = torch.where(squares_left[..., None], unit_transform / scale, 0)
+        norms[unscaled] = torch.where(squares_left, unit_norms * scale[..., 0], 0)
+        if not unscaled.all():
+            transform[~unscaled], norms[~unscaled] = _orthonormalize(rows[~unscaled])
+        return transform, norms
+    norms, order = squares.sqrt().sort(dim=-1, descending=True)
+    rounding = rounding_share(rows) * norms[:, :1]
     inverse = torch.where(norms > rounding, 1 / norms, 0)
     identity = torch.eye(rows.shape[1], dtype=rows.dtype, device=rows.device)
     normalize = identity[order] * inverse[..., None]
@@ -140,11 +152,14 @@ def _remove_mean(
 
     `projected_mean` (P, r) is the mean in the basis of the raw Gram matrix (paper, Eq. 7-9).
     """
+    largest = norms[:, :1]
+    unit = torch.where(largest > 0, 1 / largest, 0)  # squares of the norms may underflow
+    projected_mean, norms = projected_mean * unit, norms * unit
     outer = projected_mean[:, :, None] * projected_mean[:, None, :]
     values, rotation = eigensolver.solve(torch.diag_embed(norms.square()) - weight * outer, norms.shape[1])
     # Rounding turns a zero eigenvalue into at most 20 eps times the largest, whatever r is.
-    live = values > 50 * torch.finfo(norms.dtype).eps * norms[:, :1].square()
-    return rotation * live[..., None], torch.where(live, values, 0).sqrt()
+    live = values > 50 * torch.finfo(norms.dtype).eps
+    return rotation * live[..., None], torch.where(live, values, 0).sqrt() * largest
 
 
 def finalize(state: State, *, n_components: int, centering: str = "incremental") -> Basis:
@@ -186,26 +201,34 @@ def finalize(state: State, *, n_components: int, centering: str = "incremental")
     """
     check_centering(centering)
     n_patches, n_rows, n_features = state.rows.shape
-    transforms = state.mean.new_zeros(n_patches, n_components, n_rows)
-    variance = state.mean.new_zeros(n_patches, n_components)
+    dtype, device = state.rows.dtype, state.rows.device
+    mean = state.mean.to(dtype)
+    transforms = state.rows.new_zeros(n_patches, n_components, n_rows)
+    variance = state.rows.new_zeros(n_patches, n_components)
+    feature_variance = state.rows.new_empty(n_patches, n_features)
+    noise_variance = state.rows.new_zeros(n_patches)
     kept = min(n_components, n_rows)
-    eigensolver = choose_eigensolver(state.mean.device, state.mean.dtype, n_rows, n_patches)
+    eigensolver = choose_eigensolver(device, dtype, n_rows, n_patches)
 
     def task(patches: slice) -> None:
-        rows = state.rows[patches]
-        transform, norms = _orthonormalize(rows)
-        if centering == "deferred":
-            projected_mean = (transform @ (rows @ state.mean[patches, :, None]))[..., 0]
-            rotation, norms = _remove_mean(projected_mean, norms, state.weight, eigensolver)
-            transform = rotation @ transform
-        transforms[patches, :kept] = transform[:, :kept]
-        variance[patches, :kept] = norms[:, :kept].square() / state.degrees_of_freedom
+        if kept:
+            rows = state.rows[patches]
+            transform, norms = _orthonormalize(rows)
+            if centering == "deferred":
+                projected_mean = (transform @ (rows @ mean[patches, :, None]))[..., 0]
+                rotation, norms = _remove_mean(projected_mean, norms, state.weight, eigensolver)
+                transform = rotation @ transform
+            squares = norms[:, :kept].square() / state.degrees_of_freedom
+            representable = squares >= torch.finfo(dtype).tiny
+            transforms[patches, :kept] = transform[:, :kept] * representable[..., None]
+            variance[patches, :kept] = squares * representable
+        of_features = state.sum_of_squares[patches] / state.degrees_of_freedom
+        feature_variance[patches] = of_features
+        if n_features > n_components:
+            left = (of_features.sum(-1) - variance[patches].sum(-1)).clamp_min_(0)
+            noise_variance[patches] = left / (n_features - n_components)
 
-    if n_rows:
-        with full_precision():
-            bytes_per_patch = 2 * n_rows * n_features * state.mean.element_size()
-            for_each_chunk(task, n_patches, bytes_per_patch, state.mean.device, group=eigensolver.group)
-    feature_variance = state.sum_of_squares / state.degrees_of_freedom
-    left = feature_variance.sum(-1) - variance.sum(-1)
-    noise_variance = left.clamp_min(0) / max(n_features - n_components, 1) * (n_features > n_components)
-    return Basis(state.rows, transforms, variance, state.mean, noise_variance, feature_variance)
+    with full_precision():
+        bytes_per_patch = 2 * max(n_rows, 1) * n_features * state.rows.element_size()
+        for_each_chunk(task, n_patches, bytes_per_patch, device, group=eigensolver.group)
+    return Basis(state.rows, transforms, variance, mean, noise_variance, feature_variance)

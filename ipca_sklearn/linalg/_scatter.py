@@ -10,6 +10,7 @@ from torch import Tensor
 from ipca_sklearn.linalg._distances import DistanceOperator
 from ipca_sklearn.linalg._execution import for_each_chunk, full_precision
 from ipca_sklearn.linalg._finalize import Basis
+from ipca_sklearn.linalg._update import sums_dtype
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class ScatterState:
     matrix : Tensor of shape (P, m, m)
         Sum over the samples of the outer products of the deviations from the mean.
     mean : Tensor of shape (P, m)
-        Mean of the samples.
+        Mean of the samples, in float64 as in `State`.
     count : int
         Number of samples.
     weight : float
@@ -62,7 +63,8 @@ class ScatterState:
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> ScatterState:
         """Return the state on another device or in another dtype. Tensors that need no change are shared."""
-        matrix, mean = (tensor.to(device=device, dtype=dtype) for tensor in (self.matrix, self.mean))
+        matrix = self.matrix.to(device=device, dtype=dtype)
+        mean = self.mean.to(matrix.device, sums_dtype(matrix.device))
         return ScatterState(matrix, mean, self.count, self.weight)
 
 
@@ -91,8 +93,9 @@ def empty_scatter(
     >>> empty_scatter(3, 8).matrix.shape
     torch.Size([3, 8, 8])
     """
-    mean = torch.zeros(n_patches, n_features, dtype=dtype, device=device)
-    return ScatterState(mean.new_zeros(n_patches, n_features, n_features), mean, 0, 0)
+    matrix = torch.zeros(n_patches, n_features, n_features, dtype=dtype, device=device)
+    mean = matrix.new_zeros(n_patches, n_features, dtype=sums_dtype(matrix.device))
+    return ScatterState(matrix, mean, 0, 0)
 
 
 def update_scatter(state: ScatterState, step: Tensor, *, forgetting_factor: float = 1.0) -> ScatterState:
@@ -134,18 +137,21 @@ def update_scatter(state: ScatterState, step: Tensor, *, forgetting_factor: floa
     matrix, mean = torch.empty_like(state.matrix), torch.empty_like(state.mean)
 
     def task(patches: slice) -> None:
-        samples = step[:, patches].to(state.mean).transpose(0, 1)
-        reference = state.mean[patches, None] if state.count else samples[:, :1]
+        samples = step[:, patches].to(matrix).transpose(0, 1)
+        centre = state.mean[patches, None] if state.count else samples[:, :1].to(mean.dtype)
+        reference = centre.to(samples.dtype)
         deviations = samples - reference
-        shift = deviations.mean(1, keepdim=True)
-        deviations = deviations - shift
-        between = shift.mT @ shift * (old_weight * n_samples / total)
+        average = deviations.mean(1, keepdim=True)
+        deviations -= average
+        shift = average + (reference - centre)  # in the dtype of the mean
+        row = shift.to(samples.dtype)
+        between = row.mT @ row * (old_weight * n_samples / total)
         torch.baddbmm(between.add_(state.matrix[patches], alpha=ageing), deviations.mT, deviations, out=matrix[patches])
-        torch.add(reference[:, 0], shift[:, 0], alpha=n_samples / total, out=mean[patches])
+        torch.add(centre[:, 0], shift[:, 0], alpha=n_samples / total, out=mean[patches])
 
     with full_precision():
-        bytes_per_patch = 3 * (n_samples + n_features) * n_features * state.mean.element_size()
-        for_each_chunk(task, n_patches, bytes_per_patch, state.mean.device)
+        bytes_per_patch = 3 * (n_samples + n_features) * n_features * matrix.element_size()
+        for_each_chunk(task, n_patches, bytes_per_patch, matrix.device)
     return ScatterState(matrix, mean, state.count + n_samples, total)
 
 
@@ -180,10 +186,11 @@ def merge_scatter(first: ScatterState, second: ScatterState) -> ScatterState:
     >>> torch.allclose(state.covariance()[0], torch.cov(samples[:, 0].T), atol=1e-5)
     True
     """
-    second = second.to(first.mean.device, first.mean.dtype)
+    second = second.to(first.matrix.device, first.matrix.dtype)
     total = first.weight + second.weight
     shift = second.mean - first.mean
-    between = shift[:, :, None] * shift[:, None] * (first.weight * second.weight / total)
+    row = shift.to(first.matrix.dtype)
+    between = row[:, :, None] * row[:, None] * (first.weight * second.weight / total)
     mean = first.mean + shift * (second.weight / total)
     matrix = first.matrix + second.matrix + between
     return ScatterState(matrix, mean, first.count + second.count, total)
@@ -221,7 +228,8 @@ def finalize_scatter(state: ScatterState) -> Basis:
     torch.Size([3, 8, 8])
     """
     n_patches, n_features = state.mean.shape
-    rows, variance = torch.empty_like(state.matrix), torch.empty_like(state.mean)
+    rows = torch.empty_like(state.matrix)
+    variance = rows.new_empty(n_patches, n_features)
 
     def task(patches: slice) -> None:
         values, vectors = torch.linalg.eigh(state.covariance(patches))
@@ -231,7 +239,8 @@ def finalize_scatter(state: ScatterState) -> Basis:
     for_each_chunk(task, n_patches, 3 * n_features**2 * rows.element_size(), rows.device)
     identity = torch.eye(n_features, dtype=rows.dtype, device=rows.device).expand_as(rows)
     feature_variance = state.sum_of_squares / state.degrees_of_freedom
-    return Basis(rows, identity, variance, state.mean, torch.zeros_like(variance[:, 0]), feature_variance)
+    mean, no_noise = state.mean.to(rows.dtype), torch.zeros_like(variance[:, 0])
+    return Basis(rows, identity, variance, mean, no_noise, feature_variance)
 
 
 def whitening_operator(state: ScatterState, *, ridge: float) -> DistanceOperator:
@@ -278,4 +287,5 @@ def whitening_operator(state: ScatterState, *, ridge: float) -> DistanceOperator
         whitener[patches] = torch.linalg.solve_triangular(factor, identity, upper=False)
 
     for_each_chunk(task, n_patches, 4 * n_features**2 * whitener.element_size(), whitener.device)
-    return DistanceOperator(state.mean, whitener, None, torch.ones_like(state.mean[:, :1]), None)
+    mean = state.mean.to(whitener.dtype)
+    return DistanceOperator(mean, whitener, None, torch.ones_like(mean[:, :1]), None)

@@ -40,13 +40,13 @@ class Solver:
     group: int = 1
 
 
-def rounding_share(n_rows: int, n_features: int, dtype: torch.dtype) -> float:
-    """Return the largest norm of a row that is nothing but rounding, as a share of the largest row of W (n x m).
+def rounding_share(rows: Tensor) -> float:
+    """Return the largest norm of a row that is nothing but rounding, as a share of the largest row of W (P, n, m).
 
     An entry of a rotated row is a sum of n products, and rounding errors of m entries add up in its norm. They are
     independent, so the share grows like a square root (docs/dev_notes.md has what was measured).
     """
-    return math.sqrt(max(n_rows, n_features)) * torch.finfo(dtype).eps
+    return math.sqrt(max(rows.shape[1:])) * torch.finfo(rows.dtype).eps
 
 
 def out_of_range(squares: Tensor, dtype: torch.dtype) -> Tensor:
@@ -119,7 +119,7 @@ def _refined(W: Tensor, vectors: Tensor, rows: Tensor, strong: Tensor, tall: boo
     norms, order = norms.sort(dim=1, descending=True)
     norms, order = norms[:, :size], order[:, :size]
     change = change.gather(1, order[..., None].expand(-1, -1, size))
-    live = norms > rounding_share(*W.shape[1:], W.dtype) * norms[:, :1]
+    live = norms > rounding_share(W) * norms[:, :1]
     if tall:
         return torch.bmm(change, vectors) * (norms * live)[..., None]
     return torch.bmm(change, rows) * live[..., None]
@@ -139,7 +139,7 @@ def _by_svd(blocks: Sequence[Tensor], out: Tensor, driver: str | None) -> None:
         for index in failed.nonzero()[:, 0].tolist():
             singular, vectors = svd_alone(W[index])
             values[index], right[index] = singular.to(values), vectors.to(right)
-    values = values * (values > rounding_share(*W.shape[1:], W.dtype) * values[:, :1])
+    values = values * (values > rounding_share(W) * values[:, :1])
     torch.mul(right[:, : out.shape[1]], values[:, : out.shape[1], None], out=out)
 
 
@@ -156,7 +156,7 @@ def _svd(W: Tensor, driver: str | None) -> tuple[Tensor, Tensor]:
 
 
 def get_solver(name: str, driver: str | None, like: Tensor, size: int) -> Solver:
-    """Return a solver for W of P x n x m, where `like` is (P, m) and `size` is the shorter of n and m.
+    """Return a solver for W (P, n, m), where `like` has the P, dtype and device of W and `size` is min(n, m).
 
     `update` describes the names. `"svd"` forms W, the others do not on a GPU.
 

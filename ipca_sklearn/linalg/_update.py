@@ -26,9 +26,11 @@ class State:
         Unnormalised principal directions, largest first: the paper's U_k diag(s) transposed (Sec. 3.3). Their Gram
         matrix approximates the centred scatter matrix (`centering="incremental"`) or the raw one (`"deferred"`).
     mean : Tensor of shape (P, m)
-        Mean of the samples.
+        Mean of the samples, in float64: in float32 it would stand still where a step's share in it is below the spacing
+        of numbers, such as after 30,000 samples around 1e4. (float32 on devices that lack float64.)
     sum_of_squares : Tensor of shape (P, m)
-        Sum over the samples of the squared deviation from the mean, per feature. Exact, never truncated.
+        Sum over the samples of the squared deviation from the mean, per feature, in the dtype of `mean`. Exact, never
+        truncated.
     count : int
         Number of samples.
     weight : float
@@ -36,7 +38,7 @@ class State:
 
     Notes
     -----
-    Memory: P (r + 2) m numbers, whatever the number of samples.
+    Memory: P r m numbers in the dtype and 2 P m in float64, whatever the number of samples.
 
     Examples
     --------
@@ -47,8 +49,8 @@ class State:
     >>> state.rows.shape, state.mean.shape, state.count
     (torch.Size([3, 2, 8]), torch.Size([3, 8]), 40)
     >>> variance = state.sum_of_squares / state.degrees_of_freedom
-    >>> torch.allclose(variance, samples.var(0))
-    True
+    >>> variance.dtype, torch.allclose(variance.float(), samples.var(0))
+    (torch.float64, True)
     """
 
     rows: Tensor
@@ -64,9 +66,9 @@ class State:
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> State:
         """Return the state on another device or in another dtype. Tensors that need no change are shared."""
-        tensors = (self.rows, self.mean, self.sum_of_squares)
-        rows, mean, sum_of_squares = (tensor.to(device=device, dtype=dtype) for tensor in tensors)
-        return State(rows, mean, sum_of_squares, self.count, self.weight)
+        rows = self.rows.to(device=device, dtype=dtype)
+        mean, squares = (sums.to(rows.device, sums_dtype(rows.device)) for sums in (self.mean, self.sum_of_squares))
+        return State(rows, mean, squares, self.count, self.weight)
 
 
 def empty_state(
@@ -101,8 +103,14 @@ def empty_state(
     >>> state.rows.shape, state.count
     (torch.Size([3, 0, 8]), 0)
     """
-    zeros = torch.zeros(n_patches, n_features, dtype=dtype, device=device)
-    return State(zeros.new_zeros(n_patches, 0, n_features), zeros, zeros, 0, 0)
+    rows = torch.zeros(n_patches, 0, n_features, dtype=dtype, device=device)
+    zeros = rows.new_zeros(n_patches, n_features, dtype=sums_dtype(rows.device))
+    return State(rows, zeros, zeros, 0, 0)
+
+
+def sums_dtype(device: torch.device) -> torch.dtype:
+    """Return the dtype of sums over all samples: float64, or float32 on Apple's GPUs, which have no other."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 @lru_cache(maxsize=32)
@@ -111,24 +119,25 @@ def _helmert(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.from_numpy(helmert(size, full=True)).to(dtype=dtype, device=device)
 
 
-def _centre(deviations: Tensor, old_weight: float) -> tuple[Tensor, Tensor]:
+def _centre(deviations: Tensor, remainder: Tensor, old_weight: float) -> tuple[Tensor, Tensor]:
     """Return the mean of deviations (b, P, m) from a running mean of weight `old_weight`, and the rows they add to W.
 
     Row 0 stands for the shift of the mean, the others for the scatter around the step's own mean. `deviations` may
-    be overwritten.
+    be overwritten. They lack `remainder` (P, m), the same for all.
     """
     n_samples, _, n_features = deviations.shape
     weight = math.sqrt(old_weight / (old_weight + n_samples))
     if n_samples <= n_features:
         helmert = _helmert(n_samples, deviations.dtype, deviations.device)
         rows = (helmert @ deviations.flatten(1)).view(deviations.shape)
-        shift = rows[0] / math.sqrt(n_samples)
-        rows[0] *= weight
+        shift = rows[0] / math.sqrt(n_samples) + remainder
+        torch.mul(shift, math.sqrt(n_samples) * weight, out=rows[0])
         return shift, rows
     # The rotation costs b per number and saves one row of W. A step with more samples than features is decomposed on
     # its other side, where more rows cost nothing: centre it plainly.
-    shift = deviations.mean(0, keepdim=True)
-    return shift[0], torch.cat([shift * (math.sqrt(n_samples) * weight), deviations.sub_(shift)])
+    mean = deviations.mean(0)
+    shift = mean + remainder
+    return shift, torch.cat([shift[None] * (math.sqrt(n_samples) * weight), deviations.sub_(mean)])
 
 
 def _squared_norms(rows: Tensor) -> Tensor:
@@ -163,7 +172,8 @@ def update(
     solver : {"auto", "gram_eigh", "gram_svd", "svd"}, default="auto"
         How to find the leading rows of W:
 
-        - `"gram_eigh"`: `torch.linalg.eigh` of the Gram matrix. Resolves singular values above sqrt(eps) * s_1.
+        - `"gram_eigh"`: `torch.linalg.eigh` of the Gram matrix, and a second one of the directions that the first one
+          leaves inexact: those below 0.01 (float32) of the largest.
         - `"auto"`: the same with the fastest eigensolver for the device and the size (`choose_eigensolver`).
         - `"gram_svd"`: SVD of the Gram matrix, the paper's choice (Sec. 3.3).
         - `"svd"`: SVD of W itself, the slowest and most accurate (the paper's unoptimised Eq. 6).
@@ -220,40 +230,43 @@ def update(
     """
     check_centering(centering)
     n_samples, n_patches, n_features = step.shape
-    dtype, device = state.mean.dtype, state.mean.device
+    dtype, device = state.rows.dtype, state.rows.device
     ageing = forgetting_factor**n_samples
     old_weight = ageing * state.weight
     total = old_weight + n_samples
     first_row = 1 if centering == "incremental" and state.count == 0 else 0
     height = state.rows.shape[1] + n_samples - first_row
-    chosen = get_solver(solver, svd_driver, state.mean, min(height, n_features))
+    chosen = get_solver(solver, svd_driver, state.rows, min(height, n_features))
     kept = min(n_rows, height, n_features)
-    rows = state.mean.new_empty(0) if out is None else out
+    rows = state.rows.new_empty(0) if out is None else out
     if rows.shape != (n_patches, kept, n_features) or rows.dtype != dtype or rows.device != device:
-        rows = state.mean.new_empty(n_patches, kept, n_features)
+        rows = state.rows.new_empty(n_patches, kept, n_features)
     mean = torch.empty_like(state.mean)
     sum_of_squares = torch.empty_like(state.sum_of_squares)
 
     def task(patches: slice) -> None:
         samples = step[:, patches].to(dtype=dtype, device=device)
-        reference = state.mean[patches] if state.count else samples[0]
+        centre = state.mean[patches] if state.count else samples[0].to(mean.dtype)
+        reference = centre.to(dtype)
+        remainder = (reference - centre).to(dtype)  # what rounding took from the mean
         new = samples - reference
         if centering == "incremental":
-            shift, new = _centre(new, old_weight)
+            shift, new = _centre(new, remainder, old_weight)
             growth = _squared_norms(new)
             new = new[first_row:]
         else:
+            new += remainder
             shift = new.mean(0)
             growth = (_squared_norms(new) - shift.square() * (n_samples**2 / total)).clamp_min_(0)
             new = samples
         torch.add(growth, state.sum_of_squares[patches], alpha=ageing, out=sum_of_squares[patches])
-        torch.add(reference, shift, alpha=n_samples / total, out=mean[patches])
+        torch.add(centre, shift, alpha=n_samples / total, out=mean[patches])
         if kept:
             old = state.rows[patches] if ageing == 1 else state.rows[patches] * math.sqrt(ageing)
             _write_leading(chosen, [old, new.transpose(0, 1)], rows[patches])
 
     with full_precision():
-        bytes_per_patch = (3 * n_samples + 2 * kept + height) * n_features * state.mean.element_size()
+        bytes_per_patch = (3 * n_samples + 2 * kept + height) * n_features * rows.element_size()
         for_each_chunk(task, n_patches, bytes_per_patch, device, group=chosen.group)
     return State(rows, mean, sum_of_squares, state.count + n_samples, total)
 
@@ -309,26 +322,26 @@ def merge(
     (40, True)
     """
     check_centering(centering)
-    dtype, device = first.mean.dtype, first.mean.device
+    dtype, device = first.rows.dtype, first.rows.device
     second = second.to(device=device, dtype=dtype)
     total = first.weight + second.weight
     shift = second.mean - first.mean
     mean_row = shift * math.sqrt(first.weight * second.weight / total)
     blocks = [first.rows, second.rows]
     if centering == "incremental":
-        blocks.append(mean_row[:, None])
+        blocks.append(mean_row[:, None].to(dtype))
     n_patches, n_features = shift.shape
     height = sum(block.shape[1] for block in blocks)
     kept = min(n_rows, height, n_features)
-    chosen = get_solver(solver, svd_driver, shift, min(height, n_features))
-    rows = shift.new_empty(n_patches, kept, n_features)
+    chosen = get_solver(solver, svd_driver, first.rows, min(height, n_features))
+    rows = first.rows.new_empty(n_patches, kept, n_features)
 
     def task(patches: slice) -> None:
         _write_leading(chosen, [block[patches] for block in blocks], rows[patches])
 
     if kept:
         with full_precision():
-            bytes_per_patch = (2 * height + kept) * n_features * shift.element_size()
+            bytes_per_patch = (2 * height + kept) * n_features * rows.element_size()
             for_each_chunk(task, n_patches, bytes_per_patch, device, group=chosen.group)
     mean = first.mean + shift * (second.weight / total)
     sum_of_squares = first.sum_of_squares + second.sum_of_squares + mean_row.square()

@@ -346,6 +346,6 @@ def leading_eigh(gram: Tensor, n_vectors: int) -> tuple[Tensor, Tensor]:
     vectors = gram.new_empty(gram.shape[0], n_vectors, gram.shape[1])
     array = gram.contiguous().numpy()
     eps = np.finfo(array.dtype).eps
-    squares = (array.dtype.type(limit**2) for limit in (eps, NEGLIGIBLE * eps, FAINT * eps))
-    _leading(array, values.numpy(), vectors.numpy(), *squares, _L)
+    relative, floor, faint = (array.dtype.type(limit**2) for limit in (eps, NEGLIGIBLE * eps, FAINT * eps))
+    _leading(array, values.numpy(), vectors.numpy(), relative, floor, faint, _L)
     return values, vectors

@@ -63,17 +63,19 @@ def leave_out(
     n_blocks : int
         Number of blocks, if there are as many images.
     """
-    size = -(-len(images) // n_blocks)
+    return _descend(learn, fitted, images, size=-(-len(images) // n_blocks))
 
-    def descend(model: Any, start: int, stop: int) -> Iterator[tuple[Any, Tensor]]:
-        if stop - start <= size:
-            yield model, images[start:stop]
-            return
-        middle = (start + stop) // 2
-        yield from descend(learn(model, images[middle:stop]), start, middle)
-        yield from descend(learn(model, images[start:middle]), middle, stop)
 
-    return descend(fitted, 0, len(images))
+def _descend(
+    learn: Callable[[Any, Tensor], Any], fitted: Any, images: Tensor, size: int
+) -> Iterator[tuple[Any, Tensor]]:
+    """Yield `fitted` with all the images but a block of at most `size`, and this block."""
+    if len(images) <= size:
+        yield fitted, images
+        return
+    first, second = images.tensor_split(2)
+    yield from _descend(learn, learn(fitted, second), first, size)
+    yield from _descend(learn, learn(fitted, first), second, size)
 
 
 @dataclass(frozen=True)

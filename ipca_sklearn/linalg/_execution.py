@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from threading import Lock
 from typing import Any
 
@@ -44,48 +45,47 @@ def for_each_chunk(
     A chunk that does not fit the memory of a device is halved until it fits, and so are all later chunks. A warning
     says so once. A task therefore writes to its own patches only, and calling it again is harmless.
     """
-    task = _halving_on_out_of_memory(task, bytes_per_patch, device, group)
+    attempt = partial(_halve_on_out_of_memory, task, bytes_per_patch, device, group)
     size = chunk_size(n_patches, bytes_per_patch, device, group)
     chunks = [slice(start, min(start + size, n_patches)) for start in range(0, n_patches, size)]
     n_threads = min(len(chunks), torch.get_num_threads()) if device.type == "cpu" else 1
     if n_threads == 1:
         for chunk in chunks:
-            task(chunk)
+            attempt(chunk)
         return
     with single_threaded_workers(n_threads) as pool:
-        for _ in pool.map(task, chunks):
+        for _ in pool.map(attempt, chunks):
             pass
 
 
-def _halving_on_out_of_memory(
-    task: Callable[[slice], None], bytes_per_patch: int, device: torch.device, group: int
-) -> Callable[[slice], None]:
-    """Return the task, made to split a chunk in two whenever memory runs out."""
+def _halve_on_out_of_memory(
+    task: Callable[[slice], None], bytes_per_patch: int, device: torch.device, group: int, chunk: slice
+) -> None:
+    """Call the task on a chunk, or on its halves if memory runs out.
 
-    def attempt(chunk: slice) -> None:
-        size = chunk.stop - chunk.start
-        try:
-            task(chunk)
-            return
-        except RuntimeError as error:
-            if size <= group or not _is_out_of_memory(error):
-                raise
-        # Outside of the except clause the traceback no longer keeps the tensors of the failed attempt alive.
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-        half = max(group, math.ceil(size / 2 / group) * group)
-        if device not in _smaller_chunks:
-            warnings.warn(
-                f"{device} has no memory left for {size} patches at once: from now on it takes {half} or fewer. The "
-                "result is the same; a smaller step_size or batch_size needs less memory",
-                UserWarning,
-                stacklevel=2,
-            )
-        _smaller_chunks[device] = min(_smaller_chunks.get(device, CUDA_CHUNK_BYTES), half * bytes_per_patch)
-        attempt(slice(chunk.start, chunk.start + half))
-        attempt(slice(chunk.start + half, chunk.stop))
-
-    return attempt
+    Not a closure: one that calls itself is a cycle, and would keep the tensors of `task` until the collector runs.
+    """
+    size = chunk.stop - chunk.start
+    try:
+        task(chunk)
+        return
+    except RuntimeError as error:
+        if size <= group or not _is_out_of_memory(error):
+            raise
+    # Outside of the except clause the traceback no longer keeps the tensors of the failed attempt alive.
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    half = max(group, math.ceil(size / 2 / group) * group)
+    if device not in _smaller_chunks:
+        warnings.warn(
+            f"{device} has no memory left for {size} patches at once: from now on it takes {half} or fewer. The "
+            "result is the same; a smaller step_size or batch_size needs less memory",
+            UserWarning,
+            stacklevel=2,
+        )
+    _smaller_chunks[device] = min(_smaller_chunks.get(device, CUDA_CHUNK_BYTES), half * bytes_per_patch)
+    for part in (slice(chunk.start, chunk.start + half), slice(chunk.start + half, chunk.stop)):
+        _halve_on_out_of_memory(task, bytes_per_patch, device, group, part)
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

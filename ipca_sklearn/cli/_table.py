@@ -37,9 +37,9 @@ class Table:
         if str(path) == "-":
             self._stream = standard_output()
         else:
+            stack.enter_context(naming(path))  # also of what is still in the buffer when the file is closed
             opened = path.open("w", encoding="utf-8", errors="surrogateescape", newline="")
             self._stream = stack.enter_context(opened)
-            stack.enter_context(naming(path))  # what is still in the buffer is written when the file is closed
         self._in_terminal = self._stream.isatty()
         self._csv = None if path.suffix.lower() == ".jsonl" else csv.DictWriter(self._stream, COLUMNS)
         if self._csv is not None:

@@ -170,14 +170,15 @@ def test_a_table_in_a_terminal_controls_nothing(monkeypatch, capsys):
     assert capsys.readouterr().out.splitlines()[1].startswith(r"a\x1b[2J\xe9.png,")
 
 
-def test_a_full_disk_is_told_with_the_file(tmp_path):
+@pytest.mark.parametrize("n_rows", [1, 10_000])  # few rows are written when the file is closed
+def test_a_full_disk_is_told_with_the_file(tmp_path, n_rows):
     if not os.path.exists("/dev/full"):
         pytest.skip("there is no /dev/full")
     link = tmp_path / "full.csv"
     link.symlink_to("/dev/full")
     with pytest.raises(OSError, match=r"No space left on device.*full\.csv"), ExitStack() as stack:
         table = Table(link, stack)
-        for _ in range(10_000):
+        for _ in range(n_rows):
             table.write(dict.fromkeys(COLUMNS))
 
 

@@ -68,14 +68,14 @@ def _full_disk() -> Iterator[Path]:
 
 def _writers(pipe: Pipeline, images: list[Path], model: Path) -> dict[str, Callable[[Path], Any]]:
     def command(*arguments: object) -> None:
-        result = CliRunner().invoke(app, [*map(str, arguments), "--device", "cpu"])
+        result = CliRunner().invoke(app, list(map(str, arguments)))
         if result.exit_code:
             raise OSError(result.output)
 
     def report(path: Path) -> None:
         with HtmlReport(path, threshold=0.0) as page:
             for image in images * 20:
-                page.add(image, np.random.default_rng(0).uniform(size=(8, 8)), score=-1.0)
+                page.add(image, -1.0, image=Image.open(image))
 
     folder = images[0].parent
     return {

@@ -215,7 +215,9 @@ def finalize(state: State, *, n_components: int, centering: str = "incremental")
             rows = state.rows[patches]
             transform, norms = _orthonormalize(rows)
             if centering == "deferred":
-                projected_mean = (transform @ (rows @ mean[patches, :, None]))[..., 0]
+                scale = mean[patches].abs().amax(1, keepdim=True)  # products of rows and mean may leave the range
+                unit_mean = mean[patches] / torch.where(scale > 0, scale, 1)
+                projected_mean = (transform @ (rows @ unit_mean[..., None]))[..., 0] * scale
                 rotation, norms = _remove_mean(projected_mean, norms, state.weight, eigensolver)
                 transform = rotation @ transform
             squares = norms[:, :kept].square() / state.degrees_of_freedom

@@ -60,6 +60,15 @@ def test_tiny_and_huge_units_are_as_good_as_others(exponent, solver, centering):
     )
 
 
+@pytest.mark.parametrize("exponent", [-17, 0, 17])
+def test_a_deferred_mean_is_removed_in_any_unit(exponent):
+    X = np.random.default_rng(0).normal(100, 1, size=(60, 6)) * [6, 5, 4, 3, 2, 1]
+    scaled = (X * 10.0**exponent).astype("float32")
+    pca = BatchedIncrementalPCA(3, centering="deferred").fit(scaled)
+    reference = BatchedIncrementalPCA(3, centering="deferred").fit(X)
+    assert_allclose(pca.explained_variance_, reference.explained_variance_ * 10.0 ** (2 * exponent), rtol=0.05)
+
+
 def estimators():
     for centering in CENTERINGS:
         yield pytest.param(lambda centering=centering: BatchedIncrementalPCA(2, centering=centering), id=centering)

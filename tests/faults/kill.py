@@ -17,7 +17,7 @@ from ipca_sklearn.datasets import make_textures
 from ipca_sklearn.persistence import load
 
 _COMMAND = [sys.executable, "-m", "ipca_sklearn"]
-_SETTINGS = ["--backbone", "efficientnet_lite0", "--components", "2", "--device", "cpu"]
+_SETTINGS = ["--backbone", "efficientnet_lite0", "--k", "2", "--device", "cpu"]
 
 
 def run(options: argparse.Namespace) -> list[str]:

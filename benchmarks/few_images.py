@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks.common.features import add_set_options, features_on_disk, image_sets
-from benchmarks.common.reports import argument_parser, environment, markdown_table, write_results
+from benchmarks.common.reports import argument_parser, environment, markdown_table, read_results, write_results
 from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector
 from ipca_sklearn.exceptions import FewImagesWarning
 
@@ -32,6 +32,7 @@ EfficientNet-Lite0 on a grid of 28 x 28, otherwise the defaults (k = 16, steps o
 finds which calls {rate:.0%} of the {new} new images anomalous. *Warned*: share of the fits with a `FewImagesWarning`."""  # noqa: E501 (a paragraph of Markdown)
 
 Result = tuple[float, float, float, bool]
+Results = dict[str, list[Result]]
 
 
 def fitted(parts: Sequence[np.ndarray]) -> tuple[PatchGaussianDetector, bool]:
@@ -70,19 +71,28 @@ def row(sizes: Sequence[int], results: Sequence[Result]) -> list[str]:
     ]
 
 
-def tables(normal: np.ndarray, anomalous: np.ndarray, options: argparse.Namespace, name: str) -> tuple[str, dict]:
-    """Return the tables of a set, and the figures."""
-    parts, values = [], {}
-    settings = {"images": [(n,) for n in options.n_images], "images of each partition": list(PARTITIONS)}
-    for title, all_sizes in settings.items():
-        rows = []
-        for sizes in tqdm([s for s in all_sizes if sum(s) + N_NEW <= len(normal)], desc=name, unit="row"):
+def measured_set(normal: np.ndarray, anomalous: np.ndarray, options: argparse.Namespace, name: str) -> Results:
+    """Return the results of all repeats by the sizes of the parts, as "20 + 20"."""
+    values = {}
+    for sizes in tqdm([*((n,) for n in options.n_images), *PARTITIONS], desc=name, unit="row"):
+        if sum(sizes) + N_NEW <= len(normal):
             results = [measured(sizes, normal, anomalous, seed) for seed in range(options.repeats)]
             values[" + ".join(map(str, sizes))] = results
-            rows.append(row(sizes, results))
-            print(name, rows[-1], file=sys.stderr)
-        parts.append(markdown_table([title, "false alarms", "found (best)", "warned"], rows))
-    return "\n\n".join(parts), values
+            print(name, row(sizes, results), file=sys.stderr)
+    return values
+
+
+def tables(values: Results) -> str:
+    """Return a table of detectors that learnt all their images, and one of merged detectors."""
+    by_sizes = {tuple(map(int, key.split(" + "))): results for key, results in values.items()}
+    titles = {"images": False, "images of each partition": True}
+    return "\n\n".join(
+        markdown_table(
+            [title, "false alarms", "found (best)", "warned"],
+            [row(sizes, results) for sizes, results in by_sizes.items() if (len(sizes) > 1) == merged],
+        )
+        for title, merged in titles.items()
+    )
 
 
 def main() -> None:
@@ -90,14 +100,18 @@ def main() -> None:
     add_set_options(parser, ["fabric", "metal", "wood"])
     parser.add_argument("--n-images", type=int, nargs="+", default=N_IMAGES)
     parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--resume", action="store_true", help="keep the sets that the results file already has")
     options = parser.parse_args()
-    method = METHOD.format(rate=RATE, repeats=options.repeats, new=N_NEW)
-    parts, values = ["# Few images and merged detectors: false alarms and defects found", method, environment()], {}
+    values: dict[str, Results] = read_results(options, "few_images")["sets"] if options.resume else {}
     for name, (normal, anomalous) in image_sets(options).items():
+        if name in values:
+            continue
         extractor = PatchFeatureExtractor("efficientnet_lite0", grid_size=28)
         with features_on_disk(extractor, normal) as good, features_on_disk(extractor, anomalous) as bad:
-            text, values[name] = tables(good, bad, options, name)
-        parts += [f"## {name}", text]
+            values[name] = measured_set(good, bad, options, name)
+        method = METHOD.format(rate=RATE, repeats=options.repeats, new=N_NEW)
+        parts = ["# Few images and merged detectors: false alarms and defects found", method, environment()]
+        parts += [f"## {name}\n\n{tables(results)}" for name, results in values.items()]
         write_results(options, "few_images", "\n\n".join(parts), {"environment": environment(), "sets": values})
 
 

@@ -110,6 +110,11 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def read_results(options: argparse.Namespace, name: str) -> dict[str, Any]:
+    """Return the figures that `write_results` has written to the folder `options.out`."""
+    return json.loads((options.out / f"{name}.json").read_text())
+
+
 def write_results(
     options: argparse.Namespace, name: str, text: str, values: dict[str, Any], *, show: bool = True
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ipca_sklearn._utils._threads import seeded_torch, tracing_modules
+from ipca_sklearn._utils._typing import Size
 from ipca_sklearn.features._networks import CutNetwork, build_lite0, build_own, build_torchvision, fold_batch_norms
 from ipca_sklearn.features._timm import build_timm
 from ipca_sklearn.features._weights import Weights
@@ -36,8 +38,8 @@ class Backbone(nn.Module):
         or None.
     seed : int
         For weights that are random because `weights` is None.
-    crop_size : int
-        Side of the images, which transformers must know.
+    crop_size : (int, int)
+        Height and width of the images, which transformers must know.
 
     Attributes
     ----------
@@ -52,7 +54,7 @@ class Backbone(nn.Module):
     """
 
     def __init__(
-        self, source: str | nn.Module, layers: Sequence[Any] | None, weights: Weights, seed: int, crop_size: int
+        self, source: str | nn.Module, layers: Sequence[Any] | None, weights: Weights, seed: int, crop_size: Size
     ) -> None:
         super().__init__()
         self._source = (source,)  # in a tuple, so that torch does not register the user's module as a part of this one
@@ -72,7 +74,7 @@ class Backbone(nn.Module):
         return repr(self.name) if isinstance(self._source[0], str) else self.name
 
     def forward(self, images: Tensor, *, compiled: bool = False) -> list[Tensor]:
-        """Return one (n, C, H, W) map per layer for normalised images (n, 3, crop_size, crop_size).
+        """Return one (n, C, H, W) map per layer for normalised images (n, 3, *crop_size).
 
         With `compiled=True` the network is compiled first, unless it has been.
         """
@@ -97,8 +99,8 @@ class Backbone(nn.Module):
 
     def _as_map(self, value: Any, layer: str | int) -> Tensor:
         if isinstance(value, Tensor) and value.ndim == 3:  # tokens of a transformer, the class token in front
-            side = int(value.shape[1] ** 0.5)
-            return value[:, -side * side :].unflatten(1, (side, side)).permute(0, 3, 1, 2)
+            rows, columns = _token_grid(value.shape[1], self._crop_size)
+            return value[:, -rows * columns :].unflatten(1, (rows, columns)).permute(0, 3, 1, 2)
         if not isinstance(value, Tensor) or value.ndim != 4:
             shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(
@@ -107,10 +109,12 @@ class Backbone(nn.Module):
             )
         channels_last = isinstance(self._source[0], str) and self.name.startswith("swin")
         value = value.permute(0, 3, 1, 2) if channels_last else value
-        if value.shape[2] != value.shape[3]:
+        # Maps have about the proportions of the image, up to a row or a column that a stride has cut off.
+        (height, width), (rows, columns) = self._crop_size, value.shape[2:]
+        if max((rows - 1) * width / height - columns, (columns - 1) * height / width - rows) >= 1:
             raise ValueError(
-                f"layer {layer!r} of backbone {self.label()} gives {tuple(value.shape)}, which is no square map "
-                "(n, C, H, W); choose another in layers=, or move the channels to the front"
+                f"layer {layer!r} of backbone {self.label()} gives {tuple(value.shape)}, which is no map (n, C, H, W) "
+                f"of images of {height} x {width}; choose another in layers=, or move the channels to the front"
             )
         return value
 
@@ -132,7 +136,20 @@ class Backbone(nn.Module):
         )
 
 
-def _check_shapes(source: str | nn.Module, layers: Sequence[Any], crop_size: int, weights: dict[str, Any]) -> None:
+def _token_grid(n_tokens: int, crop_size: Size) -> Size:
+    """Return rows and columns of the patches of a transformer, of which class and register tokens are no part.
+
+    The patches are squares that fill the image. The fewest tokens are left over.
+    """
+    height, width = crop_size
+    for n_patches in range(n_tokens, 0, -1):
+        side = math.isqrt(height * width // n_patches)
+        if side and height % side == width % side == 0 and height * width == n_patches * side**2:
+            return height // side, width // side
+    return 1, 1
+
+
+def _check_shapes(source: str | nn.Module, layers: Sequence[Any], crop_size: Size, weights: dict[str, Any]) -> None:
     """Refuse weights that do not fit a network, before memory for the network is taken.
 
     A small file may name a network of any size, and a crop for which a transformer takes gigabytes. On torch's device
@@ -159,7 +176,7 @@ def _check_shapes(source: str | nn.Module, layers: Sequence[Any], crop_size: int
         )
 
 
-def _build(source: str | nn.Module, layers: Sequence[Any] | None, weights: Weights, crop_size: int) -> CutNetwork:
+def _build(source: str | nn.Module, layers: Sequence[Any] | None, weights: Weights, crop_size: Size) -> CutNetwork:
     if layers is not None:
         layers = tuple(layers)
         if not 0 < len(layers) == len(set(layers)):

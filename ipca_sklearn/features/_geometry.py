@@ -41,6 +41,22 @@ def as_size(value: Any, name: str) -> Size | None:
     return int(sides[0]), int(sides[1])
 
 
+def sizes(image_size: Any, crop_size: Any) -> tuple[Size, Size]:
+    """Return `image_size` and `crop_size` as (height, width) each.
+
+    Raises
+    ------
+    ValueError
+        One of them is no size, or the crop is larger than the image.
+    """
+    image, crop = as_size(image_size, "image_size"), as_size(crop_size, "crop_size")
+    if image is None:
+        raise ValueError("image_size=None is no size; use 'auto' for the shape of the first image")
+    if crop is not None and (crop[0] > image[0] or crop[1] > image[1]):
+        raise ValueError(f"crop_size={crop_size} is larger than image_size={image_size}")
+    return image, crop or image
+
+
 def auto_size(size: Size) -> Size:
     """Return the size for images of this height and width: their proportions, and about `AUTO_PIXELS`."""
     scale = math.sqrt(AUTO_PIXELS / math.prod(size)) / AUTO_MULTIPLE
@@ -76,18 +92,8 @@ class Geometry:
             first = _first_readable(images, extractor.on_error, extractor.max_pixels)
         if auto:
             assert first is not None
-            image_size = auto_size(first[1])
-            aspect_ratio = first[1][0] / first[1][1]
-        else:
-            image_size = as_size(extractor.image_size, "image_size") or (1, 1)
-            aspect_ratio = None
-        crop_size = as_size(extractor.crop_size, "crop_size") or image_size
-        if crop_size[0] > image_size[0] or crop_size[1] > image_size[1]:
-            raise ValueError(
-                f"crop_size={extractor.crop_size} is larger than image_size={extractor.image_size}"
-                + (f", here {image_size}" if auto else "")
-            )
-        return cls(image_size, crop_size, aspect_ratio, first)
+            return cls(*sizes(auto_size(first[1]), extractor.crop_size), first[1][0] / first[1][1], first)
+        return cls(*sizes(extractor.image_size, extractor.crop_size), None, first)
 
     def patches_inside(self, region: Image, grid_size: Size, max_pixels: int) -> np.ndarray:
         """Return the patches (H, W) of which at least half of the pixels belong to a region of interest.

@@ -243,7 +243,7 @@ def test_each_layer_is_spread_over_the_grid_of_the_largest(whole):
 
 def test_grid_size_repeats_or_leaves_out_patches(whole):
     finer = small(grid_size=16).fit(pictures())
-    assert finer.grid_size_ == 16
+    assert finer.grid_size_ == (16, 16)
     np.testing.assert_allclose(finer.transform(pictures()), whole.repeat(2, axis=1).repeat(2, axis=2), atol=1e-5)
     coarser = np.asarray(small(grid_size=4).fit(pictures()).transform(pictures()))
     np.testing.assert_allclose(coarser[..., 4:], whole[:, ::2, ::2, 4:], atol=1e-5)

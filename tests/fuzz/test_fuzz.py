@@ -186,7 +186,7 @@ def test_odd_parameters_of_the_extractor_are_used_or_refused(
         except (*DOCUMENTED, OSError, ImportError) as error:
             assert str(error).strip()
         else:
-            assert features.shape == (2, extractor.grid_size_, extractor.grid_size_, extractor.n_features_out_)
+            assert features.shape == (2, *extractor.grid_size_, extractor.n_features_out_)
             assert np.isfinite(features).all()
 
 

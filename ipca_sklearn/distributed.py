@@ -80,9 +80,9 @@ def fit(
     Notes
     -----
     The result equals one fit on all images if nothing is truncated (rank <= k); otherwise other steps are truncated.
-    It depends on the partitions: use partitions of at least some hundred images, all of about the same size, in random
-    order. The number of threads changes the rounding: set `threads_per_worker` for the same bits on any number of
-    workers.
+    It depends on the partitions: the larger they are, the less often directions are truncated. Images should be in
+    random order. The number of threads changes the rounding: set `threads_per_worker` for the same bits on any number
+    of workers.
 
     With p partitions of n images on w workers, the cost is that of n p / w images, and p - 1 merges by the caller, each
     an eigenproblem of size 2 k + 1 per patch (on Dask's cluster, log2 p merges one after the other). The caller holds

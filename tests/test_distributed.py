@@ -24,6 +24,7 @@ from sklearn.pipeline import Pipeline
 
 from ipca_sklearn import BatchedIncrementalPCA, FeatureCache, PatchFeatureExtractor, PatchGaussianDetector
 from ipca_sklearn.distributed import _merge_tree, _merged, fit
+from ipca_sklearn.exceptions import FewImagesWarning
 
 
 def arrays(n: int = 160, rank: int = 4) -> np.ndarray:
@@ -163,6 +164,21 @@ def test_workers_share_the_feature_cache_and_the_caller_keeps_it(
     assert pipe[0].cache is cache
     assert cache.n_images == 40
     assert pipe.score_samples(paths).shape == (40,)
+
+
+@pytest.mark.parametrize("sizes", [(60, 60), (30, 30), (50,) * 8, (20, 200, 40)])
+def test_thresholds_of_merged_partitions_hold(sizes: tuple[int, ...], global_random_seed: int) -> None:
+    rng = np.random.default_rng(global_random_seed)
+    scale = np.linspace(4, 0.3, 24)
+    normal = rng.normal(size=(sum(sizes) + 400, 30, 24)) * scale
+    parts = np.split(normal[:-400], np.cumsum(sizes)[:-1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FewImagesWarning)
+        detector = fit(make_detector(false_positive_rate=0.05), parts, n_jobs=1)
+    assert 0.005 < np.mean(detector.predict(normal[-400:]) == -1) < 0.15
+    anomalous = normal[-400:].copy()
+    anomalous[:, 7] += 3 * scale
+    assert np.mean(detector.predict(anomalous) == -1) > 0.9
 
 
 def test_merging_leaves_what_the_workers_return_as_it_was() -> None:

@@ -153,8 +153,8 @@ class PatchFeatureExtractor(VersionedMixin, TableOutputMixin, TransformerMixin, 
     pages or frames is taken, and a MultiPageImageWarning says so.
 
     The border outside of the crop is not inspected: with 256 and 224, 1/16 of the height at the top and at the bottom,
-    and 1/16 of the width at either side. Pass `crop_size=None` to inspect everything. `covered_box` gives the part of an image that a map covers;
-    `transform_masks` cuts masks in the same way.
+    and 1/16 of the width at either side. Pass `crop_size=None` to inspect everything. `covered_box` gives the part of
+    an image that a map covers; `transform_masks` cuts masks in the same way.
 
     Peak memory of a pass does not depend on the number of images: one step of features, three batches of images.
 
@@ -456,7 +456,7 @@ class PatchFeatureExtractor(VersionedMixin, TableOutputMixin, TransformerMixin, 
         return top, left, height, width
 
     def _sizes(self) -> tuple[Size, Size]:
-        """Return the sizes of the resized image and of its inspected part; before a fit too, if parameters have them."""
+        """Return the sizes of the resized image and of its inspected part; before a fit, if parameters have them."""
         if not hasattr(self, "image_size_") and not isinstance(self.image_size, str):
             return sizes(self.image_size, self.crop_size)
         check_is_fitted(self)

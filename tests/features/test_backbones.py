@@ -29,7 +29,7 @@ needs_timm = pytest.mark.skipif(timm is None, reason="timm is not installed: pip
 
 
 def make(name, layers=None, weights=None, seed=0, crop_size=64):
-    return Backbone(name, layers, weights, seed, crop_size)
+    return Backbone(name, layers, weights, seed, (crop_size, crop_size))
 
 
 def shapes(backbone, size=64):
@@ -494,7 +494,7 @@ def test_weights_of_a_transformer_of_another_size_say_which_they_want(monkeypatc
     with torch.device("meta"):
         state = torchvision.models.vit_b_16(weights=None).state_dict()
         monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *args, **kwargs: state)
-        with pytest.raises(ValueError, match=r"crop_size=64: .*Expected 224"):
+        with pytest.raises(ValueError, match=r"64 x 64 pixels .*Expected 224"):
             extractor.fit(images)
 
 

@@ -104,11 +104,10 @@ def main() -> None:
     options = parser.parse_args()
     values: dict[str, Results] = read_results(options, "few_images")["sets"] if options.resume else {}
     for name, (normal, anomalous) in image_sets(options).items():
-        if name in values:
-            continue
-        extractor = PatchFeatureExtractor("efficientnet_lite0", grid_size=28)
-        with features_on_disk(extractor, normal) as good, features_on_disk(extractor, anomalous) as bad:
-            values[name] = measured_set(good, bad, options, name)
+        if name not in values:
+            extractor = PatchFeatureExtractor("efficientnet_lite0", grid_size=28)
+            with features_on_disk(extractor, normal) as good, features_on_disk(extractor, anomalous) as bad:
+                values[name] = measured_set(good, bad, options, name)
         method = METHOD.format(rate=RATE, repeats=options.repeats, new=N_NEW)
         parts = ["# Few images and merged detectors: false alarms and defects found", method, environment()]
         parts += [f"## {name}\n\n{tables(results)}" for name, results in values.items()]

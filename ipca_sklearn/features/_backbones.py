@@ -100,6 +100,13 @@ class Backbone(nn.Module):
     def _as_map(self, value: Any, layer: str | int) -> Tensor:
         if isinstance(value, Tensor) and value.ndim == 3:  # tokens of a transformer, the class token in front
             rows, columns = _token_grid(value.shape[1], self._crop_size)
+            if rows == 0:
+                height, width = self._crop_size
+                raise ValueError(
+                    f"layer {layer!r} of backbone {self.label()} gives {value.shape[1]} tokens, which are no grid "
+                    f"of the proportions of images of {height} x {width}; set image_size to one number, or choose "
+                    "another in layers="
+                )
             return value[:, -rows * columns :].unflatten(1, (rows, columns)).permute(0, 3, 1, 2)
         if not isinstance(value, Tensor) or value.ndim != 4:
             shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
@@ -136,17 +143,15 @@ class Backbone(nn.Module):
         )
 
 
-def _token_grid(n_tokens: int, crop_size: Size) -> Size:
-    """Return rows and columns of the patches of a transformer, of which class and register tokens are no part.
+def _token_grid(n_tokens: int, image_size: Size) -> Size:
+    """Return rows and columns of tokens: the largest grid with the proportions of the image.
 
-    The patches are squares that fill the image. The fewest tokens are left over.
+    The tokens that are left over, in front, are those of the class and registers.
     """
-    height, width = crop_size
-    for n_patches in range(n_tokens, 0, -1):
-        side = math.isqrt(height * width // n_patches)
-        if side and height % side == width % side == 0 and height * width == n_patches * side**2:
-            return height // side, width // side
-    return 1, 1
+    divisor = math.gcd(*image_size)
+    rows, columns = (side // divisor for side in image_size)
+    times = math.isqrt(n_tokens // (rows * columns))
+    return rows * times, columns * times
 
 
 def _check_shapes(source: str | nn.Module, layers: Sequence[Any], crop_size: Size, weights: dict[str, Any]) -> None:

@@ -33,7 +33,7 @@ from ipca_sklearn.features._formats import MAX_PIXELS
 from ipca_sklearn.features._geometry import Geometry, as_size, sizes
 from ipca_sklearn.features._lazy import PatchFeatures, SkippedImages
 from ipca_sklearn.features._loader import decodes_in_processes
-from ipca_sklearn.features._networks import IMAGENET_MEAN, IMAGENET_STD
+from ipca_sklearn.features._networks import IMAGENET_MEAN, IMAGENET_STD, shown
 from ipca_sklearn.features._settings import FeatureSettings, ImageSettings
 from ipca_sklearn.features._weights import Weights
 
@@ -287,10 +287,9 @@ class PatchFeatureExtractor(VersionedMixin, TableOutputMixin, TransformerMixin, 
             with torch.inference_mode(), calling_modules():
                 maps = backbone(blank)
         except (RuntimeError, AssertionError, IndexError, TypeError) as error:
-            height, width = geometry.crop_size
             raise ValueError(
-                f"backbone {backbone.label()} fails on images of {height} x {width} pixels ({error}): set another "
-                "image_size or crop_size"
+                f"backbone {backbone.label()} fails on images {tuple(blank.shape)}, of "
+                f"crop_size={shown(geometry.crop_size)}: {error}"
             ) from error
         grid_size = as_size(self.grid_size, "grid_size") or max((layer.shape[2:] for layer in maps), key=math.prod)
         region = None if self.region is None else geometry.patches_inside(self.region, grid_size, self.max_pixels)

@@ -151,9 +151,14 @@ def check_patches(name: str, patch_size: int, crop_size: Size) -> None:
     if any(side % patch_size for side in crop_size):
         height, width = (max(1, side // patch_size) * patch_size for side in crop_size)
         raise ValueError(
-            f"{crop_size[0]} x {crop_size[1]} pixels are no multiple of the {patch_size} x {patch_size} patches of "
-            f"backbone {name!r}; take crop_size=({height}, {width})"
+            f"crop_size={shown(crop_size)} is no multiple of the {patch_size} x {patch_size} patches of backbone "
+            f"{name!r}; take crop_size={shown((height, width))}"
         )
+
+
+def shown(size: Size) -> int | Size:
+    """Return a size as a user writes it: one number for a square."""
+    return size[0] if size[0] == size[1] else size
 
 
 def fold_batch_norms(network: torch.fx.GraphModule) -> None:

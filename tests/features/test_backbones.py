@@ -274,7 +274,7 @@ class Odd(nn.Module):
 
 @pytest.mark.parametrize(
     ("kind", "message"),
-    [("vector", r"gives \(1, 3\), not a map"), ("channels last", r"gives \(1, 64, 64, 3\), which is no square map")],
+    [("vector", r"gives \(1, 3\), not a map"), ("channels last", r"gives \(1, 64, 64, 3\), which is no map")],
 )
 def test_a_layer_that_gives_no_map_is_named(kind, message):
     backbone = make(nn.Sequential(Odd(kind)), ["0"])
@@ -494,7 +494,7 @@ def test_weights_of_a_transformer_of_another_size_say_which_they_want(monkeypatc
     with torch.device("meta"):
         state = torchvision.models.vit_b_16(weights=None).state_dict()
         monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *args, **kwargs: state)
-        with pytest.raises(ValueError, match=r"64 x 64 pixels .*Expected 224"):
+        with pytest.raises(ValueError, match=r"crop_size=64: .*Expected 224"):
             extractor.fit(images)
 
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ipca_sklearn._utils._threads import seeded_torch, tracing_modules
-from ipca_sklearn.features._networks import CutNetwork, build_lite0, build_own, build_torchvision, fold_batch_norms
+from ipca_sklearn.features._efficientnet_lite import LITE_NAMES
+from ipca_sklearn.features._networks import CutNetwork, build_lite, build_own, build_torchvision, fold_batch_norms
 from ipca_sklearn.features._timm import build_timm
 from ipca_sklearn.features._weights import Weights
 
@@ -168,6 +169,6 @@ def _build(source: str | nn.Module, layers: Sequence[Any] | None, weights: Weigh
         return build_own(source, layers, weights)
     if source.startswith("timm:"):
         return build_timm(source.removeprefix("timm:"), layers, weights, crop_size)
-    if source == "efficientnet_lite0":
-        return build_lite0(layers, weights)
+    if source in LITE_NAMES:
+        return build_lite(source, layers, weights)
     return build_torchvision(source, layers, weights, crop_size)

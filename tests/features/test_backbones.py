@@ -262,17 +262,6 @@ def test_the_forward_pass_stops_after_the_last_layer_used():
     assert not any("4" in name for name in backbone.network.state_dict())
 
 
-class DataDependent(nn.Module):
-    def forward(self, x):
-        return x if x.sum() > 0 else -x
-
-
-@pytest.mark.parametrize("network", [DataDependent(), nn.Sequential(nn.Identity(), DataDependent())])
-def test_a_module_that_cannot_be_traced_says_what_to_do(network):
-    with pytest.raises(ValueError, match=r"backbone \w+ cannot be traced .*; wrap the part"):
-        make(network, ["0"])
-
-
 class Odd(nn.Module):
     def __init__(self, kind):
         super().__init__()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,6 +52,7 @@ class PatchGaussianModule(nn.Module):
         self._features = _Features(settings, getattr(detector, "feature_indices_", None))
         self._distances = _Distances(detector.distance_operator(torch.device("cpu")))
         self.image_size = settings.images.image_size
+        self._backbone_label = settings.backbone.label()
         self._image_score = detector.image_score
         self._grid_size = settings.grid_size
         region = None if settings.region is None else torch.from_numpy(settings.region)
@@ -288,7 +290,8 @@ def to_onnx(pipe: Pipeline, path: PathLike, *, dtype: str = "uint8", opset_versi
         The model has more than 2 GB, the limit of an ONNX file in one piece. Only `covariance="full"` with many
         features has so many numbers.
     RuntimeError
-        torch is older than 2.10.
+        torch is older than 2.10, or `torch.export` cannot follow the network: a file for onnxruntime holds no control
+        flow that depends on the values of an image.
     TypeError, NotFittedError
         As `to_torch`.
 
@@ -316,7 +319,7 @@ def to_onnx(pipe: Pipeline, path: PathLike, *, dtype: str = "uint8", opset_versi
     height, width = module.image_size
     images = torch.zeros(2, 3, height, width + 1, dtype=getattr(torch, dtype))
     dynamic = {"images": {0: torch.export.Dim("n"), 2: torch.export.Dim("height"), 3: torch.export.Dim("width")}}
-    program = torch.onnx.export(
+    program = _onnx_program(
         module,
         (images,),
         dynamo=True,
@@ -326,7 +329,6 @@ def to_onnx(pipe: Pipeline, path: PathLike, *, dtype: str = "uint8", opset_versi
         dynamic_shapes=dynamic,
         verbose=False,
     )
-    assert program is not None  # dynamo=True returns one
     program.model.metadata_props.update(
         offset=repr(module.offset),
         map_threshold=repr(module.map_threshold),
@@ -335,3 +337,16 @@ def to_onnx(pipe: Pipeline, path: PathLike, *, dtype: str = "uint8", opset_versi
     # Not program.save: from 1.5 GB on it writes weights to a second file.
     with replacing(path) as file:
         file.write(program.model_proto.SerializeToString())
+
+
+def _onnx_program(module: PatchGaussianModule, *arguments: Any, **options: Any) -> Any:
+    """Return what torch.onnx.export returns, or an error that names the backbone."""
+    try:
+        return torch.onnx.export(module, *arguments, **options)
+    except torch.onnx.OnnxExporterError as error:
+        cause = error.__cause__ or error
+        raise RuntimeError(
+            f"backbone {module._backbone_label} cannot be written as ONNX, because torch.export cannot follow it "
+            f"({type(cause).__name__}: {str(cause)[:300]}). Control flow that depends on the values of an image has no "
+            "place in such a file: keep the model with persistence.save, or choose another backbone"
+        ) from error

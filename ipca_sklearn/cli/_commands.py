@@ -40,6 +40,8 @@ class Commands(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Return the name of the command to be run, the command and its arguments."""
         name, command, rest = super().resolve_command(ctx, args)
+        if rest[-1:] == ["--backbone"]:  # Typer has no options whose value may be left out
+            rest = [*rest, "list"]
         return name, load_command(name) if name in COMMANDS else command, rest
 
     def main(self, *args: Any, **options: Any) -> Any:

@@ -15,6 +15,7 @@ from sklearn.pipeline import Pipeline
 
 from ipca_sklearn import FewImagesWarning, PatchFeatureExtractor, PatchGaussianDetector, __version__, persistence
 from ipca_sklearn._utils._files import printable
+from ipca_sklearn.cli._backbone import choose_backbone
 from ipca_sklearn.cli._commands import INTERRUPTED
 from ipca_sklearn.cli._common import Device, ModelFile, OnError, find_images, folders_of, open_model
 from ipca_sklearn.cli._outputs import MODELS, Output, check_outputs, check_space
@@ -30,7 +31,13 @@ def fit(
     folders: Folders,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="MODEL", help="File of the model to write.")],
     backbone: Annotated[
-        str, typer.Option(help="Network, as in PatchFeatureExtractor. The weights of efficientnet_lite0 are a package.")
+        str,
+        typer.Option(
+            callback=choose_backbone,
+            is_eager=True,  # the list needs no images
+            help="Network, as in PatchFeatureExtractor; `list` prints which there are and where their weights come "
+            "from, and a pattern such as 'timm:*resnet*' those that match.",
+        ),
     ] = "efficientnet_lite0",
     k: Annotated[int, typer.Option("--k", min=1, help="Components per patch.")] = 16,
     step: Annotated[int, typer.Option(min=1, help="Images per update.")] = 16,

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from ipca_sklearn._utils._threads import seeded_torch, tracing_modules
 from ipca_sklearn._utils._typing import Size
-from ipca_sklearn.features._networks import CutNetwork, build_lite0, build_own, build_torchvision, fold_batch_norms
+from ipca_sklearn.features._efficientnet_lite import LITE_NAMES
+from ipca_sklearn.features._networks import CutNetwork, build_lite, build_own, build_torchvision, fold_batch_norms
 from ipca_sklearn.features._timm import build_timm
 from ipca_sklearn.features._weights import Weights
 
@@ -25,14 +26,16 @@ class Backbone(nn.Module):
     """A frozen network, cut off after the last layer that is used. Pickles as a name and weights in numpy arrays.
 
     A module of the user's is copied: it is neither frozen nor moved, and later changes to it have no effect here. It
-    is pickled as it is, with the weights of the copy.
+    is pickled as it is, with the weights of the copy. Networks that torch.fx can trace are cut and their batch norms
+    folded; of others, hooks read the layers.
 
     Parameters
     ----------
     source : str or nn.Module
         `backbone` of `PatchFeatureExtractor`.
     layers : sequence of str or int, or None
-        Node names, as in :func:`torchvision.models.feature_extraction.get_graph_node_names`, or indices for timm.
+        Node names, as in :func:`torchvision.models.feature_extraction.get_graph_node_names`, names of modules that
+        tracing does not show, or indices for timm.
     weights : str, path or None
         `"DEFAULT"` or another name that torchvision or timm knows, a file with the state dict of the whole network,
         or None.
@@ -81,6 +84,12 @@ class Backbone(nn.Module):
         output = self._run_compiled(images) if compiled else self.network(images)
         # Both torchvision and timm return the maps in the order of the network, not in the order asked for.
         values = output if isinstance(output, dict) else dict(zip(sorted(self.layers), output, strict=True))
+        for layer in self.layers:
+            if layer not in values:  # only of a network with hooks
+                raise ValueError(
+                    f"layer {layer!r} of backbone {self.label()} does not run on images {tuple(images.shape)}; choose "
+                    "a module in layers= that is called for all images"
+                )
         return [self._as_map(values[layer], layer) for layer in self.layers]
 
     def _run_compiled(self, images: Tensor) -> Any:
@@ -190,6 +199,6 @@ def _build(source: str | nn.Module, layers: Sequence[Any] | None, weights: Weigh
         return build_own(source, layers, weights)
     if source.startswith("timm:"):
         return build_timm(source.removeprefix("timm:"), layers, weights, crop_size)
-    if source == "efficientnet_lite0":
-        return build_lite0(layers, weights)
+    if source in LITE_NAMES:
+        return build_lite(source, layers, weights)
     return build_torchvision(source, layers, weights, crop_size)

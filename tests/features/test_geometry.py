@@ -18,7 +18,7 @@ from ipca_sklearn.exceptions import AspectRatioWarning, FewImagesWarning, ImageR
 from ipca_sklearn.export import to_torch
 from ipca_sklearn.features._geometry import auto_size
 from ipca_sklearn.inspection import AnomalyMapDisplay, overlay
-from ipca_sklearn.persistence import load, load_skops, save, save_skops
+from ipca_sklearn.persistence import fit_resumable, load, load_skops, save, save_skops
 
 HEIGHT, WIDTH = 48, 112
 
@@ -270,6 +270,15 @@ def test_a_region_survives_files_copies_and_merging(tmp_path):
         copy.copy(pipe[-1]).merge(fitted()[-1])
     with pytest.raises(ValueError, match="another region of interest"):
         pipe[-1].transform(extractor().fit(images).transform(images))
+
+
+def test_a_fit_that_goes_on_has_the_same_region(tmp_path):
+    picture, images = tmp_path / "region.png", pictures()
+    Image.fromarray(left_half()).save(picture)
+    fit_resumable(pipeline(region=picture), images, tmp_path / "fit.checkpoint")
+    Image.fromarray(~left_half()).save(picture)
+    with pytest.raises(ValueError, match=r"other parameters \(region of features"):
+        fit_resumable(pipeline(region=picture), images, tmp_path / "fit.checkpoint")
 
 
 def test_features_of_a_region_are_cached_and_read_as_arrays(tmp_path):

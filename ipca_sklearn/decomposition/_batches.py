@@ -36,7 +36,7 @@ class LazySource(Protocol):
     may_skip : bool
         Whether some of the n samples may turn out to be unreadable.
     region : ndarray of bool, shape (H, W), or None
-        The patches that `read` yields, as (b, P, m); None is all, as (b, H, W, m).
+        The patches that `read` yields, as (b, P, m); None is all, as (b, H, W, m). A source may do without it.
     """
 
     @property
@@ -47,8 +47,6 @@ class LazySource(Protocol):
     def device(self) -> torch.device: ...
     @property
     def may_skip(self) -> bool: ...
-    @property
-    def region(self) -> np.ndarray | None: ...
 
     def __len__(self) -> int: ...
 
@@ -304,7 +302,7 @@ def read_steps(estimator: Any, X: Any, *, reset: bool) -> StepReader:
         )
     names = getattr(checked, "feature_names_in_", None) if len(shape) == 2 else None
     dtype = _floating(source.dtype)
-    region = source.region if isinstance(source, LazySource) else None
+    region = getattr(source, "region", None) if isinstance(source, LazySource) else None
     steps = StepReader(
         source, shape[0], shape[1:-1], shape[-1], array_type, dtype, torch.device(device), owner, names, region
     )

@@ -281,10 +281,10 @@ class DetectorMachine(RuleBasedStateMachine):
             X = X[:0]
         else:
             self.detector.n_components = k + 1
-        before = pickle.dumps(self.detector.pca_), self.detector.offset_
+        before = pickle.dumps(self.detector.pca_), self.detector.calibration_scores_.tolist()
         with pytest.raises(ValueError):
             self.detector.partial_fit(X)
-        assert (pickle.dumps(self.detector.pca_), self.detector.offset_) == before
+        assert (pickle.dumps(self.detector.pca_), self.detector.calibration_scores_.tolist()) == before
         self.detector.n_components = k
 
     @precondition(lambda self: len(self.seen))

@@ -77,7 +77,7 @@ class PatchFeatureExtractor(VersionedMixin, TableOutputMixin, TransformerMixin, 
         How images are resized. `"nearest"` is the paper's: it keeps one pixel of several and ignores the others, so
         fine textures alias. `"bilinear"` averages them: better for images much larger than `image_size`.
     augment : {"random_crop"}, callable or None, default=None
-        Applied by `fit_transform`, and so by the fit of a pipeline, to each resized image (3, *image_size_) instead of
+        Applied by `fit_transform`, and so by the fit of a pipeline, to each resized image (3, height, width) instead of
         the centre crop; `transform` never augments. The centre of what a callable returns is used. Random
         numbers that it draws from torch's global generator follow `random_state`; one thread at a time augments.
     batch_size : int, default=8
@@ -423,7 +423,8 @@ class PatchFeatureExtractor(VersionedMixin, TableOutputMixin, TransformerMixin, 
 
         Returns
         -------
-        ndarray of bool, shape (n, *crop_size_)
+        ndarray of bool, shape (n, height, width)
+            Height and width are `crop_size_`.
         """
         image_size, crop_size = self._sizes()
         cut = np.zeros((len(masks), *crop_size), dtype=bool)

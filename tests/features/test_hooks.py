@@ -22,7 +22,7 @@ from ipca_sklearn.features._hooks import HookedNetwork
 
 
 def make(network, layers, weights=None):
-    return Backbone(network, layers, weights, 0, 16)
+    return Backbone(network, layers, weights, 0, (16, 16))
 
 
 def noise(seed=0, n=2):

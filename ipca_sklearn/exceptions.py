@@ -5,6 +5,7 @@ from __future__ import annotations
 from sklearn.exceptions import InconsistentVersionWarning
 
 __all__ = [
+    "AspectRatioWarning",
     "FewImagesWarning",
     "ImageReadError",
     "InconsistentPackageVersionWarning",
@@ -16,6 +17,10 @@ __all__ = [
 
 class ImageReadError(OSError, ValueError):
     """An image cannot be read. The message names the image, the reason and the remedy."""
+
+
+class AspectRatioWarning(UserWarning):
+    """Images have other proportions than the first image of the fit, and are stretched to its shape."""
 
 
 class FewImagesWarning(UserWarning):

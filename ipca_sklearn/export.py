@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,7 +39,11 @@ class PatchGaussianModule(nn.Module):
         `map_threshold_` of the detector: patches with a larger value are anomalous.
     """
 
-    _blur_matrix: Tensor | None
+    _inside: Tensor | None  # patches of the region of interest
+    _place: Tensor | None  # for each patch of the map, its number among those, or theirs for "outside"
+    _blur_rows: Tensor | None
+    _blur_columns: Tensor | None
+    _blur_weights: Tensor | None
 
     def __init__(self, extractor: PatchFeatureExtractor, detector: PatchGaussianDetector) -> None:
         super().__init__()
@@ -47,10 +52,20 @@ class PatchGaussianModule(nn.Module):
         self._features = _Features(settings, getattr(detector, "feature_indices_", None))
         self._distances = _Distances(detector.distance_operator(torch.device("cpu")))
         self.image_size = settings.images.image_size
+        self._backbone_label = settings.backbone.label()
         self._image_score = detector.image_score
         self._grid_size = settings.grid_size
+        region = None if settings.region is None else torch.from_numpy(settings.region)
+        _register(self, "_inside", None if region is None else region.flatten().nonzero()[:, 0])
+        _register(self, "_place", None if region is None else _places(region))
         sigma = detector.smoothing
-        _register(self, "_blur_matrix", blur_matrix(settings.grid_size, sigma).float() if sigma > 0 else None)
+        rows, columns = (blur_matrix(side, sigma).float() if sigma > 0 else None for side in settings.grid_size)
+        _register(self, "_blur_rows", rows)
+        _register(self, "_blur_columns", columns)
+        weights = None
+        if region is not None and rows is not None and columns is not None:
+            weights = region / (rows @ region.float() @ columns.T).clamp_min(torch.finfo(torch.float32).tiny)
+        _register(self, "_blur_weights", weights)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Score images.
@@ -64,13 +79,19 @@ class PatchGaussianModule(nn.Module):
         -------
         score : Tensor of shape (n,)
             As `score_samples`: higher is more normal.
-        map : Tensor of shape (n, grid_size, grid_size)
+        map : Tensor of shape (n, H', W')
             As `transform`: larger is more anomalous.
         """
-        maps = self._distances(self._features(images)).unflatten(1, (self._grid_size, self._grid_size))
-        if self._blur_matrix is not None:
-            maps = self._blur_matrix @ maps @ self._blur_matrix.T
-        return -image_scores(maps, self._image_score), maps
+        distances = self._distances(self._features(images, self._inside))
+        if self._place is not None:
+            outside = torch.zeros_like(distances[:, :1])
+            distances = torch.cat([distances, outside], dim=1)[:, self._place]
+        maps = distances.unflatten(1, self._grid_size)
+        if self._blur_rows is not None and self._blur_columns is not None:
+            maps = self._blur_rows @ maps @ self._blur_columns.T
+            maps = maps if self._blur_weights is None else maps * self._blur_weights
+        values = maps.flatten(1)
+        return -image_scores(values if self._inside is None else values[:, self._inside], self._image_score), maps
 
 
 class _Features(nn.Module):
@@ -84,26 +105,25 @@ class _Features(nn.Module):
         super().__init__()
         self._settings = settings.images
         self._backbone = copy.deepcopy(settings.backbone).float().cpu()
-        side = settings.images.crop_size
         self.register_buffer("_mean", torch.tensor(settings.mean).view(3, 1, 1))
         self.register_buffer("_std", torch.tensor(settings.std).view(3, 1, 1))
         _register(self, "_columns", None if columns is None else torch.from_numpy(columns))
         with torch.inference_mode():
-            layers = self._backbone(torch.zeros(1, 3, side, side))
+            layers = self._backbone(torch.zeros(1, 3, *settings.images.crop_size))
+        how = settings.map_interpolation, settings.pooling_size, torch.device("cpu")
         for index, layer in enumerate(layers):
-            matrix = resize_matrix(
-                layer.shape[-1],
-                settings.grid_size,
-                settings.map_interpolation,
-                settings.pooling_size,
-                torch.device("cpu"),
-            )
-            self.register_buffer(f"_resize_matrix_{index}", matrix.clone())
+            for axis, side, new_side in zip(("rows", "columns"), layer.shape[2:], settings.grid_size, strict=True):
+                self.register_buffer(f"_{axis}_{index}", resize_matrix(side, new_side, *how).clone())
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, inside: Tensor | None) -> Tensor:
         layers = self._backbone((self._cut(images) - self._mean) / self._std)
-        resized = [on_grid(layer, self.get_buffer(f"_resize_matrix_{index}")) for index, layer in enumerate(layers)]
+        resized = [
+            on_grid(layer, self.get_buffer(f"_rows_{index}"), self.get_buffer(f"_columns_{index}"))
+            for index, layer in enumerate(layers)
+        ]
         features = torch.cat(resized, dim=3).flatten(1, 2)
+        if inside is not None:
+            features = features[:, inside]
         if self._columns is not None:
             features = features[..., self._columns]
         return features.transpose(0, 1)
@@ -111,21 +131,25 @@ class _Features(nn.Module):
     def _cut(self, images: Tensor) -> Tensor:
         """Resize to image_size, crop the centre and scale to [0, 1]; the size of the input is known only here."""
         settings = self._settings
-        start = round((settings.image_size - settings.crop_size) / 2)
-        crop = slice(start, start + settings.crop_size)
-        integers = images.dtype == torch.uint8
-        precise = torch.float64 if integers and settings.interpolation != "nearest" else torch.float32
-        positions = torch.arange(settings.image_size, device=images.device, dtype=precise)
-        if settings.interpolation == "nearest":
-            rows, columns = (_nearest(positions[crop], side, settings.image_size) for side in images.shape[2:])
+        nearest, integers = settings.interpolation == "nearest", images.dtype == torch.uint8
+        precise = torch.float64 if integers and not nearest else torch.float32
+        axes = []
+        for side, new_side, kept in zip(images.shape[2:], settings.image_size, settings.crop_size, strict=True):
+            start = round((new_side - kept) / 2)
+            positions = torch.arange(new_side, device=images.device, dtype=precise)
+            resized = (_nearest if nearest else _antialiased)(positions, side, new_side)
+            # Weights of 16 bits depend on all of them, so they are rounded before the crop.
+            resized = _in_16_bits(resized) if integers and not nearest else resized
+            axes.append(resized[start : start + kept])
+        rows, columns = axes
+        if nearest:
             cut = images[:, :, rows][..., columns].float()
             return cut / 255 if integers else cut
-        rows, columns = (_antialiased(positions, side, settings.image_size) for side in images.shape[2:])
         if not integers:
-            return rows[crop] @ (images.float() @ columns[crop].T)
+            return rows @ (images.float() @ columns.T)
         # ATen's kernel for 8-bit images (UpSampleKernel) has 16-bit weights and rounds after each pass, width first.
-        half = (images.double() @ _in_16_bits(columns)[crop].T + 0.5).floor()
-        return ((_in_16_bits(rows)[crop] @ half + 0.5).floor() / 255).float()
+        half = (images.double() @ columns.T + 0.5).floor()
+        return ((rows @ half + 0.5).floor() / 255).float()
 
 
 def _nearest(positions: Tensor, side: int, new_side: int) -> Tensor:
@@ -166,6 +190,12 @@ class _Distances(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         return linalg.distances_from_centred(features - self._mean, self._rows, None, self._scale, self._precision).T
+
+
+def _places(region: Tensor) -> Tensor:
+    """Return for each patch of the grid its number among those of the region, and their number for the others."""
+    flat = region.flatten()
+    return torch.where(flat, flat.cumsum(0) - 1, flat.sum())
 
 
 def _register(module: nn.Module, name: str, values: Tensor | None) -> None:
@@ -260,7 +290,8 @@ def to_onnx(pipe: Pipeline, path: PathLike, *, dtype: str = "uint8", opset_versi
         The model has more than 2 GB, the limit of an ONNX file in one piece. Only `covariance="full"` with many
         features has so many numbers.
     RuntimeError
-        torch is older than 2.10.
+        torch is older than 2.10, or `torch.export` cannot follow the network: a file for onnxruntime holds no control
+        flow that depends on the values of an image.
     TypeError, NotFittedError
         As `to_torch`.
 
@@ -285,10 +316,10 @@ def to_onnx(pipe: Pipeline, path: PathLike, *, dtype: str = "uint8", opset_versi
             f"the model has {n_bytes / 1e9:.1f} GB, an ONNX file holds 2: lower n_components, or n_random_features "
             "with covariance='full'"
         )
-    side = module.image_size
-    images = torch.zeros(2, 3, side, side + 1, dtype=getattr(torch, dtype))
+    height, width = module.image_size
+    images = torch.zeros(2, 3, height, width + 1, dtype=getattr(torch, dtype))
     dynamic = {"images": {0: torch.export.Dim("n"), 2: torch.export.Dim("height"), 3: torch.export.Dim("width")}}
-    program = torch.onnx.export(
+    program = _onnx_program(
         module,
         (images,),
         dynamo=True,
@@ -298,7 +329,6 @@ def to_onnx(pipe: Pipeline, path: PathLike, *, dtype: str = "uint8", opset_versi
         dynamic_shapes=dynamic,
         verbose=False,
     )
-    assert program is not None  # dynamo=True returns one
     program.model.metadata_props.update(
         offset=repr(module.offset),
         map_threshold=repr(module.map_threshold),
@@ -307,3 +337,16 @@ def to_onnx(pipe: Pipeline, path: PathLike, *, dtype: str = "uint8", opset_versi
     # Not program.save: from 1.5 GB on it writes weights to a second file.
     with replacing(path) as file:
         file.write(program.model_proto.SerializeToString())
+
+
+def _onnx_program(module: PatchGaussianModule, *arguments: Any, **options: Any) -> Any:
+    """Return what torch.onnx.export returns, or an error that names the backbone."""
+    try:
+        return torch.onnx.export(module, *arguments, **options)
+    except torch.onnx.OnnxExporterError as error:
+        cause = error.__cause__ or error
+        raise RuntimeError(
+            f"backbone {module._backbone_label} cannot be written as ONNX, because torch.export cannot follow it "
+            f"({type(cause).__name__}: {str(cause)[:300]}). Control flow that depends on the values of an image has no "
+            "place in such a file: keep the model with persistence.save, or choose another backbone"
+        ) from error

@@ -114,6 +114,59 @@ def test_what_the_pipeline_learns_later_has_no_effect():
     assert not np.allclose(after, pipe.score_samples(images))
 
 
+class Branching(nn.Module):
+    """torch.fx cannot trace either condition; torch.export can follow the one that depends on the shape alone."""
+
+    def __init__(self, on_values):
+        super().__init__()
+        self.on_values = on_values
+        self.stem, self.act = nn.Conv2d(3, 4, 4, 4), nn.ReLU(inplace=True)
+        self.norm, self.body = nn.BatchNorm2d(4), nn.Conv2d(4, 5, 1)
+        self.head = nn.Linear(8, 3000)  # for images of another size
+
+    def forward(self, x):
+        if x.shape[1] != 3 or (self.on_values and x.sum() > 1e9):
+            raise ValueError("no image")
+        return self.head(self.body(self.act(self.norm(self.stem(x)))))
+
+
+def branching(on_values):
+    torch.manual_seed(0)
+    extractor = PatchFeatureExtractor(
+        Branching(on_values), layers=["norm", "body"], image_size=40, crop_size=32, random_state=0
+    )
+    return Pipeline([("features", extractor), ("detector", PatchGaussianDetector(3))]).fit(pictures(20, 90, 70))
+
+
+@pytest.mark.parametrize("on_values", [False, True])
+def test_a_network_with_hooks_scores_in_a_module_as_in_the_pipeline(on_values):
+    pipe, images = branching(on_values), pictures(5, 90, 70, seed=1)
+    score, maps = to_torch(pipe)(torch.from_numpy(channels_first(images)))
+    np.testing.assert_allclose(score, pipe.score_samples(images), rtol=1e-4)
+    np.testing.assert_allclose(maps, pipe.transform(images), rtol=1e-3, atol=1e-4)
+
+
+@new_torch
+def test_a_network_with_hooks_is_written_if_torch_export_can_follow_it(tmp_path):
+    pipe = branching(on_values=False)
+    to_onnx(pipe, tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    for images in (pictures(1, 20, 30, seed=1), pictures(7, 151, 64, seed=2)):
+        score, maps = session.run(None, {"images": channels_first(images)})
+        np.testing.assert_allclose(score, pipe.score_samples(images), rtol=1e-4)
+        np.testing.assert_allclose(maps, pipe.transform(images), rtol=1e-3, atol=1e-4)
+    assert (tmp_path / "model.onnx").stat().st_size < 4 * 8 * 3000  # the head is not in it
+
+
+@new_torch
+def test_a_network_that_torch_export_cannot_follow_is_named(tmp_path):
+    message = r"(?s)backbone Branching cannot be written as ONNX.*GuardOnDataDependent.*persistence\.save"
+    with pytest.raises(RuntimeError, match=message) as raised:
+        to_onnx(branching(on_values=True), tmp_path / "model.onnx")
+    assert len(str(raised.value)) < 1000
+    assert list(tmp_path.iterdir()) == []
+
+
 @new_torch
 def test_a_failed_export_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "model.onnx"

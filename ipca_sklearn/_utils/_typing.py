@@ -24,3 +24,5 @@ ArrayLike: TypeAlias = "np.typing.ArrayLike | Tensor"
 Image: TypeAlias = "PathLike | PILImage.Image | np.ndarray | Tensor"
 # Many images: a sequence of any of them, an array (n, H, W, C), a tensor (n, C, H, W).
 Images: TypeAlias = "Sequence[Image] | np.ndarray | Tensor"
+# Height and width in pixels, or rows and columns of patches.
+Size: TypeAlias = tuple[int, int]

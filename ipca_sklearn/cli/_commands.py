@@ -40,6 +40,8 @@ class Commands(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Return the name of the command to be run, the command and its arguments."""
         name, command, rest = super().resolve_command(ctx, args)
+        if rest[-1:] == ["--backbone"]:  # Typer has no options whose value may be left out
+            rest = [*rest, "list"]
         return name, load_command(name) if name in COMMANDS else command, rest
 
     def main(self, *args: Any, **options: Any) -> Any:
@@ -96,7 +98,10 @@ def _is_or_follows(error: BaseException | None, kind: type[BaseException]) -> bo
 class _Shower:
     """Prints warnings as lines, and one of those that come again with each step of images."""
 
-    _REPEATED = ("MultiPageImageWarning",)  # by name, because the class is in a room that imports scikit-learn
+    _REPEATED = (
+        "AspectRatioWarning",
+        "MultiPageImageWarning",
+    )  # by name, because the class is in a room that imports scikit-learn
 
     def __init__(self) -> None:
         self._shown: set[str] = set()

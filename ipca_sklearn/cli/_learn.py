@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -14,6 +15,7 @@ from sklearn.pipeline import Pipeline
 
 from ipca_sklearn import FewImagesWarning, PatchFeatureExtractor, PatchGaussianDetector, __version__, persistence
 from ipca_sklearn._utils._files import printable
+from ipca_sklearn.cli._backbone import choose_backbone
 from ipca_sklearn.cli._commands import INTERRUPTED
 from ipca_sklearn.cli._common import Device, ModelFile, OnError, find_images, folders_of, open_model
 from ipca_sklearn.cli._outputs import MODELS, Output, check_outputs, check_space
@@ -29,15 +31,29 @@ def fit(
     folders: Folders,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="MODEL", help="File of the model to write.")],
     backbone: Annotated[
-        str, typer.Option(help="Network, as in PatchFeatureExtractor. The weights of efficientnet_lite0 are a package.")
+        str,
+        typer.Option(
+            callback=choose_backbone,
+            is_eager=True,  # the list needs no images
+            help="Network, as in PatchFeatureExtractor; `list` prints which there are and where their weights come "
+            "from, and a pattern such as 'timm:*resnet*' those that match.",
+        ),
     ] = "efficientnet_lite0",
     k: Annotated[int, typer.Option("--k", min=1, help="Components per patch.")] = 16,
     step: Annotated[int, typer.Option(min=1, help="Images per update.")] = 16,
     false_positive_rate: Annotated[
         str, typer.Option(help="Share of new normal images that may be called anomalous, or auto.")
     ] = "auto",
-    image_size: Annotated[int, typer.Option(min=1, help="Side that images are resized to.")] = 256,
-    crop_size: Annotated[int, typer.Option(min=1, help="Side of the centre that is inspected.")] = 224,
+    image_size: Annotated[
+        str,
+        typer.Option(
+            help="Size images are resized to: 256, 160x416 (height x width), or auto: about the first's shape."
+        ),
+    ] = "256",
+    crop_size: Annotated[str, typer.Option(help="Size of the centre that is inspected, or all.")] = "224",
+    region: Annotated[
+        Path | None, typer.Option(metavar="MASK", help="Picture of the region of interest: white is inspected.")
+    ] = None,
     shuffle: Annotated[
         bool,
         typer.Option(help="Learn in a fixed random order, as folders are often sorted by time or light."),
@@ -66,8 +82,9 @@ def fit(
                 "features",
                 PatchFeatureExtractor(
                     backbone,
-                    image_size=image_size,
-                    crop_size=crop_size,
+                    image_size=_size("--image-size", image_size),
+                    crop_size=None if crop_size == "all" else _size("--crop-size", crop_size),
+                    region=region,
                     on_error=on_error,
                     device=device,
                     n_jobs=jobs,
@@ -80,7 +97,10 @@ def fit(
         ]
     )
     # The network says how large the model will be: P (k + 4) m numbers of 4 bytes.
-    n_patches, n_features = pipe[0].fit(paths).grid_size_ ** 2, pipe[0].n_features_out_
+    features = pipe[0].fit(paths).transform(paths[:1])
+    n_patches, n_features = np.prod(features.shape[1:3]), features.shape[3]
+    if features.region is not None:
+        n_patches = np.sum(features.region)
     check_space([replace(file, n_bytes=4 * n_patches * (k + 4) * n_features) for file in files])
     try:
         with Progress(len(paths)) as progress:
@@ -134,6 +154,17 @@ def update(
     pipe.learnt_from_ = [*getattr(pipe, "learnt_from_", []), _record(folders, pipe[-1].n_samples_seen_ - n_before)]
     persistence.save(pipe, place.path)
     _print_summary(pipe, place.path)
+
+
+def _size(option: str, text: str) -> Any:
+    """Return a size from a command line: "auto", a side, or height x width."""
+    if text == "auto":
+        return text
+    match = re.fullmatch(r"(\d+)(?:[x,](\d+))?", text)
+    if match is None:
+        raise ValueError(f"{option} {text!r} is no size: use 256 for a square, or 160x416 for height x width")
+    height, width = match.groups()
+    return int(height) if width is None else (int(height), int(width))
 
 
 def _rate_or_auto(text: str) -> float | str:

@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.exceptions import NotFittedError
@@ -19,7 +20,7 @@ from ipca_sklearn._utils._output import TableOutputMixin
 from ipca_sklearn._utils._sklearn_compat import fit_context
 from ipca_sklearn._utils._typing import ArrayLike, DeviceLike
 from ipca_sklearn._utils._versions import VersionedMixin
-from ipca_sklearn.decomposition._batches import StepReader, read_steps
+from ipca_sklearn.decomposition._batches import StepReader, read_steps, same_region
 from ipca_sklearn.decomposition._fitted import Fitted
 
 _Self = TypeVar("_Self", bound="BasePCA")
@@ -35,6 +36,7 @@ class BasePCA(VersionedMixin, TableOutputMixin, ClassNamePrefixFeaturesOutMixin,
     step_size: int | None
     device: DeviceLike
     patch_shape_: tuple[int, ...]
+    region_: np.ndarray | None = None
     n_features_in_: int
     n_components_: int
     n_samples_seen_: int
@@ -111,7 +113,13 @@ class BasePCA(VersionedMixin, TableOutputMixin, ClassNamePrefixFeaturesOutMixin,
         if fitted.overflowed:
             raise steps.overflow(fitted.dtype)
         set_learnt(
-            self, {"patch_shape_": steps.patch_shape, **steps.features_in, **_attributes(fitted, steps.array_type)}
+            self,
+            {
+                "patch_shape_": steps.patch_shape,
+                "region_": steps.region,
+                **steps.features_in,
+                **_attributes(fitted, steps.array_type),
+            },
         )
         return self
 
@@ -160,6 +168,7 @@ class BasePCA(VersionedMixin, TableOutputMixin, ClassNamePrefixFeaturesOutMixin,
         """
         check_is_fitted(self)
         steps = read_steps(self, X, reset=True)  # its width is k, not the m that was learnt
+        steps.region = self.region_
         if (*steps.patch_shape, steps.n_features) != (*self.patch_shape_, self.n_components_):
             raise ValueError(
                 f"X has shape {(steps.n_samples, *steps.patch_shape, steps.n_features)}; expected n samples of "
@@ -173,7 +182,12 @@ class BasePCA(VersionedMixin, TableOutputMixin, ClassNamePrefixFeaturesOutMixin,
             return function(self.fitted_.basis(device), step.to(device), whiten=self._whitens)
 
         joined = steps.map_steps(step_result, self.step_size)
-        return joined.reshape(steps.n_samples, *steps.patch_shape, width)
+        if self.region_ is None:
+            return joined.reshape(steps.n_samples, *steps.patch_shape, width)
+        grid = np.zeros if isinstance(joined, np.ndarray) else joined.new_zeros
+        whole = grid((steps.n_samples, *steps.patch_shape, width), dtype=joined.dtype)
+        whole[:, self.region_] = joined
+        return whole
 
     def _merge(self: _Self, other: Any, kind: type[BasePCA]) -> _Self:
         """Take in what `other`, which must be a `kind`, learnt from other samples."""
@@ -182,13 +196,16 @@ class BasePCA(VersionedMixin, TableOutputMixin, ClassNamePrefixFeaturesOutMixin,
             raise TypeError(f"merge takes another {kind.__name__}, got {type(other).__name__}")
         check_is_fitted(other)
         mine, theirs = self._signature(), other._signature()
+        if not same_region(self.region_, other.region_):
+            raise ValueError("cannot merge estimators of different regions of interest: fit both alike")
         differences = [f"{name} {mine[name]} and {theirs[name]}" for name in mine if mine[name] != theirs[name]]
         if differences:
             raise ValueError(f"cannot merge estimators of different {'; '.join(differences)}: fit both alike")
         names = {name: value for name, value in vars(self).items() if name.endswith("_in_")}
         merged = self._merged(self.fitted_, other.fitted_)
         array_type = self.fitted_.array_type
-        set_learnt(self, {"patch_shape_": self.patch_shape_} | names | _attributes(merged, array_type))
+        shape = {"patch_shape_": self.patch_shape_, "region_": self.region_}
+        set_learnt(self, shape | names | _attributes(merged, array_type))
         return self
 
     @abstractmethod

@@ -83,6 +83,9 @@ class BatchedIncrementalPCA(BasePCA):
         Names of the columns, where the first X had string names.
     patch_shape_ : tuple of int
         `()`, `(P,)` or `(H, W)`: the shape of X between its first and its last axis.
+    region_ : ndarray of bool, shape (H, W), or None
+        The patches that were learnt, if X was PatchFeatures with a region of interest: the P of the attributes above
+        are those. None is all.
 
     See Also
     --------

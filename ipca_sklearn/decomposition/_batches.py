@@ -35,6 +35,8 @@ class LazySource(Protocol):
         Of the batches.
     may_skip : bool
         Whether some of the n samples may turn out to be unreadable.
+    region : ndarray of bool, shape (H, W), or None
+        The patches that `read` yields, as (b, P, m); None is all, as (b, H, W, m). A source may do without it.
     """
 
     @property
@@ -95,6 +97,8 @@ class StepReader:
         The estimator's name, for messages.
     feature_names : ndarray of str or None
         Names of the columns of a data frame.
+    region : ndarray of bool, shape `patch_shape`, or None
+        The patches that steps have; None is all. Steps are (b, P, m) for the P patches of the region.
     columns : ndarray of int or None
         The features of the source that steps have; see `take`.
     """
@@ -108,6 +112,7 @@ class StepReader:
     device: torch.device
     owner: str
     feature_names: np.ndarray | None
+    region: np.ndarray | None = None
     columns: np.ndarray | None = None
     _unchecked: list[tuple[int, int, Tensor]] = field(default_factory=list, init=False, repr=False)
     _first_reason: str | None = field(default=None, init=False, repr=False)
@@ -135,7 +140,7 @@ class StepReader:
     @property
     def n_patches(self) -> int:
         """Number of PCAs."""
-        return int(np.prod(self.patch_shape, dtype=int))
+        return int(np.prod(self.patch_shape, dtype=int)) if self.region is None else int(self.region.sum())
 
     @property
     def may_skip(self) -> bool:
@@ -165,7 +170,7 @@ class StepReader:
         """Yield steps with zeros in the rows of skipped images, and these rows with their reasons."""
         start = 0
         for batch, skipped in self._batches(self.n_samples if size is None else size):
-            step = batch.reshape(batch.shape[0], self.n_patches, -1)
+            step = self._patches_of(batch)
             if self.columns is not None:
                 step = step[..., torch.from_numpy(self.columns).to(step.device)]
             step = step.to(_floating(step.dtype))
@@ -180,6 +185,12 @@ class StepReader:
             start += len(step)
             yield step, skipped
         self.check_finite()
+
+    def _patches_of(self, batch: Tensor) -> Tensor:
+        """Return the patches that are looked at, (b, P, m)."""
+        if self.region is None or isinstance(self.source, LazySource):  # which has left out the others
+            return batch.reshape(batch.shape[0], self.n_patches, -1)
+        return batch[:, torch.from_numpy(self.region).to(batch.device)]
 
     def _batches(self, size: int) -> Iterator[tuple[Tensor, dict[int, str]]]:
         if isinstance(self.source, LazySource):
@@ -291,7 +302,10 @@ def read_steps(estimator: Any, X: Any, *, reset: bool) -> StepReader:
         )
     names = getattr(checked, "feature_names_in_", None) if len(shape) == 2 else None
     dtype = _floating(source.dtype)
-    steps = StepReader(source, shape[0], shape[1:-1], shape[-1], array_type, dtype, torch.device(device), owner, names)
+    region = getattr(source, "region", None) if isinstance(source, LazySource) else None
+    steps = StepReader(
+        source, shape[0], shape[1:-1], shape[-1], array_type, dtype, torch.device(device), owner, names, region
+    )
     if not reset:
         learnt = estimator.n_features_in_
         if steps.n_features != learnt:
@@ -301,7 +315,21 @@ def read_steps(estimator: Any, X: Any, *, reset: bool) -> StepReader:
                 f"X has patches of shape {steps.patch_shape} (X.shape={shape}), but {owner} was fitted on patches of "
                 f"shape {estimator.patch_shape_}"
             )
+        learnt_region = estimator.region_
+        if isinstance(source, LazySource) and not same_region(region, learnt_region):
+            raise ValueError(
+                f"X has another region of interest than what {owner} was fitted on: score with the extractor that the "
+                "fit used"
+            )
+        steps.region = learnt_region
     return steps
+
+
+def same_region(first: np.ndarray | None, second: np.ndarray | None) -> bool:
+    """Return whether two regions of interest are the same patches."""
+    if first is None or second is None:
+        return first is second
+    return np.array_equal(first, second)
 
 
 def _blank(estimator: Any) -> Any:

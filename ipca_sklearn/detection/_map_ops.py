@@ -29,28 +29,48 @@ class MapScorer:
         Standard deviation of the blur of maps, in patches.
     image_score : {"max", "mean"} or float
         See `image_scores`.
+    region : ndarray of bool, shape (H, W), or None
+        The patches that there are Gaussians of; None is all.
     """
 
     operator: linalg.DistanceOperator
     patch_shape: tuple[int, ...]
     smoothing: float
     image_score: Any
+    region: np.ndarray | None = None
 
     def maps(self, step: Tensor) -> Tensor:
-        """Return the maps (b, *patch_shape) of a step (b, P, m); (b, 1) for one PCA."""
+        """Return the maps (b, *patch_shape) of a step (b, P, m); (b, 1) for one PCA. They are 0 outside of a region."""
         distances = linalg.patch_distances(self.operator, step.to(self.operator.mean.device))
-        maps = distances.unflatten(1, self.patch_shape or (1,))
-        return smooth_maps(maps, self.smoothing) if self.smoothing > 0 else maps
+        if self.region is None:
+            maps = distances.unflatten(1, self.patch_shape or (1,))
+            return smooth_maps(maps, self.smoothing) if self.smoothing > 0 else maps
+        region = torch.from_numpy(self.region).to(distances.device)
+        maps = distances.new_zeros(len(distances), *self.patch_shape)
+        maps[:, region] = distances
+        if self.smoothing > 0:  # over the patches of the region alone
+            weights = smooth_maps(region[None].to(maps), self.smoothing)
+            maps = smooth_maps(maps, self.smoothing) / weights.clamp_min_(torch.finfo(maps.dtype).tiny) * region
+        return maps
+
+    def inspected(self, maps: Tensor) -> Tensor:
+        """Return the values (b, P) of maps that belong to the region."""
+        return inspected(maps, self.region)
 
     def scores(self, step: Tensor) -> Tensor:
         """Return the image scores (b,) of a step (b, P, m); higher is more normal."""
-        return -image_scores(self.maps(step), self.image_score)
+        return -image_scores(self.inspected(self.maps(step)), self.image_score)
 
     def summaries(self, step: Tensor, weight: float) -> Tensor:
         """Return the summaries (b, 2 + q) of a `Calibration` for a step (b, P, m), by a model of this weight."""
-        maps = self.maps(step)
+        maps = self.inspected(self.maps(step))
         weights = maps.new_full((len(maps), 1), weight)
         return torch.cat([weights, -image_scores(maps, self.image_score)[:, None], upper_quantiles(maps)], dim=1)
+
+
+def inspected(maps: Tensor, region: np.ndarray | None) -> Tensor:
+    """Return the values (b, P) of maps (b, H, W) that belong to a region of interest; None is all."""
+    return maps.flatten(1) if region is None else maps[:, torch.from_numpy(region).to(maps.device)]
 
 
 def smooth_maps(maps: Tensor, sigma: float) -> Tensor:
@@ -69,9 +89,8 @@ def blur_matrix(side: int, sigma: float) -> Tensor:
     return torch.from_numpy(gaussian_filter1d(np.eye(side), sigma, axis=0))
 
 
-def image_scores(maps: Tensor, how: Any) -> Tensor:
-    """Return one value per map: the largest (`"max"`), the mean, or the mean of a share of the largest values."""
-    values = maps.flatten(1)
+def image_scores(values: Tensor, how: Any) -> Tensor:
+    """Return one value per row of (n, P): the largest (`"max"`), the mean, or the mean of a share of the largest."""
     if how == "max":
         return values.amax(1)
     if how == "mean":

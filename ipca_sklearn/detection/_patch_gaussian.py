@@ -123,6 +123,8 @@ class PatchGaussianDetector(
         The features that are used, ascending; only with `n_random_features`.
     patch_shape_ : tuple of int
         `(H, W)`, `(P,)` or `()`.
+    region_ : ndarray of bool, shape (H, W), or None
+        The patches that were learnt, if the features have a region of interest; None is all.
 
     See Also
     --------
@@ -286,15 +288,15 @@ class PatchGaussianDetector(
                 if few:
                     images.append(step.clone())
                 if learning.n_samples + len(step) > first_scored:
-                    summaries.extend(self._summaries(step, learning.fitted, pca, learnt.patch_shape))
+                    summaries.extend(self._summaries(step, learning.fitted, pca, learnt))
                 learning.advance(step)
             if learning.fitted is None:  # there are images, but all of them were skipped
                 raise learnt.unreadable()
             if prequential and not few and learning.n_samples <= FEW_IMAGES:  # most images were skipped
                 images = [step.clone() for step in learnt.read(self.step_size)]
-            left_out = self._leave_out(torch.cat(images), start, pca, learnt.patch_shape, N_BLOCKS) if images else []
+            left_out = self._leave_out(torch.cat(images), start, pca, learnt, N_BLOCKS) if images else []
             for step in held_out.read(self.step_size) if held_out is not None else ():
-                summaries.extend(self._summaries(step, learning.fitted, pca, learnt.patch_shape))
+                summaries.extend(self._summaries(step, learning.fitted, pca, learnt))
         pca.store(learning.fitted, learnt)
         old_left_out = Calibration.empty(steps.n_patches) if start is None else self._left_out
         self._store(

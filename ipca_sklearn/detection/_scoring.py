@@ -14,9 +14,9 @@ from ipca_sklearn._utils._devices import resolve_device
 from ipca_sklearn._utils._sklearn_compat import validate_parameters
 from ipca_sklearn._utils._typing import ArrayLike, DeviceLike
 from ipca_sklearn.decomposition._base import BasePCA
-from ipca_sklearn.decomposition._batches import read_steps
+from ipca_sklearn.decomposition._batches import StepReader, read_steps
 from ipca_sklearn.decomposition._fitted import Fitted, FittedCovariance
-from ipca_sklearn.detection._map_ops import MapScorer, image_scores
+from ipca_sklearn.detection._map_ops import MapScorer, image_scores, inspected
 
 
 class MapScoringMixin:
@@ -31,6 +31,11 @@ class MapScoringMixin:
     device: DeviceLike
     pca_: BasePCA
     patch_shape_: tuple[int, ...]
+
+    @property
+    def region_(self) -> np.ndarray | None:
+        """The patches that are inspected, of features with a region of interest; None is all."""
+        return self.pca_.region_
 
     @property
     def n_samples_seen_(self) -> int:
@@ -102,9 +107,9 @@ class MapScoringMixin:
         shape = self.patch_shape_ or (1,)
         if tuple(maps.shape[1:]) != shape:
             raise ValueError(f"maps of shape {tuple(maps.shape)}; expected (n, {', '.join(map(str, shape))})")
-        if isinstance(maps, Tensor):
-            return -image_scores(maps, self.image_score)
-        return -image_scores(torch.from_numpy(np.ascontiguousarray(maps)), self.image_score).numpy()
+        tensor = maps if isinstance(maps, Tensor) else torch.from_numpy(np.ascontiguousarray(maps))
+        scores = -image_scores(inspected(tensor, self.region_), self.image_score)
+        return scores if isinstance(maps, Tensor) else scores.numpy()
 
     def score(self, X: ArrayLike, y: Any = None) -> float:
         """Return the mean log-likelihood of the patches of images under probabilistic PCA: higher fits better.
@@ -161,16 +166,20 @@ class MapScoringMixin:
         check_is_fitted(self)
         validate_parameters(self)
         home = self.pca_.fitted_.state.mean.device
-        return self._scorer(self.pca_.fitted_, home if device is None else torch.device(device), ()).operator
+        return self._operator(self.pca_.fitted_, home if device is None else torch.device(device))
 
-    def _scorer(self, fitted: Fitted, device: torch.device, patch_shape: tuple[int, ...]) -> MapScorer:
+    def _operator(self, fitted: Fitted, device: torch.device) -> linalg.DistanceOperator:
         device = resolve_device(self.device, device, required=False)
         how: dict[str, Any] = {"distance": self.distance, "noise_shrinkage": self.noise_shrinkage}
         if isinstance(fitted, FittedCovariance):
             self._check_full_distance()
             how = {"ridge": self.ridge}
-        operator = fitted.distance_operator(device, **how)
-        return MapScorer(operator, patch_shape, self.smoothing, self.image_score)
+        return fitted.distance_operator(device, **how)
+
+    def _scorer(self, fitted: Fitted, step: Tensor, steps: StepReader) -> MapScorer:
+        """Return what scores this step of `steps` by a model."""
+        operator = self._operator(fitted, step.device)
+        return MapScorer(operator, steps.patch_shape, self.smoothing, self.image_score, steps.region)
 
     def _check_full_distance(self) -> None:
         if self.distance != "mahalanobis":
@@ -189,7 +198,7 @@ class MapScoringMixin:
         steps = read_steps(self, X, reset=False).take(self._columns())
 
         def result_of(step: Tensor) -> Tensor:
-            return function(self._scorer(self.pca_.fitted_, step.device, steps.patch_shape), step)
+            return function(self._scorer(self.pca_.fitted_, step, steps), step)
 
         return steps.map_steps(result_of, self.step_size)
 

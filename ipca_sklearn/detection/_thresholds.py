@@ -175,28 +175,26 @@ class ThresholdMixin(MapScoringMixin):
         steps = normal_steps(read_steps(self, X, reset=False), y).take(self._columns())
         summaries: list[Tensor] = []
         for step in steps.read(self.step_size):
-            summaries.extend(self._summaries(step, self.pca_.fitted_, self.pca_, steps.patch_shape))
+            summaries.extend(self._summaries(step, self.pca_.fitted_, self.pca_, steps))
         if not summaries and steps.may_skip:
             raise steps.unreadable()
         scores = Calibration.empty(steps.n_patches).extended(part.cpu().numpy() for part in summaries)
         self._store(self._features_in(), self._columns(), self.pca_, scores, left_out=scores)
         return self
 
-    def _summaries(
-        self, step: Tensor, fitted: Fitted | None, pca: BasePCA, patch_shape: tuple[int, ...]
-    ) -> list[Tensor]:
+    def _summaries(self, step: Tensor, fitted: Fitted | None, pca: BasePCA, steps: StepReader) -> list[Tensor]:
         """Return the summaries of images that are not learnt yet, for the calibration.
 
         Nothing is known before the first step. Each half of that step is then scored by a model of the other half.
         """
         if fitted is None:
-            return self._leave_out(step, None, pca, patch_shape, n_blocks=2)
+            return self._leave_out(step, None, pca, steps, n_blocks=2)
         if fitted.state.weight < 2:  # no variance is known
             return []
-        return [self._scorer(fitted, step.device, patch_shape).summaries(step, fitted.state.weight)]
+        return [self._scorer(fitted, step, steps).summaries(step, fitted.state.weight)]
 
     def _leave_out(
-        self, images: Tensor, start: Fitted | None, pca: BasePCA, patch_shape: tuple[int, ...], n_blocks: int
+        self, images: Tensor, start: Fitted | None, pca: BasePCA, steps: StepReader, n_blocks: int
     ) -> list[Tensor]:
         """Return the summaries of images, each by a model of all others but some. `start` has learnt none of them."""
 
@@ -210,7 +208,7 @@ class ThresholdMixin(MapScoringMixin):
             return []
         summaries: list[Tensor] = []
         for fitted, block in leave_out(learn, start, images, n_blocks):
-            summaries += self._summaries(block, fitted, pca, patch_shape)
+            summaries += self._summaries(block, fitted, pca, steps)
         return summaries
 
     def _store(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ipca_sklearn._utils._threads import seeded_torch, tracing_modules
-from ipca_sklearn.features._networks import CutNetwork, build_lite0, build_own, build_torchvision, fold_batch_norms
+from ipca_sklearn._utils._typing import Size
+from ipca_sklearn.features._efficientnet_lite import LITE_NAMES
+from ipca_sklearn.features._networks import CutNetwork, build_lite, build_own, build_torchvision, fold_batch_norms
 from ipca_sklearn.features._timm import build_timm
 from ipca_sklearn.features._weights import Weights
 
@@ -23,21 +26,23 @@ class Backbone(nn.Module):
     """A frozen network, cut off after the last layer that is used. Pickles as a name and weights in numpy arrays.
 
     A module of the user's is copied: it is neither frozen nor moved, and later changes to it have no effect here. It
-    is pickled as it is, with the weights of the copy.
+    is pickled as it is, with the weights of the copy. Networks that torch.fx can trace are cut and their batch norms
+    folded; of others, hooks read the layers.
 
     Parameters
     ----------
     source : str or nn.Module
         `backbone` of `PatchFeatureExtractor`.
     layers : sequence of str or int, or None
-        Node names, as in :func:`torchvision.models.feature_extraction.get_graph_node_names`, or indices for timm.
+        Node names, as in :func:`torchvision.models.feature_extraction.get_graph_node_names`, names of modules that
+        tracing does not show, or indices for timm.
     weights : str, path or None
         `"DEFAULT"` or another name that torchvision or timm knows, a file with the state dict of the whole network,
         or None.
     seed : int
         For weights that are random because `weights` is None.
-    crop_size : int
-        Side of the images, which transformers must know.
+    crop_size : (int, int)
+        Height and width of the images, which transformers must know.
 
     Attributes
     ----------
@@ -52,7 +57,7 @@ class Backbone(nn.Module):
     """
 
     def __init__(
-        self, source: str | nn.Module, layers: Sequence[Any] | None, weights: Weights, seed: int, crop_size: int
+        self, source: str | nn.Module, layers: Sequence[Any] | None, weights: Weights, seed: int, crop_size: Size
     ) -> None:
         super().__init__()
         self._source = (source,)  # in a tuple, so that torch does not register the user's module as a part of this one
@@ -72,13 +77,19 @@ class Backbone(nn.Module):
         return repr(self.name) if isinstance(self._source[0], str) else self.name
 
     def forward(self, images: Tensor, *, compiled: bool = False) -> list[Tensor]:
-        """Return one (n, C, H, W) map per layer for normalised images (n, 3, crop_size, crop_size).
+        """Return one (n, C, H, W) map per layer for normalised images (n, 3, *crop_size).
 
         With `compiled=True` the network is compiled first, unless it has been.
         """
         output = self._run_compiled(images) if compiled else self.network(images)
         # Both torchvision and timm return the maps in the order of the network, not in the order asked for.
         values = output if isinstance(output, dict) else dict(zip(sorted(self.layers), output, strict=True))
+        for layer in self.layers:
+            if layer not in values:  # only of a network with hooks
+                raise ValueError(
+                    f"layer {layer!r} of backbone {self.label()} does not run on images {tuple(images.shape)}; choose "
+                    "a module in layers= that is called for all images"
+                )
         return [self._as_map(values[layer], layer) for layer in self.layers]
 
     def _run_compiled(self, images: Tensor) -> Any:
@@ -97,8 +108,15 @@ class Backbone(nn.Module):
 
     def _as_map(self, value: Any, layer: str | int) -> Tensor:
         if isinstance(value, Tensor) and value.ndim == 3:  # tokens of a transformer, the class token in front
-            side = int(value.shape[1] ** 0.5)
-            return value[:, -side * side :].unflatten(1, (side, side)).permute(0, 3, 1, 2)
+            rows, columns = _token_grid(value.shape[1], self._crop_size)
+            if rows == 0:
+                height, width = self._crop_size
+                raise ValueError(
+                    f"layer {layer!r} of backbone {self.label()} gives {value.shape[1]} tokens, which are no grid "
+                    f"of the proportions of images of {height} x {width}; set image_size to one number, or choose "
+                    "another in layers="
+                )
+            return value[:, -rows * columns :].unflatten(1, (rows, columns)).permute(0, 3, 1, 2)
         if not isinstance(value, Tensor) or value.ndim != 4:
             shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(
@@ -107,10 +125,12 @@ class Backbone(nn.Module):
             )
         channels_last = isinstance(self._source[0], str) and self.name.startswith("swin")
         value = value.permute(0, 3, 1, 2) if channels_last else value
-        if value.shape[2] != value.shape[3]:
+        # Maps have about the proportions of the image, up to a row or a column that a stride has cut off.
+        (height, width), (rows, columns) = self._crop_size, value.shape[2:]
+        if max((rows - 1) * width / height - columns, (columns - 1) * height / width - rows) >= 1:
             raise ValueError(
-                f"layer {layer!r} of backbone {self.label()} gives {tuple(value.shape)}, which is no square map "
-                "(n, C, H, W); choose another in layers=, or move the channels to the front"
+                f"layer {layer!r} of backbone {self.label()} gives {tuple(value.shape)}, which is no map (n, C, H, W) "
+                f"of images of {height} x {width}; choose another in layers=, or move the channels to the front"
             )
         return value
 
@@ -132,7 +152,18 @@ class Backbone(nn.Module):
         )
 
 
-def _check_shapes(source: str | nn.Module, layers: Sequence[Any], crop_size: int, weights: dict[str, Any]) -> None:
+def _token_grid(n_tokens: int, image_size: Size) -> Size:
+    """Return rows and columns of tokens: the largest grid with the proportions of the image.
+
+    The tokens that are left over, in front, are those of the class and registers.
+    """
+    divisor = math.gcd(*image_size)
+    rows, columns = (side // divisor for side in image_size)
+    times = math.isqrt(n_tokens // (rows * columns))
+    return rows * times, columns * times
+
+
+def _check_shapes(source: str | nn.Module, layers: Sequence[Any], crop_size: Size, weights: dict[str, Any]) -> None:
     """Refuse weights that do not fit a network, before memory for the network is taken.
 
     A small file may name a network of any size, and a crop for which a transformer takes gigabytes. On torch's device
@@ -159,7 +190,7 @@ def _check_shapes(source: str | nn.Module, layers: Sequence[Any], crop_size: int
         )
 
 
-def _build(source: str | nn.Module, layers: Sequence[Any] | None, weights: Weights, crop_size: int) -> CutNetwork:
+def _build(source: str | nn.Module, layers: Sequence[Any] | None, weights: Weights, crop_size: Size) -> CutNetwork:
     if layers is not None:
         layers = tuple(layers)
         if not 0 < len(layers) == len(set(layers)):
@@ -168,6 +199,6 @@ def _build(source: str | nn.Module, layers: Sequence[Any] | None, weights: Weigh
         return build_own(source, layers, weights)
     if source.startswith("timm:"):
         return build_timm(source.removeprefix("timm:"), layers, weights, crop_size)
-    if source == "efficientnet_lite0":
-        return build_lite0(layers, weights)
+    if source in LITE_NAMES:
+        return build_lite(source, layers, weights)
     return build_torchvision(source, layers, weights, crop_size)

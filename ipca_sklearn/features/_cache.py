@@ -155,12 +155,12 @@ class StoredFeatures:
         Of the images of the pass.
     settings_digest : str
         Tells settings and networks apart.
-    shape : (int, int, int)
-        Shape of the features of an image.
+    shape : tuple of int
+        Shape of what is kept of an image, `(H, W, m)` or `(P, m)`.
     """
 
     def __init__(
-        self, cache: FeatureCache, images: Any, indices: np.ndarray, settings_digest: str, shape: tuple[int, int, int]
+        self, cache: FeatureCache, images: Any, indices: np.ndarray, settings_digest: str, shape: tuple[int, ...]
     ) -> None:
         folder = Path(cache.location, f"features-{settings_digest}")
         self._cache = cache

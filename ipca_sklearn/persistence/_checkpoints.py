@@ -267,7 +267,7 @@ def _block_size(model: Any, learner: Any, every: int) -> int:
 
 
 def _parameters(model: Any) -> dict[str, str]:
-    """Return what the result depends on besides X, as text: the parameters, and the digests of networks."""
+    """Return what the result depends on besides X, as text: the parameters, and digests of networks and regions."""
     named = model.get_params(deep=True)
     chosen = {
         name: value
@@ -278,6 +278,11 @@ def _parameters(model: Any) -> dict[str, str]:
     for name, step in model.steps[:-1] if isinstance(model, Pipeline) else ():
         if hasattr(step, "weights_digest"):  # a file or a module may have changed under the same name
             texts[f"weights of {name}"] = step.weights_digest()
+        if getattr(step, "region_", None) is not None:
+            digest = new_digest()
+            digest.update(describe(step.region_))
+            digest.update(content(step.region_))
+            texts[f"region of {name}"] = digest.hexdigest()
     return texts
 
 

@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -71,6 +72,37 @@ def test_a_misspelt_command_gets_a_suggestion():
     done = runner.invoke(app, ["predic"], env={"COLUMNS": "200"})
     assert done.exit_code == 2
     assert "Did you mean 'predict'" in done.output
+
+
+@pytest.mark.parametrize("arguments", [["--backbone"], ["--backbone", "list"], ["-o", "x", "--backbone", "list"]])
+def test_fit_lists_its_backbones_without_images(arguments):
+    done = runner.invoke(app, ["fit", *arguments])
+    assert done.exit_code == 0, done.output
+    lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines[:3]] == [f"efficientnet_lite{size}" for size in range(3)]
+    assert any(line.startswith("resnet18 ") for line in lines)
+    assert lines[-1].startswith("timm:<name> ")
+    assert len({re.match(r"\S+ +", line).end() for line in lines}) == 1  # one column
+
+
+def test_a_pattern_lists_the_backbones_that_match():
+    done = runner.invoke(app, ["fit", "--backbone", "resnet?8"])
+    assert done.exit_code == 0 and [line.split()[0] for line in done.stdout.splitlines()] == ["resnet18"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("efficientnet_lite5", r"'efficientnet_lite5' is unknown \(nearest: efficientnet_lite\d.*`--backbone list`"),
+        ("googlenet", r"no layers are known for 'googlenet'; name some in Python"),
+        ("lite*", r"no backbone matches 'lite\*'; `--backbone list`"),
+    ],
+)
+def test_a_wrong_backbone_is_told_before_images_are_read(name, message, tmp_path):
+    arguments = ["fit", str(tmp_path), "-o", str(tmp_path / "model"), "--backbone", name]
+    done = runner.invoke(app, arguments, env={"COLUMNS": "300", "TERMINAL_WIDTH": "300"})
+    assert done.exit_code == 2
+    assert re.search(message, " ".join(done.output.replace("│", " ").split())), done.output
 
 
 def test_progress_without_a_terminal_is_a_line_now_and_then(capsys, monkeypatch):

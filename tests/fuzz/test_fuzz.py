@@ -186,7 +186,7 @@ def test_odd_parameters_of_the_extractor_are_used_or_refused(
         except (*DOCUMENTED, OSError, ImportError) as error:
             assert str(error).strip()
         else:
-            assert features.shape == (2, extractor.grid_size_, extractor.grid_size_, extractor.n_features_out_)
+            assert features.shape == (2, *extractor.grid_size_, extractor.n_features_out_)
             assert np.isfinite(features).all()
 
 
@@ -281,10 +281,10 @@ class DetectorMachine(RuleBasedStateMachine):
             X = X[:0]
         else:
             self.detector.n_components = k + 1
-        before = pickle.dumps(self.detector.pca_), self.detector.offset_
+        before = pickle.dumps(self.detector.pca_), self.detector.calibration_scores_.tolist()
         with pytest.raises(ValueError):
             self.detector.partial_fit(X)
-        assert (pickle.dumps(self.detector.pca_), self.detector.offset_) == before
+        assert (pickle.dumps(self.detector.pca_), self.detector.calibration_scores_.tolist()) == before
         self.detector.n_components = k
 
     @precondition(lambda self: len(self.seen))

@@ -203,6 +203,30 @@ def test_a_pipeline_is_a_skops_file_of_known_types(tmp_path, backbone):
     np.testing.assert_array_equal(plain.predict(images), pipe.predict(images))
 
 
+class Branching(torch.nn.Module):
+    """torch.fx cannot trace it."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.body = torch.nn.Conv2d(3, 4, 4, 4), torch.nn.Conv2d(4, 5, 3, padding=1)
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.body(x if x.sum() > 0 else -x)
+
+
+def test_a_network_that_is_read_by_hooks_is_saved_with_its_model(tmp_path):
+    images = np.random.default_rng(0).integers(0, 255, (20, 40, 40, 3), dtype=np.uint8)
+    network = Branching()
+    pipe = pipeline(backbone=network, layers=["stem", "body"]).fit(images)
+    expected = pipe.score_samples(images)
+    torch.nn.init.zeros_(network.body.weight)  # what counts is the copy
+    save(pipe, tmp_path / "model.joblib")
+    np.testing.assert_array_equal(load(tmp_path / "model.joblib").score_samples(images), expected)
+    with pytest.raises(TypeError, match="features__backbone is a module of your own, a Branching"):
+        save_skops(pipe, tmp_path / "model.skops")
+
+
 def test_trusted_types_are_there():
     for name in trusted_types():
         module, _, attribute = name.rpartition(".")

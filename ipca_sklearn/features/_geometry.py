@@ -1,0 +1,137 @@
+"""Which size images are resized to, which part of them is inspected, and which patches lie in a region of interest."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from ipca_sklearn._utils._files import printable
+from ipca_sklearn._utils._typing import Image, Size
+from ipca_sklearn.exceptions import ImageReadError
+from ipca_sklearn.features._decode import read_mask, resize_and_crop, size_of
+
+# Of `image_size="auto"`: about as many pixels as the paper's square has, and sides that all strides divide.
+AUTO_PIXELS = 256 * 256
+AUTO_MULTIPLE = 32
+# By how much the proportions of a region of interest may differ from the image's: rounding of scaled masks.
+_REGION_TOLERANCE = 0.02
+
+
+def as_size(value: Any, name: str) -> Size | None:
+    """Return a parameter as (height, width): an integer is both; None is None.
+
+    Raises
+    ------
+    ValueError
+        It is neither, or not positive.
+    """
+    if value is None:
+        return None
+    sides = (value, value) if isinstance(value, Integral) else tuple(value)
+    if len(sides) != 2 or not all(isinstance(side, Integral) and int(side) >= 1 for side in sides):
+        raise ValueError(f"{name}={value!r} is neither an integer nor two, (height, width), of at least 1")
+    return int(sides[0]), int(sides[1])
+
+
+def sizes(image_size: Any, crop_size: Any) -> tuple[Size, Size]:
+    """Return `image_size` and `crop_size` as (height, width) each.
+
+    Raises
+    ------
+    ValueError
+        One of them is no size, or the crop is larger than the image.
+    """
+    image, crop = as_size(image_size, "image_size"), as_size(crop_size, "crop_size")
+    if image is None:
+        raise ValueError("image_size=None is no size; use 'auto' for the shape of the first image")
+    if crop is not None and (crop[0] > image[0] or crop[1] > image[1]):
+        raise ValueError(f"crop_size={crop_size} is larger than image_size={image_size}")
+    return image, crop or image
+
+
+def auto_size(size: Size) -> Size:
+    """Return the size for images of this height and width: their proportions, and about `AUTO_PIXELS`."""
+    scale = math.sqrt(AUTO_PIXELS / math.prod(size)) / AUTO_MULTIPLE
+    height, width = (max(1, round(side * scale)) * AUTO_MULTIPLE for side in size)
+    return height, width
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How images are resized and cropped. See the parameters of `PatchFeatureExtractor`.
+
+    Parameters
+    ----------
+    image_size, crop_size : (int, int)
+        Height and width of the resized image, and of the part of its centre that is used.
+    aspect_ratio : float or None
+        Height / width that images should have; None for any.
+    first : (str, (int, int)) or None
+        Name and size of the first image that can be read, where its size counts.
+    """
+
+    image_size: Size
+    crop_size: Size
+    aspect_ratio: float | None
+    first: tuple[str, Size] | None
+
+    @classmethod
+    def of(cls, images: Any, extractor: Any) -> Geometry:
+        """Return the geometry of an extractor with parameters for these images."""
+        auto = isinstance(extractor.image_size, str)
+        first = None
+        if auto or extractor.region is not None:
+            first = _first_readable(images, extractor.on_error, extractor.max_pixels)
+        if auto:
+            assert first is not None
+            return cls(*sizes(auto_size(first[1]), extractor.crop_size), first[1][0] / first[1][1], first)
+        return cls(*sizes(extractor.image_size, extractor.crop_size), None, first)
+
+    def patches_inside(self, region: Image, grid_size: Size, max_pixels: int) -> np.ndarray:
+        """Return the patches (H, W) of which at least half of the pixels belong to a region of interest.
+
+        Raises
+        ------
+        ValueError
+            The region has other proportions than the first image, or no patch is in it.
+        ImageReadError
+            It is no image.
+        """
+        assert self.first is not None
+        name = f"region {printable(region)}" if isinstance(region, (str, os.PathLike)) else "region"
+        mask = read_mask(region, name, max_pixels)
+        image, (height, width) = self.first
+        if abs(math.log(mask.shape[0] * width / (mask.shape[1] * height))) > _REGION_TOLERANCE:
+            raise ValueError(
+                f"{name} has {mask.shape[0]} x {mask.shape[1]} pixels, {image} has {height} x {width}: a region lies "
+                "over the whole image and has its proportions; draw it on one of the images"
+            )
+        cut = resize_and_crop(mask[None].to(torch.float32), self.image_size, self.crop_size, "bilinear")
+        inside = (F.adaptive_avg_pool2d(cut[None], grid_size)[0, 0] >= 0.5).numpy()
+        if not inside.any():
+            raise ValueError(
+                f"{name} leaves nothing to inspect: none of the {grid_size[0]} x {grid_size[1]} patches has half of "
+                "its pixels in it. White (True, or 128 and more) is inspected"
+            )
+        return inside
+
+
+def _first_readable(images: Any, on_error: str, max_pixels: int) -> tuple[str, Size]:
+    """Return name and size of the first image, or of the first that can be read where others are skipped."""
+    for index, image in enumerate(images if isinstance(images, Sequence) else images[:1]):
+        name = printable(image) if isinstance(image, (str, os.PathLike)) else f"X[{index}]"
+        try:
+            return name, size_of(image, name, max_pixels)
+        except ImageReadError as error:
+            reason = error
+            if on_error == "raise":
+                raise
+    raise ImageReadError(f"none of the {len(images)} images could be read, one of them because: {reason}")

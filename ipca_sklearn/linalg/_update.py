@@ -318,7 +318,7 @@ def merge(
     >>> samples = torch.randn(40, 3, 8, generator=torch.Generator().manual_seed(0))
     >>> halves = [linalg.update(linalg.empty_state(3, 8), half, n_rows=8) for half in samples.split(20)]
     >>> state = linalg.merge(*halves, n_rows=8)
-    >>> state.count, torch.allclose(state.mean, samples.mean(0), atol=1e-6)
+    >>> state.count, torch.allclose(state.mean.float(), samples.mean(0), atol=1e-6)
     (40, True)
     """
     check_centering(centering)

@@ -98,10 +98,8 @@ def _is_or_follows(error: BaseException | None, kind: type[BaseException]) -> bo
 class _Shower:
     """Prints warnings as lines, and one of those that come again with each step of images."""
 
-    _REPEATED = (
-        "AspectRatioWarning",
-        "MultiPageImageWarning",
-    )  # by name, because the class is in a room that imports scikit-learn
+    # By name, because the classes are in a room that imports scikit-learn.
+    _REPEATED = ("AspectRatioWarning", "MultiPageImageWarning")
 
     def __init__(self) -> None:
         self._shown: set[str] = set()

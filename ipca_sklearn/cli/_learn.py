@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 from dataclasses import replace
@@ -97,11 +98,8 @@ def fit(
         ]
     )
     # The network says how large the model will be: P (k + 4) m numbers of 4 bytes.
-    features = pipe[0].fit(paths).transform(paths[:1])
-    n_patches, n_features = np.prod(features.shape[1:3]), features.shape[3]
-    if features.region is not None:
-        n_patches = np.sum(features.region)
-    check_space([replace(file, n_bytes=4 * n_patches * (k + 4) * n_features) for file in files])
+    n_numbers = (k + 4) * math.prod(pipe[0].fit(paths).feature_settings().kept_shape)
+    check_space([replace(file, n_bytes=4 * n_numbers) for file in files])
     try:
         with Progress(len(paths)) as progress:
             persistence.fit_resumable(pipe, paths, checkpoint, every=checkpoint_every, callback=progress.show)

@@ -21,8 +21,9 @@ from ipca_sklearn.cli._progress import Progress
 from ipca_sklearn.cli._table import COLUMNS, Table
 from ipca_sklearn.cli._text import one_line, warn
 from ipca_sklearn.cli._writing import PictureFolder, picture_names
+from ipca_sklearn.features._decode import size_of
 from ipca_sklearn.inspection import HtmlReport, hottest_box, overlay
-from ipca_sklearn.inspection._pictures import image_size, open_upright, patch_mask
+from ipca_sklearn.inspection._pictures import open_upright, patch_mask
 
 UNREADABLE = 3  # exit code
 
@@ -126,7 +127,7 @@ def _score(pipe: Pipeline, paths: list[Path]) -> list[dict[str, Any]]:
             "anomaly_map": anomaly_map,
         }
         try:
-            row["size"] = image_size(path, extractor.max_pixels)
+            row["size"] = size_of(path, extractor.max_pixels)
         except Exception as error:  # the file has gone or changed since it was scored
             row["error"] = _undrawable(error)
             continue

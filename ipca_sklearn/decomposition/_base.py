@@ -17,6 +17,7 @@ from ipca_sklearn import linalg
 from ipca_sklearn._utils._devices import resolve_device
 from ipca_sklearn._utils._estimators import set_learnt
 from ipca_sklearn._utils._output import TableOutputMixin
+from ipca_sklearn._utils._regions import at_patches
 from ipca_sklearn._utils._sklearn_compat import fit_context
 from ipca_sklearn._utils._typing import ArrayLike, DeviceLike
 from ipca_sklearn._utils._versions import VersionedMixin
@@ -184,10 +185,8 @@ class BasePCA(VersionedMixin, TableOutputMixin, ClassNamePrefixFeaturesOutMixin,
         joined = steps.map_steps(step_result, self.step_size)
         if self.region_ is None:
             return joined.reshape(steps.n_samples, *steps.patch_shape, width)
-        grid = np.zeros if isinstance(joined, np.ndarray) else joined.new_zeros
-        whole = grid((steps.n_samples, *steps.patch_shape, width), dtype=joined.dtype)
-        whole[:, self.region_] = joined
-        return whole
+        placed = at_patches(torch.as_tensor(joined), self.region_)
+        return placed if isinstance(joined, Tensor) else placed.numpy()
 
     def _merge(self: _Self, other: Any, kind: type[BasePCA]) -> _Self:
         """Take in what `other`, which must be a `kind`, learnt from other samples."""

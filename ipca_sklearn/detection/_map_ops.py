@@ -12,6 +12,7 @@ from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
 from ipca_sklearn import linalg
+from ipca_sklearn._utils._regions import at_patches
 from ipca_sklearn.detection._calibration import upper_quantiles
 
 
@@ -45,10 +46,9 @@ class MapScorer:
         if self.region is None:
             maps = distances.unflatten(1, self.patch_shape or (1,))
             return smooth_maps(maps, self.smoothing) if self.smoothing > 0 else maps
-        region = torch.from_numpy(self.region).to(distances.device)
-        maps = distances.new_zeros(len(distances), *self.patch_shape)
-        maps[:, region] = distances
+        maps = at_patches(distances, self.region)
         if self.smoothing > 0:  # over the patches of the region alone
+            region = torch.from_numpy(self.region).to(distances.device)
             weights = smooth_maps(region[None].to(maps), self.smoothing)
             maps = smooth_maps(maps, self.smoothing) / weights.clamp_min_(torch.finfo(maps.dtype).tiny) * region
         return maps

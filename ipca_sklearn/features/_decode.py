@@ -220,7 +220,7 @@ def _unit_range(tensor: Tensor) -> Tensor:
     return tensor.to(torch.float32) / 65535 if tensor.dtype == torch.uint16 else tensor.to(torch.float32)
 
 
-def size_of(image: ImageLike, name: str, max_pixels: int = MAX_PIXELS) -> Size:
+def size_of(image: ImageLike, max_pixels: int = MAX_PIXELS) -> Size:
     """Return height and width of an upright image. Of a file only the header is read.
 
     Raises

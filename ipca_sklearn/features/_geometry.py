@@ -129,7 +129,7 @@ def _first_readable(images: Any, on_error: str, max_pixels: int) -> tuple[str, S
     for index, image in enumerate(images if isinstance(images, Sequence) else images[:1]):
         name = printable(image) if isinstance(image, (str, os.PathLike)) else f"X[{index}]"
         try:
-            return name, size_of(image, name, max_pixels)
+            return name, size_of(image, max_pixels)
         except ImageReadError as error:
             reason = error
             if on_error == "raise":

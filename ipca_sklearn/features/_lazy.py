@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import DTypeLike
 from torch import Tensor
 
+from ipca_sklearn._utils._regions import at_patches
 from ipca_sklearn._utils._threads import calling_modules
 from ipca_sklearn.exceptions import AspectRatioWarning, MultiPageImageWarning, SkippedImagesWarning
 from ipca_sklearn.features._cache import FeatureCache, StoredFeatures
@@ -178,11 +179,7 @@ class PatchFeatures:
 
     def _on_grid(self, batch: Tensor) -> Tensor:
         """Return the patches of a region (b, P, m) at their places (b, H, W, m); without a region they are there."""
-        if self.region is None:
-            return batch
-        grid = batch.new_zeros(len(batch), *self._settings.shape)
-        grid[:, torch.from_numpy(self.region).to(batch.device)] = batch
-        return grid
+        return batch if self.region is None else at_patches(batch, self.region)
 
     def read(self, size: int, *, reuse: bool = False) -> Iterator[tuple[Tensor, dict[int, str]]]:
         """Yield the features like `batches`, each with the images in it that could not be read.

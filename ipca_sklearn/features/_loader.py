@@ -182,19 +182,19 @@ def _prepare(image: Image, name: str, geometry: _Geometry, max_pixels: int, stre
             pixels = to_rgb(image, name)
         else:
             pixels, n_pages = decode(image, name, max_pixels)
-        return _Prepared(resize_and_crop(pixels, *geometry), n_pages, size_of(pixels, name))
+        return _Prepared(resize_and_crop(pixels, *geometry), n_pages, size_of(pixels))
 
 
 def _prepare_file(path: PathLike, name: str, geometry: _Geometry, max_pixels: int) -> _Prepared:
     pixels, n_pages = decode(path, name, max_pixels)
-    return _Prepared(resize_and_crop(pixels, *geometry).numpy(), n_pages, size_of(pixels, name))
+    return _Prepared(resize_and_crop(pixels, *geometry).numpy(), n_pages, size_of(pixels))
 
 
 def _prepare_batch(images: np.ndarray | Tensor, batch: np.ndarray, geometry: _Geometry, stream: _Stream) -> _Prepared:
     with torch.cuda.stream(stream):
         names = [f"X[{index}]" for index in batch]
         chosen = to_rgb(_take(images, batch), names, in_range=isinstance(images, Tensor) and images.is_cuda)
-        return _Prepared(resize_and_crop(chosen, *geometry), 1, size_of(chosen, names[0]))
+        return _Prepared(resize_and_crop(chosen, *geometry), 1, size_of(chosen))
 
 
 def _take(images: Any, batch: np.ndarray) -> Any:

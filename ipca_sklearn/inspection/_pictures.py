@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ipca_sklearn._utils._files import printable
 from ipca_sklearn._utils._typing import PathLike
-from ipca_sklearn.features._decode import size_of, to_rgb
+from ipca_sklearn.features._decode import to_rgb
 from ipca_sklearn.features._formats import MAX_PIXELS, open_image
 
 
@@ -123,11 +123,6 @@ def _laid_over(
     stretched = Image.fromarray(values.astype(np.float32)).resize((width, height), resample)
     pixels[top : top + height, left : left + width] = np.asarray(stretched)
     return pixels
-
-
-def image_size(path: PathLike, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """Return height and width of an upright image. Only the header of the file is read."""
-    return size_of(path, printable(path), max_pixels)
 
 
 def open_upright(path: PathLike, side: int | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:

@@ -76,7 +76,7 @@ def test_an_unreadable_image_is_a_row_with_its_error_and_exit_code_3(root, tmp_p
 def test_files_that_go_while_predict_runs_are_rows_with_the_reason(root, tmp_path, monkeypatch):
     for name in ("a", "b", "c"):
         shutil.copy(next((root / "test" / "good").iterdir()), tmp_path / f"{name}.png")
-    size, opened = _predict.image_size, _predict.open_upright
+    size, opened = _predict.size_of, _predict.open_upright
 
     def size_of_what_is_there(path, *options):
         (tmp_path / "a.png").unlink(missing_ok=True)  # scored, but not measured
@@ -86,7 +86,7 @@ def test_files_that_go_while_predict_runs_are_rows_with_the_reason(root, tmp_pat
         (tmp_path / "b.png").unlink(missing_ok=True)  # measured, but not drawn
         return opened(path, *options, **named)
 
-    monkeypatch.setattr(_predict, "image_size", size_of_what_is_there)
+    monkeypatch.setattr(_predict, "size_of", size_of_what_is_there)
     monkeypatch.setattr(_predict, "open_upright", open_what_is_there)
     outputs = ["-o", tmp_path / "rows.jsonl", "--maps", tmp_path.with_name("maps"), "--report", tmp_path / "r.html"]
     paths = [tmp_path / f"{name}.png" for name in ("a", "b", "c", "never")]

@@ -9,9 +9,9 @@ from sklearn.pipeline import Pipeline, make_pipeline
 
 from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector
 from ipca_sklearn.exceptions import ImageReadError, MissingImageError
-from ipca_sklearn.features._decode import to_rgb
+from ipca_sklearn.features._decode import size_of, to_rgb
 from ipca_sklearn.inspection import hottest_box, overlay
-from ipca_sklearn.inspection._pictures import image_size, open_upright, patch_mask
+from ipca_sklearn.inspection._pictures import open_upright, patch_mask
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def test_a_picture_is_what_the_network_sees_in_8_bits(name, tmp_path):
     picture = open_upright(path)
     assert picture.mode == "RGB"
     np.testing.assert_array_equal(np.asarray(picture), (seen + 1e-3).astype(np.uint8))
-    assert image_size(path) == picture.size[::-1] == (40, 30)
+    assert size_of(path) == picture.size[::-1] == (40, 30)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -87,8 +87,8 @@ def test_the_size_from_the_header_is_that_of_the_upright_image(orientation, suff
     exif[0x0112] = orientation
     options = {"tiffinfo": {0x0112: orientation}} if suffix == "tif" else {"exif": exif}
     Image.new("RGB", (300, 200)).save(path, **options)
-    assert image_size(path) == open_upright(path).size[::-1]
-    assert image_size(path) == ((200, 300) if orientation < 5 else (300, 200))
+    assert size_of(path) == open_upright(path).size[::-1]
+    assert size_of(path) == ((200, 300) if orientation < 5 else (300, 200))
     assert max(open_upright(path, 60).size) == 60
 
 
@@ -108,7 +108,7 @@ def test_a_float_image_in_zero_to_one_is_drawn_like_its_bytes(pipe, tmp_path):
 
 
 def test_a_picture_of_a_file_that_has_gone_or_is_not_read_is_an_error_that_names_it(tmp_path):
-    for draw in (image_size, open_upright):
+    for draw in (size_of, open_upright):
         with pytest.raises(MissingImageError, match=r"no image at .*gone\.png"):
             draw(tmp_path / "gone.png")
         (tmp_path / "x.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0")

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from functools import partial
 from threading import Lock
 from typing import Any
+from weakref import WeakSet
 
 import torch
 
@@ -101,39 +102,45 @@ _BACKENDS: list[Any] = [
 ]
 
 
+class _User:
+    """One block that is inside `full_precision`. It counts for as long as the block's frame keeps it."""
+
+
 class _MatmulPrecision:
     """The precision of float32 matrix products, a setting of the whole process that several threads may need changed.
 
-    The first user saves the setting and changes it, the last one restores it.
+    The first user saves the setting and changes it, the last one restores it. Users are known by weak references, and
+    what is saved stays until it is restored: a user whose end was interrupted is forgotten, and the next one restores.
     """
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._n_users = 0
-        self._before: tuple[str | None, list[str]] = ("highest", [])
+        self._users: WeakSet[_User] = WeakSet()
+        self._before: tuple[str | None, list[str]] | None = None
 
-    def raise_to_highest(self) -> None:
+    def raise_to_highest(self, user: _User) -> None:
         with self._lock:
             # Look at the setting even if there are users: the caller's other threads may have changed it meanwhile.
             now = _common_precision()
-            if self._n_users == 0 or now != "highest":
-                self._before = now, [backend.fp32_precision for backend in _BACKENDS]
             if now != "highest":
+                self._before = now, [backend.fp32_precision for backend in _BACKENDS]
                 torch.set_float32_matmul_precision("highest")
-            self._n_users += 1
+            self._users.add(user)
 
-    def restore(self) -> None:
+    def restore(self, user: _User) -> None:
         with self._lock:
-            self._n_users -= 1
+            self._users.discard(user)
+            if self._users or self._before is None:
+                return
             common, of_backends = self._before
             # A setting that the caller has changed meanwhile is the one to keep.
-            if self._n_users or common == "highest" or _common_precision() != "highest":
-                return
-            if common is not None:
-                torch.set_float32_matmul_precision(common)
-            for backend, precision in zip(_BACKENDS, of_backends, strict=True):
-                if backend.fp32_precision != precision:
-                    backend.fp32_precision = precision
+            if _common_precision() == "highest":
+                if common is not None:
+                    torch.set_float32_matmul_precision(common)
+                for backend, precision in zip(_BACKENDS, of_backends, strict=True):
+                    if backend.fp32_precision != precision:
+                        backend.fp32_precision = precision
+            self._before = None
 
 
 def _common_precision() -> str | None:
@@ -170,8 +177,9 @@ def full_precision() -> Iterator[None]:
     high
     >>> torch.set_float32_matmul_precision("highest")
     """
-    _matmul_precision.raise_to_highest()
+    user = _User()
     try:
+        _matmul_precision.raise_to_highest(user)
         yield
     finally:
-        _matmul_precision.restore()
+        _matmul_precision.restore(user)

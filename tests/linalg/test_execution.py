@@ -9,7 +9,7 @@ from threading import Event
 import pytest
 import torch
 
-from ipca_sklearn.linalg import full_precision
+from ipca_sklearn.linalg import _execution, full_precision
 
 PATIENCE = 60  # seconds until a test that hangs fails
 
@@ -93,6 +93,22 @@ def test_blocks_nest_also_in_inference_mode_and_after_an_error() -> None:
         assert precision() == "highest"
         raise ZeroDivisionError
     assert precision() == "high"
+
+
+def test_a_block_whose_begin_or_end_was_interrupted_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.set_float32_matmul_precision("high")
+    for moment in ("raise_to_highest", "restore"):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(_execution._matmul_precision, moment, interrupt)
+            with full_precision():
+                pass
+        with full_precision():
+            assert precision() == "highest"
+        assert precision() == "high"
+
+
+def interrupt(_: object) -> None:
+    raise KeyboardInterrupt
 
 
 @pytest.mark.skipif(

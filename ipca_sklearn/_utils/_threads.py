@@ -10,14 +10,25 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from weakref import WeakSet
 
 import torch
 
 _SETTING = threading.Lock()
 _DRAWING = threading.RLock()
 _CALLING = threading.Condition()
-_n_calling = 0
-_n_tracing = 0
+
+
+class Visit:
+    """One run of a block that sets something for the whole process, kept by the block's frame.
+
+    Whoever counts visits keeps weak references: an interrupt at the begin or the end of a block, where no `finally`
+    helps, then counts for nothing.
+    """
+
+
+_calling: WeakSet[Visit] = WeakSet()
+_tracing: WeakSet[Visit] = WeakSet()
 
 
 @contextmanager
@@ -90,15 +101,15 @@ def seeded_torch(seed: int) -> Iterator[None]:
 @contextmanager
 def calling_modules() -> Iterator[None]:
     """Call modules in the block: not while another thread of this package traces one."""
-    global _n_calling
-    with _CALLING:
-        _CALLING.wait_for(lambda: _n_tracing == 0)
-        _n_calling += 1
+    visit = Visit()
     try:
+        with _CALLING:
+            _wait_for_none(_tracing)
+            _calling.add(visit)
         yield
     finally:
         with _CALLING:
-            _n_calling -= 1
+            _calling.discard(visit)
             _CALLING.notify_all()
 
 
@@ -108,14 +119,19 @@ def tracing_modules() -> Iterator[None]:
 
     Without it, a network that runs in another thread raises `NameError: module is not installed as a submodule`.
     """
-    global _n_tracing
-    with _CALLING:
-        _n_tracing += 1  # those who call from now on wait
+    visit = Visit()
     try:
         with _CALLING:
-            _CALLING.wait_for(lambda: _n_calling == 0)
+            _tracing.add(visit)  # those who call from now on wait
+            _wait_for_none(_calling)
         yield
     finally:
         with _CALLING:
-            _n_tracing -= 1
+            _tracing.discard(visit)
             _CALLING.notify_all()
+
+
+def _wait_for_none(visits: WeakSet[Visit]) -> None:
+    """Wait until all visits have ended; one that an interrupt has ended does not notify."""
+    while visits:
+        _CALLING.wait(1)

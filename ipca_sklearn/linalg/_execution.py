@@ -13,7 +13,7 @@ from weakref import WeakSet
 
 import torch
 
-from ipca_sklearn._utils._threads import single_threaded_workers
+from ipca_sklearn._utils._threads import Visit, single_threaded_workers
 
 # cuSOLVER's batched eigensolver slows down past this many matrices.
 CUDA_CHUNK = 16_384
@@ -102,35 +102,31 @@ _BACKENDS: list[Any] = [
 ]
 
 
-class _User:
-    """One block that is inside `full_precision`. It counts for as long as the block's frame keeps it."""
-
-
 class _MatmulPrecision:
     """The precision of float32 matrix products, a setting of the whole process that several threads may need changed.
 
-    The first user saves the setting and changes it, the last one restores it. Users are known by weak references, and
-    what is saved stays until it is restored: a user whose end was interrupted is forgotten, and the next one restores.
+    The first visit saves the setting and changes it, the last one restores it. What is saved stays until it is
+    restored: after a visit whose end was interrupted, the next one restores it.
     """
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._users: WeakSet[_User] = WeakSet()
+        self._visits: WeakSet[Visit] = WeakSet()
         self._before: tuple[str | None, list[str]] | None = None
 
-    def raise_to_highest(self, user: _User) -> None:
+    def raise_to_highest(self, visit: Visit) -> None:
         with self._lock:
-            # Look at the setting even if there are users: the caller's other threads may have changed it meanwhile.
+            # Look at the setting even if there are visits: the caller's other threads may have changed it meanwhile.
             now = _common_precision()
             if now != "highest":
                 self._before = now, [backend.fp32_precision for backend in _BACKENDS]
                 torch.set_float32_matmul_precision("highest")
-            self._users.add(user)
+            self._visits.add(visit)
 
-    def restore(self, user: _User) -> None:
+    def restore(self, visit: Visit) -> None:
         with self._lock:
-            self._users.discard(user)
-            if self._users or self._before is None:
+            self._visits.discard(visit)
+            if self._visits or self._before is None:
                 return
             common, of_backends = self._before
             # A setting that the caller has changed meanwhile is the one to keep.
@@ -177,9 +173,9 @@ def full_precision() -> Iterator[None]:
     high
     >>> torch.set_float32_matmul_precision("highest")
     """
-    user = _User()
+    visit = Visit()
     try:
-        _matmul_precision.raise_to_highest(user)
+        _matmul_precision.raise_to_highest(visit)
         yield
     finally:
-        _matmul_precision.restore(user)
+        _matmul_precision.restore(visit)

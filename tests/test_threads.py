@@ -1,0 +1,42 @@
+"""What is set for the whole process outlives no block, not even one whose end an interrupt cut short."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from weakref import WeakSet
+
+import pytest
+
+from ipca_sklearn._utils import _threads
+
+PATIENCE = 60  # seconds until a test that hangs fails
+Block = Callable[[], AbstractContextManager[None]]
+
+
+class InterruptedAtTheEnd(WeakSet[_threads.Visit]):
+    def discard(self, item: _threads.Visit) -> None:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("visits", "interrupted", "other"),
+    [
+        ("_calling", _threads.calling_modules, _threads.tracing_modules),
+        ("_tracing", _threads.tracing_modules, _threads.calling_modules),
+    ],
+)
+def test_after_an_interrupt_at_the_end_of_a_block_others_do_not_wait(
+    visits: str, interrupted: Block, other: Block, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_threads, visits, InterruptedAtTheEnd())
+    with pytest.raises(KeyboardInterrupt):
+        enter(interrupted)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(enter, other).result(PATIENCE)
+
+
+def enter(block: Block) -> None:
+    with block():
+        pass

@@ -19,7 +19,14 @@ class ImageReadError(OSError, ValueError):
     """An image cannot be read. The message names the image, the reason and the remedy."""
 
 
-class AspectRatioWarning(UserWarning):
+class _ImagesWarning(UserWarning):
+    """Some images of a pass are not what was expected: how many, and in which way."""
+
+    n_images: int
+    remark: str
+
+
+class AspectRatioWarning(_ImagesWarning):
     """Images have other proportions than the first image of the fit, and are stretched to its shape."""
 
 
@@ -42,9 +49,9 @@ class InconsistentPackageVersionWarning(InconsistentVersionWarning):
         )
 
 
-class MultiPageImageWarning(UserWarning):
+class MultiPageImageWarning(_ImagesWarning):
     """Files have several pages or frames, and only the first of each is read. The message names some of them."""
 
 
-class SkippedImagesWarning(UserWarning):
+class SkippedImagesWarning(_ImagesWarning):
     """Images could not be read and were skipped, as `on_error="skip"` asks. The message names some of them."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from contextlib import ExitStack
 from importlib import import_module
 from typing import Any
 
@@ -62,9 +63,10 @@ class Commands(TyperGroup):
         """Run the command."""
         debug = ctx.params.get("debug")
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), ExitStack() as at_the_end:
                 if not debug:
-                    warnings.showwarning = _Shower()
+                    warnings.showwarning = shower = _Shower()
+                    at_the_end.callback(shower.show_totals)
                 return super().invoke(ctx)
         except BrokenPipeError:
             raise
@@ -96,16 +98,24 @@ def _is_or_follows(error: BaseException | None, kind: type[BaseException]) -> bo
 
 
 class _Shower:
-    """Prints warnings as lines, and one of those that come again with each step of images."""
+    """Prints warnings as lines: of those that come again with each step, the first and a total."""
 
     # By name, because the classes are in a room that imports scikit-learn.
     _REPEATED = ("AspectRatioWarning", "MultiPageImageWarning")
 
     def __init__(self) -> None:
-        self._shown: set[str] = set()
+        self._counts: dict[str, list[int]] = {}
 
-    def __call__(self, message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-        name = category.__name__
-        if name not in self._REPEATED or name not in self._shown:
+    def __call__(self, message: Any, category: type[Warning], *_: Any, **__: Any) -> None:
+        if category.__name__ not in self._REPEATED:
             warn(message)
-        self._shown.add(name)
+            return
+        counts = self._counts.setdefault(message.remark, [])
+        if not counts:
+            warn(message)
+        counts.append(message.n_images)
+
+    def show_totals(self) -> None:
+        for remark, counts in self._counts.items():
+            if len(counts) > 1:
+                warn(f"{sum(counts)} images in all {remark}")

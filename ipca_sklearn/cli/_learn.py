@@ -50,8 +50,8 @@ def fit(
         typer.Option(
             help="Size images are resized to: 256, 160x416 (height x width), or auto: about the first's shape."
         ),
-    ] = "256",
-    crop_size: Annotated[str, typer.Option(help="Size of the centre that is inspected, or all.")] = "224",
+    ] = "auto",
+    crop_size: Annotated[str, typer.Option(help="Size of the centre that is inspected, or all.")] = "all",
     region: Annotated[
         Path | None, typer.Option(metavar="MASK", help="Picture of the region of interest: white is inspected.")
     ] = None,

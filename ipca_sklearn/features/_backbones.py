@@ -11,10 +11,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ipca_sklearn._utils._threads import seeded_torch, tracing_modules
+from ipca_sklearn._utils._threads import calling_modules, seeded_torch, tracing_modules
 from ipca_sklearn._utils._typing import Size
 from ipca_sklearn.features._efficientnet_lite import LITE_NAMES
-from ipca_sklearn.features._networks import CutNetwork, build_lite, build_own, build_torchvision, fold_batch_norms
+from ipca_sklearn.features._networks import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    CutNetwork,
+    build_lite,
+    build_own,
+    build_torchvision,
+    fold_batch_norms,
+)
 from ipca_sklearn.features._timm import build_timm
 from ipca_sklearn.features._weights import Weights
 
@@ -91,6 +99,45 @@ class Backbone(nn.Module):
                     "a module in layers= that is called for all images"
                 )
         return [self._as_map(values[layer], layer) for layer in self.layers]
+
+    def shapes_of_maps(self) -> list[tuple[int, int, int]]:
+        """Return channels, rows and columns of the map of each layer, of a blank image.
+
+        Raises
+        ------
+        ValueError
+            The network fails on images of this size.
+        """
+        device = next((parameter.device for parameter in self.parameters()), torch.device("cpu"))
+        try:
+            with torch.inference_mode(), calling_modules():
+                maps = self(torch.zeros(1, 3, *self._crop_size, device=device))
+        except (RuntimeError, AssertionError, IndexError, TypeError) as error:
+            raise ValueError(
+                f"backbone {self.label()} fails on images of {self._crop_size[0]} x {self._crop_size[1]} pixels "
+                f"(image_size, or crop_size of larger images): {error}"
+            ) from error
+        return [(layer.shape[1], layer.shape[2], layer.shape[3]) for layer in maps]
+
+    def normalization(self, wanted: str | Sequence[Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Return mean and standard deviation of each channel: the weights' own, ImageNet's, or those that are given.
+
+        Raises
+        ------
+        ValueError
+            They are not two numbers, or two sequences of one per channel, or not finite and positive.
+        """
+        if isinstance(wanted, str):
+            return (self.mean, self.std) if wanted == "weights" else (IMAGENET_MEAN, IMAGENET_STD)
+        try:
+            mean, std = (np.broadcast_to(np.asarray(part, float), 3) for part in wanted)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"normalization={wanted!r} is not (mean, std), a number or one per channel each"
+            ) from error
+        if not (np.isfinite(mean).all() and np.isfinite(std).all() and (std > 0).all()):
+            raise ValueError(f"normalization={wanted!r}: the mean must be finite, std finite and above 0")
+        return tuple(mean.tolist()), tuple(std.tolist())
 
     def _run_compiled(self, images: Tensor) -> Any:
         try:

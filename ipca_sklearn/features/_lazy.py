@@ -220,14 +220,16 @@ class PatchFeatures:
         if reasons:
             _warn(
                 [reasons[index] for index in self._indices.tolist() if index in reasons],
-                f"of {len(self)} images could not be read",
+                len(self),
+                "could not be read",
                 "They are not learnt from, and their scores are NaN",
                 SkippedImagesWarning,
             )
         if remarks.pages:
             _warn(
                 list(remarks.pages.values()),
-                f"of {len(self)} images have several pages or frames",
+                len(self),
+                "have several pages or frames",
                 "Only the first of each is read: store the others as files of their own to inspect them",
                 MultiPageImageWarning,
             )
@@ -235,7 +237,8 @@ class PatchFeatures:
             height, width = self._settings.images.image_size
             _warn(
                 list(remarks.stretched.values()),
-                f"of {len(self)} images have other proportions than the first image of the fit",
+                len(self),
+                "have other proportions than the first image of the fit",
                 f"They are stretched to {height} x {width} pixels, and so are their patches. Keep images of different "
                 "shapes apart, each with a model of its own, or name a shape with image_size=(height, width)",
                 AspectRatioWarning,
@@ -367,6 +370,8 @@ def _run_network(images: Tensor, out: Tensor, settings: FeatureSettings) -> None
             start = stop
 
 
-def _warn(texts: list[str], what: str, advice: str, category: type[Warning]) -> None:
+def _warn(texts: list[str], n_images: int, remark: str, advice: str, category: type[Warning]) -> None:
     more = f"; and {len(texts) - 3} more" if len(texts) > 3 else ""
-    warnings.warn(f"{len(texts)} {what}: {'; '.join(texts[:3])}{more}. {advice}", category, stacklevel=3)
+    warning: Any = category(f"{len(texts)} of {n_images} images {remark}: {'; '.join(texts[:3])}{more}. {advice}")
+    warning.n_images, warning.remark = len(texts), remark
+    warnings.warn(warning, stacklevel=3)

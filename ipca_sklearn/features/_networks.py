@@ -18,6 +18,8 @@ from ipca_sklearn.features._efficientnet_lite import LITE_NAMES, EfficientNetLit
 from ipca_sklearn.features._hooks import HookedNetwork
 from ipca_sklearn.features._weights import Weights, failed_download, is_file, load_file, nearest
 
+# Divides the maps of all layers of a pyramid evenly.
+_STRIDE = 32
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # EfficientNet-Lite was trained on pixels from -1 to 1 (timm: tf_efficientnet_lite*'s mean and std).
 LITE_MEAN, LITE_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
@@ -160,13 +162,28 @@ def _no_layers(label: str) -> ValueError:
     )
 
 
+def sides_of(backbone: str | nn.Module, weights: Weights) -> tuple[int, Size | None]:
+    """Return what the sides of images should be multiples of, and the only size that the network takes, if so."""
+    if not isinstance(backbone, str):
+        return _STRIDE, None
+    if backbone.startswith("vit_"):
+        try:
+            side = torchvision.models.get_model_weights(backbone)[str(weights)].meta["min_size"][0]
+        except (KeyError, ValueError):  # random ones, those of a file, or an error to come
+            side = 224
+        return side, (side, side)
+    patch = re.search(r"patch(\d+)", backbone)
+    side = int(patch[1]) if patch else _STRIDE
+    return side * max(1, round(_STRIDE / side)), None
+
+
 def check_patches(name: str, patch_size: int, crop_size: Size) -> None:
     """Refuse a crop that is no multiple of the patches: some networks ignore the rest without a warning."""
     if any(side % patch_size for side in crop_size):
         height, width = (max(1, side // patch_size) * patch_size for side in crop_size)
         raise ValueError(
-            f"crop_size={shown(crop_size)} is no multiple of the {patch_size} x {patch_size} patches of backbone "
-            f"{name!r}; take crop_size={shown((height, width))}"
+            f"images of {crop_size[0]} x {crop_size[1]} pixels are no multiple of the {patch_size} x {patch_size} "
+            f"patches of backbone {name!r}; take image_size={shown((height, width))}, or that crop_size of larger images"
         )
 
 

@@ -486,7 +486,7 @@ def test_missing_packages_say_what_to_install(monkeypatch):
 @pytest.mark.parametrize("network", [nn.Sequential(nn.Conv2d(1, 4, 3)), nn.Sequential(nn.Conv2d(3, 4, 99))])
 def test_a_network_that_takes_no_such_images_says_so(network):
     images = np.zeros((1, 64, 64, 3), dtype=np.uint8)
-    with pytest.raises(ValueError, match=r"backbone Sequential fails on images \(1, 3, 64, 64\), of crop_size=64"):
+    with pytest.raises(ValueError, match=r"backbone Sequential fails on images of 64 x 64 pixels"):
         PatchFeatureExtractor(network, layers=["0"], image_size=64, crop_size=64).fit(images)
 
 
@@ -496,7 +496,7 @@ def test_weights_of_a_transformer_of_another_size_say_which_they_want(monkeypatc
     with torch.device("meta"):
         state = torchvision.models.vit_b_16(weights=None).state_dict()
         monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *args, **kwargs: state)
-        with pytest.raises(ValueError, match=r"crop_size=64: .*Expected 224"):
+        with pytest.raises(ValueError, match=r"64 x 64 pixels .*Expected 224"):
             extractor.fit(images)
 
 
@@ -574,8 +574,8 @@ def test_the_class_token_of_vit_is_dropped_and_a_vit_of_another_size_pickles():
 @pytest.mark.parametrize(("name", "patch", "channels", "layer"), TRANSFORMERS)
 @pytest.mark.parametrize(("crop_size", "instead"), [(230, None), (9, 1)])
 def test_a_crop_that_patches_do_not_fill_says_which_would_do(name, patch, channels, layer, crop_size, instead):
-    extractor = PatchFeatureExtractor(name, weights=None, crop_size=crop_size)
+    extractor = PatchFeatureExtractor(name, weights=None, image_size=256, crop_size=crop_size)
     take = (instead or crop_size // patch) * patch
-    message = rf"crop_size={crop_size} is no multiple of the {patch} x {patch} patches of .*; take crop_size={take}$"
+    message = rf"{crop_size} pixels are no multiple of the {patch} x {patch} patches of .*; take image_size={take}, or"
     with torch.device("meta"), pytest.raises(ValueError, match=message):
         extractor.fit(np.zeros((1, 64, 64, 3), dtype=np.uint8))

@@ -17,6 +17,7 @@ from ipca_sklearn import BatchedIncrementalPCA, PatchFeatureExtractor, PatchGaus
 from ipca_sklearn.exceptions import AspectRatioWarning, FewImagesWarning, ImageReadError
 from ipca_sklearn.export import to_torch
 from ipca_sklearn.features._geometry import auto_size
+from ipca_sklearn.features._networks import sides_of
 from ipca_sklearn.inspection import AnomalyMapDisplay, overlay
 from ipca_sklearn.persistence import fit_resumable, load, load_skops, save, save_skops
 
@@ -205,13 +206,13 @@ def test_a_region_is_what_is_learnt_and_scored():
 
 
 def test_a_defect_outside_of_the_region_changes_nothing():
-    half = fitted(region=left_half())
+    half = fitted(region=left_half(), layers=["layer1"])
     image = pictures(1)
     changed = image.copy()
     changed[:, :, 84:] = 0
     before, after = half.score_samples(image), half.score_samples(changed)
     np.testing.assert_allclose(before, after, rtol=0.3)  # the network sees a little beyond its patch
-    assert before > fitted().score_samples(changed)
+    assert before > fitted(layers=["layer1"]).score_samples(changed)
 
 
 @pytest.mark.parametrize("image_score", ["max", "mean", 0.1])
@@ -310,3 +311,28 @@ def test_pictures_leave_what_is_outside_grey():
     drawn = np.asarray(overlay(pipe, pipe.transform(image[None])[0], Image.fromarray(image))).astype(int)
     np.testing.assert_array_equal(drawn[:, 60:, 0], drawn[:, 60:, 2])
     assert (drawn[:, :50, 0] != drawn[:, :50, 2]).any()
+
+
+@pytest.mark.parametrize(
+    ("backbone", "weights", "expected"),
+    [
+        ("efficientnet_lite0", "DEFAULT", (32, None)),
+        (torch.nn.Identity(), None, (32, None)),
+        ("vit_b_16", "DEFAULT", (224, (224, 224))),
+        ("vit_b_16", "IMAGENET1K_SWAG_E2E_V1", (384, (384, 384))),
+        ("vit_h_14", None, (224, (224, 224))),
+        ("vit_b_16", "own.pt", (224, (224, 224))),
+        ("timm:vit_small_patch14_dinov2", "DEFAULT", (28, None)),
+        ("timm:vit_base_patch16_clip_224", "DEFAULT", (32, None)),
+        ("timm:vit_small_patch8_224", "DEFAULT", (32, None)),
+    ],
+)
+def test_auto_knows_what_a_network_can_take(backbone, weights, expected):
+    assert sides_of(backbone, weights) == expected
+
+
+def test_the_default_is_all_of_the_image_in_its_own_shape():
+    features = PatchFeatureExtractor("resnet18", weights=None).fit(pictures(1, 500, 1240))
+    assert features.image_size_ == features.crop_size_ == (160, 416)
+    assert features.covered_box((500, 1240)) == (0, 0, 500, 1240)
+    assert features.interpolation == "bilinear"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -62,3 +64,22 @@ def resolve_amp(amp: bool | str, device: torch.device) -> torch.dtype | None:
         with torch.cuda.device(device):
             return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     return torch.bfloat16
+
+
+# Where the limit of a container is written (control groups, version 2 and 1).
+_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+
+
+def memory_of(device: torch.device) -> int | None:
+    """Return the bytes that a device has, or a container may use of it; None if the system does not say."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    if device.type != "cpu" or not hasattr(os, "sysconf"):
+        return None
+    sizes = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for file in _LIMITS:
+        try:
+            sizes.append(int(file.read_text()))
+        except (OSError, ValueError):  # no container, or "max"
+            continue
+    return min(sizes)

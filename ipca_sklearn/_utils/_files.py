@@ -24,6 +24,11 @@ except ImportError:  # Windows, where a file that is open cannot be removed, so 
 _LONGEST_NAME = 200  # bytes; most file systems allow 255
 
 
+def shown_bytes(n_bytes: float) -> str:
+    """Return a number of bytes for people: in MB, from 1000 of them on in GB."""
+    return f"{n_bytes / 1e6:.0f} MB" if n_bytes < 1e9 else f"{n_bytes / 1e9:.1f} GB"
+
+
 def printable(name: object) -> str:
     r"""Return a name or a message with everything that is not printable escaped, for errors, warnings and terminals.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import warnings
 from dataclasses import replace
@@ -15,7 +14,7 @@ import typer
 from sklearn.pipeline import Pipeline
 
 from ipca_sklearn import FewImagesWarning, PatchFeatureExtractor, PatchGaussianDetector, __version__, persistence
-from ipca_sklearn._utils._files import printable
+from ipca_sklearn._utils._files import printable, shown_bytes
 from ipca_sklearn.cli._backbone import choose_backbone
 from ipca_sklearn.cli._commands import INTERRUPTED
 from ipca_sklearn.cli._common import Device, ModelFile, OnError, find_images, folders_of, open_model
@@ -97,9 +96,11 @@ def fit(
             ),
         ]
     )
-    # The network says how large the model will be: P (k + 4) m numbers of 4 bytes.
-    n_numbers = (k + 4) * math.prod(pipe[0].fit(paths).feature_settings().kept_shape)
-    check_space([replace(file, n_bytes=4 * n_numbers) for file in files])
+    need = pipe[1].memory_needed(pipe[0].fit(paths).transform(paths))
+    typer.echo(
+        f"learning takes about {shown_bytes(need.learning)} of memory, the model {shown_bytes(need.model)} of it"
+    )
+    check_space([replace(file, n_bytes=need.model) for file in files])
     try:
         with Progress(len(paths)) as progress:
             persistence.fit_resumable(pipe, paths, checkpoint, every=checkpoint_every, callback=progress.show)

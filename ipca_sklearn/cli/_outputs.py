@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ipca_sklearn._utils._files import printable
+from ipca_sklearn._utils._files import printable, shown_bytes
 from ipca_sklearn.datasets._folders import IMAGE_SUFFIXES
 
 MODELS = (".joblib", ".model", ".pickle", ".pkl", "")
@@ -112,8 +112,8 @@ def check_space(outputs: Iterable[Output]) -> None:
         needed, free = sum(output.n_bytes for output in together), shutil.disk_usage(together[0].existing_folder).free
         if free < needed:
             raise OSError(
-                f"{' and '.join(map(str, together))} will take about {needed / 1e6:.1f} MB and the disk has "
-                f"{free / 1e6:.1f} MB left: make space, or write to another disk"
+                f"{' and '.join(map(str, together))} will take about {shown_bytes(needed)} and the disk has "
+                f"{shown_bytes(free)} left: make space, or write to another disk"
             )
 
 

@@ -2,5 +2,6 @@
 
 from ipca_sklearn.decomposition._batched_ipca import BatchedIncrementalPCA
 from ipca_sklearn.decomposition._full_covariance import FullCovariance
+from ipca_sklearn.decomposition._memory import MemoryNeed
 
-__all__ = ["BatchedIncrementalPCA", "FullCovariance"]
+__all__ = ["BatchedIncrementalPCA", "FullCovariance", "MemoryNeed"]

@@ -201,6 +201,9 @@ class BatchedIncrementalPCA(BasePCA):
         )
         return FittedPCA(state, "torch", n_components, self.centering)
 
+    def _numbers_per_feature(self, n_samples: int, n_features: int) -> tuple[int, int]:
+        return self._initial_n_components(n_samples, n_features) + self.n_oversamples, 2
+
     def _initial_n_components(self, n_samples: int, n_features: int) -> int:
         n_components = min(n_samples, n_features) if self.n_components is None else self.n_components
         if n_components > n_features:

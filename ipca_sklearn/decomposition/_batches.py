@@ -37,6 +37,8 @@ class LazySource(Protocol):
         Whether some of the n samples may turn out to be unreadable.
     region : ndarray of bool, shape (H, W), or None
         The patches that `read` yields, as (b, P, m); None is all, as (b, H, W, m). A source may do without it.
+    memory_needed : int
+        Bytes that reading takes besides the batch. A source may do without it.
     """
 
     @property
@@ -141,6 +143,11 @@ class StepReader:
     def n_patches(self) -> int:
         """Number of PCAs."""
         return int(np.prod(self.patch_shape, dtype=int)) if self.region is None else int(self.region.sum())
+
+    @property
+    def memory_needed(self) -> int:
+        """Bytes that the source says reading takes besides a step."""
+        return int(getattr(self.source, "memory_needed", 0)) if isinstance(self.source, LazySource) else 0
 
     @property
     def may_skip(self) -> bool:

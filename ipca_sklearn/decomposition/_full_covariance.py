@@ -79,6 +79,9 @@ class FullCovariance(BasePCA):
         state = linalg.update_scatter(state, step.to(device), forgetting_factor=self.forgetting_factor)
         return FittedCovariance(state, "torch")
 
+    def _numbers_per_feature(self, n_samples: int, n_features: int) -> tuple[int, int]:
+        return n_features, 1
+
     def merge(self, other: FullCovariance) -> FullCovariance:
         """Take in what another estimator learnt from other samples; exact. Errors as `BatchedIncrementalPCA.merge`."""
         return self._merge(other, FullCovariance)

@@ -24,6 +24,7 @@ from ipca_sklearn.decomposition._base import BasePCA, Learning
 from ipca_sklearn.decomposition._batched_ipca import BatchedIncrementalPCA
 from ipca_sklearn.decomposition._batches import StepReader, read_steps
 from ipca_sklearn.decomposition._full_covariance import FullCovariance
+from ipca_sklearn.decomposition._memory import MemoryNeed
 from ipca_sklearn.detection._calibration import (
     FEW_IMAGES,
     MAX_IMAGES,
@@ -278,8 +279,9 @@ class PatchGaussianDetector(
         prequential = self.calibration == "prequential"
         start = getattr(pca, "fitted_", None)
         learning = Learning(pca, start)
+        pca.check_memory(learnt, n_kept=self._n_kept(learnt, learning.n_samples))
         first_scored = first_scored_image(learning.n_samples, learnt) if prequential else np.inf
-        few = prequential and learning.n_samples + learnt.n_samples <= FEW_IMAGES
+        few = self._n_kept(learnt, learning.n_samples) > 0
         # Tensors stay on their device until the end, so that the host does not wait for a GPU at every step.
         summaries: deque[Tensor] = deque(maxlen=MAX_IMAGES)
         images: list[Tensor] = []
@@ -307,6 +309,36 @@ class PatchGaussianDetector(
             old_left_out.extended(part.cpu().numpy() for part in left_out),
         )
         return self
+
+    def _n_kept(self, steps: StepReader, n_before: int) -> int:
+        """Return how many images are kept until the end, because few images are scored by models of the others."""
+        few = self.calibration == "prequential" and n_before + steps.n_samples <= FEW_IMAGES
+        return steps.n_samples if few else 0
+
+    def memory_needed(self, X: ArrayLike) -> MemoryNeed:
+        """Return about how much memory `fit` takes for X, of which only shape and dtype count.
+
+        Parameters
+        ----------
+        X : PatchFeatures, array-like or tensor of shape (n, H, W, m), (n, P, m) or (n, m)
+            Nothing is computed from it. For `PatchFeatures` the network and its images are counted too.
+
+        Returns
+        -------
+        MemoryNeed
+            `model` and `learning`, in bytes. A fit that needs more than the machine has raises a MemoryError before
+            its first step.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from ipca_sklearn import PatchGaussianDetector
+        >>> need = PatchGaussianDetector(n_components=16).memory_needed(np.zeros((100, 8, 8, 32), dtype=np.float32))
+        >>> need.model  # 8 x 8 patches of 32 features: 16 numbers of 4 bytes and two of 8 for each
+        163840
+        """
+        steps = read_steps(self, X, reset=True)
+        return self._new_pca().need(steps.take(self._choose_features(steps.n_features)), n_kept=self._n_kept(steps, 0))
 
     def _pca_params(self) -> dict[str, Any]:
         mine = self.get_params()

@@ -71,6 +71,7 @@ class Backbone(nn.Module):
         self._source = (source,)  # in a tuple, so that torch does not register the user's module as a part of this one
         self._crop_size = crop_size
         self._compiled: Callable[[Tensor], Any] | None = None
+        self._bytes_per_image: int | None = None
         self.name = source if isinstance(source, str) else type(source).__name__
         with _BUILDING, tracing_modules(), seeded_torch(seed):
             cut = _build(source, layers, weights, crop_size)
@@ -109,6 +110,12 @@ class Backbone(nn.Module):
             The network fails on images of this size.
         """
         device = next((parameter.device for parameter in self.parameters()), torch.device("cpu"))
+        held = [0]
+
+        def count(_: nn.Module, given: Any, result: Any) -> None:
+            held.append(sum(value.numel() * 4 for value in (*given, result) if isinstance(value, Tensor)))
+
+        hooks = [part.register_forward_hook(count) for part in self.modules() if not list(part.children())]
         try:
             with torch.inference_mode(), calling_modules():
                 maps = self(torch.zeros(1, 3, *self._crop_size, device=device))
@@ -117,7 +124,17 @@ class Backbone(nn.Module):
                 f"backbone {self.label()} fails on images of {self._crop_size[0]} x {self._crop_size[1]} pixels "
                 f"(image_size, or crop_size of larger images): {error}"
             ) from error
+        finally:
+            for hook in hooks:
+                hook.remove()
+        self._bytes_per_image = max(held)
         return [(layer.shape[1], layer.shape[2], layer.shape[3]) for layer in maps]
+
+    def bytes_per_image(self) -> int:
+        """Return the bytes that the largest layer reads and writes for an image, in float32."""
+        if self._bytes_per_image is None:
+            self.shapes_of_maps()
+        return self._bytes_per_image or 0
 
     def normalization(self, wanted: str | Sequence[Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Return mean and standard deviation of each channel: the weights' own, ImageNet's, or those that are given.

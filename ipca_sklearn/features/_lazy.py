@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
@@ -111,6 +112,14 @@ class PatchFeatures:
     def device(self) -> torch.device:
         """Where the features are computed and stay."""
         return self._settings.images.device
+
+    @property
+    def memory_needed(self) -> int:
+        """Bytes that computing them takes, about: the network, and batches of images in it and ahead of it."""
+        images, backbone = self._settings.images, self._settings.backbone
+        n_pixels = math.prod(images.crop_size)
+        weights = sum(tensor.numel() * tensor.element_size() for tensor in backbone.state_dict().values())
+        return weights + images.batch_size * (backbone.bytes_per_image() + 3 * 3 * 4 * n_pixels)
 
     @property
     def may_skip(self) -> bool:

@@ -183,7 +183,7 @@ def check_patches(name: str, patch_size: int, crop_size: Size) -> None:
         height, width = (max(1, side // patch_size) * patch_size for side in crop_size)
         raise ValueError(
             f"images of {crop_size[0]} x {crop_size[1]} pixels are no multiple of the {patch_size} x {patch_size} "
-            f"patches of backbone {name!r}; take image_size={shown((height, width))}, or that crop_size of larger images"
+            f"patches of {name!r}; take image_size={shown((height, width))}, or that crop_size of larger images"
         )
 
 

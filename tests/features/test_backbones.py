@@ -516,8 +516,11 @@ def test_transformers_give_a_grid_of_tokens_at_the_default_size_without_a_networ
     images = np.zeros((1, 300, 200, 3), dtype=np.uint8)
     with torch.device("meta"):
         extractor = PatchFeatureExtractor(name, weights=None).fit(images)
-    assert (extractor.grid_size_, extractor.n_features_out_) == ((224 // patch,) * 2, 3 * channels)
-    assert extractor.transform(images).shape == (1, 224 // patch, 224 // patch, 3 * channels)
+    # torchvision's takes squares only, timm's the images' own shape.
+    expected = (14, 14) if name == "vit_b_16" else (22, 14)
+    assert extractor.image_size_ == (expected[0] * patch, expected[1] * patch)
+    assert (extractor.grid_size_, extractor.n_features_out_) == (expected, 3 * channels)
+    assert extractor.transform(images).shape == (1, *expected, 3 * channels)
 
 
 def tokens_stay_apart(network):

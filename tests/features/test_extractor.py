@@ -675,7 +675,7 @@ def test_the_covered_box_is_what_the_features_see(image_size, crop_size, size):
 
 
 def test_the_covered_box_of_the_defaults_leaves_a_sixteenth_out():
-    assert PatchFeatureExtractor().covered_box((256, 512)) == (16, 32, 224, 448)
+    assert PatchFeatureExtractor(image_size=256, crop_size=224).covered_box((256, 512)) == (16, 32, 224, 448)
 
 
 def test_a_bright_square_is_where_it_was():

@@ -28,7 +28,7 @@ pipe = Pipeline(
 pipe.fit(data.train_images)
 
 # %%
-# Heat maps of four images with defects and of a normal one. Grey borders are not inspected.
+# Heat maps of four images with defects and of a normal one.
 shown = [1, 3, 5, 7, 0]
 AnomalyMapDisplay.from_estimator(
     pipe,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -13,6 +12,7 @@ import torch
 from sklearn.utils.validation import check_array, validate_data
 from torch import Tensor
 
+from ipca_sklearn._utils._arrays import as_tensor
 from ipca_sklearn.exceptions import ImageReadError
 
 _TOO_LARGE = (
@@ -61,16 +61,6 @@ class LazySource(Protocol):
         may write to the batch. With `reuse` a batch may overwrite the memory of the batches before it.
         """
         ...
-
-
-def as_tensor(array: np.ndarray) -> Tensor:
-    """Return a tensor that shares the memory of an array. Nothing here writes to it, so it may be read-only."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writ", category=UserWarning)
-        try:
-            return torch.from_numpy(array)
-        except ValueError:  # negative strides or a foreign byte order
-            return torch.from_numpy(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("=")))
 
 
 def _floating(dtype: Any) -> torch.dtype:

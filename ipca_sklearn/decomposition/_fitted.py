@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ipca_sklearn import linalg
-from ipca_sklearn.decomposition._batches import as_tensor
+from ipca_sklearn._utils._arrays import as_tensor
 
 _Self = TypeVar("_Self", bound="Fitted")
 

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
+from ipca_sklearn._utils._arrays import as_tensor
 from ipca_sklearn._utils._files import printable
 from ipca_sklearn._utils._typing import Image as ImageLike
 from ipca_sklearn._utils._typing import Images, PathLike, Size
@@ -160,7 +161,7 @@ def _from_pil(image: Image.Image, name: str) -> Tensor:
             values = np.asarray(image)[..., None]
         else:
             mode = "RGBA" if image.has_transparency_data else "RGB"
-            values = np.array(image if image.mode == mode else image.convert(mode))
+            values = np.asarray(image if image.mode == mode else image.convert(mode))
     except Exception as error:  # decoders raise SyntaxError, struct.error, MemoryError, ... on corrupt files
         raise undecodable(name, error) from error
     if image.mode == "I":
@@ -210,7 +211,7 @@ def _from_array(array: np.ndarray) -> Tensor:
     if array.ndim == 2:
         array = array[..., None]
     native = array.astype(array.dtype.newbyteorder("="), copy=False)
-    return torch.from_numpy(np.require(native, requirements=["C", "W"])).movedim(-1, max(array.ndim - 3, 0))
+    return as_tensor(np.ascontiguousarray(native)).movedim(-1, max(array.ndim - 3, 0))
 
 
 def _unit_range(tensor: Tensor) -> Tensor:

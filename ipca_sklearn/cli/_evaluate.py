@@ -163,6 +163,7 @@ def info(
         "offset": float(detector.offset_),
         "map threshold": float(detector.map_threshold_),
         "false positive rate": detector.false_positive_rate,
+        "chosen threshold": None if detector.chosen_threshold_ is None else str(detector.chosen_threshold_),
         "calibrated with images": len(detector.calibration_scores_),
         "file, MB": round(model.stat().st_size / 1e6, 1),
     }

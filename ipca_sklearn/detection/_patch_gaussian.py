@@ -307,6 +307,7 @@ class PatchGaussianDetector(
             pca,
             calibration.extended(part.cpu().numpy() for part in summaries),
             old_left_out.extended(part.cpu().numpy() for part in left_out),
+            chosen=None if start is None else self._chosen(),
         )
         return self
 
@@ -405,5 +406,5 @@ class PatchGaussianDetector(
         left_out = other._left_out.extended([self._left_out.summaries])
         best = (d._left_out if len(d._left_out) else d._calibration for d in (other, self))
         scores = Calibration.empty(left_out.n_patches).extended(part.summaries for part in best)
-        self._store(self._features_in(), self._columns(), pca, scores, left_out)
+        self._store(self._features_in(), self._columns(), pca, scores, left_out, chosen=self._chosen())
         return self

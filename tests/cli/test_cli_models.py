@@ -132,6 +132,23 @@ def test_update_equals_more_training_and_leaves_the_old_file_where_another_is_na
     assert told["distance"] == "factor_analysis" and told["false positive rate"] == 0.1
 
 
+def test_threshold_stores_what_was_chosen_and_from_what(root, tmp_path):
+    good, bad = root / "test" / "good", [path for path in (root / "test").iterdir() if path.name != "good"]
+    options = [option for path in bad for option in ("--bad", path)]
+    new = tmp_path / "new.joblib"
+    done = run("threshold", root / "model.joblib", "--good", good, *options, "--recall", "1", "-o", new)
+    chosen = load(new)[-1].chosen_threshold_
+    assert chosen.missed.n_errors == 0 < chosen.missed.n_images == 4 == chosen.false_alarms.n_images
+    assert f"false alarms: {chosen.false_alarms.n_errors} of 4 images (" in done.stdout
+    assert "missed defects: 0 of 4 images (0.0% to " in done.stdout
+    assert load(root / "model.joblib")[-1].chosen_threshold_ is None
+    printed = run("info", new).stdout
+    assert f"chosen threshold: recall=1.0, from {good}, " in printed and "at 95%" in printed
+    run("threshold", new, "--score", "-7.5")
+    assert load(new)[-1].offset_ == -7.5
+    assert "recall=0.9 takes images" in run("threshold", new, "--recall", "0.9", code=1).stderr
+
+
 def test_evaluate_prints_figures_per_type_and_draws(root, tmp_path):
     done = run("evaluate", root / "model.joblib", root, "--picture", tmp_path / "roc.png", "--device", "cpu")
     assert "image ROCAUC" in done.stdout and "normal images are called anomalous" in done.stdout

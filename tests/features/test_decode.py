@@ -500,7 +500,7 @@ def test_the_limit_of_pixels_is_a_parameter_and_does_not_concern_arrays(paths, p
         with pytest.raises(ImageReadError, match=f"more than max_pixels={n_pixels - 1}"):
             features(X, max_pixels=n_pixels - 1)
     assert features(pictures, max_pixels=1).shape == features(list(pictures), max_pixels=1).shape == (3, 8, 8, 3)
-    extractor = PatchFeatureExtractor(max_pixels=n_pixels - 1)
+    extractor = PatchFeatureExtractor(image_size=64, max_pixels=n_pixels - 1)
     with pytest.raises(ImageReadError, match="max_pixels"):
         extractor.transform_masks([paths[0]])
 

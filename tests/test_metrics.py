@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn.metrics import roc_auc_score
 
-from ipca_sklearn import metrics
-from ipca_sklearn.metrics import aupro_score, image_roc_auc_score, pixel_roc_auc_score, resize_maps
+from ipca_sklearn.metrics import _inputs, _pixels, aupro_score, image_roc_auc_score, pixel_roc_auc_score, resize_maps
 
 PIXEL_METRICS = [pixel_roc_auc_score, aupro_score]
 # No deadline: a busy machine is no failure.
@@ -287,8 +286,8 @@ def test_small_maps_are_scored_as_if_resized_before(metric):
 def test_size_of_the_internal_pieces_does_not_matter(metric, step, monkeypatch):
     masks, maps = scored()
     whole = metric(masks, maps[:, ::step, ::step])
-    monkeypatch.setattr(metrics, "_PIXELS_AT_ONCE", 3 * masks[0].size)
-    monkeypatch.setattr(metrics, "_COUNTS_AT_ONCE", 7)
+    monkeypatch.setattr(_inputs, "_PIXELS_AT_ONCE", 3 * masks[0].size)
+    monkeypatch.setattr(_pixels, "_COUNTS_AT_ONCE", 7)
     assert metric(masks, maps[:, ::step, ::step]) == pytest.approx(whole, abs=1e-12)
 
 
@@ -394,7 +393,7 @@ def test_resizing_is_bilinear_between_pixel_centres(maps, height, width):
 def test_resizing_a_few_images_at_a_time_equals_direct_resizing(pixels_at_once, monkeypatch):
     maps = torch.from_numpy(np.random.default_rng(0).standard_normal((5, 6, 7), dtype=np.float32))
     direct = torch.nn.functional.interpolate(maps[:, None], (10, 20), mode="bilinear", align_corners=False)
-    monkeypatch.setattr(metrics, "_PIXELS_AT_ONCE", pixels_at_once)
+    monkeypatch.setattr(_inputs, "_PIXELS_AT_ONCE", pixels_at_once)
     np.testing.assert_array_equal(resize_maps(maps, (10, 20)), direct[:, 0].numpy())
     np.testing.assert_array_equal(resize_maps(maps.numpy()[::-1], (10, 20)), direct[:, 0].numpy()[::-1])
 
@@ -425,6 +424,6 @@ def test_resizing_no_map_gives_no_map():
     ],
 )
 def test_resizing_says_what_is_wrong(maps, size, message, pixels_at_once, monkeypatch):
-    monkeypatch.setattr(metrics, "_PIXELS_AT_ONCE", pixels_at_once)
+    monkeypatch.setattr(_inputs, "_PIXELS_AT_ONCE", pixels_at_once)
     with pytest.raises(ValueError, match=message):
         resize_maps(maps, size)

@@ -180,7 +180,7 @@ def _of_any(
     true, scores = as_real_array(y_true, "y_true"), as_real_array(y_score, "y_score")
     if len(true) != len(scores):
         raise ValueError(f"y_true has {len(true)} images and y_score {len(scores)}: both must have one entry per image")
-    strata: Any = true if true.ndim == 1 else true.reshape(len(true), -1).any(axis=1)
+    strata: Any = true if true.ndim == 1 else ~np.any(true, axis=(1, 2))
     rows = np.arange(len(true))
     drawn = (np.repeat(rows, weights.astype(np.intp)) for weights in resampled_weights(strata, n_resamples, seed))
     return np.array([metric(true[images], scores[images], **options) for images in drawn], dtype=np.float64)

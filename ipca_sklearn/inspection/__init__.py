@@ -3,6 +3,7 @@
 from ipca_sklearn.inspection._anomaly_maps import AnomalyMapDisplay
 from ipca_sklearn.inspection._explained_variance import ExplainedVarianceDisplay
 from ipca_sklearn.inspection._pictures import hottest_box, overlay
+from ipca_sklearn.inspection._pimo import PimoDisplay
 from ipca_sklearn.inspection._report import HtmlReport
 from ipca_sklearn.inspection._threshold import ThresholdDisplay
 
@@ -10,6 +11,7 @@ __all__ = [
     "AnomalyMapDisplay",
     "ExplainedVarianceDisplay",
     "HtmlReport",
+    "PimoDisplay",
     "ThresholdDisplay",
     "hottest_box",
     "overlay",

@@ -11,7 +11,7 @@ import typer
 
 from ipca_sklearn._utils._files import naming, printable
 from ipca_sklearn.cli._alarms import asked_rate, doubt_of_normal
-from ipca_sklearn.cli._common import Device, ModelFile, open_model
+from ipca_sklearn.cli._common import Device, ModelFile, find_images, open_model
 from ipca_sklearn.cli._figures import draw_pimo, draw_roc, print_report
 from ipca_sklearn.cli._outputs import ONNX, PICTURES, Output, check_outputs
 from ipca_sklearn.cli._progress import Progress
@@ -159,10 +159,15 @@ def export(
     model: ModelFile,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="ONNX", help="File to write.")],
     dtype: Annotated[str, typer.Option(help="Type of the pixels that the file takes: uint8 or float32.")] = "uint8",
+    check: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="DIR", help="Images: the file is written only if it scores them as the model does."),
+    ] = None,
 ) -> None:
     """Write a model as one ONNX file, from images (n, 3, H, W) to scores and maps."""
+    images = find_images(check) if check else None
     n_bytes = model.stat().st_size if model.is_file() else 0
     check_outputs([Output("--output", output, ONNX, n_bytes=n_bytes)], files=[model])
     with naming(output):
-        to_onnx(open_model(model, "cpu"), output, dtype=dtype)
+        to_onnx(open_model(model, "cpu"), output, dtype=dtype, check=images)
     typer.echo(f"{printable(output)}: {output.stat().st_size / 1e6:.1f} MB")

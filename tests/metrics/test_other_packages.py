@@ -5,8 +5,8 @@ Recorded with anomalib 2.7.0 and torch 2.15.0, in an environment of its own:
     anomalib/bin/python tests/metrics/record_anomalib.py
 
 anomalib integrates AUPIMO from the first and to the last threshold whose rate is near the bounds, and divides by the
-whole range: of 4 x 65,536 normal pixels from 3 of them in place of 2.6, which makes all areas 3.3 to 5 % smaller. Between
-higher bounds the difference goes.
+whole range: of 4 x 65,536 normal pixels from 3 of them in place of 2.6, which makes all areas 3.3 to 5 % smaller.
+Between higher bounds the difference goes.
 """
 
 from __future__ import annotations

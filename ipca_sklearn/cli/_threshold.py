@@ -35,9 +35,10 @@ def threshold(
     on_error: OnError = "raise",
     device: Device = "auto",
 ) -> None:
-    """Choose the threshold of a model by false alarms, by recall, or as a score, and store it with its errors.
+    """Choose the threshold of a model with images that it has not learnt.
 
-    Both errors are counted on the images given, with Clopper-Pearson intervals. `info` shows them.
+    By false alarms, by recall, or as a score. Both errors are counted on the images given, with Clopper-Pearson
+    intervals, and stored with the model: `info` shows them.
     """
     folders = {1: good or [], -1: bad or []}
     paths = {label: find_images(given) if given else [] for label, given in folders.items()}

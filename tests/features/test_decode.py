@@ -349,11 +349,16 @@ def test_of_several_frames_the_first_is_taken_and_one_warning_says_so(suffix, tm
     with pytest.warns(MultiPageImageWarning, match=r"2 of 3 images .*several\.\w+ \(3 pages or frames\)") as caught:
         features([several, single, several])
     assert len(caught) == 1
-    with joblib.parallel_config(backend="loky"), pytest.warns(MultiPageImageWarning, match="1 of 2 images"):
-        features([single, several])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         features([single])
+
+
+def test_processes_tell_of_several_frames_too(tmp_path):
+    frames = [Image.new("RGB", (8, 6), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "x.tif", save_all=True, append_images=frames[1:])
+    with joblib.parallel_config(backend="loky"), pytest.warns(MultiPageImageWarning, match="1 of 1 images"):
+        features([tmp_path / "x.tif"])
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "JPEG", "png", "bmp", "tif", "tiff", "webp", "ppm", "pnm"])

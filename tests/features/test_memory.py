@@ -15,7 +15,7 @@ from sklearn.pipeline import make_pipeline
 from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector
 
 paths = [sys.argv[1]] * int(sys.argv[2])
-extractor = PatchFeatureExtractor("mobilenet_v3_small", weights=None, random_state=0)
+extractor = PatchFeatureExtractor("mobilenet_v3_small", weights=None, random_state=0, image_size=128)
 make_pipeline(extractor, PatchGaussianDetector(8)).fit(paths)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """

@@ -302,8 +302,7 @@ class DriftMonitor(VersionedMixin, BaseEstimator):
         TypeError
             No real numbers.
         """
-        if not hasattr(self, "n_seen_"):
-            self.fit()
+        self._prepare()
         new = _scores(scores)
         seen = ~np.isnan(new)
         ranked = array("d", self._ranked.tobytes())  # a copy: an interrupt changes nothing
@@ -332,8 +331,7 @@ class DriftMonitor(VersionedMixin, BaseEstimator):
         TypeError
             No real numbers.
         """
-        if not hasattr(self, "n_seen_"):
-            self.fit()
+        self._prepare()
         new = _numbers(p_values, "p_values")
         outside = (new < 0) | (new > 1)
         if outside.any():
@@ -341,9 +339,13 @@ class DriftMonitor(VersionedMixin, BaseEstimator):
             raise ValueError(f"p_values[{row}] = {new[row]} is not in [0, 1]; scores are for update_scores")
         return self._bet(new, self._ranked)
 
+    def _prepare(self) -> None:
+        validate_parameters(self)
+        if not hasattr(self, "n_seen_"):
+            self.fit()
+
     def _bet(self, p_values: np.ndarray, ranked: np.ndarray) -> DriftMonitor:
         """Settle the bets on p-values and store everything at once."""
-        validate_parameters(self)
         n_values, p_values = len(p_values), p_values[~np.isnan(p_values)]
         if not len(p_values):
             self.n_skipped_ += n_values

@@ -47,7 +47,9 @@ DELAYS = """\
 Frames from a change until the alarm, after {n_quiet} good frames: the median of {streams} streams, and in brackets
 their middle 80 %. Streams end {n_changed} frames after the change; "-" is no alarm until then. Alarms before the change
 are not counted; their share stands behind. Brightness is a factor, blur a Gaussian with this standard deviation in
-pixels of an image 256 wide, and a shift is to the right, by this share of the width, where the edge is mirrored."""
+pixels of an image 256 wide, and a shift is to the right, by this share of the width, where the edge is mirrored.
+Shifts by a fraction of a pixel also blur: 2 % of 256 pixels is nearly a whole number, 1 % and 3 % are not.
+Another recording is the good tiles with names that begin with exp1, of which none is learnt."""
 
 
 def changes() -> dict[str, Callable[[np.ndarray], np.ndarray]]:

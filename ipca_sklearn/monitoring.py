@@ -220,12 +220,12 @@ class DriftMonitor(VersionedMixin, BaseEstimator):
         check_is_fitted(last)
         return cls(**parameters).fit(last.calibration_scores_)
 
-    def fit(self, scores: ArrayLike = (), y: Any = None) -> DriftMonitor:
+    def fit(self, X: ArrayLike = (), y: Any = None) -> DriftMonitor:
         """Start, or start anew, with the scores of good images.
 
         Parameters
         ----------
-        scores : array-like or tensor of shape (n_calibration,), default=()
+        X : array-like or tensor of shape (n_calibration,), default=()
             Scores of images that the model had not learnt, one number per image of any kind: of `score_samples`, or
             the median of each map. NaN is left out. Without them the first frames of `update_scores` are what later
             ones are compared with.
@@ -245,7 +245,7 @@ class DriftMonitor(VersionedMixin, BaseEstimator):
             No real numbers.
         """
         validate_parameters(self)
-        calibration = _scores(scores)
+        calibration = _scores(X)
         calibration = calibration[~np.isnan(calibration)]
         if len(calibration) > self.max_scores:
             raise ValueError(

@@ -30,6 +30,7 @@ MODULES = [
     "ipca_sklearn.datasets",
     "ipca_sklearn.metrics",
     "ipca_sklearn.inspection",
+    "ipca_sklearn.monitoring",
     "ipca_sklearn.persistence",
 ]
 

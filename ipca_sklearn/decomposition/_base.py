@@ -18,7 +18,7 @@ from ipca_sklearn._utils._devices import resolve_device, resolve_dtype
 from ipca_sklearn._utils._estimators import set_learnt
 from ipca_sklearn._utils._output import TableOutputMixin
 from ipca_sklearn._utils._regions import at_patches
-from ipca_sklearn._utils._sklearn_compat import CallbackSupportMixin, FitProgress, fit_context
+from ipca_sklearn._utils._sklearn_compat import CallbackSupportMixin, FitProgress, fit_context, validate_parameters
 from ipca_sklearn._utils._typing import ArrayLike, DeviceLike, DTypeLike
 from ipca_sklearn._utils._versions import VersionedMixin
 from ipca_sklearn.decomposition._batches import StepReader, read_steps, same_region
@@ -102,6 +102,7 @@ class BasePCA(
             `model` and `learning`, in bytes. A fit that needs more than the machine has raises a MemoryError before
             its first step.
         """
+        validate_parameters(self)
         return self.need(read_steps(self, X, reset=True))
 
     def need(self, steps: StepReader, *, n_kept: int = 0) -> MemoryNeed:

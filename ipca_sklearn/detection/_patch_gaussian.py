@@ -18,7 +18,14 @@ from torch import Tensor
 
 from ipca_sklearn import linalg
 from ipca_sklearn._utils._output import TableOutputMixin
-from ipca_sklearn._utils._sklearn_compat import CallbackSupportMixin, FitProgress, Interval, StrOptions, fit_context
+from ipca_sklearn._utils._sklearn_compat import (
+    CallbackSupportMixin,
+    FitProgress,
+    Interval,
+    StrOptions,
+    fit_context,
+    validate_parameters,
+)
 from ipca_sklearn._utils._typing import ArrayLike, DeviceLike, DTypeLike
 from ipca_sklearn._utils._versions import VersionedMixin
 from ipca_sklearn.decomposition._base import BasePCA, Learning
@@ -361,6 +368,7 @@ class PatchGaussianDetector(
         >>> need.model  # 8 x 8 patches of 32 features: 16 numbers of 4 bytes and two of 8 for each
         163840
         """
+        validate_parameters(self)
         steps = read_steps(self, X, reset=True)
         return self._new_pca().need(steps.take(self._choose_features(steps.n_features)), n_kept=self._n_kept(steps, 0))
 

@@ -245,6 +245,8 @@ def test_export_writes_a_file_that_onnxruntime_runs(root, tmp_path):
 def test_errors_are_one_line_and_a_traceback_only_if_asked_for(arguments, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "other.joblib").write_bytes(b"something else")
+    if "x.png" in arguments and "fit" in arguments:
+        save_image(tmp_path / "x.png", np.zeros((8, 8, 3), np.uint8))
     done = run(*arguments, code=1)
     assert message in done.stderr and len(done.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "m.joblib").exists()

@@ -91,8 +91,8 @@ class FolderWatcher:
         30 seconds only. Without watchdog, and where the system gives no events (network drives, folders behind links),
         a warning says so and the folder is listed every `interval` seconds.
     done : callable or None, default=None
-        Returns the keys (`NewImage.key`) of images that are not to be given, such as `RowFile.keys`. It is called at
-        the start, and again if another folder takes the place of this one (a disk is mounted, a link is changed).
+        Returns the keys (`NewImage.key`) of images that are not to be given, as `RowFile.image_keys` does. It is called
+        at the start, and again if another folder takes the place of this one (a disk is mounted, a link is changed).
 
     Attributes
     ----------

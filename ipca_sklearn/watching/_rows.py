@@ -83,7 +83,7 @@ class RowFile:
     ...     with warnings.catch_warnings():
     ...         warnings.simplefilter("ignore")
     ...         with RowFile(table) as rows:
-    ...             list(rows.keys())
+    ...             list(rows.image_keys())
     [('/in/a.png', 10, 5)]
     """
 
@@ -156,7 +156,7 @@ class RowFile:
                     "mend it, remove it, or name another file"
                 ) from error
 
-    def keys(self) -> Iterator[tuple[str, int, int]]:
+    def image_keys(self) -> Iterator[tuple[str, int, int]]:
         """Yield path, size and time of change (`NewImage.key`) of the images that have rows."""
         for row in self:
             yield row["path"], row["n_bytes"], row["modified_ns"]

@@ -79,7 +79,7 @@ def watch(
     ...             watcher.stop()
     a.png -1.0
     """
-    watcher.done = rows.keys
+    watcher.done = rows.image_keys
     if monitor is not None:
         _replay(monitor, rows)
     for images in watcher.batches(idle):

@@ -58,7 +58,7 @@ def scored(folder, table, n, **parameters):
             if number == left:
                 watcher.stop()
     with RowFile(table) as rows:
-        return [os.path.basename(path) for path, *_ in rows.keys()]
+        return [os.path.basename(path) for path, *_ in rows.image_keys()]
 
 
 def test_a_file_is_complete_when_it_has_stood_still(incoming):
@@ -164,7 +164,7 @@ def test_a_table_that_is_cut_anywhere_is_continued(suffix, tmp_path):
         for row in values:
             rows.append(row)
             ends.append(table.stat().st_size)
-        assert list(rows.keys()) == keys
+        assert list(rows.image_keys()) == keys
         assert [row["score"] for row in rows] == [-0.1 / 3] * 2
     whole = table.read_bytes()
     for size in range(len(whole)):
@@ -173,7 +173,7 @@ def test_a_table_that_is_cut_anywhere_is_continued(suffix, tmp_path):
             warnings.simplefilter("ignore")
             with RowFile(table) as rows:
                 n_rows = sum(end <= size for end in ends[1:])
-                assert list(rows.keys()) == keys[:n_rows]
+                assert list(rows.image_keys()) == keys[:n_rows]
                 for row in values[n_rows:]:
                     rows.append(row)
         assert table.read_bytes() == whole
@@ -189,8 +189,8 @@ def test_tables_of_others_are_refused_and_stay(tmp_path):
     with pytest.raises(ValueError, match="no table of"):
         RowFile(table)
     (tmp_path / "rows.jsonl").write_text('{"path": "a.png"}\n')
-    with RowFile(tmp_path / "rows.jsonl") as rows, pytest.raises(ValueError, match="row 1 of .* is damaged"):
-        list(rows.keys())
+    with RowFile(tmp_path / "rows.jsonl") as rows, pytest.raises(ValueError, match=r"row 1 of .* is damaged"):
+        list(rows.image_keys())
     with pytest.raises(ValueError, match=r"neither \.csv nor \.jsonl"):
         RowFile(tmp_path / "rows.txt")
 
@@ -232,7 +232,8 @@ def score(paths):
     for path in paths:
         time.sleep(0.002)
         yield {{"score": 1.0, "error": None}}
-with FolderWatcher({str(incoming)!r}, settle=0, interval=0.01, events=False) as watcher, RowFile({str(table)!r}) as rows:
+watcher = FolderWatcher({str(incoming)!r}, settle=0, interval=0.01, events=False)
+with watcher, RowFile({str(table)!r}) as rows:
     for row in watch(score, watcher, rows):
         pass
 """

@@ -160,6 +160,6 @@ def _monitor(pipe: Pipeline) -> Any:
 def _drift(monitor: Any) -> str:
     return (
         f"drift alarm at image {monitor.alarm_at_} of the table: scores are {monitor.direction_} since about "
-        f"image {monitor.changed_since_}. Look at the light, the camera and the position of the parts. When the line is as it "
-        "was, or the model has learnt its new look, name a new table to start anew"
+        f"image {monitor.changed_since_}. Look at the light, the camera and the position of the parts. When the line "
+        "is as it was, or the model has learnt its new look, name a new table to start anew"
     )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import os
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -14,15 +16,19 @@ from torch import Tensor, nn
 from torch.torch_version import TorchVersion
 
 from ipca_sklearn import linalg
-from ipca_sklearn._utils._files import replacing
-from ipca_sklearn._utils._typing import PathLike
+from ipca_sklearn._utils._files import printable, replacing
+from ipca_sklearn._utils._typing import Image, PathLike
 from ipca_sklearn.detection import PatchGaussianDetector
 from ipca_sklearn.detection._map_ops import blur_matrix, image_scores
 from ipca_sklearn.features import PatchFeatureExtractor
+from ipca_sklearn.features._decode import check_images, load_batch, to_rgb
 from ipca_sklearn.features._grid import on_grid, resize_matrix
 from ipca_sklearn.features._settings import FeatureSettings
 
 __all__ = ["to_onnx", "to_torch"]
+
+# How much the results of a file may differ from those of its pipeline, of the largest value of a map.
+LARGEST_DIFFERENCE = 1e-4
 
 # What a protocol buffer, and so an ONNX file in one piece, holds at most.
 _MAX_BYTES = 2**31 - 2**24
@@ -268,7 +274,14 @@ def _require_torch(what: str) -> None:
         )
 
 
-def to_onnx(pipe: Pipeline, path: PathLike, *, dtype: str = "uint8", opset_version: int = 18) -> None:
+def to_onnx(
+    pipe: Pipeline,
+    path: PathLike,
+    *,
+    dtype: str = "uint8",
+    opset_version: int = 18,
+    check: Sequence[Image] | None = None,
+) -> None:
     """Write a fitted pipeline as one ONNX file, network included.
 
     Parameters
@@ -281,14 +294,18 @@ def to_onnx(pipe: Pipeline, path: PathLike, *, dtype: str = "uint8", opset_versi
         Type of the input `images` (n, 3, H, W); n, H and W are dynamic. Floats are in [0, 1].
     opset_version : int, default=18
         Version of ONNX's operators.
+    check : sequence of images, default=None
+        onnxruntime scores these images (paths, PIL images, arrays or tensors, of any sizes) with the file before it is
+        written, and the pipeline scores them too: some real ones show that both agree on this machine.
 
     Raises
     ------
     ImportError
-        onnx and onnxscript are not installed: `pip install onnx onnxscript`.
+        onnx and onnxscript are not installed: `pip install onnx onnxscript`; for `check` onnxruntime.
     ValueError
-        The model has more than 2 GB, the limit of an ONNX file in one piece. Only `covariance="full"` with many
-        features has so many numbers.
+        The scores or the maps of an image in `check` differ by more than 1e-4 of the largest value of its map; nothing
+        is written. Or the model has more than 2 GB, the limit of an ONNX file in one piece: only `covariance="full"`
+        with many features has so many numbers.
     RuntimeError
         torch is older than 2.10, or `torch.export` cannot follow the network: a file for onnxruntime holds no control
         flow that depends on the values of an image.
@@ -334,9 +351,39 @@ def to_onnx(pipe: Pipeline, path: PathLike, *, dtype: str = "uint8", opset_versi
         map_threshold=repr(module.map_threshold),
         ipca_sklearn_version=version("ipca_sklearn"),
     )
+    content = program.model_proto.SerializeToString()
+    if check is not None:
+        _check(content, pipe, check_images(check), dtype)
     # Not program.save: from 1.5 GB on it writes weights to a second file.
     with replacing(path) as file:
-        file.write(program.model_proto.SerializeToString())
+        file.write(content)
+
+
+def _check(content: bytes, pipe: Pipeline, images: Any, dtype: str) -> None:
+    """Compare the results of a file with those of the pipeline it was made from."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ImportError("check= runs the file with onnxruntime; pip install onnxruntime") from error
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    for index in range(len(images)):
+        image = images[index]
+        name = printable(image) if isinstance(image, (str, os.PathLike)) else f"check[{index}]"
+        pixels = load_batch([to_rgb(image, name)], torch.device("cpu"))
+        if dtype == "uint8":
+            pixels = (255 * pixels).round().to(torch.uint8)
+        score, (map_,) = session.run(None, {"images": pixels.contiguous().numpy()})
+        (expected,) = pipe[0].transform(images[index : index + 1]).batches(1)
+        (expected_map,) = pipe[-1].transform(expected)
+        (expected_score,) = pipe[-1].score_maps(expected_map[None])
+        largest = float(expected_map.max())
+        errors = float(abs(expected_map - torch.from_numpy(map_)).max()), abs(float(expected_score) - float(score[0]))
+        if not max(errors) <= LARGEST_DIFFERENCE * largest:
+            raise ValueError(
+                f"{name}: the exported file differs from the pipeline by {max(errors) / largest:.1e} of the largest "
+                f"value of the map, {LARGEST_DIFFERENCE:g} is allowed; nothing was written. 16-bit pictures differ "
+                "because the file takes 8 bits: export with dtype='float32'"
+            )
 
 
 def _onnx_program(module: PatchGaussianModule, *arguments: Any, **options: Any) -> Any:

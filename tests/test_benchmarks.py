@@ -92,6 +92,47 @@ def test_all_sections_of_the_gpu_benchmark_work_at_tiny_sizes(tmp_path):
     text = (tmp_path / "gpu.md").read_text()
     assert text.count("\n## ") == len(SECTIONS)
     assert "Written by `python -m benchmarks.gpu --smoke --out OUT`." in text
+    done = run("gpu.verdict", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "| PCA alone, k = 16, steps of 16: images/s | >= 10000 |  | not measured |" in done.stdout
+    assert "| float32 | 8 | " in done.stdout and "never the fastest, so to be deleted: " in done.stdout
+
+
+def test_the_verdict_on_a_gpu_run_ranks_the_right_eigensolvers_and_checks_the_goals(importable):
+    from benchmarks.gpu.verdict import verdict
+
+    def solver(name, ms, orthogonality=1e-6):
+        return {"dtype": "float32", "n": 80, "solver": name, "ms": ms, "orthogonality": orthogonality}
+
+    sections = {
+        "eigensolvers": [
+            solver("fast and wrong", [0.1, 0.1, 0.2], 0.5),
+            solver("ipca_sklearn triton", [2.0, 1.0, 1.5]),
+            solver("torch eigh, one call", 2.4),
+            {"dtype": "float32", "n": 80, "solver": "numba", "remark": "not run: numba compiles for the CPU"},
+            {"dtype": "float32", "n": 80, "solver": "broken", "error": "RuntimeError"},
+        ],
+        "pca": [
+            {"method": "ours", "m": 256, "k": k, "b": 16, "images_per_s": speed}
+            for k, speed in ((16, [12_000, 11_000, 13_000]), (64, [3000]))
+        ],
+        "end_to_end": [{"what": "training", "images_per_s": [3500], "inference": [4000]}, {"what": "network"}],
+        "step": [
+            {"task": "PatchGaussianDetector", "k": 16, "peak_mb": 500, "cudaStreamSynchronize": 2, "copies to host": 1}
+        ],
+    }
+    results = {
+        "environment": "a GPU",
+        "sections": {name: {"status": "complete", "rows": rows} for name, rows in sections.items()},
+    }
+    text = verdict(results)
+    assert "| float32 | 80 | ipca_sklearn triton | 1.5 | 1.60 times torch eigh, one call |" in text
+    assert "- wrong, whatever their speed: fast and wrong, float32, n = 80: deviates by 0.5" in text
+    assert "- never the fastest, so to be deleted: torch eigh, one call" in text
+    assert "at best 1.60 times as fast as the next: it stays where it gains" in text
+    found = [line.removesuffix(" |").rpartition(" | ")[2] for line in text.splitlines() if ">=" in line or "<=" in line]
+    assert found == ["reached", "missed", "reached", "missed", "missed", "reached"]
+    assert "Not measured." in verdict({"environment": "", "sections": {}})
 
 
 def test_a_section_that_kills_its_worker_leaves_the_others_alone(importable, tmp_path):

@@ -8,11 +8,13 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from PIL import Image
 from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import Pipeline
 from torch import nn
 
 from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector, export
+from ipca_sklearn.exceptions import ImageReadError
 from ipca_sklearn.export import to_onnx, to_torch
 
 DETECTORS = {
@@ -84,6 +86,22 @@ def test_the_file_scores_as_the_pipeline_for_any_number_and_size_of_images(tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
 
 
+@new_torch
+def test_a_file_is_written_if_given_images_have_the_same_scores(tmp_path, monkeypatch):
+    pipe, images = fitted(), pictures(2, 50, 60, seed=3)
+    Image.fromarray(images[0]).save(tmp_path / "real.png")
+    checked = [tmp_path / "real.png", images[1], Image.fromarray(images[1])]
+    to_onnx(pipe, tmp_path / "checked.onnx", check=checked)
+    to_onnx(pipe, tmp_path / "floats.onnx", check=images, dtype="float32")
+    assert (tmp_path / "checked.onnx").is_file() and (tmp_path / "floats.onnx").is_file()
+    monkeypatch.setattr("ipca_sklearn.export.LARGEST_DIFFERENCE", 1e-12)
+    with pytest.raises(ValueError, match=r"real\.png: the exported file differs .*1e-12 is allowed"):
+        to_onnx(pipe, tmp_path / "new.onnx", check=checked)
+    assert not (tmp_path / "new.onnx").exists()
+    with pytest.raises(ImageReadError, match="gone"):
+        to_onnx(pipe, tmp_path / "new.onnx", check=[tmp_path / "gone.png"])
+
+
 def test_a_module_is_as_small_as_its_components_and_network():
     pipe = fitted()
     module = to_torch(pipe)
@@ -122,7 +140,7 @@ class Branching(nn.Module):
         self.on_values = on_values
         self.stem, self.act = nn.Conv2d(3, 4, 4, 4), nn.ReLU(inplace=True)
         self.norm, self.body = nn.BatchNorm2d(4), nn.Conv2d(4, 5, 1)
-        self.head = nn.Linear(8, 3000)  # for images of another size
+        self.head = nn.Linear(8, 30_000)  # for images of another size
 
     def forward(self, x):
         if x.shape[1] != 3 or (self.on_values and x.sum() > 1e9):
@@ -155,7 +173,7 @@ def test_a_network_with_hooks_is_written_if_torch_export_can_follow_it(tmp_path)
         score, maps = session.run(None, {"images": channels_first(images)})
         np.testing.assert_allclose(score, pipe.score_samples(images), rtol=1e-4)
         np.testing.assert_allclose(maps, pipe.transform(images), rtol=1e-3, atol=1e-4)
-    assert (tmp_path / "model.onnx").stat().st_size < 4 * 8 * 3000  # the head is not in it
+    assert (tmp_path / "model.onnx").stat().st_size < 4 * 8 * 30_000  # the head is not in it
 
 
 @new_torch

@@ -62,7 +62,7 @@ def test_rooms_keep_their_order() -> None:
         ({"linalg/_new.py": "from ipca_sklearn import BatchedIncrementalPCA"}, "order"),
         ({"features/_new.py": "def late():\n    import ipca_sklearn.decomposition"}, "order"),
         ({"decomposition/_new.py": "from ipca_sklearn import features"}, "order"),
-        ({"metrics.py": "from ipca_sklearn import persistence"}, "order"),
+        ({"metrics/_new.py": "from ipca_sklearn import persistence"}, "order"),
         ({"attic.py": ""}, "order"),
         ({"linalg/_new.py": "from ipca_sklearn.exceptions import ImageReadError"}, "linalg"),
         ({"detection/_new.py": "def late():\n    from PIL import Image"}, "no_images"),

@@ -31,6 +31,7 @@ MODULES = [
     "ipca_sklearn.datasets",
     "ipca_sklearn.metrics",
     "ipca_sklearn.inspection",
+    "ipca_sklearn.monitoring",
     "ipca_sklearn.persistence",
     "ipca_sklearn.watching",
 ]

@@ -23,9 +23,9 @@ def evaluate(pipe, data, every):
     return image_roc_auc_score(data.test_labels[chosen], scores), pixel_roc_auc_score(masks, maps)
 
 
-def test_leather_defects_are_found_from_half_of_the_tiles(data_root):
+def test_leather_defects_are_found_from_a_third_of_the_tiles(data_root):
     data = load_mvtec_ad(data_root / "mvtec", "leather")
-    image, pixel = evaluate(fitted(data.train_paths[::2]), data, 2)
+    image, pixel = evaluate(fitted(data.train_paths[::3]), data, 3)
     assert image > 0.93 and pixel > 0.85
 
 

@@ -17,7 +17,17 @@ from sklearn.utils._param_validation import Interval, StrOptions, validate_param
 from sklearn.utils._set_output import _wrap_data_with_container as in_container  # a data frame, if one is asked for
 from sklearn.utils.validation import _num_samples as num_samples  # the length of whatever is an X
 
+try:
+    from sklearn.callback import CallbackSupportMixin
+except ImportError:  # before scikit-learn 1.9
+
+    class CallbackSupportMixin:  # type: ignore[no-redef]
+        """Stands for the class that takes callbacks, where scikit-learn has none."""
+
+
 __all__ = [
+    "CallbackSupportMixin",
+    "FitProgress",
     "Interval",
     "LokyBackend",
     "ProcessPoolExecutor",
@@ -39,3 +49,40 @@ fit_transform = TransformerMixin.fit_transform.__wrapped__  # without the wrappe
 def validate_parameters(estimator: Any) -> None:
     """Raise scikit-learn's InvalidParameterError (a ValueError) if a parameter does not meet its constraints."""
     estimator._validate_params()
+
+
+class FitProgress:
+    """Tells scikit-learn's callbacks of a fit, and of each of its steps. It does nothing where there are none.
+
+    Parameters
+    ----------
+    estimator : CallbackSupportMixin
+        Its method is decorated with `fit_context`, which ends what begins here, also after an error.
+    n_steps : int
+        Number of steps at most.
+    X, y : object
+        Given to callbacks that ask for them.
+    """
+
+    def __init__(self, estimator: Any, n_steps: int, X: Any, y: Any) -> None:
+        self._told = {"estimator": estimator, "X": X, "y": y}
+        self._context = None
+        if getattr(estimator, "_skl_callbacks", None) or hasattr(estimator, "_parent_callback_ctx"):
+            self._context = estimator._init_callback_context(max_subtasks=n_steps)
+            self._context.call_on_fit_task_begin(**self._told)
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether there are callbacks."""
+        return self._context is not None
+
+    def step(self) -> None:
+        """Tell that a step has been learnt. A wish to stop is not heard: what was not read could set no threshold."""
+        if self._context is not None:
+            step = self._context.subcontext(task_name="step").call_on_fit_task_begin(**self._told)
+            step.call_on_fit_task_end(**self._told)
+
+    def end(self) -> None:
+        """Tell that all is learnt."""
+        if self._context is not None:
+            self._context.call_on_fit_task_end(**self._told)

@@ -12,14 +12,15 @@ import typer
 from ipca_sklearn._utils._files import naming, printable
 from ipca_sklearn._utils._tables import to_json
 from ipca_sklearn.cli._alarms import asked_rate, doubt_of_normal
-from ipca_sklearn.cli._common import Device, ModelFile, open_model
+from ipca_sklearn.cli._common import Device, ModelFile, find_images, open_model
+from ipca_sklearn.cli._figures import draw_pimo, draw_roc, print_report
 from ipca_sklearn.cli._outputs import ONNX, PICTURES, Output, check_outputs
 from ipca_sklearn.cli._progress import Progress
 from ipca_sklearn.cli._text import warn
 from ipca_sklearn.datasets._folders import make_bunch
 from ipca_sklearn.datasets._mvtec import list_test_images
 from ipca_sklearn.export import to_onnx
-from ipca_sklearn.metrics import aupro_score, image_roc_auc_score, pixel_roc_auc_score
+from ipca_sklearn.metrics import evaluation_report
 
 
 def evaluate(
@@ -32,7 +33,13 @@ def evaluate(
             "of pixels. train/good is not needed.",
         ),
     ],
-    picture: Annotated[Path | None, typer.Option(metavar="PNG", help="Draw the ROC curves of the images.")] = None,
+    picture: Annotated[
+        Path | None, typer.Option(metavar="PNG", help="Draw the ROC curves of the images, one for each type.")
+    ] = None,
+    pimo: Annotated[
+        Path | None,
+        typer.Option(metavar="PNG", help="Draw how much of each defect is found where normal images have few alarms."),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON; null is a figure that these images do not give.")
     ] = False,
@@ -40,11 +47,15 @@ def evaluate(
 ) -> None:
     """Test a model on labelled images in MVTec AD's layout.
 
-    The figures are ROCAUC of images and of pixels, AUPRO and the share of images found, for each type of defect. Those
-    of pixels are of the images with a mask. A warning tells if the normal images are not those that the model expects.
+    For each type of defect: ROCAUC, average precision and the largest F1 score of images and of pixels, the share of
+    images found and the F1 score of the marked pixels at the learnt thresholds, and AUPRO and AUPIMO of the regions,
+    with 95 % intervals. The figures of pixels are of the images with a mask, inside of the region of interest. Warnings
+    tell if images of a kind are fewer than 30, and if the normal images are not those that the model expects.
     """
     folders = [root / part for part in ("train", "test", "ground_truth")]
-    check_outputs([None if picture is None else Output("--picture", picture, PICTURES)], files=[model], folders=folders)
+    pictures = [("--picture", picture), ("--pimo", pimo)]
+    outputs = [None if path is None else Output(option, path, PICTURES) for option, path in pictures]
+    check_outputs(outputs, files=[model], folders=folders)
     data = make_bunch([], list_test_images(root, all_masks=False), "")
     pipe = open_model(model, device)
     extractor, detector = pipe[0], pipe[-1]
@@ -59,37 +70,28 @@ def evaluate(
     scores = detector.score_maps(maps)
     masks = extractor.transform_masks(data.mask_paths)
     normal = data.test_labels == 1
-    with_pixels = normal | [path is not None for path in data.mask_paths]
-    if not with_pixels.all():
+    has_mask = normal | [path is not None for path in data.mask_paths]
+    if not has_mask.all():
         warn(
-            f"{np.sum(~with_pixels)} of {np.sum(~normal)} anomalous images have no mask in "
+            f"{np.sum(~has_mask)} of {np.sum(~normal)} anomalous images have no mask in "
             f"{root / 'ground_truth'}: the figures of pixels leave them out"
         )
-    table = []
-    for name in ["all", *sorted(set(data.defect_types[~normal]))]:
-        chosen = normal | (data.defect_types == name) if name != "all" else np.ones_like(normal)
-        pixels = chosen & with_pixels
-        table.append(
-            {
-                "defects": name,
-                "n_images": int(np.sum(chosen & ~normal)),
-                "image_roc_auc": _figure(image_roc_auc_score, data.test_labels[chosen], scores[chosen]),
-                "pixel_roc_auc": _figure(pixel_roc_auc_score, masks[pixels], maps[pixels]),
-                "aupro": _figure(aupro_score, masks[pixels], maps[pixels]),
-                "found": _share(scores[chosen & ~normal] < detector.offset_),
-            }
-        )
-    false_alarms = _share(scores[normal] < detector.offset_)
+    report = evaluation_report(
+        data.test_labels,
+        scores,
+        masks,
+        maps,
+        marked=maps > detector.map_threshold_,
+        offset=detector.offset_,
+        defect_types=data.defect_types,
+        has_mask=has_mask,
+        region=detector.region_,
+    )
     rate = asked_rate(detector.false_positive_rate, detector.calibration_scores_, detector.offset_)
     if as_json:
-        facts = {"n_normal": int(normal.sum()), "false_alarms": false_alarms, "expected_false_alarms": rate}
-        typer.echo(to_json({"defects": table, **facts}))
+        typer.echo(to_json(report | {"expected_false_alarms": rate}))
     else:
-        _print(table)
-        if false_alarms is None:
-            typer.echo("there are no normal images")
-        else:
-            typer.echo(f"{false_alarms:.0%} of {normal.sum()} normal images are called anomalous")
+        print_report(report)
     n_alarms = int(np.sum(scores[normal] < detector.offset_))
     doubt = doubt_of_normal(scores[normal], detector.calibration_scores_, n_alarms, rate)
     if doubt is not None:
@@ -97,49 +99,20 @@ def evaluate(
     if picture is not None:
         if normal.all() or not normal.any():
             warn("no ROC curve is drawn: it needs normal and anomalous images")
-            return
-        with naming(picture):
-            _draw_roc(picture, data, scores)
-        typer.echo(f"picture: {printable(picture)}", err=True)
+        else:
+            _draw(picture, draw_roc, data.test_labels, scores, data.defect_types)
+    if pimo is not None:
+        if report["defects"][0]["aupimo"] is None:
+            warn("no PIMO curve is drawn: it needs masks, and normal images with enough pixels for AUPIMO")
+        else:
+            shown = has_mask & (normal | masks.any(axis=(1, 2)))
+            _draw(pimo, draw_pimo, masks[shown], maps[shown], data.defect_types[shown], detector.region_)
 
 
-def _figure(measure: Callable[..., float], labels: np.ndarray, scores: np.ndarray) -> float | None:
-    """Return a measure of how labels are told apart, or None if there is one kind of label only."""
-    return float(measure(labels, scores)) if len(np.unique(labels)) > 1 else None
-
-
-def _share(chosen: np.ndarray) -> float | None:
-    return float(np.mean(chosen)) if len(chosen) else None
-
-
-def _print(table: list[dict[str, Any]]) -> None:
-    """Print a table of figures; "-" stands for those that the images do not give."""
-    names = [printable(row["defects"]) for row in table]
-    width = max(map(len, names))
-    typer.echo(f"{'':{width}}  images  image ROCAUC  pixel ROCAUC  AUPRO  found")
-    for name, row in zip(names, table, strict=True):
-        shown = ["-" if row[key] is None else f"{row[key]:.3f}" for key in ("image_roc_auc", "pixel_roc_auc", "aupro")]
-        found = "-" if row["found"] is None else f"{row['found']:.0%}"
-        typer.echo(f"{name:{width}}  {row['n_images']:6d}  {shown[0]:>12}  {shown[1]:>12}  {shown[2]:>5}  {found:>5}")
-
-
-def _draw_roc(path: Path, data: Any, scores: np.ndarray) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")  # to write a file without opening a window
-    from matplotlib import pyplot as plt
-    from sklearn.metrics import RocCurveDisplay
-
-    figure, axes = plt.subplots(figsize=(6, 6), layout="constrained")
-    normal = data.test_labels == 1
-    for name in ["all", *sorted(set(data.defect_types[~normal]))]:
-        chosen = normal | (data.defect_types == name) if name != "all" else np.ones_like(normal)
-        RocCurveDisplay.from_predictions(
-            data.test_labels[chosen] == -1, -scores[chosen], name=name, ax=axes, plot_chance_level=name == "all"
-        )
-    axes.set(xlabel="Share of normal images called anomalous", ylabel="Share of anomalous images found")
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+def _draw(path: Path, draw: Callable[..., None], *arguments: Any) -> None:
+    with naming(path):
+        draw(path, *arguments)
+    typer.echo(f"picture: {printable(path)}", err=True)
 
 
 def info(
@@ -164,6 +137,7 @@ def info(
         "offset": float(detector.offset_),
         "map threshold": float(detector.map_threshold_),
         "false positive rate": detector.false_positive_rate,
+        "chosen threshold": None if detector.chosen_threshold_ is None else str(detector.chosen_threshold_),
         "calibrated with images": len(detector.calibration_scores_),
         "file, MB": round(model.stat().st_size / 1e6, 1),
     }
@@ -186,10 +160,15 @@ def export(
     model: ModelFile,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="ONNX", help="File to write.")],
     dtype: Annotated[str, typer.Option(help="Type of the pixels that the file takes: uint8 or float32.")] = "uint8",
+    check: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="DIR", help="Images: the file is written only if it scores them as the model does."),
+    ] = None,
 ) -> None:
     """Write a model as one ONNX file, from images (n, 3, H, W) to scores and maps."""
+    images = find_images(check) if check else None
     n_bytes = model.stat().st_size if model.is_file() else 0
     check_outputs([Output("--output", output, ONNX, n_bytes=n_bytes)], files=[model])
     with naming(output):
-        to_onnx(open_model(model, "cpu"), output, dtype=dtype)
+        to_onnx(open_model(model, "cpu"), output, dtype=dtype, check=images)
     typer.echo(f"{printable(output)}: {output.stat().st_size / 1e6:.1f} MB")

@@ -8,13 +8,11 @@ import signal
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from importlib import import_module
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
 
 import typer
-from sklearn.pipeline import Pipeline
 
 from ipca_sklearn._utils._files import printable
 from ipca_sklearn.cli._common import Device, ModelFile, open_model
@@ -24,6 +22,7 @@ from ipca_sklearn.cli._predict import draw
 from ipca_sklearn.cli._predict import rows as score_rows
 from ipca_sklearn.cli._text import warn
 from ipca_sklearn.exceptions import AspectRatioWarning, MultiPageImageWarning
+from ipca_sklearn.monitoring import DriftMonitor
 from ipca_sklearn.watching import FolderWatcher, RowFile, run_command
 from ipca_sklearn.watching import watch as watch_folder
 
@@ -75,7 +74,8 @@ def watch(
     watcher = FolderWatcher(folder, settle=settle, tries=tries, events=not poll)
     pipe = open_model(model, device, on_error="skip")
     watcher.batch_size = pipe[-1].step_size or watcher.batch_size
-    monitor = _monitor(pipe) if drift_alarm or stop_on_drift else None
+    # The same random state with each start: the scores of the table bring the monitor to where it was.
+    monitor = DriftMonitor.from_detector(pipe, random_state=0) if drift_alarm or stop_on_drift else None
     page = None
     if report is not None:
         page = LatestReport(report, threshold=pipe[-1].offset_, title=f"{model.name}, {folder}")
@@ -103,6 +103,7 @@ def watch(
                 page.add(row, draw(pipe, row, False, page.thumbnail_size))
             if row.get("drift") and not counts["drift"]:
                 counts["drift"] += 1
+                assert monitor is not None
                 warn(_drift(monitor))
                 if stop_on_drift:
                     watcher.stop()
@@ -153,11 +154,7 @@ def _arguments(command: str) -> list[str]:
     return arguments
 
 
-def _monitor(pipe: Pipeline) -> Any:
-    return import_module("ipca_sklearn.monitoring").DriftMonitor.from_detector(pipe, random_state=0)
-
-
-def _drift(monitor: Any) -> str:
+def _drift(monitor: DriftMonitor) -> str:
     return (
         f"drift alarm at image {monitor.alarm_at_} of the table: scores are {monitor.direction_} since about "
         f"image {monitor.changed_since_}. Look at the light, the camera and the position of the parts. When the line "

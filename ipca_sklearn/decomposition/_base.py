@@ -18,7 +18,7 @@ from ipca_sklearn._utils._devices import resolve_device, resolve_dtype
 from ipca_sklearn._utils._estimators import set_learnt
 from ipca_sklearn._utils._output import TableOutputMixin
 from ipca_sklearn._utils._regions import at_patches
-from ipca_sklearn._utils._sklearn_compat import fit_context
+from ipca_sklearn._utils._sklearn_compat import CallbackSupportMixin, FitProgress, fit_context, validate_parameters
 from ipca_sklearn._utils._typing import ArrayLike, DeviceLike, DTypeLike
 from ipca_sklearn._utils._versions import VersionedMixin
 from ipca_sklearn.decomposition._batches import StepReader, read_steps, same_region
@@ -28,7 +28,14 @@ from ipca_sklearn.decomposition._memory import MemoryNeed, check_memory
 _Self = TypeVar("_Self", bound="BasePCA")
 
 
-class BasePCA(VersionedMixin, TableOutputMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+class BasePCA(
+    VersionedMixin,
+    CallbackSupportMixin,
+    TableOutputMixin,
+    ClassNamePrefixFeaturesOutMixin,
+    TransformerMixin,
+    BaseEstimator,
+):
     """Base of the estimators that learn one Gaussian per patch, one step of samples at a time.
 
     A subclass says how one step is added (`advance`) and how two results are merged (`_merged`).
@@ -68,7 +75,7 @@ class BasePCA(VersionedMixin, TableOutputMixin, ClassNamePrefixFeaturesOutMixin,
             no readable image, values whose squares overflow.
         """
         steps = read_steps(self, X, reset=True)
-        return self.store(self._learn(steps, None), steps)
+        return self._learn(steps, None, FitProgress(self, steps.count(self.step_size), X, y))
 
     @fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self: _Self, X: ArrayLike, y: Any = None) -> _Self:
@@ -79,7 +86,7 @@ class BasePCA(VersionedMixin, TableOutputMixin, ClassNamePrefixFeaturesOutMixin,
         """
         fitted = getattr(self, "fitted_", None)
         steps = read_steps(self, X, reset=fitted is None)
-        return self.store(self._learn(steps, fitted), steps)
+        return self._learn(steps, fitted, FitProgress(self, steps.count(self.step_size), X, y))
 
     def memory_needed(self, X: ArrayLike) -> MemoryNeed:
         """Return about how much memory `fit` takes for X, of which only shape and dtype count.
@@ -95,6 +102,7 @@ class BasePCA(VersionedMixin, TableOutputMixin, ClassNamePrefixFeaturesOutMixin,
             `model` and `learning`, in bytes. A fit that needs more than the machine has raises a MemoryError before
             its first step.
         """
+        validate_parameters(self)
         return self.need(read_steps(self, X, reset=True))
 
     def need(self, steps: StepReader, *, n_kept: int = 0) -> MemoryNeed:
@@ -118,16 +126,19 @@ class BasePCA(VersionedMixin, TableOutputMixin, ClassNamePrefixFeaturesOutMixin,
     def _numbers_per_feature(self, n_samples: int, n_features: int) -> tuple[int, int]:
         """Return how many numbers are kept per feature of a patch: in the dtype of the estimator, and in float64."""
 
-    def _learn(self, steps: StepReader, fitted: Fitted | None) -> Fitted:
-        """Return `fitted` (None: nothing) with all steps added; this estimator is not changed."""
+    def _learn(self: _Self, steps: StepReader, fitted: Fitted | None, progress: FitProgress) -> _Self:
+        """Store `fitted` (None: nothing) with all steps added."""
         self.check_memory(steps)
         learning = Learning(self, fitted)
         with steps.overflow_named():
             for step in steps.read(self.step_size):
                 learning.advance(step)
+                progress.step()
         if learning.fitted is None:  # X has at least one sample, but all of them were skipped
             raise steps.unreadable()
-        return learning.fitted
+        self.store(learning.fitted, steps)
+        progress.end()
+        return self
 
     @abstractmethod
     def advance(self, fitted: Any, step: Tensor, *, recycled: Any = None) -> Any:

@@ -144,6 +144,10 @@ class StepReader:
         """Whether there may be fewer samples than `n_samples`, which only reading them tells."""
         return isinstance(self.source, LazySource) and self.source.may_skip
 
+    def count(self, size: int | None) -> int:
+        """Return the number of steps of `size` samples."""
+        return 1 if size is None else -(-self.n_samples // size)
+
     def read(self, size: int | None) -> Iterator[Tensor]:
         """Yield X in steps of `size` samples, the last one shorter; None yields all of them at once.
 

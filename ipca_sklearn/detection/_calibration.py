@@ -23,6 +23,9 @@ FEW_IMAGES = 64
 # Blocks of few images that are left out in turn.
 N_BLOCKS = 8
 
+# Scores that were corrected by more than this, because their models had learnt far fewer images, are a guess.
+LARGEST_CORRECTION = 0.2
+
 # How much the slope of a learning curve differs between kinds of images.
 _SLOPE_DEVIATION = 0.2
 

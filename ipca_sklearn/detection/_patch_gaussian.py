@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections import deque
 from math import prod
 from numbers import Integral, Real
@@ -17,7 +18,14 @@ from torch import Tensor
 
 from ipca_sklearn import linalg
 from ipca_sklearn._utils._output import TableOutputMixin
-from ipca_sklearn._utils._sklearn_compat import Interval, StrOptions, fit_context
+from ipca_sklearn._utils._sklearn_compat import (
+    CallbackSupportMixin,
+    FitProgress,
+    Interval,
+    StrOptions,
+    fit_context,
+    validate_parameters,
+)
 from ipca_sklearn._utils._typing import ArrayLike, DeviceLike, DTypeLike
 from ipca_sklearn._utils._versions import VersionedMixin
 from ipca_sklearn.decomposition._base import BasePCA, Learning
@@ -42,6 +50,7 @@ _FULL_PARAMETERS = set(FullCovariance().get_params())
 class PatchGaussianDetector(
     VersionedMixin,
     ThresholdMixin,
+    CallbackSupportMixin,
     OutlierMixin,
     TableOutputMixin,
     ClassNamePrefixFeaturesOutMixin,
@@ -78,6 +87,9 @@ class PatchGaussianDetector(
         For `covariance="full"`, in the units of the squared features.
     random_state : int, RandomState or None, default=None
         For `n_random_features`.
+    verbose : int, default=0
+        1 prints a line when images have been learnt. With scikit-learn's callbacks (`set_callbacks`, from 1.9 on) these
+        are told of each step instead: `sklearn.callback.ProgressBar` draws a bar, in notebooks too.
     centering : {"incremental", "deferred"}, default="incremental"
         As in :class:`BatchedIncrementalPCA`; `"deferred"` with `distance="mahalanobis"` is the paper.
     n_oversamples, forgetting_factor, solver, svd_driver, dtype, device
@@ -176,6 +188,7 @@ class PatchGaussianDetector(
         "n_random_features": [Interval(Integral, 1, None, closed="left"), None],
         "ridge": [Interval(Real, 0, None, closed="left")],
         "random_state": ["random_state"],
+        "verbose": ["verbose"],
         "false_positive_rate": [StrOptions({"auto"}), Interval(Real, 0, 0.5, closed="right")],
         "calibration": [StrOptions({"prequential"}), Interval(Real, 0, 0.5, closed="right")],
         "pixel_false_positive_rate": [StrOptions({"image"}), Interval(Real, 0, 0.5, closed="right")],
@@ -206,6 +219,7 @@ class PatchGaussianDetector(
         n_random_features: int | None = None,
         ridge: float = 0.01,
         random_state: Any = None,
+        verbose: int = 0,
     ) -> None:
         self.n_components = n_components
         self.step_size = step_size
@@ -227,6 +241,7 @@ class PatchGaussianDetector(
         self.n_random_features = n_random_features
         self.ridge = ridge
         self.random_state = random_state
+        self.verbose = verbose
 
     @fit_context(prefer_skip_nested_validation=True)
     def fit(self, X: ArrayLike, y: Any = None) -> PatchGaussianDetector:
@@ -253,7 +268,7 @@ class PatchGaussianDetector(
         """
         steps = normal_steps(read_steps(self, X, reset=True), y)
         columns = self._choose_features(steps.n_features)
-        return self._learn(steps, columns, self._new_pca(), Calibration.empty(steps.n_patches))
+        return self._learn(steps, columns, self._new_pca(), Calibration.empty(steps.n_patches), (X, y))
 
     @fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self, X: ArrayLike, y: Any = None) -> PatchGaussianDetector:
@@ -265,17 +280,27 @@ class PatchGaussianDetector(
             return self.fit(X, y)
         steps = normal_steps(read_steps(self, X, reset=False), y)
         pca = copy.copy(self.pca_).set_params(**self._pca_params())
-        return self._learn(steps, self._columns(), pca, self._calibration)
+        return self._learn(steps, self._columns(), pca, self._calibration, (X, y))
 
     def _learn(
-        self, steps: StepReader, columns: np.ndarray | None, pca: BasePCA, calibration: Calibration
+        self,
+        steps: StepReader,
+        columns: np.ndarray | None,
+        pca: BasePCA,
+        calibration: Calibration,
+        told: tuple[Any, Any],
     ) -> PatchGaussianDetector:
-        """Score each step before it is learnt, learn it, and store the result when all steps are done."""
+        """Score each step before it is learnt, learn it, and store the result when all steps are done.
+
+        `told` are X and y as callbacks get them.
+        """
         if self.smoothing > 0 and len(steps.patch_shape) != 2:
             raise ValueError(
                 f"smoothing={self.smoothing} needs X of shape (n, H, W, m), not patches of shape {steps.patch_shape}"
             )
+        began = time.perf_counter()
         learnt, held_out = split_for_calibration(steps.take(columns), self.calibration)
+        progress = FitProgress(self, learnt.count(self.step_size), *told)
         prequential = self.calibration == "prequential"
         start = getattr(pca, "fitted_", None)
         learning = Learning(pca, start)
@@ -292,6 +317,7 @@ class PatchGaussianDetector(
                 if learning.n_samples + len(step) > first_scored:
                     summaries.extend(self._summaries(step, learning.fitted, pca, learnt))
                 learning.advance(step)
+                progress.step()
             if learning.fitted is None:  # there are images, but all of them were skipped
                 raise learnt.unreadable()
             if prequential and not few and learning.n_samples <= FEW_IMAGES:  # most images were skipped
@@ -307,7 +333,12 @@ class PatchGaussianDetector(
             pca,
             calibration.extended(part.cpu().numpy() for part in summaries),
             old_left_out.extended(part.cpu().numpy() for part in left_out),
+            chosen=None if start is None else self._chosen(),
         )
+        progress.end()
+        if self.verbose and not progress.is_watched:
+            seconds = time.perf_counter() - began
+            print(f"[PatchGaussianDetector] {self.n_samples_seen_} images learnt, the last ones in {seconds:.1f} s")
         return self
 
     def _n_kept(self, steps: StepReader, n_before: int) -> int:
@@ -337,6 +368,7 @@ class PatchGaussianDetector(
         >>> need.model  # 8 x 8 patches of 32 features: 16 numbers of 4 bytes and two of 8 for each
         163840
         """
+        validate_parameters(self)
         steps = read_steps(self, X, reset=True)
         return self._new_pca().need(steps.take(self._choose_features(steps.n_features)), n_kept=self._n_kept(steps, 0))
 
@@ -405,5 +437,5 @@ class PatchGaussianDetector(
         left_out = other._left_out.extended([self._left_out.summaries])
         best = (d._left_out if len(d._left_out) else d._calibration for d in (other, self))
         scores = Calibration.empty(left_out.n_patches).extended(part.summaries for part in best)
-        self._store(self._features_in(), self._columns(), pca, scores, left_out)
+        self._store(self._features_in(), self._columns(), pca, scores, left_out, chosen=self._chosen())
         return self

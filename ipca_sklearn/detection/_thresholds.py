@@ -13,13 +13,21 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from ipca_sklearn._utils._estimators import set_learnt
-from ipca_sklearn._utils._labels import normal_rows
+from ipca_sklearn._utils._labels import check_labels, normal_rows
 from ipca_sklearn._utils._sklearn_compat import validate_parameters
 from ipca_sklearn._utils._typing import ArrayLike
 from ipca_sklearn.decomposition._base import BasePCA, Learning
 from ipca_sklearn.decomposition._batches import StepReader, read_steps
 from ipca_sklearn.decomposition._fitted import Fitted
-from ipca_sklearn.detection._calibration import FEW_IMAGES, Calibration, LearningCurve, ReferenceScores, leave_out
+from ipca_sklearn.detection._calibration import (
+    FEW_IMAGES,
+    LARGEST_CORRECTION,
+    Calibration,
+    LearningCurve,
+    ReferenceScores,
+    leave_out,
+)
+from ipca_sklearn.detection._chosen import ChosenThreshold, ErrorRate, check_wishes, offset_for
 from ipca_sklearn.detection._scoring import MapScoringMixin
 from ipca_sklearn.exceptions import FewImagesWarning
 
@@ -27,9 +35,6 @@ _Self = TypeVar("_Self", bound="ThresholdMixin")
 
 # Thresholds are of no use for scores that are computed in another way.
 _SCORE_PARAMETERS = ("distance", "noise_shrinkage", "ridge", "image_score", "smoothing")
-
-# Scores that were corrected by more than this, because their models had learnt far fewer images, are a guess.
-_LARGEST_CORRECTION = 0.2
 
 # Scores from which a median absolute deviation makes a threshold that is worth the name.
 _ENOUGH_FOR_AUTO = 20
@@ -48,22 +53,43 @@ class ThresholdMixin(MapScoringMixin):
     _left_out: Calibration  # each of few images by a model of the others
     _reference: ReferenceScores  # the better ones of them, brought to the model of now
     _scored_by: dict[str, Any]
+    chosen_threshold_: ChosenThreshold | None
 
     @property
     def offset_(self) -> float:
         """Images with a lower score are anomalous."""
-        return self._thresholds().offset(self.false_positive_rate)
+        learnt, chosen = self._thresholds(), self._chosen()
+        return learnt.offset(self.false_positive_rate) if chosen is None else chosen.offset
 
     @property
     def map_threshold_(self) -> float:
         """Patches with a larger value of the map are anomalous."""
-        return self._thresholds().map_threshold(self.false_positive_rate, self.pixel_false_positive_rate)
+        learnt, chosen = self._thresholds(), self._chosen()
+        if chosen is None or chosen.map_threshold is None:
+            return learnt.map_threshold(self.false_positive_rate, self.pixel_false_positive_rate)
+        return chosen.map_threshold
+
+    def _chosen(self) -> ChosenThreshold | None:
+        """Return the threshold that was set, unless a rate was set to another value after it."""
+        chosen = self.chosen_threshold_
+        return chosen if chosen is not None and chosen.rates == self._rates() else None
+
+    def _rates(self) -> tuple[Any, ...]:
+        return self.false_positive_rate, self.pixel_false_positive_rate
 
     @property
     def calibration_scores_(self) -> np.ndarray:
         """Scores of unseen normal images."""
         check_is_fitted(self)
         return self._reference.scores
+
+    def set_params(self: _Self, **params: Any) -> _Self:
+        """Set parameters; those of the threshold take effect at once, and a warning says if scores are too few."""
+        super().set_params(**params)  # type: ignore[misc]
+        if "false_positive_rate" in params and hasattr(self, "pca_"):
+            validate_parameters(self)
+            self._warn_of_few_images(self.pca_.fitted_, self._reference)
+        return self
 
     def _thresholds(self) -> ReferenceScores:
         """Return the scores that thresholds are made from, if they are scores of the kind that is computed now."""
@@ -182,6 +208,115 @@ class ThresholdMixin(MapScoringMixin):
         self._store(self._features_in(), self._columns(), self.pca_, scores, left_out=scores)
         return self
 
+    def set_threshold(
+        self: _Self,
+        X: ArrayLike | None = None,
+        y: Any = None,
+        *,
+        false_alarms: float | None = None,
+        recall: float | None = None,
+        score: float | None = None,
+        confidence: float = 0.95,
+        source: str = "",
+    ) -> _Self:
+        """Choose the threshold of images and patches, instead of the one that the fit has learnt.
+
+        Parameters
+        ----------
+        X : PatchFeatures, array-like or tensor of shape (n, H, W, m), (n, P, m) or (n, m), default=None
+            Images that the model has not learnt. May be left out with `score`.
+        y : array-like of shape (n,), default=None
+            +1 for normal and -1 for anomalous images; None: all are normal.
+        false_alarms : float in (0, 1), default=None
+            Share of new normal images that may be called anomalous, on average.
+        recall : float in (0, 1], default=None
+            Share of the anomalous images that must be found.
+        score : float, default=None
+            Images whose `score_samples` is lower are anomalous. Exactly one of these three is given.
+        confidence : float in (0, 1), default=0.95
+            Of the intervals of both errors.
+        source : str, default=""
+            Where the images came from, for the record.
+
+        Returns
+        -------
+        PatchGaussianDetector
+            This estimator. `chosen_threshold_` has the record: errors among these images with Clopper-Pearson
+            intervals, and the source.
+
+        Raises
+        ------
+        NotFittedError
+            Before `fit` or `partial_fit`.
+        ValueError
+            None or several of the three, a number outside of its range, labels other than +1 and -1, no image of the
+            kind that is asked for, other shapes than learnt.
+
+        Warns
+        -----
+        FewImagesWarning
+            `false_alarms` takes more normal images; the message says how many, and what they will be.
+
+        Notes
+        -----
+        The same rule for the largest values of the maps gives `map_threshold_`, so that masks mark something in that
+        share of normal images. With `score` it is `-score`, where the score of an image is the maximum of its map, and
+        else the learnt one.
+
+        `partial_fit` and `merge` keep the threshold, brought to the model that has learnt more by its learning curve,
+        and warn if that changes it by more than a fifth. `fit`, `calibrate` and another `false_positive_rate` or
+        `pixel_false_positive_rate` replace it.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from ipca_sklearn import PatchGaussianDetector
+        >>> X = np.random.default_rng(0).normal(size=(500, 5, 8))
+        >>> detector = PatchGaussianDetector(2).fit(X[:200]).set_threshold(X[200:], false_alarms=0.1)
+        >>> print(detector.chosen_threshold_)
+        false_alarms=0.1: false alarms 29 of 300 images (6.6% to 13.6%), missed not known: no images, at 95%
+        """
+        self._thresholds()  # checks that scores are still computed as they were
+        check_wishes(X, false_alarms, recall, score, confidence)
+        normal, anomalous = (np.empty((0, 2)),) * 2
+        if X is not None:
+            steps = read_steps(self, X, reset=False).take(self._columns())
+            labels = np.ones(steps.n_samples) if y is None else check_labels(y)
+            if len(labels) != steps.n_samples:
+                raise ValueError(f"y has {len(labels)} labels and X has {steps.n_samples} samples: give one for each")
+            normal, anomalous = (self._scores_and_maxima(steps, np.flatnonzero(labels == kind)) for kind in (1, -1))
+        if score is None:
+            offset, below = (
+                offset_for(normal[:, part], anomalous[:, part], false_alarms, recall, warns=part == 0)
+                for part in (0, 1)
+            )
+            map_threshold: float | None = -below
+        else:
+            offset = float(score)
+            map_threshold = -offset if self.image_score == "max" else None
+        wishes = {"false_alarms": false_alarms, "recall": recall, "score": score}
+        self.chosen_threshold_ = ChosenThreshold(
+            offset,
+            map_threshold,
+            "".join(f"{name}={value}" for name, value in wishes.items() if value is not None),
+            ErrorRate.of(normal[:, 0] < offset, confidence),
+            ErrorRate.of(anomalous[:, 0] >= offset, confidence),
+            confidence,
+            source,
+            self.pca_.fitted_.state.weight,
+            self._rates(),
+        )
+        return self
+
+    def _scores_and_maxima(self, steps: StepReader, rows: np.ndarray) -> np.ndarray:
+        """Return the scores of some images, and the negative maxima of their maps: (n, 2), lower is more anomalous."""
+        fitted = self.pca_.fitted_
+        parts = [np.empty((0, 2))]
+        for step in steps.keep(rows).read(self.step_size) if len(rows) else ():
+            summaries = self._scorer(fitted, step, steps).summaries(step, fitted.state.weight).cpu().numpy()
+            parts.append(np.stack([summaries[:, 1], -summaries[:, 2]], axis=1))
+        return np.concatenate(parts)
+
     def _summaries(self, step: Tensor, fitted: Fitted | None, pca: BasePCA, steps: StepReader) -> list[Tensor]:
         """Return the summaries of images that are not learnt yet, for the calibration.
 
@@ -218,10 +353,12 @@ class ThresholdMixin(MapScoringMixin):
         pca: BasePCA,
         calibration: Calibration,
         left_out: Calibration,
+        chosen: ChosenThreshold | None = None,
     ) -> None:
         """Set the thresholds from images that were not learnt when they were scored, and store everything at once.
 
-        `left_out` are the better scores of few images; they count only as long as there are no more.
+        `left_out` are the better scores of few images; they count only as long as there are no more. `chosen` is a
+        threshold of the model before, that is kept.
         """
         state = pca.fitted_.state
         calibration, left_out = (scores.kept(state.count, state.weight) for scores in (calibration, left_out))
@@ -231,6 +368,7 @@ class ThresholdMixin(MapScoringMixin):
         reference = (left_out if len(left_out) else calibration).corrected_to(state.weight, curve)
         learnt = {
             "pca_": pca,
+            "chosen_threshold_": None if chosen is None else chosen.carried_to(state.weight, curve),
             "patch_shape_": pca.patch_shape_,
             "_calibration": calibration,
             "_left_out": left_out,
@@ -262,7 +400,7 @@ class ThresholdMixin(MapScoringMixin):
                 f"false_positive_rate={self.false_positive_rate} takes the scores of {needed} images to be met, and "
                 f"there are {n_scores}: {low:.1%} to {high:.1%} of normal images will be called anomalous"
             )
-        if reference.correction > _LARGEST_CORRECTION:
+        if reference.correction > LARGEST_CORRECTION:
             what.append(
                 "the thresholds are from scores of models that had learnt far fewer images; call calibrate with normal "
                 "images that were not learnt"

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ipca_sklearn._utils import _digests
 from ipca_sklearn._utils._devices import resolve_amp, resolve_device
 from ipca_sklearn._utils._output import TableOutputMixin
-from ipca_sklearn._utils._sklearn_compat import Interval, StrOptions, fit_context
+from ipca_sklearn._utils._sklearn_compat import CallbackSupportMixin, FitProgress, Interval, StrOptions, fit_context
 from ipca_sklearn._utils._typing import DeviceLike, Image, Images, PathLike, Size
 from ipca_sklearn._utils._versions import VersionedMixin
 from ipca_sklearn.features._backbones import Backbone
@@ -36,7 +36,7 @@ from ipca_sklearn.features._settings import FeatureSettings, ImageSettings
 from ipca_sklearn.features._weights import Weights
 
 
-class PatchFeatureExtractor(VersionedMixin, TableOutputMixin, TransformerMixin, BaseEstimator):
+class PatchFeatureExtractor(VersionedMixin, CallbackSupportMixin, TableOutputMixin, TransformerMixin, BaseEstimator):
     """Describe every patch of an image by the layers of a frozen network (paper, Fig. 1).
 
     The whole image is resized to `image_size`. The centre of `crop_size` is normalised and passed through the network.
@@ -274,7 +274,9 @@ class PatchFeatureExtractor(VersionedMixin, TableOutputMixin, TransformerMixin, 
         OSError
             Weights could not be downloaded or read.
         """
+        progress = FitProgress(self, 0, X, y)
         self._make_network(check_images(X))
+        progress.end()
         return self
 
     def _make_network(self, images: Any) -> None:
@@ -331,8 +333,10 @@ class PatchFeatureExtractor(VersionedMixin, TableOutputMixin, TransformerMixin, 
     @fit_context(prefer_skip_nested_validation=True)
     def fit_transform(self, X: Images, y: Any = None) -> PatchFeatures:
         """Fit, and return the features of X as training images: augmented, if `augment` says so."""
+        progress = FitProgress(self, 0, X, y)
         images = check_images(X)
         self._make_network(images)
+        progress.end()
         settings = self.feature_settings(self._device_for(images))
         settings = replace(settings, images=replace(settings.images, augment=self.augment))
         indices = np.arange(len(images))

@@ -1,15 +1,19 @@
 """Pictures of what a detector sees and has learnt: Display objects as in scikit-learn, heat maps, an HTML report."""
 
 from ipca_sklearn.inspection._anomaly_maps import AnomalyMapDisplay
+from ipca_sklearn.inspection._drift import DriftDisplay
 from ipca_sklearn.inspection._explained_variance import ExplainedVarianceDisplay
 from ipca_sklearn.inspection._pictures import hottest_box, overlay
+from ipca_sklearn.inspection._pimo import PimoDisplay
 from ipca_sklearn.inspection._report import HtmlReport
 from ipca_sklearn.inspection._threshold import ThresholdDisplay
 
 __all__ = [
     "AnomalyMapDisplay",
+    "DriftDisplay",
     "ExplainedVarianceDisplay",
     "HtmlReport",
+    "PimoDisplay",
     "ThresholdDisplay",
     "hottest_box",
     "overlay",

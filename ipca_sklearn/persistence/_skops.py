@@ -22,9 +22,12 @@ _TRUSTED_TYPES = (
     "ipca_sklearn.decomposition._full_covariance.FullCovariance",
     "ipca_sklearn.detection._calibration.Calibration",
     "ipca_sklearn.detection._calibration.ReferenceScores",
+    "ipca_sklearn.detection._chosen.ChosenThreshold",
+    "ipca_sklearn.detection._chosen.ErrorRate",
     "ipca_sklearn.detection._patch_gaussian.PatchGaussianDetector",
     "ipca_sklearn.features._backbones.Backbone",
     "ipca_sklearn.features._extractor.PatchFeatureExtractor",
+    "ipca_sklearn.monitoring.DriftMonitor",
 )
 
 

@@ -15,6 +15,13 @@ from typer.testing import CliRunner
 
 from ipca_sklearn.cli import _predict, app
 from ipca_sklearn.datasets import make_textures
+from ipca_sklearn.metrics import (
+    aupro_score,
+    image_average_precision_score,
+    pixel_f1_max_score,
+    pixel_f1_score,
+    pixel_roc_auc_score,
+)
 from ipca_sklearn.persistence import load
 
 runner = CliRunner()
@@ -132,14 +139,88 @@ def test_update_equals_more_training_and_leaves_the_old_file_where_another_is_na
     assert told["distance"] == "factor_analysis" and told["false positive rate"] == 0.1
 
 
-def test_evaluate_prints_figures_per_type_and_draws(root, tmp_path):
+def test_threshold_stores_what_was_chosen_and_from_what(root, tmp_path):
+    good, bad = root / "test" / "good", [path for path in (root / "test").iterdir() if path.name != "good"]
+    options = [option for path in bad for option in ("--bad", path)]
+    new = tmp_path / "new.joblib"
+    done = run("threshold", root / "model.joblib", "--good", good, *options, "--recall", "1", "-o", new)
+    chosen = load(new)[-1].chosen_threshold_
+    assert chosen.missed.n_errors == 0 < chosen.missed.n_images == 4 == chosen.false_alarms.n_images
+    assert f"false alarms: {chosen.false_alarms.n_errors} of 4 images (" in done.stdout
+    assert "missed defects: 0 of 4 images (0.0% to " in done.stdout
+    assert load(root / "model.joblib")[-1].chosen_threshold_ is None
+    printed = run("info", new).stdout
+    assert f"chosen threshold: recall=1.0, from {good}, " in printed and "at 95%" in printed
+    run("threshold", new, "--score", "-7.5")
+    assert load(new)[-1].offset_ == -7.5
+    assert "recall=0.9 takes images" in run("threshold", new, "--recall", "0.9", code=1).stderr
+
+
+def test_evaluate_prints_figures_with_intervals_per_type_and_draws(root, tmp_path):
     done = run("evaluate", root / "model.joblib", root, "--picture", tmp_path / "roc.png", "--device", "cpu")
     assert "image ROCAUC" in done.stdout and "normal images are called anomalous" in done.stdout
     told = json.loads(run("evaluate", root / "model.joblib", root, "--json", "--device", "cpu").stdout)
-    assert told["defects"][0]["defects"] == "all" and told["n_normal"] == 4
-    assert all(0 <= row["image_roc_auc"] <= 1 for row in told["defects"])
+    assert told["defects"][0]["defects"] == "all" and told["n_normal"] == 4 and told["confidence_level"] == 0.95
+    for row in told["defects"]:
+        assert all(low <= high and 0 <= low <= 1 for low, high in row["intervals"].values())
+        low, high = row["intervals"]["pixel_roc_auc"]
+        shown = f"{row['pixel_roc_auc']:.3f} ({low:.2f}-{high:.2f})"
+        assert any(line.startswith(row["defects"]) and shown in line for line in done.stdout.splitlines())
+    assert max(map(len, done.stdout.splitlines())) <= 120
+    kinds = [row["defects"] for row in told["defects"][1:]]
+    (few,) = [line for line in done.stderr.splitlines() if "fewer than 30 images" in line]
+    assert "normal (4)" in few and all(f"{kind} (" in few for kind in kinds)
     with Image.open(tmp_path / "roc.png") as picture:
         assert min(picture.size) > 300
+
+
+def test_evaluate_gives_the_figures_of_the_functions(root):
+    told = json.loads(run("evaluate", root / "model.joblib", root, "--json", "--device", "cpu").stdout)["defects"][0]
+    pipe = load(root / "model.joblib")
+    mask_paths = sorted((root / "ground_truth").rglob("*.png"))
+    defects = [root / "test" / path.parent.name / path.name.replace("_mask", "") for path in mask_paths]
+    normal = sorted((root / "test" / "good").iterdir())
+    features = pipe[0].transform([*normal, *defects])
+    masks, maps = pipe[0].transform_masks([*[None] * 4, *mask_paths]), pipe[-1].transform(features)
+    labels, scores = np.repeat([1, -1], [4, len(defects)]), pipe[-1].score_maps(maps)
+    assert told["image_average_precision"] == pytest.approx(image_average_precision_score(labels, scores), abs=1e-6)
+    assert told["pixel_f1_max"] == pytest.approx(pixel_f1_max_score(masks, maps), abs=1e-4)
+    assert told["pixel_f1"] == pytest.approx(pixel_f1_score(masks, pipe[-1].predict_masks(features)), abs=1e-3)
+    assert told["aupro_0.05"] == pytest.approx(aupro_score(masks, maps, max_fpr=0.05), abs=1e-4)
+    assert told["found"] == np.mean(scores[4:] < pipe[-1].offset_)
+
+
+def test_evaluate_draws_overlap_curves_where_normal_pixels_are_enough(root, tmp_path):
+    picture = tmp_path / "pimo.png"
+    done = run("evaluate", root / "model.joblib", root, "--pimo", picture, "--device", "cpu")
+    assert "there is no AUPIMO: 4 normal images" in done.stderr and "no PIMO curve is drawn" in done.stderr
+    assert not picture.exists()
+    shutil.copytree(root / "test", tmp_path / "set" / "test")
+    shutil.copytree(root / "ground_truth", tmp_path / "set" / "ground_truth")
+    for number, image in enumerate(sorted((root / "train" / "good").iterdir())[:25]):  # 25 of 4096 pixels
+        shutil.copy(image, tmp_path / "set" / "test" / "good" / f"more_{number}.png")
+    done = run("evaluate", root / "model.joblib", tmp_path / "set", "--pimo", picture, "--json", "--device", "cpu")
+    assert all(0 <= row["aupimo"] <= 1 for row in json.loads(done.stdout)["defects"])
+    with Image.open(picture) as drawn:
+        assert min(drawn.size) > 300
+
+
+def test_evaluate_counts_pixels_inside_of_the_region_alone(root, tmp_path):
+    half = np.zeros((64, 64), np.uint8)
+    half[:, :32] = 255
+    save_image(tmp_path / "region.png", half)
+    model = tmp_path / "model.joblib"
+    run("fit", root / "train", "-o", model, *SETTINGS, "--region", tmp_path / "region.png")
+    told = json.loads(run("evaluate", model, root, "--json", "--device", "cpu").stdout)["defects"][0]
+    pipe = load(model)
+    mask_paths = sorted((root / "ground_truth").rglob("*.png"))
+    images = [root / "test" / path.parent.name / path.name.replace("_mask", "") for path in mask_paths]
+    images += sorted((root / "test" / "good").iterdir())
+    masks = pipe[0].transform_masks([*mask_paths, *[None] * 4])
+    maps = pipe.transform(images)
+    inside = pixel_roc_auc_score(masks[:, :, :32], maps[:, :, : maps.shape[2] // 2])
+    assert told["pixel_roc_auc"] == pytest.approx(inside, abs=1e-4)
+    assert abs(told["pixel_roc_auc"] - pixel_roc_auc_score(masks, maps)) > 1e-3
 
 
 @pytest.mark.skipif(torch.__version__ < "2.10", reason="torch before 2.10 writes no ONNX file")
@@ -164,6 +245,8 @@ def test_export_writes_a_file_that_onnxruntime_runs(root, tmp_path):
 def test_errors_are_one_line_and_a_traceback_only_if_asked_for(arguments, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "other.joblib").write_bytes(b"something else")
+    if "x.png" in arguments and "fit" in arguments:
+        save_image(tmp_path / "x.png", np.zeros((8, 8, 3), np.uint8))
     done = run(*arguments, code=1)
     assert message in done.stderr and len(done.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "m.joblib").exists()
@@ -181,9 +264,9 @@ def inverted(root, folder, kinds=("good",)):
 
 def test_evaluate_tells_when_the_light_has_changed_and_what_to_do(root, tmp_path):
     done = run("evaluate", root / "model.joblib", root, "--device", "cpu")
-    assert "warning" not in done.stderr
+    assert "called anomalous where" not in done.stderr and "less normal" not in done.stderr
     done = run("evaluate", root / "model.joblib", inverted(root, tmp_path), "--json", "--device", "cpu")
-    (told,) = [line for line in done.stderr.splitlines() if line.startswith("warning")]
+    (told,) = [line for line in done.stderr.splitlines() if "are called anomalous" in line]
     assert told.startswith("warning: 4 of 4 normal images (100%) are called anomalous where about 10.0% were expected")
     for remedy in ("light", "camera", "ipca-sklearn update", "--false-positive-rate"):
         assert remedy in told
@@ -211,7 +294,7 @@ def test_evaluate_does_without_what_it_does_not_need(root, tmp_path):
     found = json.loads(done.stdout)
     assert found["defects"][0]["image_roc_auc"] == whole["defects"][0]["image_roc_auc"]
     assert all(row["pixel_roc_auc"] is None and row["aupro"] is None for row in found["defects"])
-    assert " -      -" in run("evaluate", root / "model.joblib", tmp_path, "--device", "cpu").stdout
+    assert "  -                   -" in run("evaluate", root / "model.joblib", tmp_path, "--device", "cpu").stdout
     first = min(path for path in (root / "ground_truth").rglob("*.png"))
     (tmp_path / "ground_truth" / first.parent.name).mkdir(parents=True)
     shutil.copy(first, tmp_path / "ground_truth" / first.parent.name)

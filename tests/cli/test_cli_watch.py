@@ -14,9 +14,8 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from ipca_sklearn.cli import _latest, _watch, app
+from ipca_sklearn.cli import _latest, app
 from ipca_sklearn.datasets import make_textures
-from ipca_sklearn.persistence import load
 
 runner = CliRunner()
 
@@ -120,36 +119,25 @@ def test_a_command_that_fails_is_a_warning_with_the_image(model, incoming, tmp_p
     assert "ended with exit code 5" in done.stderr and "white spot.png" in done.stderr
 
 
-class Monitor:
-    alarm_at_, changed_since_, direction_ = 2, 1, "lower"
-
-    def __init__(self):
-        self.n_seen = 0
-
-    @property
-    def alarm_(self):
-        return self.n_seen >= 2
-
-    def update_scores(self, scores):
-        self.n_seen += 1
-
-
-@pytest.mark.parametrize("stops", [False, True])
-def test_a_drift_alarm_is_told_once_and_stops_only_if_asked_to(stops, model, incoming, tmp_path, monkeypatch):
-    monkeypatch.setattr(_watch, "_monitor", lambda pipe: Monitor())
+def test_a_drift_alarm_is_told_once_and_stops_only_if_asked_to(model, incoming, tmp_path):
+    white = (incoming / "white spot.png").read_bytes()
+    for number in range(30):  # the light is far too bright
+        (incoming / f"bright-{number}.png").write_bytes(white)
     table = tmp_path / "rows.csv"
-    option, signal_ = ("--stop-on-drift", None) if stops else ("--drift-alarm", signal.SIGINT)
-    done = run(model, incoming, "--tries", "1", option, table=table, n_rows=4, send=signal_)
-    assert done.exit_code == (4 if stops else 130), done.output
-    assert [row["drift"] for row in read(table)] == (["0", "1"] if stops else ["0", "1", "1", "1"])
-    assert done.stderr.count("drift alarm at image 2 of the table: scores are lower since about image 1") == 1
+    done = run(model, incoming, "--tries", "1", "--drift-alarm", table=table, n_rows=34, send=signal.SIGINT)
+    assert done.exit_code == 130, done.output
+    drift = [row["drift"] for row in read(table)]
+    n_before = drift.index("1")
+    assert drift == ["0"] * n_before + ["1"] * (34 - n_before)
+    assert done.stderr.count("drift alarm at image ") == 1
+    assert "scores are lower since about image" in " ".join(done.stderr.split())
 
-
-def test_the_monitor_is_that_of_the_model(model):
-    pytest.importorskip("ipca_sklearn.monitoring")
-    pipe = load(model)
-    monitor = _watch._monitor(pipe)
-    assert monitor.update_scores(pipe[-1].calibration_scores_.min() - 1).n_seen_ == 1
+    table.write_bytes(b"".join(line + b"\n" for line in table.read_bytes().split(b"\n")[: n_before + 1]))
+    done = run(model, incoming, "--tries", "1", "--stop-on-drift", table=table, n_rows=34)
+    assert done.exit_code == 4, done.output
+    # The scores of the first run count: the alarm comes with the same row.
+    assert [row["drift"] for row in read(table)] == drift[: n_before + 1]
+    assert done.stderr.count("drift alarm at image ") == 1
 
 
 @pytest.mark.parametrize(

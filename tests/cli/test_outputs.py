@@ -81,6 +81,8 @@ def contents(folder):
         ("evaluate x.joblib set --picture x.joblib", "ends in neither"),
         ("evaluate x.joblib set --picture set/test/good/1.png", "lies in the folder set/test"),
         ("evaluate x.joblib set --picture none/roc.png", "there is no folder none"),
+        ("evaluate x.joblib set --pimo set/test/good/1.png", "lies in the folder set/test"),
+        ("evaluate x.joblib set --picture a.png --pimo a.png", "--picture a.png and --pimo a.png are the same place"),
         ("demo -o x.joblib", "ends in neither"),
         ("demo -o none/x.png", "there is no folder none"),
     ],

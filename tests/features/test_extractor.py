@@ -757,7 +757,7 @@ def test_masks_lie_over_the_images(tmp_path):
     mask = np.zeros((50, 90), dtype=bool)
     mask[20:31, 30:61] = True
     Image.fromarray(mask).save(tmp_path / "mask.png")
-    extractor = block_means()
+    extractor = block_means(interpolation="nearest")
     image = np.repeat(mask[None, ..., None], 3, axis=-1).astype(np.float32)
     share = np.asarray(extractor.fit(image).transform(image))[0, :, :, 0] * STD[0] + MEAN[0]
     (cut,) = extractor.transform_masks([str(tmp_path / "mask.png")])

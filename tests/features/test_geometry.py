@@ -336,3 +336,22 @@ def test_the_default_is_all_of_the_image_in_its_own_shape():
     assert features.image_size_ == features.crop_size_ == (160, 416)
     assert features.covered_box((500, 1240)) == (0, 0, 500, 1240)
     assert features.interpolation == "bilinear"
+
+
+@pytest.mark.filterwarnings("ignore::ipca_sklearn.exceptions.FewImagesWarning")
+@pytest.mark.parametrize(
+    ("size", "image_size", "grid_size"),
+    [((1, 1), (256, 256), (64, 64)), ((500, 20_000), (32, 1632), (8, 408)), ((20_000, 500), (1632, 32), (408, 8))],
+)
+def test_a_pixel_and_a_panorama_have_maps_of_their_shape(size, image_size, grid_size):
+    images = np.random.default_rng(0).integers(0, 255, (3, *size, 1), dtype=np.uint8)
+    features = PatchFeatureExtractor("resnet18", weights=None, random_state=0, layers=["layer1"])
+    pipe = Pipeline([("features", features), ("detector", PatchGaussianDetector(1))]).fit(images)
+    assert pipe[0].image_size_ == image_size
+    maps = pipe.transform(images[:1])
+    assert maps.shape == (1, *grid_size) and np.isfinite(maps).all()
+
+
+@pytest.mark.parametrize("side", [31, 33, 65])
+def test_a_side_that_strides_do_not_divide_has_a_result(side):
+    assert fitted(image_size=(side, 64)).transform(pictures(2)).shape == (2, -(-side // 4), 16)

@@ -14,7 +14,8 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.utils import estimator_html_repr
 
 from ipca_sklearn import BatchedIncrementalPCA, PatchFeatureExtractor, PatchGaussianDetector
-from ipca_sklearn.inspection import ExplainedVarianceDisplay, ThresholdDisplay
+from ipca_sklearn.inspection import ExplainedVarianceDisplay, PimoDisplay, ThresholdDisplay
+from ipca_sklearn.metrics import pimo_curves
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -128,3 +129,21 @@ def test_notebooks_show_scikit_learns_diagram(detector: PatchGaussianDetector) -
     for name in ("PatchFeatureExtractor", "PatchGaussianDetector", "residual"):
         assert name in text
     assert "fitted" in estimator_html_repr(detector)
+
+
+def test_overlap_curves_are_drawn_for_each_image_and_their_mean_for_each_group() -> None:
+    rng = np.random.default_rng(0)
+    masks = np.zeros((7, 40, 40), dtype=bool)
+    masks[3:, :8, :8] = True
+    maps, groups = rng.normal(size=masks.shape) + 2 * masks, np.array([*["good"] * 3, "cut", "cut", "dent", "cut"])
+    display = PimoDisplay.from_predictions(masks, maps, groups=groups, fpr_bounds=(1e-3, 1e-2))
+    curves = pimo_curves(masks, maps, fpr_bounds=(1e-3, 1e-2))
+    assert list(display.lines_) == ["cut", "dent"] and display.ax_.get_xscale() == "log"
+    assert len(display.ax_.lines) == 4 + 2
+    np.testing.assert_array_equal(display.lines_["cut"].get_ydata(), curves.tpr[[3, 4, 6]].mean(axis=0))
+    np.testing.assert_array_equal(display.lines_["cut"].get_xdata(), curves.shared_fpr)
+    assert display.lines_["dent"].get_label() == f"dent (1): AUPIMO {curves.aupimo[5]:.2f}"
+    _, ax = plt.subplots()
+    assert PimoDisplay(curves).plot(ax=ax).figure_ is ax.figure and list(ax.lines) != []
+    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        PimoDisplay.from_predictions(masks, maps, groups=groups[1:])

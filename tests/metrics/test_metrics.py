@@ -10,12 +10,24 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import average_precision_score, f1_score, precision_recall_curve, roc_auc_score
 
-from ipca_sklearn import metrics
-from ipca_sklearn.metrics import aupro_score, image_roc_auc_score, pixel_roc_auc_score, resize_maps
+from ipca_sklearn.metrics import (
+    _inputs,
+    _pixels,
+    aupro_score,
+    image_average_precision_score,
+    image_f1_max_score,
+    image_roc_auc_score,
+    pixel_average_precision_score,
+    pixel_f1_max_score,
+    pixel_f1_score,
+    pixel_roc_auc_score,
+    resize_maps,
+)
 
-PIXEL_METRICS = [pixel_roc_auc_score, aupro_score]
+IMAGE_METRICS = [image_roc_auc_score, image_average_precision_score, image_f1_max_score]
+PIXEL_METRICS = [pixel_roc_auc_score, aupro_score, pixel_average_precision_score, pixel_f1_max_score]
 # No deadline: a busy machine is no failure.
 SOME = settings(max_examples=50, deadline=None)
 MANY = settings(max_examples=200, deadline=None)
@@ -39,6 +51,16 @@ def scored(seed=0, shape=(4, 24, 24)):
     masks = np.zeros(shape, bool)
     masks[0, 2:5, 2:5] = masks[0, 10:20, 8:20] = masks[1, 0, 0] = masks[2, 4:9, 4:6] = masks[2, 15:, 15:] = True
     return masks, (rng.standard_normal(shape) + masks).astype(np.float32)
+
+
+def with_value(value, shape=(2, 4, 4), dtype=float):
+    values = np.zeros(shape, dtype)
+    values[1, 2, 2] = value
+    return values
+
+
+MASKS, MAPS = with_value(1), np.zeros((2, 4, 4))
+THE_DEFECT = MASKS[1]
 
 
 def roc_by_pairs(anomalous, normal):
@@ -109,14 +131,31 @@ def test_image_score_counts_pairs_with_normal_above_anomalous(pairs):
         ([1, -1], [np.inf, 0.1], r"y_score\[0\]"),
     ],
 )
-def test_image_score_says_what_is_wrong(y_true, y_score, message):
+@pytest.mark.parametrize("metric", IMAGE_METRICS)
+def test_image_score_says_what_is_wrong(metric, y_true, y_score, message):
     with pytest.raises(ValueError, match=message):
-        image_roc_auc_score(y_true, y_score)
+        metric(y_true, y_score)
 
 
-def test_labels_that_are_words_are_refused():
+@pytest.mark.parametrize("metric", IMAGE_METRICS)
+def test_labels_that_are_words_are_refused(metric):
     with pytest.raises(TypeError, match="y_true must hold real numbers"):
-        image_roc_auc_score(["good", "bad"], [0.1, 0.2])
+        metric(["good", "bad"], [0.1, 0.2])
+
+
+@SOME
+@given(st.lists(st.tuples(st.sampled_from([-1, 1]), st.integers(-3, 3)), min_size=2, max_size=20))
+def test_image_precision_and_f1_equal_scikit_learns_with_anomalous_as_positive(pairs):
+    labels, scores = np.array([(1, 0), (-1, 1), *pairs]).T
+    expected = average_precision_score(labels == -1, -scores)
+    assert image_average_precision_score(labels, scores) == pytest.approx(expected, abs=1e-12)
+    best = max(f1_score(labels == -1, scores <= threshold) for threshold in scores)
+    assert image_f1_max_score(labels, scores) == pytest.approx(best, abs=1e-12)
+
+
+def test_unsigned_scores_keep_their_order():
+    for metric in IMAGE_METRICS:
+        assert metric([1, 1, -1], np.array([2, 9, 0], np.uint8)) == 1
 
 
 # --- pixels: definitions ----------------------------------------------------------------------------------------------
@@ -135,6 +174,44 @@ def test_pixel_roc_equals_scikit_learn_in_every_dtype(dtype):
     maps = (maps > 0.5 if dtype is bool else np.abs(20 * maps)).astype(dtype)
     expected = roc_auc_score(masks.ravel(), maps.astype(float).ravel())
     assert pixel_roc_auc_score(masks, maps) == pytest.approx(expected, abs=1e-12)
+
+
+@SOME
+@given(masks_and_maps())
+def test_pixel_precision_and_f1_equal_scikit_learns(data):
+    masks, maps = data
+    expected = average_precision_score(masks.ravel(), maps.ravel())
+    assert pixel_average_precision_score(masks, maps) == pytest.approx(expected, abs=1e-12)
+    precision, recall, _ = precision_recall_curve(masks.ravel(), maps.ravel())
+    f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-30)
+    assert pixel_f1_max_score(masks, maps) == pytest.approx(f1.max(), abs=1e-12)
+
+
+@SOME
+@given(masks_and_maps())
+def test_f1_of_marked_pixels_equals_scikit_learns_and_is_at_most_the_largest(data):
+    masks, maps = data
+    marked = maps > np.median(maps)
+    expected = f1_score(masks.ravel(), marked.ravel())
+    assert pixel_f1_score(masks, marked) == pytest.approx(expected, abs=1e-12)
+    assert pixel_f1_score(masks, marked) <= pixel_f1_max_score(masks, maps) + 1e-12
+
+
+def test_marked_patches_are_all_pixels_whose_centres_lie_in_them():
+    marked = np.array([[[True, False, True], [False, False, True]]])
+    masks = np.repeat(np.repeat(marked, 3, axis=1), 2, axis=2)
+    assert pixel_f1_score(masks, marked) == 1
+    assert pixel_f1_score(np.array([[[1, 1, 0, 0, 0]]]), [[[1, 0]]]) == 1  # the middle lies in the second
+    assert pixel_f1_score(np.array([[[1, 1, 1, 0, 0]]]), [[[1, 0]]]) == 4 / 5
+
+
+def test_f1_of_marks_says_what_is_wrong():
+    with pytest.raises(ValueError, match="no anomalous pixel"):
+        pixel_f1_score(MAPS, MAPS > 1)
+    with pytest.raises(ValueError, match=r"marked of dtype float64 .* not binary"):
+        pixel_f1_score(MASKS, MAPS + 0.5)
+    with pytest.raises(ValueError, match=r"and marked \(1, 4, 4\)"):
+        pixel_f1_score(MASKS, MAPS[:1] > 1)
 
 
 @MANY
@@ -172,8 +249,8 @@ def test_aupro_of_one_region_without_a_limit_is_pixel_roc(data):
 @given(masks_and_maps(), max_fprs)
 def test_map_equal_to_the_mask_scores_exactly_one(data, max_fpr):
     masks, _ = data
-    assert pixel_roc_auc_score(masks, masks) == 1
     assert aupro_score(masks, masks, max_fpr=max_fpr) == 1
+    assert all(metric(masks, masks) == 1 for metric in PIXEL_METRICS) and pixel_f1_score(masks, masks) == 1
 
 
 @SOME
@@ -248,6 +325,69 @@ def test_image_without_defect_adds_false_positives():
     assert aupro_score(np.concatenate([masks, clean]), np.concatenate([1.0 * masks, clean + 2.0])) == 0
 
 
+# --- pixels: region of interest ---------------------------------------------------------------------------------------
+
+
+def in_a_region(seed=0):
+    """Masks and maps with a region whose outside holds false alarms, and a part of a defect."""
+    masks, maps = scored(seed)
+    region = np.zeros((24, 24), bool)
+    region[2:18, 4:] = True
+    return masks, np.where(region, maps, maps + 3), region
+
+
+@pytest.mark.parametrize("metric", PIXEL_METRICS)
+def test_pixels_outside_of_the_region_do_not_count(metric):
+    masks, maps, region = in_a_region()
+    cut = slice(None), slice(2, 18), slice(4, None)
+    assert metric(masks, maps, region=region) == metric(masks[cut], maps[cut]) != metric(masks, maps)
+    assert metric(masks, maps, region=np.ones((24, 24))) == metric(masks, maps)
+    outside_zero = np.where(region, maps, 0)  # as a detector's maps are
+    assert metric(masks, outside_zero, region=region) == metric(masks, maps, region=region)
+
+
+def test_a_map_that_is_zero_outside_flatters_only_without_the_region():
+    masks, maps, region = in_a_region()
+    inside = maps - maps.min() + 1
+    flattered = pixel_roc_auc_score(masks & region, np.where(region, inside, 0))
+    assert flattered > pixel_roc_auc_score(masks & region, np.where(region, inside, 0), region=region) + 0.03
+
+
+def test_marks_outside_of_the_region_do_not_count():
+    masks, maps, region = in_a_region()
+    cut = slice(None), slice(2, 18), slice(4, None)
+    assert pixel_f1_score(masks, maps > 1, region=region) == pixel_f1_score(masks[cut], maps[cut] > 1)
+
+
+@pytest.mark.parametrize("metric", PIXEL_METRICS)
+def test_patches_outside_take_no_part_in_the_resizing(metric):
+    masks, maps, region = in_a_region()
+    maps, region = maps[:, ::4, ::4], region[::4, ::4]
+    expected = metric(masks, maps, region=region)
+    assert metric(masks, np.where(region, maps, np.float32(1e6)), region=region) == expected
+    assert metric(masks, np.where(region, maps, np.nan), region=region) == expected
+    pixels = np.repeat(np.repeat(region, 4, axis=0), 4, axis=1)
+    constant = np.where(region, np.float32(7), 0) * np.ones_like(maps)
+    # A constant map stays constant up to the edge of the region, so no pixel is told from another.
+    assert pixel_roc_auc_score(masks, constant.round(3), region=region) == pytest.approx(0.5, abs=0.01)
+    assert pixel_roc_auc_score(masks, constant, region=pixels) != pytest.approx(0.5, abs=0.01)
+
+
+@pytest.mark.parametrize("metric", [*PIXEL_METRICS, pixel_f1_score])
+@pytest.mark.parametrize(
+    ("region", "message"),
+    [
+        (np.ones((3, 4)), r"region has shape \(3, 4\): it must have that of a mask, \(4, 4\)"),
+        (np.zeros((4, 4)), "false everywhere"),
+        (np.full((4, 4), 0.5), "region of dtype float64 .* not binary"),
+        (1 - THE_DEFECT, "no anomalous pixel"),
+    ],
+)
+def test_regions_that_are_none_are_refused(metric, region, message):
+    with pytest.raises(ValueError, match=message):
+        metric(MASKS, MAPS, region=region)
+
+
 # --- pixels: inputs ---------------------------------------------------------------------------------------------------
 
 
@@ -287,8 +427,8 @@ def test_small_maps_are_scored_as_if_resized_before(metric):
 def test_size_of_the_internal_pieces_does_not_matter(metric, step, monkeypatch):
     masks, maps = scored()
     whole = metric(masks, maps[:, ::step, ::step])
-    monkeypatch.setattr(metrics, "_PIXELS_AT_ONCE", 3 * masks[0].size)
-    monkeypatch.setattr(metrics, "_COUNTS_AT_ONCE", 7)
+    monkeypatch.setattr(_inputs, "_PIXELS_AT_ONCE", 3 * masks[0].size)
+    monkeypatch.setattr(_pixels, "_COUNTS_AT_ONCE", 7)
     assert metric(masks, maps[:, ::step, ::step]) == pytest.approx(whole, abs=1e-12)
 
 
@@ -315,15 +455,6 @@ def test_maps_of_the_size_of_the_masks_keep_their_precision(metric):
 def test_limit_is_thirty_percent_by_default():
     masks, maps = scored()
     assert aupro_score(masks, maps) == aupro_score(masks, maps, max_fpr=0.3) < aupro_score(masks, maps, max_fpr=0.4)
-
-
-def with_value(value, shape=(2, 4, 4), dtype=float):
-    values = np.zeros(shape, dtype)
-    values[1, 2, 2] = value
-    return values
-
-
-MASKS, MAPS = with_value(1), np.zeros((2, 4, 4))
 
 
 @pytest.mark.parametrize("metric", PIXEL_METRICS)
@@ -394,7 +525,7 @@ def test_resizing_is_bilinear_between_pixel_centres(maps, height, width):
 def test_resizing_a_few_images_at_a_time_equals_direct_resizing(pixels_at_once, monkeypatch):
     maps = torch.from_numpy(np.random.default_rng(0).standard_normal((5, 6, 7), dtype=np.float32))
     direct = torch.nn.functional.interpolate(maps[:, None], (10, 20), mode="bilinear", align_corners=False)
-    monkeypatch.setattr(metrics, "_PIXELS_AT_ONCE", pixels_at_once)
+    monkeypatch.setattr(_inputs, "_PIXELS_AT_ONCE", pixels_at_once)
     np.testing.assert_array_equal(resize_maps(maps, (10, 20)), direct[:, 0].numpy())
     np.testing.assert_array_equal(resize_maps(maps.numpy()[::-1], (10, 20)), direct[:, 0].numpy()[::-1])
 
@@ -425,6 +556,6 @@ def test_resizing_no_map_gives_no_map():
     ],
 )
 def test_resizing_says_what_is_wrong(maps, size, message, pixels_at_once, monkeypatch):
-    monkeypatch.setattr(metrics, "_PIXELS_AT_ONCE", pixels_at_once)
+    monkeypatch.setattr(_inputs, "_PIXELS_AT_ONCE", pixels_at_once)
     with pytest.raises(ValueError, match=message):
         resize_maps(maps, size)

@@ -1,0 +1,107 @@
+"""The figures of `evaluate`: tables for a terminal, and pictures of curves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import typer
+
+from ipca_sklearn._utils._files import printable
+from ipca_sklearn.inspection import PimoDisplay
+
+# Titles of the tables, and keys and headings of their columns.
+_TABLES = {
+    "images": {
+        "image_roc_auc": "image ROCAUC",
+        "image_average_precision": "average precision",
+        "image_f1_max": "F1 max",
+        "found": "found",
+    },
+    "pixels": {
+        "pixel_roc_auc": "pixel ROCAUC",
+        "pixel_average_precision": "average precision",
+        "pixel_f1_max": "F1 max",
+        "pixel_f1": "F1 of masks",
+    },
+    "regions": {"aupro": "AUPRO", "aupro_0.05": "AUPRO 5 %", "aupimo": "AUPIMO"},
+}
+_PERCENT = ("found",)
+
+
+def print_report(report: dict[str, Any]) -> None:
+    """Print tables of an `evaluation_report`; "-" stands for figures that the images do not give."""
+    rows = report["defects"]
+    names = [printable(row["defects"]) for row in rows]
+    width = max(len(name) for name in (*names, *_TABLES))
+    for title, columns in _TABLES.items():
+        counted = "n_images" if title == "images" else "n_masks"
+        typer.echo(f"{title:{width}}  {'n':>5}" + "".join(f"  {heading:<18}" for heading in columns.values()).rstrip())
+        for name, row in zip(names, rows, strict=True):
+            cells = (f"  {_cell(row, key):<18}" for key in columns)
+            typer.echo(f"{name:{width}}  {row[counted]:5d}{''.join(cells)}".rstrip())
+        typer.echo("")
+    typer.echo(
+        f"after each figure its {report['confidence_level']:.0%} interval, from {report['n_resamples']} resamples of "
+        "the images; of shares of images, that of Clopper and Pearson"
+    )
+    if report["false_alarms"] is None:
+        typer.echo("there are no normal images")
+        return
+    low, high = report["false_alarms_interval"]
+    typer.echo(
+        f"{report['false_alarms']:.0%} ({low:.0%}-{high:.0%}) of {report['n_normal']} normal images are called "
+        "anomalous"
+    )
+
+
+def _cell(row: dict[str, Any], key: str) -> str:
+    if row[key] is None:
+        return "-"
+    form = ".0%" if key in _PERCENT else ".3f"
+    low, high = row["intervals"][key]
+    return f"{row[key]:{form}} ({low:{form.replace('3', '2')}}-{high:{form.replace('3', '2')}})"
+
+
+def draw_roc(path: Path, labels: np.ndarray, scores: np.ndarray, defect_types: np.ndarray) -> None:
+    """Draw the ROC curves of images: of all, and of each type of defect."""
+    plt = _pyplot()
+    from sklearn.metrics import RocCurveDisplay
+
+    figure, axes = plt.subplots(figsize=(6, 6), layout="constrained")
+    for name, chosen in _kinds(labels, defect_types):
+        RocCurveDisplay.from_predictions(
+            labels[chosen] == -1, -scores[chosen], name=name, ax=axes, plot_chance_level=name == "all"
+        )
+    axes.set(xlabel="Share of normal images called anomalous", ylabel="Share of anomalous images found")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def draw_pimo(
+    path: Path, masks: np.ndarray, maps: np.ndarray, defect_types: np.ndarray, region: np.ndarray | None
+) -> None:
+    """Draw the per-image overlap curves of images with a defect."""
+    plt = _pyplot()
+    figure, axes = plt.subplots(figsize=(7, 5.5), layout="constrained")
+    PimoDisplay.from_predictions(masks, maps, groups=defect_types, region=region, ax=axes)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _kinds(labels: np.ndarray, defect_types: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    normal = labels == 1
+    yield "all", np.ones_like(normal)
+    for name in sorted(set(defect_types[~normal].tolist())):
+        yield name, normal | (defect_types == name)
+
+
+def _pyplot() -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")  # to write a file without opening a window
+    from matplotlib import pyplot
+
+    return pyplot

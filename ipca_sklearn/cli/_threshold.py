@@ -1,0 +1,65 @@
+"""`threshold`: from which score on images are anomalous, chosen with images that the model has not learnt."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from ipca_sklearn import persistence
+from ipca_sklearn._utils._files import printable
+from ipca_sklearn.cli._common import Device, ModelFile, OnError, find_images, folders_of, open_model
+from ipca_sklearn.cli._outputs import MODELS, Output, check_outputs
+
+
+def threshold(
+    model: ModelFile,
+    good: Annotated[
+        list[Path] | None, typer.Option("--good", metavar="DIR", help="Normal images that were not learnt.")
+    ] = None,
+    bad: Annotated[list[Path] | None, typer.Option("--bad", metavar="DIR", help="Images with defects.")] = None,
+    false_alarms: Annotated[
+        float | None, typer.Option(help="Share of new normal images that may be called anomalous.")
+    ] = None,
+    recall: Annotated[float | None, typer.Option(help="Share of the defects that must be found; needs --bad.")] = None,
+    score: Annotated[
+        float | None, typer.Option(help="Score, as in the rows of `predict`, below which images are anomalous.")
+    ] = None,
+    confidence: Annotated[float, typer.Option(help="Of the intervals of both errors.")] = 0.95,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="MODEL", help="Write here and keep the old model.")
+    ] = None,
+    on_error: OnError = "raise",
+    device: Device = "auto",
+) -> None:
+    """Choose the threshold of a model with images that it has not learnt.
+
+    By false alarms, by recall, or as a score. Both errors are counted on the images given, with Clopper-Pearson
+    intervals, and stored with the model: `info` shows them.
+    """
+    folders = {1: good or [], -1: bad or []}
+    paths = {label: find_images(given) if given else [] for label, given in folders.items()}
+    both = paths[1] + paths[-1]
+    place = Output("MODEL", model) if output is None else Output("--output", output, MODELS)
+    n_bytes = model.stat().st_size if model.is_file() else 0
+    given = [*folders[1], *folders[-1]]
+    check_outputs([replace(place, n_bytes=n_bytes)], files=both, folders=folders_of(given))
+    pipe = open_model(model, device, on_error=on_error)
+    detector = pipe[-1]
+    detector.set_threshold(
+        pipe[0].transform(both) if both else None,
+        np.repeat([1, -1], [len(paths[1]), len(paths[-1])]) if both else None,
+        false_alarms=false_alarms,
+        recall=recall,
+        score=score,
+        confidence=confidence,
+        source=", ".join(map(str, given)),
+    )
+    persistence.save(pipe, place.path)
+    chosen = detector.chosen_threshold_
+    typer.echo(f"{printable(place.path)}: images that score below {detector.offset_:.4g} are anomalous")
+    typer.echo(f"false alarms: {chosen.false_alarms}")
+    typer.echo(f"missed defects: {chosen.missed}")

@@ -1,0 +1,155 @@
+"""DriftDisplay: the course of the evidence that a line drifts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from sklearn.utils.validation import check_is_fitted
+
+from ipca_sklearn._utils._sklearn_compat import check_matplotlib_support
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Decades above the alarm that are drawn; evidence grows without limit after a change.
+_DECADES_ABOVE = 3
+
+
+class DriftDisplay:
+    """Evidence that a line drifts, frame by frame, and the limit at which there is an alarm.
+
+    The evidence is drawn as powers of 10, from a tenth to a thousand times the limit. Create the display with
+    `from_monitor`.
+
+    Parameters
+    ----------
+    frames : ndarray of shape (n,)
+        Numbers of frames, counted from 1.
+    log_statistic : ndarray of shape (n,)
+        Natural logarithm of the evidence.
+    alpha : float
+        The alarm is at 1 / alpha.
+    alarm_at : int or None, default=None
+        The frame of the alarm.
+    changed_since : int or None, default=None
+        The frame at which the change most likely began; drawn if there is an alarm.
+
+    Attributes
+    ----------
+    ax_ : matplotlib Axes
+        After `plot`.
+    figure_ : matplotlib.figure.Figure
+    line_ : matplotlib Line2D
+        The course, as powers of 10.
+    limit_ : matplotlib Line2D
+        The limit.
+
+    See Also
+    --------
+    DriftDisplay.from_monitor : Make the display from a monitor.
+    ipca_sklearn.monitoring.DriftMonitor : What is drawn.
+    """
+
+    def __init__(
+        self,
+        frames: np.ndarray,
+        log_statistic: np.ndarray,
+        *,
+        alpha: float,
+        alarm_at: int | None = None,
+        changed_since: int | None = None,
+    ) -> None:
+        self.frames = frames
+        self.log_statistic = log_statistic
+        self.alpha = alpha
+        self.alarm_at = alarm_at
+        self.changed_since = changed_since
+
+    @classmethod
+    def from_monitor(cls, monitor: Any, *, ax: Axes | None = None) -> DriftDisplay:
+        """Draw what a monitor has seen.
+
+        Parameters
+        ----------
+        monitor : ipca_sklearn.monitoring.DriftMonitor
+            Started. Of a long course it knows the largest evidence of every 2, 4, ... frames.
+        ax : matplotlib Axes or None
+            Where to draw; None makes a figure.
+
+        Returns
+        -------
+        DriftDisplay
+
+        Raises
+        ------
+        TypeError
+            It is no monitor.
+        NotFittedError
+            The monitor has not been started.
+        ImportError
+            Without matplotlib.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from ipca_sklearn.inspection import DriftDisplay
+        >>> from ipca_sklearn.monitoring import DriftMonitor
+        >>> rng = np.random.default_rng(0)
+        >>> monitor = DriftMonitor(random_state=0).fit(rng.normal(size=200))
+        >>> _ = monitor.update_scores(rng.normal(size=500)).update_scores(rng.normal(-1, size=100))
+        >>> display = DriftDisplay.from_monitor(monitor)
+        >>> display.alarm_at == monitor.alarm_at_, len(display.frames)
+        (True, 600)
+        """
+        if not hasattr(type(monitor), "changed_since_"):
+            raise TypeError(f"{type(monitor).__name__} is no monitor; pass a DriftMonitor")
+        check_is_fitted(monitor, "n_seen_")
+        frames, log_statistic = monitor.history_.T
+        display = cls(
+            frames,
+            log_statistic,
+            alpha=monitor.alpha,
+            alarm_at=monitor.alarm_at_,
+            changed_since=monitor.changed_since_,
+        )
+        return display.plot(ax=ax)
+
+    def plot(self, *, ax: Axes | None = None) -> DriftDisplay:
+        """Draw the display.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes or None
+            As in `from_monitor`.
+
+        Returns
+        -------
+        DriftDisplay
+            This display.
+        """
+        check_matplotlib_support(f"{type(self).__name__}.plot")
+        import matplotlib.pyplot as plt
+        from matplotlib.ticker import MaxNLocator
+
+        if ax is None:
+            _, ax = plt.subplots(figsize=(7, 3.6), layout="constrained")
+        self.ax_, self.figure_ = ax, ax.figure
+        limit = -np.log10(self.alpha)
+        (self.line_,) = ax.plot(self.frames, self.log_statistic / np.log(10), color="tab:blue", label="evidence")
+        self.limit_ = ax.axhline(limit, color="black", linestyle="--", label=f"alarm at {1 / self.alpha:,.6g}")
+        if self.alarm_at is not None:
+            ax.axvline(self.alarm_at, color="tab:red", label=f"alarm: frame {self.alarm_at:,}")
+            if self.changed_since is not None:
+                label = f"changed since about frame {self.changed_since:,}"
+                ax.axvspan(self.changed_since, self.frames[-1], color="tab:red", alpha=0.15, linewidth=0, label=label)
+        ax.set(
+            xlabel="frame",
+            ylabel="evidence of a change",
+            ylim=(-1, limit + _DECADES_ABOVE),
+            xlim=(1, max(2, self.frames[-1] if len(self.frames) else 2)),
+        )
+        ax.yaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.yaxis.set_major_formatter(lambda power, _: f"$10^{{{power:.0f}}}$")
+        ax.legend()
+        return self

@@ -40,7 +40,9 @@ class FolderEvents:
         self._too_many = False
         self._lock = threading.Lock()
         self._news = threading.Event()
-        self._observer: Any = Observer()
+        # Any: mypy runs with and without watchdog, whose class of handlers cannot be a base of this one.
+        make_observer: Any = Observer
+        self._observer = make_observer()
         self._observer.schedule(self, self._real, recursive=True)
         self._observer.start()
 

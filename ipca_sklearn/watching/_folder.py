@@ -116,7 +116,8 @@ class FolderWatcher:
     -----
     *Memory.* A digest of 16 bytes is kept for each image that was given and lies in the folder, in all about 9 MB for
     100,000 images. Images that have left the folder are forgotten with the next listing; one that comes back after that
-    is new. A listing takes about 60 MB for 100,000 images, and frees it.
+    is new. With 100,000 images in the folder a process took 51 MB more at most, listings included, and with 100,000
+    that came and left, 100 at a time, 4 MB.
 
     *Same content.* Two files of one path, size and time of change are taken to be the same. The content is not read.
 
@@ -235,10 +236,11 @@ class FolderWatcher:
         now = time.monotonic() if now is None else now
         told = self._events.take() if self._events is not None else set()
         if told is None or now >= self._next_listing:
-            self._list(now, told or set())
+            self._list(now, told)
         for path in told or ():
             self._untold.pop(path, None)
             for image in self._images_at(path):
+                self._untold.pop(image[0], None)
                 self._notice(image, now)
         if any(now - found > _EVENT_DELAY for found in self._untold.values()):
             self._go_without_events(f"no event told of {printable(next(iter(self._untold)))}", now)
@@ -311,7 +313,7 @@ class FolderWatcher:
         self._notice((image.path, *status), time.monotonic())
         return False
 
-    def _list(self, now: float, told: set[str]) -> None:
+    def _list(self, now: float, told: set[str] | None) -> None:
         """Find what is new in the whole folder, and forget what is no longer there."""
         start = time.monotonic()
         self._next_listing = now + self.interval
@@ -334,7 +336,8 @@ class FolderWatcher:
             if digest in self._given:
                 there.add(digest)
                 continue
-            if not is_first and self._events is not None and path not in told and path not in self._waiting:
+            # What is told of later is taken from these again.
+            if not is_first and self._events is not None and told is not None and path not in self._waiting:
                 self._untold.setdefault(path, now)
             self._notice((path, *status), now)
         self._given = there

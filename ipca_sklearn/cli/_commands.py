@@ -25,6 +25,7 @@ COMMANDS = {
     "fit": ("_learn", "Learn a model from normal images, in one pass."),
     "update": ("_learn", "Learn more normal images with a model, as if they had come at the end of its training."),
     "predict": ("_predict", "Score images, and write tables, heat maps, masks and a report."),
+    "watch": ("_watch", "Score images as they appear in a folder, and append a row for each to a table."),
     "evaluate": ("_evaluate", "Test a model on labelled images in MVTec AD's layout."),
     "threshold": ("_threshold", "Choose the threshold of a model with images that it has not learnt."),
     "info": ("_evaluate", "Print what a model was trained on, its settings and its size."),
@@ -105,18 +106,18 @@ class _Shower:
     _REPEATED = ("AspectRatioWarning", "MultiPageImageWarning")
 
     def __init__(self) -> None:
-        self._counts: dict[str, list[int]] = {}
+        self._counts: dict[str, tuple[int, int]] = {}  # of each remark: how often it came, and of how many images
 
     def __call__(self, message: Any, category: type[Warning], *_: Any, **__: Any) -> None:
         if category.__name__ not in self._REPEATED:
             warn(message)
             return
-        counts = self._counts.setdefault(message.remark, [])
-        if not counts:
+        n_times, n_images = self._counts.get(message.remark, (0, 0))
+        if not n_times:
             warn(message)
-        counts.append(message.n_images)
+        self._counts[message.remark] = n_times + 1, n_images + message.n_images
 
     def show_totals(self) -> None:
-        for remark, counts in self._counts.items():
-            if len(counts) > 1:
-                warn(f"{sum(counts)} images in all {remark}")
+        for remark, (n_times, n_images) in self._counts.items():
+            if n_times > 1:
+                warn(f"{n_images} images in all {remark}")

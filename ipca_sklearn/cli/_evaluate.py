@@ -10,12 +10,13 @@ import numpy as np
 import typer
 
 from ipca_sklearn._utils._files import naming, printable
+from ipca_sklearn._utils._tables import to_json
 from ipca_sklearn.cli._alarms import asked_rate, doubt_of_normal
 from ipca_sklearn.cli._common import Device, ModelFile, find_images, open_model
 from ipca_sklearn.cli._figures import draw_pimo, draw_roc, print_report
 from ipca_sklearn.cli._outputs import ONNX, PICTURES, Output, check_outputs
 from ipca_sklearn.cli._progress import Progress
-from ipca_sklearn.cli._text import to_json, warn
+from ipca_sklearn.cli._text import warn
 from ipca_sklearn.datasets._folders import make_bunch
 from ipca_sklearn.datasets._mvtec import list_test_images
 from ipca_sklearn.export import to_onnx

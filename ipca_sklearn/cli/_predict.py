@@ -72,7 +72,7 @@ def predict(
         rows_in_terminal = str(output) == "-" and sys.stdout.isatty()
         progress = stack.enter_context(Progress(len(images), plain=rows_in_terminal))
         for number, (row, name) in enumerate(zip(rows(pipe, images), names, strict=True), 1):
-            pictures = _draw(pipe, row, maps is not None, page)
+            pictures = draw(pipe, row, maps is not None, None if page is None else page.thumbnail_size)
             table.write(row)
             n_failed += row["error"] is not None
             n_alarms += row["label"] == -1
@@ -136,7 +136,7 @@ def _score(pipe: Pipeline, paths: list[Path]) -> list[dict[str, Any]]:
     return found
 
 
-def _draw(pipe: Pipeline, row: dict[str, Any], with_map: bool, page: HtmlReport | None) -> dict[str, Image.Image]:
+def draw(pipe: Pipeline, row: dict[str, Any], with_map: bool, thumbnail_size: int | None) -> dict[str, Image.Image]:
     """Return the pictures of a row that show its image; if that cannot be read any more, the row gets the reason."""
     pictures: dict[str, Image.Image] = {}
     limit = pipe[0].max_pixels
@@ -145,8 +145,8 @@ def _draw(pipe: Pipeline, row: dict[str, Any], with_map: bool, page: HtmlReport 
     try:
         if with_map:
             pictures["map"] = overlay(pipe, row["anomaly_map"], open_upright(row["path"], max_pixels=limit))
-        if page is not None:
-            thumbnail = open_upright(row["path"], page.thumbnail_size, limit)
+        if thumbnail_size is not None:
+            thumbnail = open_upright(row["path"], thumbnail_size, limit)
             pictures |= {"thumbnail": thumbnail, "heat_map": overlay(pipe, row["anomaly_map"], thumbnail)}
     except ImportError:  # of matplotlib: not the image's fault
         raise

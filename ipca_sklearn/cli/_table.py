@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ipca_sklearn._utils._files import naming, printable
-from ipca_sklearn.cli._text import standard_output, to_json
+from ipca_sklearn._utils._tables import as_cell, to_json
+from ipca_sklearn.cli._text import standard_output
 
 COLUMNS = ("path", "score", "p_value", "label", "top", "left", "height", "width", "error")
-
-# A spreadsheet takes a cell that begins so for a formula, and runs it.
-_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
 class Table:
@@ -54,7 +52,5 @@ class Table:
                 self._stream.write(to_json({name: row[name] for name in COLUMNS}) + "\n")
 
     def _cell(self, value: Any) -> Any:
-        if not isinstance(value, str):
-            return value
-        text = f"'{value}" if value.startswith(_FORMULA_STARTS) else value
-        return printable(text) if self._in_terminal else text
+        cell = as_cell(value)
+        return printable(cell) if self._in_terminal and isinstance(cell, str) else cell

@@ -1,11 +1,9 @@
-"""Text for terminals, tables and JSON: nothing in the name of a file can control a terminal or break the output."""
+"""Text for terminals: nothing in the name of a file can control a terminal or break the output."""
 
 from __future__ import annotations
 
-import json
-import math
 import sys
-from typing import IO, Any
+from typing import IO
 
 import typer
 
@@ -20,19 +18,6 @@ def one_line(text: object) -> str:
 def warn(text: object) -> None:
     """Print a warning as one line on the standard error."""
     typer.echo(f"warning: {one_line(text)}", err=True)
-
-
-def to_json(value: Any) -> str:
-    """Return a value as strict JSON: NaN and infinities, for which it has no numbers, are null."""
-    return json.dumps(_finite(value), allow_nan=False)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _finite(item) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def standard_output() -> IO[str]:

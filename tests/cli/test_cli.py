@@ -17,10 +17,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from ipca_sklearn import __main__, __version__
+from ipca_sklearn._utils._tables import to_json
 from ipca_sklearn.cli import _progress, app
 from ipca_sklearn.cli._commands import COMMANDS, load_command
 from ipca_sklearn.cli._table import COLUMNS, Table
-from ipca_sklearn.cli._text import one_line, to_json
+from ipca_sklearn.cli._text import one_line
 from ipca_sklearn.cli._writing import PictureFolder, picture_names
 
 runner = CliRunner()

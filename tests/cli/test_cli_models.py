@@ -333,7 +333,7 @@ def test_hidden_files_and_folders_are_left_out(root, tmp_path):
 
 def test_help_names_every_command_and_the_exit_codes():
     text = run("--help").stdout
-    for name in ("demo", "fit", "update", "predict", "evaluate", "info", "export", "Exit codes"):
+    for name in ("demo", "fit", "update", "predict", "watch", "evaluate", "info", "export", "Exit codes"):
         assert name in text
 
 

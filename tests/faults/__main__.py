@@ -1,7 +1,7 @@
 """Long runs in which something goes wrong again and again. Not part of the tests: each takes minutes.
 
     python -m tests.faults soak [--cycles 2000]     fit, predict, update, save, load: flat memory, threads, file handles
-    python -m tests.faults kill [--kills 30]        `kill -9` of fit, update and predict at random moments
+    python -m tests.faults kill [--kills 30]        `kill -9` of fit, update, predict and watch at random moments
     python -m tests.faults workers [--kills 10]     workers of joblib, Dask and torch.distributed are killed
     python -m tests.faults disk                     a disk that is full, for everything that writes (Linux, as root)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import csv
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -30,7 +32,7 @@ def run(options: argparse.Namespace) -> list[str]:
         data = make_textures(160, 0, size=64, random_state=0)
         for number, image in enumerate(data.train_images):
             Image.fromarray(image).save(folder / "good" / f"{number:03d}.png")
-        for check in (_fit, _update, _predict):
+        for check in (_fit, _update, _predict, _watch):
             failures += check(folder, rng, options.kills)
     return failures
 
@@ -105,3 +107,48 @@ def _predict(folder: Path, rng: np.random.Generator, n_kills: int) -> list[str]:
             failures.append(f"predict {number}: the model has changed")
     print(f"predict: killed {n_killed} times within {seconds:.1f} s", flush=True)
     return failures
+
+
+def _watch(folder: Path, rng: np.random.Generator, n_kills: int) -> list[str]:
+    """A watch that was killed goes on: in the end each image has one row, with the score of `predict`."""
+    incoming, table, expected = folder / "incoming", folder / "watched.csv", folder / "expected.csv"
+    incoming.mkdir()
+    images = sorted((folder / "good").iterdir())
+    _run("predict", folder / "whole.joblib", folder / "good", "-o", expected, "--device", "cpu")
+    arguments = ["watch", folder / "whole.joblib", incoming, "-o", table, "--settle", "0.1", "--device", "cpu"]
+    command = [*_COMMAND, *map(str, arguments)]
+    n_killed, parts = 0, np.array_split(np.arange(len(images)), n_kills + 1)
+    for part in parts[:-1]:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        # Kills before the first row test little: wait until rows are written again.
+        before, n_there = _n_lines(table), len(list(incoming.iterdir()))
+        for number in part:
+            shutil.copy(images[number], incoming)
+        while _n_lines(table) < min(before + 1, n_there + len(part)) and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.5))
+        n_killed += process.poll() is None
+        process.kill()
+        process.wait()
+    for number in parts[-1]:
+        shutil.copy(images[number], incoming)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 300
+    while _n_lines(table) < len(images) + 1 and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.1)
+    time.sleep(3)  # for rows that should not come
+    process.send_signal(signal.SIGINT)
+    code = process.wait()
+    scores = {Path(row["path"]).name: row["score"] for row in csv.DictReader(expected.open(newline=""))}
+    found = [(Path(row["path"]).name, row["score"]) for row in csv.DictReader(table.open(newline=""))]
+    failures = [] if code == 130 else [f"watch: exit code {code} after Ctrl-C"]
+    if sorted(name for name, _ in found) != sorted(scores):
+        failures.append(f"watch: {len(found)} rows of {len(set(found))} images, where {len(scores)} were expected")
+    elif not all(np.isclose(float(score), float(scores[name]), rtol=1e-5) for name, score in found):
+        failures.append("watch: other scores than those of predict")
+    print(f"watch: killed {n_killed} times, {len(found)} rows of {len(images)} images", flush=True)
+    return failures
+
+
+def _n_lines(table: Path) -> int:
+    return table.read_bytes().count(b"\n") if table.exists() else 0

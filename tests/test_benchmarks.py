@@ -9,7 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from sklearn.metrics import average_precision_score, f1_score
 
 ROOT = Path(__file__).resolve().parent.parent
 BENCHMARKS = ROOT / "benchmarks"
@@ -79,6 +82,29 @@ def test_every_result_page_names_a_benchmark(page):
     written = page.read_text().splitlines()[2]
     assert written.startswith("Written by `python -m benchmarks.") and written.endswith("`.")
     assert written.split()[4].removeprefix("benchmarks.").rstrip("`.") in QUESTIONS
+
+
+@pytest.mark.parametrize("decimals", [0, 1, 6])
+def test_the_accuracy_benchmark_has_scikit_learns_average_precision_and_best_f1(importable, decimals):
+    from benchmarks.accuracy.evaluation import average_precision_and_f1
+
+    rng = np.random.default_rng(0)
+    anomalous = rng.random(500) < 0.2
+    scores = np.round(rng.normal(size=500) + anomalous, decimals)
+    area, best = average_precision_and_f1(anomalous, scores)
+    assert area == pytest.approx(average_precision_score(anomalous, scores))
+    assert best == pytest.approx(max(f1_score(anomalous, scores >= threshold) for threshold in scores))
+
+
+def test_a_coreset_of_the_accuracy_benchmark_takes_the_farthest_each_time(importable):
+    pytest.importorskip("timm")
+    from benchmarks.accuracy.rivals import choose_coreset
+
+    vectors = torch.randn(60, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    chosen = choose_coreset(vectors, 12)
+    for n in range(1, 12):
+        distances = torch.cdist(vectors, chosen[:n]).amin(1)
+        torch.testing.assert_close(chosen[n], vectors[distances.argmax()])
 
 
 def test_all_sections_of_the_gpu_benchmark_work_at_tiny_sizes(tmp_path):

@@ -11,78 +11,49 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from torchvision.transforms import InterpolationMode, v2
 
 from benchmarks.common.memory import peak_mb, restart_peak
+from benchmarks.common.rivals import Images, build, fit_gaussian, megabytes_kept, versions
 
 LAYERS = {"padim": ["layer1", "layer2", "layer3"], "patchcore": ["layer2", "layer3"]}
 
 
-class Images(Dataset):
-    """Image files, prepared as ours are: 256 x 256 nearest, the centre 224 x 224, ImageNet's mean and deviation."""
-
-    def __init__(self, paths: list[str]) -> None:
-        self.paths = paths
-        self.prepare = v2.Compose(
-            [
-                v2.PILToTensor(),
-                v2.Resize((256, 256), InterpolationMode.NEAREST_EXACT),
-                v2.CenterCrop(224),
-                v2.ToDtype(torch.float32, scale=True),
-                v2.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-            ]
-        )
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> Tensor:
-        with Image.open(self.paths[index]) as image:
-            return self.prepare(image.convert("RGB"))
-
-
-def build(method: str) -> Any:
-    """Return the model with random weights; they need no download and cost the same."""
-    options = {"backbone": "resnet18", "layers": LAYERS[method], "pre_trained": False}
-    if method == "padim":
-        from anomalib.models.image.padim.torch_model import PadimModel
-
-        return PadimModel(**options, n_features=100)
-    from anomalib.models.image.patchcore.torch_model import PatchcoreModel
-
-    return PatchcoreModel(**options)
+def prepare() -> v2.Compose:
+    """Images as ours are: 256 x 256 nearest, the centre 224 x 224, ImageNet's mean and deviation."""
+    return v2.Compose(
+        [
+            v2.PILToTensor(),
+            v2.Resize((256, 256), InterpolationMode.NEAREST_EXACT),
+            v2.CenterCrop(224),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ]
+    )
 
 
 def finish(method: str, model: Any) -> None:
     """Make the model ready to score, as anomalib does at the end of its epoch."""
     if method == "patchcore":
         model.subsample_embedding(0.1)
-    elif hasattr(model, "fit_gaussian"):  # the name in other versions
-        model.fit_gaussian()
     else:
-        model.fit()
-
-
-def numbers_kept(method: str, model: Any) -> list[Tensor]:
-    return [model.gaussian.mean, model.gaussian.inv_covariance] if method == "padim" else [model.memory_bank]
+        fit_gaussian(model)
 
 
 @torch.no_grad()
 def measure(job: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(job["threads"])
     method, device = job["contender"], torch.device(job["device"])
-    model = build(method).to(device)
+    model = build(method, "resnet18", LAYERS[method]).to(device)  # random weights cost the same
 
     def batches(name: str) -> Iterator[Tensor]:
-        loader = DataLoader(Images(job[name]), batch_size=job["batch"], num_workers=job["threads"])
+        loader = DataLoader(Images(job[name], prepare()), batch_size=job["batch"], num_workers=job["threads"])
         return (batch.to(device) for batch in loader)
 
     baseline = restart_peak()
@@ -108,8 +79,8 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
         "baseline_mb": baseline,
         "train_peak_mb": training_peak - baseline,
         "test_peak_mb": peak_mb() - baseline,
-        "model_mb": sum(tensor.nbytes for tensor in numbers_kept(method, model)) / 1e6,
-        "environment": f"anomalib {version('anomalib')}, torch {torch.__version__}, Python {sys.version.split()[0]}",
+        "model_mb": megabytes_kept(method, model),
+        "environment": versions(),
     }
 
 

@@ -1,0 +1,104 @@
+"""The rows of the tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+LITE0, LITE2 = "efficientnet_lite0", "efficientnet_lite2"
+# Parameters of the extractor.
+OURS: dict[str, Any] = {}
+PAPER_GEOMETRY = {"image_size": 256, "crop_size": 224, "interpolation": "nearest"}
+PAPER_IMAGES = {**PAPER_GEOMETRY, "normalization": "imagenet", "map_interpolation": "nearest", "pooling_size": 1}
+# Parameters of the detector.
+PAPER_DISTANCE = {"distance": "mahalanobis", "centering": "deferred"}
+PADIM = {"covariance": "full", "distance": "mahalanobis", "n_random_features": 100, "random_state": 0}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method on images of one geometry.
+
+    Parameters
+    ----------
+    network, method : str
+    k : int or None
+        Number of components; full covariances have none.
+    features, gaussian : dict
+        Parameters of the extractor and of the detector.
+    """
+
+    network: str
+    method: str
+    k: int | None = None
+    features: dict[str, Any] = field(default_factory=dict)
+    gaussian: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """The row's name in the file of results."""
+        images = "default" if self.features == OURS else ", ".join(f"{k}={v}" for k, v in self.features.items())
+        return f"{self.network} | {images} | {self.method} | {self.k}"
+
+
+@dataclass(frozen=True)
+class Rival:
+    """A method of anomalib on EfficientNet-Lite0.
+
+    Parameters
+    ----------
+    kind : {"padim", "patchcore"}
+    title : str
+    layers : list of str
+        Of timm's network: as many, and of the same strides, as its default layers of a ResNet.
+    """
+
+    kind: str
+    title: str
+    layers: list[str]
+
+
+PADIM_RIVAL = Rival("padim", "anomalib PaDiM, 100 features", ["blocks.1", "blocks.2", "blocks.4"])
+PATCHCORE_RIVAL = Rival("patchcore", "anomalib PatchCore, coreset 1 %", ["blocks.2", "blocks.4"])
+RIVALS = (PADIM_RIVAL, PATCHCORE_RIVAL)
+
+
+def rows(ks: Sequence[int]) -> list[Row]:
+    """Return the rows of the main table; those of the same features follow each other."""
+    variants = {
+        "default": {},
+        "residual": {"distance": "residual"},
+        "mahalanobis": {"distance": "mahalanobis"},
+        "the paper's distance": PAPER_DISTANCE,
+    }
+    table = [Row(LITE0, method, k, OURS, gaussian) for k in ks for method, gaussian in variants.items()]
+    table += [Row(LITE0, "our PaDiM", None, OURS, PADIM)]
+    table += [Row(LITE0, "default", k, PAPER_GEOMETRY) for k in ks]
+    table += [Row(LITE0, "the paper", k, PAPER_IMAGES, PAPER_DISTANCE) for k in ks]
+    table += [Row(LITE2, "default", k, features) for features in (OURS, PAPER_GEOMETRY) for k in ks]
+    return table
+
+
+def changes() -> list[Row]:
+    """Return the rows of `--parameters`: one parameter at a time, with k = 32."""
+    of_detector = {
+        "default": {},
+        "noise_shrinkage=0": {"noise_shrinkage": 0.0},
+        "noise_shrinkage=1": {"noise_shrinkage": 1.0},
+        'distance="ppca"': {"distance": "ppca"},
+        "smoothing=1": {"smoothing": 1.0},
+        "n_oversamples=16": {"n_oversamples": 16},
+    }
+    of_extractor = {
+        'normalization="imagenet"': {"normalization": "imagenet"},
+        'map_interpolation="nearest"': {"map_interpolation": "nearest"},
+        "pooling_size=1": {"pooling_size": 1},
+        "pooling_size=5": {"pooling_size": 5},
+        'interpolation="nearest"': {"interpolation": "nearest"},
+        "image_size=256": {"image_size": 256},
+        "image_size=256, crop_size=224": {"image_size": 256, "crop_size": 224},
+        "image_size=320": {"image_size": 320},
+    }
+    table = [Row(LITE0, change, 32, OURS, gaussian) for change, gaussian in of_detector.items()]
+    return table + [Row(LITE0, change, 32, features) for change, features in of_extractor.items()]

@@ -16,7 +16,8 @@ from collections.abc import Sequence
 import numpy as np
 from tqdm import tqdm
 
-from benchmarks.common.features import PAPER_GEOMETRY, add_set_options, features_on_disk, image_sets
+from benchmarks.common.features import add_set_options, features_on_disk, image_sets
+from benchmarks.common.images import PAPER_GEOMETRY
 from benchmarks.common.reports import argument_parser, environment, markdown_table, read_results, write_results
 from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector
 from ipca_sklearn.exceptions import FewImagesWarning

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from benchmarks.common.features import PAPER_GEOMETRY, add_set_options, features_on_disk, image_sets
+from benchmarks.common.features import add_set_options, features_on_disk, image_sets
+from benchmarks.common.images import PAPER_GEOMETRY
 from benchmarks.common.reports import argument_parser, environment, markdown_table, write_results
 from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector
 

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from benchmarks.common.images import PAPER_GEOMETRY
+
 LITE0, LITE2 = "efficientnet_lite0", "efficientnet_lite2"
 # Parameters of the extractor.
 OURS: dict[str, Any] = {}
-PAPER_GEOMETRY = {"image_size": 256, "crop_size": 224, "interpolation": "nearest"}
 PAPER_IMAGES = {**PAPER_GEOMETRY, "normalization": "imagenet", "map_interpolation": "nearest", "pooling_size": 1}
 # Parameters of the detector.
 PAPER_DISTANCE = {"distance": "mahalanobis", "centering": "deferred"}

@@ -14,9 +14,6 @@ import numpy as np
 from ipca_sklearn import PatchFeatureExtractor
 from ipca_sklearn.datasets import load_magnetic_tile, load_mvtec_ad, make_textures
 
-# Images as the paper prepares them: 1/16 at each side is cut off.
-PAPER_GEOMETRY: dict[str, Any] = {"image_size": 256, "crop_size": 224, "interpolation": "nearest"}
-
 
 def add_set_options(parser: argparse.ArgumentParser, materials: Sequence[str]) -> None:
     """Add the options that say which sets are read."""

@@ -98,6 +98,13 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
+def resized(files: list[str]) -> tuple[int, int]:
+    """Return the size that our extractor resizes these files to by default; the rivals get it too."""
+    from ipca_sklearn import PatchFeatureExtractor
+
+    return PatchFeatureExtractor("resnet18", weights=None).fit(files[:1]).image_size_
+
+
 def jobs_of(options: argparse.Namespace) -> list[tuple[str, list[int]]]:
     """Return the contenders and how many training images each has."""
     jobs = [(name, options.n_train if OURS[name][2] else [max(options.n_train)]) for name in OURS]
@@ -109,13 +116,14 @@ def jobs_of(options: argparse.Namespace) -> list[tuple[str, list[int]]]:
 def run(options: argparse.Namespace, files: list[str]) -> list[dict[str, Any]]:
     """Measure everything `repeats` times, round by round, so that a change of the machine's speed affects all alike."""
     results: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    size = resized(files)
     threads = {name: str(options.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "job.json"
         one_round = [(contender, n) for contender, sizes in jobs_of(options) for n in sizes]
         for contender, n in tqdm(one_round * options.repeats, unit="run"):
             images = list(islice(cycle(files), n + options.n_test))
-            job = {"contender": contender, "train": images[:n], "test": images[n:], "batch": BATCH}
+            job = {"contender": contender, "train": images[:n], "test": images[n:], "batch": BATCH, "size": size}
             path.write_text(json.dumps(job | {"threads": options.threads, "device": options.device}))
             if contender in OURS:
                 found = in_fresh_process(options.module, ["--measure", str(path)], variables=threads)
@@ -149,9 +157,9 @@ def report(options: argparse.Namespace, files: list[str], results: list[dict[str
     where = next((run["environment"] for r in results for run in r["runs"] if "environment" in run), None)
     rivals = (
         f"Rivals: {where}; the torch models of anomalib in a plain loop over a DataLoader with as many workers, whose "
-        "memory is not counted, because its Lightning engine adds work that is not the method's. Their maps are "
-        "224 x 224 and smoothed, ours 56 x 56. PaDiM uses layers 1-3, PatchCore its default layers 2-3 and fewer "
-        "images: its coreset takes time that grows with the square of their number; it runs with "
+        "memory is not counted, because its Lightning engine adds work that is not the method's. Their maps have the "
+        "size of the image and are smoothed, ours that of the grid. PaDiM uses layers 1-3, PatchCore its default "
+        "layers 2-3 and fewer images: its coreset takes time that grows with the square of their number; it runs with "
         "MALLOC_MMAP_THRESHOLD_ of 1 MiB, so that the C library gives freed memory back, which lowers its peak."
         if where
         else "The rivals were not run: no interpreter that has them was named (--rival-python)."
@@ -160,8 +168,7 @@ def report(options: argparse.Namespace, files: list[str], results: list[dict[str
     header += ["peak MB training", "peak MB inference", "model MB", "imports and network MB"]
     return f"""# From images on disk to maps
 
-{len(files)} files, cyclically repeated where n is larger, resized to 256 x 256 (nearest), centre 224 x 224, batches of
-{BATCH}, {options.threads} threads, device {options.device}; {options.n_test} test images; {options.repeats} fresh
+{len(files)} files, cyclically repeated where n is larger, resized to {" x ".join(map(str, resized(files)))}, batches of {BATCH}, {options.threads} threads, device {options.device}; {options.n_test} test images; {options.repeats} fresh
 processes per row, median (range). Random weights: they cost the same and need no download. Training is from opening the
 first file until the model is ready to score; inference gives maps and image scores. Imports and the making of the
 network are not timed; one batch through the network, and of ours through the detector, warms up. *Peak MB* is over what

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
-from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms import v2
 
 from benchmarks.common.memory import peak_mb, restart_peak
 from benchmarks.common.rivals import Images, build, fit_gaussian, megabytes_kept, versions
@@ -25,13 +25,12 @@ from benchmarks.common.rivals import Images, build, fit_gaussian, megabytes_kept
 LAYERS = {"padim": ["layer1", "layer2", "layer3"], "patchcore": ["layer2", "layer3"]}
 
 
-def prepare() -> v2.Compose:
-    """Images as ours are: 256 x 256 nearest, the centre 224 x 224, ImageNet's mean and deviation."""
+def prepare(size: list[int]) -> v2.Compose:
+    """Images as ours are: resized to the same size, antialiased, with ImageNet's mean and deviation."""
     return v2.Compose(
         [
             v2.PILToTensor(),
-            v2.Resize((256, 256), InterpolationMode.NEAREST_EXACT),
-            v2.CenterCrop(224),
+            v2.Resize(size, antialias=True),
             v2.ToDtype(torch.float32, scale=True),
             v2.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
         ]
@@ -53,11 +52,13 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     model = build(method, "resnet18", LAYERS[method]).to(device)  # random weights cost the same
 
     def batches(name: str) -> Iterator[Tensor]:
-        loader = DataLoader(Images(job[name], prepare()), batch_size=job["batch"], num_workers=job["threads"])
+        loader = DataLoader(
+            Images(job[name], prepare(job["size"])), batch_size=job["batch"], num_workers=job["threads"]
+        )
         return (batch.to(device) for batch in loader)
 
     baseline = restart_peak()
-    model.feature_extractor(torch.zeros(job["batch"], 3, 224, 224, device=device))
+    model.feature_extractor(torch.zeros(job["batch"], 3, *job["size"], device=device))
     model.train()
     start = time.perf_counter()
     for batch in batches("train"):

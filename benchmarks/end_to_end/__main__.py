@@ -168,7 +168,8 @@ def report(options: argparse.Namespace, files: list[str], results: list[dict[str
     header += ["peak MB training", "peak MB inference", "model MB", "imports and network MB"]
     return f"""# From images on disk to maps
 
-{len(files)} files, cyclically repeated where n is larger, resized to {" x ".join(map(str, resized(files)))}, batches of {BATCH}, {options.threads} threads, device {options.device}; {options.n_test} test images; {options.repeats} fresh
+{len(files)} files, cyclically repeated where n is larger, resized to {" x ".join(map(str, resized(files)))}, batches of
+{BATCH}, {options.threads} threads, device {options.device}; {options.n_test} test images; {options.repeats} fresh
 processes per row, median (range). Random weights: they cost the same and need no download. Training is from opening the
 first file until the model is ready to score; inference gives maps and image scores. Imports and the making of the
 network are not timed; one batch through the network, and of ours through the detector, warms up. *Peak MB* is over what

@@ -51,7 +51,7 @@ def _images(folder: Path) -> list[Path]:
 
 def _cycle(folder: Path, paths: list[Path], cycle: int) -> None:
     extractor = PatchFeatureExtractor(
-        "resnet18", weights=None, random_state=0, layers=["layer1"], image_size=32, crop_size=32, grid_size=4,
+        "squeezenet1_1", weights=None, random_state=0, layers=["features.3"], image_size=32, grid_size=4,
         cache=FeatureCache(folder / "cache", max_bytes=10_000) if cycle % 2 else None,
     )  # fmt: skip
     pipe = Pipeline([("features", extractor), ("detector", PatchGaussianDetector(2, step_size=4))])

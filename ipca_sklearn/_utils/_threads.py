@@ -6,6 +6,7 @@ sets it here restores the second at once, not at the end: overlapping users woul
 
 from __future__ import annotations
 
+import linecache
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,10 +14,13 @@ from contextlib import contextmanager
 from weakref import WeakSet
 
 import torch
+from torch.fx import graph_module
 
 _SETTING = threading.Lock()
 _DRAWING = threading.RLock()
 _CALLING = threading.Condition()
+# By the names of the files that tracebacks show, such as "<eval_with_key>.5". A version of torch may have none.
+_TRACED_SOURCES: dict[str, str] = getattr(getattr(graph_module, "_loader", None), "eval_cache", {})
 
 
 class Visit:
@@ -117,15 +121,21 @@ def calling_modules() -> Iterator[None]:
 def tracing_modules() -> Iterator[None]:
     """Trace a module in the block, alone: `torch.fx` replaces the call of all modules, in all threads, while it traces.
 
-    Without it, a network that runs in another thread raises `NameError: module is not installed as a submodule`.
+    Without it, a network that runs in another thread raises `NameError: module is not installed as a submodule`. The
+    source of what was traced is forgotten at the end: torch.fx keeps it for tracebacks, some kilobytes for each module
+    that it makes, for ever.
     """
     visit = Visit()
+    known = set(_TRACED_SOURCES)
     try:
         with _CALLING:
             _tracing.add(visit)  # those who call from now on wait
             _wait_for_none(_calling)
         yield
     finally:
+        for name in set(_TRACED_SOURCES) - known:
+            _TRACED_SOURCES.pop(name, None)
+            linecache.cache.pop(name, None)
         with _CALLING:
             _tracing.discard(visit)
             _CALLING.notify_all()

@@ -75,10 +75,10 @@ class Backbone(nn.Module):
         self.name = source if isinstance(source, str) else type(source).__name__
         with _BUILDING, tracing_modules(), seeded_torch(seed):
             cut = _build(source, layers, weights, crop_size)
-        self.layers, self.mean, self.std = cut.layers, cut.mean, cut.std
-        self.network = cut.network.eval().requires_grad_(False)
-        if isinstance(self.network, torch.fx.GraphModule):
-            fold_batch_norms(self.network)
+            self.layers, self.mean, self.std = cut.layers, cut.mean, cut.std
+            self.network = cut.network.eval().requires_grad_(False)
+            if isinstance(self.network, torch.fx.GraphModule):
+                fold_batch_norms(self.network)
         self.network.to(memory_format=torch.channels_last)
 
     def label(self) -> str:

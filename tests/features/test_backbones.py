@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import linecache
 import pickle
 import sys
 from functools import partial
@@ -582,3 +583,11 @@ def test_a_crop_that_patches_do_not_fill_says_which_would_do(name, patch, channe
     message = rf"{crop_size} pixels are no multiple of the {patch} x {patch} patches of .*; take image_size={take}, or"
     with torch.device("meta"), pytest.raises(ValueError, match=message):
         extractor.fit(np.zeros((1, 64, 64, 3), dtype=np.uint8))
+
+
+def test_a_network_that_is_built_and_loaded_leaves_no_source_behind():
+    backbone = make("squeezenet1_1", ["features.3"])
+    before = set(linecache.cache)
+    make("squeezenet1_1", ["features.3"])
+    pickle.loads(pickle.dumps(backbone))
+    assert not {name for name in set(linecache.cache) - before if name.startswith("<eval_with_key>")}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from math import ceil
+from numbers import Real
 from typing import Any, TypeVar
 
 import numpy as np
@@ -86,8 +87,8 @@ class ThresholdMixin(MapScoringMixin):
     def set_params(self: _Self, **params: Any) -> _Self:
         """Set parameters; those of the threshold take effect at once, and a warning says if scores are too few."""
         super().set_params(**params)  # type: ignore[misc]
-        if "false_positive_rate" in params and hasattr(self, "pca_"):
-            validate_parameters(self)
+        rate = params.get("false_positive_rate")
+        if isinstance(rate, Real) and 0 < rate < 1 and hasattr(self, "pca_"):  # else it is refused when it is used
             self._warn_of_few_images(self.pca_.fitted_, self._reference)
         return self
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from math import ceil
-from numbers import Real
 from typing import Any, TypeVar
 
 import numpy as np
@@ -88,7 +87,7 @@ class ThresholdMixin(MapScoringMixin):
         """Set parameters; those of the threshold take effect at once, and a warning says if scores are too few."""
         super().set_params(**params)  # type: ignore[misc]
         rate = params.get("false_positive_rate")
-        if isinstance(rate, Real) and 0 < rate < 1 and hasattr(self, "pca_"):  # else it is refused when it is used
+        if isinstance(rate, float) and 0 < rate < 1 and hasattr(self, "pca_"):  # else it is refused when it is used
             self._warn_of_few_images(self.pca_.fitted_, self._reference)
         return self
 

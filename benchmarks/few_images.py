@@ -12,6 +12,7 @@ import copy
 import sys
 import warnings
 from collections.abc import Sequence
+from itertools import zip_longest
 
 import numpy as np
 from tqdm import tqdm
@@ -45,7 +46,7 @@ def fitted(parts: Sequence[np.ndarray]) -> tuple[PatchGaussianDetector, bool]:
         if len(parts) > 1:
             caught.clear()
         while len(detectors) > 1:  # in a tree, as `distributed.fit` does
-            pairs = zip(detectors[::2], [*detectors[1::2], None], strict=False)
+            pairs = zip_longest(detectors[::2], detectors[1::2])
             detectors = [first if second is None else copy.copy(first).merge(second) for first, second in pairs]
     return detectors[0], any(issubclass(warning.category, FewImagesWarning) for warning in caught)
 

@@ -86,14 +86,18 @@ def test_every_result_page_names_a_benchmark(page):
 
 @pytest.mark.parametrize("decimals", [0, 1, 6])
 def test_the_accuracy_benchmark_has_scikit_learns_average_precision_and_best_f1(importable, decimals):
-    from benchmarks.accuracy.evaluation import average_precision_and_f1
+    from benchmarks.accuracy.evaluation import evaluate
 
     rng = np.random.default_rng(0)
     anomalous = rng.random(500) < 0.2
     scores = np.round(rng.normal(size=500) + anomalous, decimals)
-    area, best = average_precision_and_f1(anomalous, scores)
-    assert area == pytest.approx(average_precision_score(anomalous, scores))
-    assert best == pytest.approx(max(f1_score(anomalous, scores >= threshold) for threshold in scores))
+    # The same values as scores of 500 images, and as the pixels of one.
+    shape = (1, 20, 25)
+    figures = evaluate(np.where(anomalous, -1, 1), scores, anomalous.reshape(shape), scores.reshape(shape))
+    for what in ("image", "pixel"):
+        area, best = figures[f"{what}_ap"] / 100, figures[f"{what}_f1"] / 100
+        assert area == pytest.approx(average_precision_score(anomalous, scores))
+        assert best == pytest.approx(max(f1_score(anomalous, scores >= threshold) for threshold in scores))
 
 
 def test_a_coreset_of_the_accuracy_benchmark_takes_the_farthest_each_time(importable):

@@ -15,8 +15,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils import estimator_checks
 
-from ipca_sklearn import BatchedIncrementalPCA, PatchGaussianDetector, monitoring
-from ipca_sklearn.monitoring import DriftMonitor
+from ipca_sklearn import BatchedIncrementalPCA, PatchGaussianDetector
+from ipca_sklearn.monitoring import DriftMonitor, _drift
 from ipca_sklearn.persistence import load, load_skops, save, save_skops
 
 # scipy's exact 99.9 % limits for 300 streams at alpha = 0.1: 300 * 0.1 = 30 on average, 47 at most.
@@ -54,8 +54,8 @@ def test_p_values_of_exchangeable_scores_are_independent_and_uniform(
 ) -> None:
     rng = np.random.default_rng(global_random_seed)
     seen: list[np.ndarray] = []
-    original = monitoring._log_payoffs
-    monkeypatch.setattr(monitoring, "_log_payoffs", lambda p, rate: [seen.append(p), original(p, rate)][1])
+    original = _drift.log_payoffs
+    monkeypatch.setattr(_drift, "log_payoffs", lambda p, rate: [seen.append(p), original(p, rate)][1])
     # An integer would give the same random numbers after each start.
     monitor = DriftMonitor(max_scores=max_scores, random_state=np.random.RandomState(global_random_seed))
     for _ in range(1000):
@@ -70,7 +70,7 @@ def test_p_values_of_exchangeable_scores_are_independent_and_uniform(
 
 def test_each_bet_is_fair_and_the_fee_covers_defects_anywhere() -> None:
     grid = (np.arange(200_000) + 0.5) / 200_000
-    free, paid = (np.exp(monitoring._log_payoffs(grid, rate)) for rate in (0, 0.01))
+    free, paid = (np.exp(_drift.log_payoffs(grid, rate)) for rate in (0, 0.01))
     np.testing.assert_allclose(free.mean(0), 1, rtol=1e-6)
     good = (1 - 0.01 * paid.min(0) / paid.mean(0)) / 0.99  # earlier defects rank a good frame too high
     assert (0.99 * good * paid.mean(0) + 0.01 * paid.max(0) <= 1 + 1e-5).all()
@@ -81,7 +81,7 @@ def test_the_statistic_is_the_mixture_over_all_beginnings(global_random_seed: in
     rng = np.random.default_rng(global_random_seed)
     p_values = rng.random(30) ** 2
     monitor = DriftMonitor(defect_rate=0.02).update(p_values)
-    payoffs = np.exp(monitoring._log_payoffs(p_values, 0.02))
+    payoffs = np.exp(_drift.log_payoffs(p_values, 0.02))
     waiting = np.log(100) / np.log(100 + np.arange(31))
     expected = waiting[-1] + sum(
         (waiting[s] - waiting[s + 1]) * payoffs[s:].prod(0).mean() for s in range(len(p_values))

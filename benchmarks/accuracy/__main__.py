@@ -121,7 +121,7 @@ def rivals(
                 found = in_fresh_process(RIVALS_MODULE, [str(job)], python=options.rival_python)
                 given = np.load(out)
                 maps, scores = given["maps"], given["scores"]
-            masks = PatchFeatureExtractor(image_size=size, crop_size=None).transform_masks(data.mask_paths)
+            masks = PatchFeatureExtractor(image_size=size).transform_masks(data.mask_paths)
             whose = (
                 "its own and our size" if our_size == RIVAL_SIZE else "its own" if size == RIVAL_SIZE else "our size"
             )

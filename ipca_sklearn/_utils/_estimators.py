@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from sklearn.pipeline import Pipeline
+from sklearn.utils.validation import check_is_fitted
 
 
 def set_learnt(estimator: Any, learnt: dict[str, Any]) -> None:
@@ -31,6 +32,23 @@ def adopt(estimator: Any, other: Any) -> None:
     """
     own = {name: vars(estimator)[name] for name in estimator.get_params(deep=False)}
     estimator.__dict__ = {**vars(other), **own}
+
+
+def calibrated(estimator: Any, what: str) -> Any:
+    """Return the fitted detector that an estimator is, or that a pipeline ends in.
+
+    Raises
+    ------
+    TypeError
+        It has no calibration scores; the message says that there is no `what`.
+    NotFittedError
+        It is not fitted.
+    """
+    detector = estimator[-1] if isinstance(estimator, Pipeline) else estimator
+    if not hasattr(type(detector), "calibration_scores_"):
+        raise TypeError(f"{type(detector).__name__} has no {what}; pass a PatchGaussianDetector, or its pipeline")
+    check_is_fitted(detector)
+    return detector
 
 
 def check_repeatable(model: Any) -> None:

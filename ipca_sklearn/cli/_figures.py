@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import typer
 
 from ipca_sklearn._utils._files import printable
 from ipca_sklearn.inspection import PimoDisplay
+from ipca_sklearn.metrics._report import kinds
 
 # Titles of the tables, and keys and headings of their columns.
 _TABLES = {
@@ -71,7 +71,7 @@ def draw_roc(path: Path, labels: np.ndarray, scores: np.ndarray, defect_types: n
     from sklearn.metrics import RocCurveDisplay
 
     figure, axes = plt.subplots(figsize=(6, 6), layout="constrained")
-    for name, chosen in _kinds(labels, defect_types):
+    for name, chosen in kinds(labels == 1, defect_types):
         RocCurveDisplay.from_predictions(
             labels[chosen] == -1, -scores[chosen], name=name, ax=axes, plot_chance_level=name == "all"
         )
@@ -89,13 +89,6 @@ def draw_pimo(
     PimoDisplay.from_predictions(masks, maps, groups=defect_types, region=region, ax=axes)
     figure.savefig(path, dpi=110)
     plt.close(figure)
-
-
-def _kinds(labels: np.ndarray, defect_types: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    normal = labels == 1
-    yield "all", np.ones_like(normal)
-    for name in sorted(set(defect_types[~normal].tolist())):
-        yield name, normal | (defect_types == name)
 
 
 def _pyplot() -> Any:

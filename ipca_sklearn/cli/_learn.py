@@ -18,7 +18,7 @@ from ipca_sklearn._utils._files import printable, shown_bytes
 from ipca_sklearn.cli._backbone import choose_backbone
 from ipca_sklearn.cli._commands import INTERRUPTED
 from ipca_sklearn.cli._common import Device, ModelFile, OnError, find_images, folders_of, open_model
-from ipca_sklearn.cli._outputs import MODELS, Output, check_outputs, check_space
+from ipca_sklearn.cli._outputs import MODELS, Output, changed_model, check_outputs, check_space
 from ipca_sklearn.cli._progress import Progress
 from ipca_sklearn.cli._training_images import refuse_test_images, tell_copies
 
@@ -133,10 +133,8 @@ def update(
     If an error occurs, the file of the model stays unchanged.
     """
     paths = find_images(folders)
-    # Without --output the model itself is replaced, when the new one is complete.
-    place = Output("MODEL", model) if output is None else Output("--output", output, MODELS)
-    n_bytes = model.stat().st_size if model.is_file() else 0
-    check_outputs([replace(place, n_bytes=n_bytes)], files=paths, folders=folders_of(folders))
+    place = changed_model(model, output)
+    check_outputs([place], files=paths, folders=folders_of(folders))
     refuse_test_images(folders_of(folders), paths)
     tell_copies(paths)
     pipe = open_model(model, device, on_error=on_error)

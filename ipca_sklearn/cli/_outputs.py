@@ -102,6 +102,14 @@ def check_outputs(
     check_space(wanted)
 
 
+def changed_model(model: Path, output: Path | None) -> Output:
+    """Return where a changed model goes: to `output`, or in place of the old one when the new one is complete."""
+    n_bytes = model.stat().st_size if model.is_file() else 0
+    if output is None:
+        return Output("MODEL", model, n_bytes=n_bytes)
+    return Output("--output", output, MODELS, n_bytes=n_bytes)
+
+
 def check_space(outputs: Iterable[Output]) -> None:
     """Raise an OSError if a disk has less free space than what is known of the sizes of the outputs."""
     on_disk: dict[int, list[Output]] = defaultdict(list)

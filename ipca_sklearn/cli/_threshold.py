@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +11,7 @@ import typer
 from ipca_sklearn import persistence
 from ipca_sklearn._utils._files import printable
 from ipca_sklearn.cli._common import Device, ModelFile, OnError, find_images, folders_of, open_model
-from ipca_sklearn.cli._outputs import MODELS, Output, check_outputs
+from ipca_sklearn.cli._outputs import changed_model, check_outputs
 
 
 def threshold(
@@ -43,10 +42,9 @@ def threshold(
     folders = {1: good or [], -1: bad or []}
     paths = {label: find_images(given) if given else [] for label, given in folders.items()}
     both = paths[1] + paths[-1]
-    place = Output("MODEL", model) if output is None else Output("--output", output, MODELS)
-    n_bytes = model.stat().st_size if model.is_file() else 0
+    place = changed_model(model, output)
     given = [*folders[1], *folders[-1]]
-    check_outputs([replace(place, n_bytes=n_bytes)], files=both, folders=folders_of(given))
+    check_outputs([place], files=both, folders=folders_of(given))
     pipe = open_model(model, device, on_error=on_error)
     detector = pipe[-1]
     detector.set_threshold(

@@ -8,8 +8,8 @@ from math import ceil
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest
 
+from ipca_sklearn._utils._shares import clopper_pearson
 from ipca_sklearn.detection._calibration import LARGEST_CORRECTION, LearningCurve
 from ipca_sklearn.exceptions import FewImagesWarning
 
@@ -39,8 +39,7 @@ class ErrorRate:
         """Return the rate of some images; without images nothing is known of it."""
         if not len(errors):
             return cls(0, 0, 0.0, 1.0)
-        interval = binomtest(int(errors.sum()), len(errors)).proportion_ci(confidence, method="exact")
-        return cls(int(errors.sum()), len(errors), float(interval.low), float(interval.high))
+        return cls(int(errors.sum()), len(errors), *clopper_pearson(errors, confidence))
 
     def __str__(self) -> str:
         if not self.n_images:
@@ -122,14 +121,7 @@ def check_wishes(
         raise ValueError(f"score={score} is not a finite number")
 
 
-def offset_for(
-    normal: np.ndarray,
-    anomalous: np.ndarray,
-    false_alarms: float | None,
-    recall: float | None,
-    *,
-    warns: bool = True,
-) -> float:
+def offset_for(normal: np.ndarray, anomalous: np.ndarray, false_alarms: float | None, recall: float | None) -> float:
     """Return the score below which an image is anomalous, for one of two wishes.
 
     The k-th smallest of n normal scores has an expected share k / (n + 1) of new normal scores below it, so the
@@ -148,20 +140,29 @@ def offset_for(
     assert false_alarms is not None
     if not len(normal):
         raise ValueError(f"false_alarms={false_alarms} takes normal images: label them +1 in y, or leave y out")
-    rank = int(false_alarms * (len(normal) + 1) + 1e-9)
-    if warns and rank < 1:
+    return float(np.sort(normal)[max(_rank(false_alarms, len(normal)), 1) - 1])
+
+
+def warn_of_few_normal_images(false_alarms: float, n_images: int) -> None:
+    """Say how many normal images a share of false alarms takes, if there are fewer, and what is given instead."""
+    rank = _rank(false_alarms, n_images)
+    if rank < 1:
         warnings.warn(
             f"false_alarms={false_alarms} takes the scores of {ceil(1 / false_alarms) - 1} normal images, and there "
-            f"are {len(normal)}: the threshold is the lowest of them, and about {1 / (len(normal) + 1):.2%} of new "
+            f"are {n_images}: the threshold is the lowest of them, and about {1 / (n_images + 1):.2%} of new "
             "normal images will be called anomalous",
             FewImagesWarning,
             stacklevel=3,
         )
-    elif warns and rank < _ENOUGH_ERRORS:
+    elif rank < _ENOUGH_ERRORS:
         warnings.warn(
-            f"{len(normal)} normal images are few for false_alarms={false_alarms}: from "
+            f"{n_images} normal images are few for false_alarms={false_alarms}: from "
             f"{ceil(_ENOUGH_ERRORS / false_alarms)} on it is met to about a factor of 2",
             FewImagesWarning,
             stacklevel=3,
         )
-    return float(np.sort(normal)[max(rank, 1) - 1])
+
+
+def _rank(false_alarms: float, n_images: int) -> int:
+    """Return which of the sorted scores is the threshold, counted from 1; 0 if none is low enough."""
+    return int(false_alarms * (n_images + 1) + 1e-9)

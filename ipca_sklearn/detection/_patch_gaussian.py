@@ -304,9 +304,10 @@ class PatchGaussianDetector(
         prequential = self.calibration == "prequential"
         start = getattr(pca, "fitted_", None)
         learning = Learning(pca, start)
-        pca.check_memory(learnt, n_kept=self._n_kept(learnt, learning.n_samples))
+        n_kept = self._n_kept(learnt, learning.n_samples)
+        pca.check_memory(learnt, n_kept=n_kept)
         first_scored = first_scored_image(learning.n_samples, learnt) if prequential else np.inf
-        few = self._n_kept(learnt, learning.n_samples) > 0
+        few = n_kept > 0
         # Tensors stay on their device until the end, so that the host does not wait for a GPU at every step.
         summaries: deque[Tensor] = deque(maxlen=MAX_IMAGES)
         images: list[Tensor] = []

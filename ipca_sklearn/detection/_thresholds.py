@@ -27,7 +27,13 @@ from ipca_sklearn.detection._calibration import (
     ReferenceScores,
     leave_out,
 )
-from ipca_sklearn.detection._chosen import ChosenThreshold, ErrorRate, check_wishes, offset_for
+from ipca_sklearn.detection._chosen import (
+    ChosenThreshold,
+    ErrorRate,
+    check_wishes,
+    offset_for,
+    warn_of_few_normal_images,
+)
 from ipca_sklearn.detection._scoring import MapScoringMixin
 from ipca_sklearn.exceptions import FewImagesWarning
 
@@ -286,11 +292,10 @@ class ThresholdMixin(MapScoringMixin):
                 raise ValueError(f"y has {len(labels)} labels and X has {steps.n_samples} samples: give one for each")
             normal, anomalous = (self._scores_and_maxima(steps, np.flatnonzero(labels == kind)) for kind in (1, -1))
         if score is None:
-            offset, below = (
-                offset_for(normal[:, part], anomalous[:, part], false_alarms, recall, warns=part == 0)
-                for part in (0, 1)
-            )
+            offset, below = (offset_for(normal[:, part], anomalous[:, part], false_alarms, recall) for part in (0, 1))
             map_threshold: float | None = -below
+            if false_alarms is not None:
+                warn_of_few_normal_images(false_alarms, len(normal))
         else:
             offset = float(score)
             map_threshold = -offset if self.image_score == "max" else None

@@ -240,10 +240,8 @@ def _check_shapes(source: str | nn.Module, layers: Sequence[Any], crop_size: Siz
             network = _build(source, layers, None, crop_size).network.eval()
             if isinstance(network, torch.fx.GraphModule):
                 fold_batch_norms(network)
-    except (
-        NotImplementedError
-    ):  # some read numbers while they are made (RegNet); their size does not depend on the crop
-        return
+    except NotImplementedError:
+        return  # some read numbers while they are made (RegNet); their size does not depend on the crop
     expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     given = {name: np.shape(value) for name, value in weights.items()}
     if expected != given:

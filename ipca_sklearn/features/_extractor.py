@@ -27,9 +27,9 @@ from ipca_sklearn._utils._typing import DeviceLike, Image, Images, PathLike, Siz
 from ipca_sklearn._utils._versions import VersionedMixin
 from ipca_sklearn.features._backbones import Backbone
 from ipca_sklearn.features._cache import FeatureCache
-from ipca_sklearn.features._decode import INTERPOLATIONS, check_images, read_mask, resize_and_crop
+from ipca_sklearn.features._decode import INTERPOLATIONS, check_images
 from ipca_sklearn.features._formats import MAX_PIXELS
-from ipca_sklearn.features._geometry import Geometry, as_size, sizes
+from ipca_sklearn.features._geometry import Geometry, as_size, covered_box, cut_masks, sizes
 from ipca_sklearn.features._lazy import PatchFeatures, SkippedImages
 from ipca_sklearn.features._loader import decodes_in_processes
 from ipca_sklearn.features._settings import FeatureSettings, ImageSettings
@@ -411,13 +411,7 @@ class PatchFeatureExtractor(VersionedMixin, CallbackSupportMixin, TableOutputMix
         ndarray of bool, shape (n, height, width)
             Height and width are `crop_size_`.
         """
-        image_size, crop_size = self._sizes()
-        cut = np.zeros((len(masks), *crop_size), dtype=bool)
-        for index, mask in enumerate(masks):
-            if mask is not None:
-                marked = read_mask(mask, f"masks[{index}]", self.max_pixels)[None].to(torch.uint8)
-                cut[index] = resize_and_crop(marked, image_size, crop_size, "nearest")[0].numpy()
-        return cut
+        return cut_masks(masks, *self._sizes(), self.max_pixels)
 
     def covered_box(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
         """Return the part of an image that is inspected, in the image's own pixels.
@@ -433,12 +427,7 @@ class PatchFeatureExtractor(VersionedMixin, CallbackSupportMixin, TableOutputMix
             Top, left, height, width. Row i of an anomaly map with H rows covers height / H pixels from
             `top + i * height / H` on; columns likewise.
         """
-        # torchvision's centre crop starts at the rounded half of the difference.
-        (top, height), (left, width) = (
-            (round((whole - part) / 2) / whole * side, part / whole * side)
-            for whole, part, side in zip(*self._sizes(), size, strict=True)
-        )
-        return top, left, height, width
+        return covered_box(size, *self._sizes())
 
     def _sizes(self) -> tuple[Size, Size]:
         """Return the sizes of the resized image and of its inspected part; before a fit, if parameters have them."""

@@ -64,6 +64,26 @@ def auto_size(size: Size, multiple: int = 32) -> Size:
     return height, width
 
 
+def cut_masks(masks: Sequence[Image | None], image_size: Size, crop_size: Size, max_pixels: int) -> np.ndarray:
+    """Return masks cut as images are, (n, *crop_size) of bool; see `PatchFeatureExtractor.transform_masks`."""
+    cut = np.zeros((len(masks), *crop_size), dtype=bool)
+    for index, mask in enumerate(masks):
+        if mask is not None:
+            marked = read_mask(mask, f"masks[{index}]", max_pixels)[None].to(torch.uint8)
+            cut[index] = resize_and_crop(marked, image_size, crop_size, "nearest")[0].numpy()
+    return cut
+
+
+def covered_box(size: Size, image_size: Size, crop_size: Size) -> tuple[float, float, float, float]:
+    """Return top, left, height and width of the inspected part of an image of this size, in its own pixels."""
+    # torchvision's centre crop starts at the rounded half of the difference.
+    (top, height), (left, width) = (
+        (round((whole - part) / 2) / whole * side, part / whole * side)
+        for whole, part, side in zip(image_size, crop_size, size, strict=True)
+    )
+    return top, left, height, width
+
+
 @dataclass(frozen=True)
 class Geometry:
     """How images are resized and cropped. See the parameters of `PatchFeatureExtractor`.

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator
-from sklearn.pipeline import Pipeline
-from sklearn.utils.validation import check_consistent_length, check_is_fitted
+from sklearn.utils.validation import check_consistent_length
 
+from ipca_sklearn._utils._estimators import calibrated
 from ipca_sklearn._utils._labels import check_labels
 from ipca_sklearn._utils._sklearn_compat import check_matplotlib_support
 from ipca_sklearn._utils._typing import ArrayLike, Images
@@ -113,12 +113,7 @@ class ThresholdDisplay:
         >>> bool(display.line_.get_xdata()[0] == detector.offset_), len(display.scores)
         (True, 9)
         """
-        detector = estimator[-1] if isinstance(estimator, Pipeline) else estimator
-        if not hasattr(type(detector), "calibration_scores_"):
-            raise TypeError(
-                f"{type(detector).__name__} has no threshold; pass a PatchGaussianDetector, or its pipeline"
-            )
-        check_is_fitted(detector)
+        detector = calibrated(estimator, "threshold")
         if y is not None:
             if X is None:
                 raise ValueError("there are labels y without the images X; pass both")

@@ -247,20 +247,22 @@ def normal_scores(pixels: Pixels, fpr_bounds: tuple[float, float]) -> NDArray[An
 
 def _areas(pixels: Pixels, normal: NDArray[Any], fpr_bounds: tuple[float, float]) -> NDArray[np.float64]:
     """Return the area under the curve of each image, NaN for those without an anomalous pixel."""
-    sizes = pixels.defects.sum(axis=(1, 2))
-    images = np.repeat(np.arange(len(pixels)), sizes)
     anomalous = np.concatenate([scores[defects] for defects, scores in pixels.parts()])
-    return image_areas(normal, anomalous, images, sizes, fpr_bounds)
+    return image_areas(normal, anomalous, pixels.defects, fpr_bounds)
 
 
 def image_areas(
     normal: NDArray[Any],
     anomalous: NDArray[Any],
-    images: NDArray[np.integer],
-    sizes: NDArray[np.integer],
+    defects: NDArray[np.bool_],
     fpr_bounds: tuple[float, float],
 ) -> NDArray[np.float64]:
-    """Return the AUPIMO of each image, from sorted scores of normal images and the anomalous pixels of images."""
+    """Return the AUPIMO of each image, from sorted scores of normal images, and those of the anomalous pixels.
+
+    The latter are in the order of the masks `defects` (n, height, width).
+    """
+    sizes = defects.sum(axis=(1, 2))
+    images = np.repeat(np.arange(len(defects)), sizes)
     low, high = (bound * normal.size for bound in fpr_bounds)
     order = np.argsort(anomalous)
     anomalous, images = anomalous[order], images[order]

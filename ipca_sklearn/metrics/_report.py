@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest
 from sklearn.utils.validation import check_consistent_length
 
 from ipca_sklearn._utils._labels import check_labels
+from ipca_sklearn._utils._shares import clopper_pearson
 from ipca_sklearn._utils._typing import ArrayLike
 from ipca_sklearn.exceptions import FewImagesWarning
 from ipca_sklearn.metrics import _pixels, _resampling
@@ -130,7 +130,7 @@ def evaluation_report(
     if masks is not None and maps is not None:
         sample = _PixelSample.of(masks, maps, marked, known, is_normal, region)
     rows = []
-    for name, chosen in _kinds(is_normal, names):
+    for name, chosen in kinds(is_normal, names):
         row: dict[str, Any] = {"defects": name, "n_images": int(np.sum(chosen & ~is_normal))}
         row["n_masks"] = 0 if sample is None else int(np.sum(chosen & known & ~is_normal))
         row |= dict.fromkeys((*_OF_IMAGES, _FOUND, *_OF_MAPS, _OF_MARKED))
@@ -159,8 +159,8 @@ def evaluation_report(
     }
 
 
-def _kinds(is_normal: NDArray[np.bool_], names: NDArray[Any]) -> Iterator[tuple[str, NDArray[np.bool_]]]:
-    """Yield names of rows, and which images belong to them."""
+def kinds(is_normal: NDArray[np.bool_], names: NDArray[Any]) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+    """Yield "all" and each type of defect, with the images that belong to it: the normal ones, and its own."""
     yield "all", np.ones_like(is_normal)
     types = sorted(map(str, set(names[~is_normal].tolist())))
     if types != ["all"]:
@@ -169,8 +169,7 @@ def _kinds(is_normal: NDArray[np.bool_], names: NDArray[Any]) -> Iterator[tuple[
 
 
 def _share(below: NDArray[np.bool_], confidence_level: float) -> tuple[float, tuple[float, float]]:
-    ends = binomtest(int(below.sum()), below.size).proportion_ci(confidence_level, method="exact")
-    return float(below.mean()), (float(ends.low), float(ends.high))
+    return float(below.mean()), clopper_pearson(below, confidence_level)
 
 
 def _warn_of_few(is_normal: NDArray[np.bool_], names: NDArray[Any], confidence_level: float) -> None:
@@ -268,9 +267,7 @@ class _PixelSample:
             figures[key] = _pixels.aupro(normal, anomalous, *regions, max_fpr)
             resampled[key] = _resampling.aupro(sums.normal, sums.overlap, max_fpr)
         if self.normal is not None:
-            sizes = pixels.defects.sum(axis=(1, 2))
-            images = np.repeat(np.arange(len(pixels)), sizes)
-            figures["aupimo"] = float(np.nanmean(image_areas(self.normal, anomalous, images, sizes, FPR_BOUNDS)))
+            figures["aupimo"] = float(np.nanmean(image_areas(self.normal, anomalous, pixels.defects, FPR_BOUNDS)))
             resampled["aupimo"] = _resampling.aupimo(sums.normal_images, sums.tpr, FPR_BOUNDS)
         return figures, resampled
 

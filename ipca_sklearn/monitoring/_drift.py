@@ -3,33 +3,20 @@
 from __future__ import annotations
 
 from array import array
-from bisect import bisect_left, bisect_right
 from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator
-from sklearn.pipeline import Pipeline
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from ipca_sklearn._utils._estimators import set_learnt
+from ipca_sklearn._utils._estimators import calibrated, set_learnt
 from ipca_sklearn._utils._sklearn_compat import Interval, validate_parameters
 from ipca_sklearn._utils._typing import ArrayLike
 from ipca_sklearn._utils._versions import VersionedMixin
-
-__all__ = ["DriftMonitor"]
-
-# Bets that p-values get smaller or larger, from an eighth of a standard deviation of theirs to nearly all at one end.
-_TILTS = np.array([0.5, 1, 2, 4, 8, 16])
-# Bets that p-values move to both ends, or to the middle: 1 + bend (6 p^2 - 6 p + 1), and their extremes.
-_BENDS = np.array([1.8, -0.9])
-_DIRECTIONS = ("lower",) * len(_TILTS) + ("higher",) * len(_TILTS) + ("more varied", "less varied")
-
-_LARGEST_TILTED, _SMALLEST_TILTED = _TILTS / -np.expm1(-_TILTS), _TILTS / np.expm1(_TILTS)
-_LARGEST = np.concatenate([_LARGEST_TILTED, _LARGEST_TILTED, [2.8, 1.45]])
-_SMALLEST = np.concatenate([_SMALLEST_TILTED, _SMALLEST_TILTED, [0.1, 0.1]])
+from ipca_sklearn.monitoring._bets import DIRECTIONS, log_payoffs, online_p_values
 
 # The share of the capital that is not yet bet after t frames is log(_PATIENCE) / log(_PATIENCE + t): it never ends, and
 # the price of a change after t frames is about a factor t.
@@ -212,13 +199,7 @@ class DriftMonitor(VersionedMixin, BaseEstimator):
         >>> monitor.update_scores(detector.score_samples(1.2 * X[400:])).alarm_
         True
         """
-        last = detector[-1] if isinstance(detector, Pipeline) else detector
-        if not hasattr(type(last), "calibration_scores_"):
-            raise TypeError(
-                f"{type(last).__name__} has no calibration scores; pass a PatchGaussianDetector, or its pipeline"
-            )
-        check_is_fitted(last)
-        return cls(**parameters).fit(last.calibration_scores_)
+        return cls(**parameters).fit(calibrated(detector, "calibration scores").calibration_scores_)
 
     def fit(self, X: ArrayLike = (), y: Any = None) -> DriftMonitor:
         """Start, or start anew, with the scores of good images.
@@ -251,7 +232,7 @@ class DriftMonitor(VersionedMixin, BaseEstimator):
             raise ValueError(
                 f"{len(calibration)} calibration scores are more than max_scores={self.max_scores}: raise it"
             )
-        n_bets = len(_DIRECTIONS)
+        n_bets = len(DIRECTIONS)
         learnt = {
             "calibration_scores_": calibration,
             "history_": np.empty((0, 2)),
@@ -307,7 +288,7 @@ class DriftMonitor(VersionedMixin, BaseEstimator):
         seen = ~np.isnan(new)
         ranked = array("d", self._ranked.tobytes())  # a copy: an interrupt changes nothing
         p_values = np.full(len(new), np.nan)
-        p_values[seen] = _online_p_values(ranked, new[seen], self.max_scores, self._rng)
+        p_values[seen] = online_p_values(ranked, new[seen], self.max_scores, self._rng)
         return self._bet(p_values, np.array(ranked))
 
     def update(self, p_values: ArrayLike) -> DriftMonitor:
@@ -354,9 +335,9 @@ class DriftMonitor(VersionedMixin, BaseEstimator):
         waiting = np.log(_PATIENCE) / np.log(_PATIENCE + frames)
         staked = waiting * np.log1p(1 / (_PATIENCE + frames - 1)) / np.log(_PATIENCE + frames - 1)
         # Sums of logarithms from the first frame on, one after the other: the same bits, however the frames are split.
-        gains = _log_payoffs(p_values, self.defect_rate)
+        gains = log_payoffs(p_values, self.defect_rate)
         wealth = np.add.accumulate(np.concatenate([self._wealth[None], gains]))
-        stakes = np.log(staked / len(_DIRECTIONS))[:, None] - wealth[:-1]
+        stakes = np.log(staked / len(DIRECTIONS))[:, None] - wealth[:-1]
         sums = np.logaddexp.accumulate(np.concatenate([self._stakes[None], stakes]))[1:]
         running = np.logaddexp.reduce(wealth[1:] + sums, axis=1)
         logs = np.logaddexp(running, np.log(waiting))
@@ -405,36 +386,10 @@ class DriftMonitor(VersionedMixin, BaseEstimator):
     def direction_(self) -> str | None:
         """What the best of the bets says of the scores."""
         check_is_fitted(self, "n_seen_")
-        return _DIRECTIONS[self._best_bet()] if self.n_seen_ else None
+        return DIRECTIONS[self._best_bet()] if self.n_seen_ else None
 
     def _best_bet(self) -> int:
         return int(np.argmax(self._wealth + self._largest_stake))
-
-
-def _online_p_values(ranked: array, scores: np.ndarray, max_scores: int, rng: np.random.RandomState) -> np.ndarray:
-    """Return the smoothed conformal p-value of each score among those before it, and add them to `ranked`, in place.
-
-    Of more than `max_scores`, one is dropped, any with the same probability. Which of the n + 1 scores was the newest
-    therefore tells nothing about those that stay: p-values of exchangeable scores are independent.
-    """
-    p_values = np.empty(len(scores))
-    chances = rng.random_sample((len(scores), 2)).tolist()
-    for row, (score, (tie, drop)) in enumerate(zip(scores.tolist(), chances, strict=True)):
-        below, up_to = bisect_left(ranked, score), bisect_right(ranked, score)
-        p_values[row] = (below + tie * (up_to - below + 1)) / (len(ranked) + 1)
-        ranked.insert(up_to, score)
-        if len(ranked) > max_scores:
-            del ranked[int(drop * len(ranked))]
-    return p_values
-
-
-def _log_payoffs(p_values: np.ndarray, defect_rate: float) -> np.ndarray:
-    """Return the logarithms (n, K) of what the bets pay: a mean of at most 1, with up to `defect_rate` defects too."""
-    p = p_values[:, None]
-    scale = np.log(_LARGEST_TILTED)
-    bent = np.log1p(_BENDS * (6 * p**2 - 6 * p + 1))
-    payoffs = np.concatenate([scale - _TILTS * p, scale - _TILTS * (1 - p), bent], axis=1)
-    return payoffs - np.log1p(defect_rate * (_LARGEST - _SMALLEST))
 
 
 def _thinned(history: np.ndarray, rows: np.ndarray, n_most: int) -> np.ndarray:

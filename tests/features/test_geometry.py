@@ -112,6 +112,7 @@ def test_a_batch_of_other_proportions_is_told():
 
 @pytest.mark.parametrize("crop_size", [None, (24, 40)])
 def test_maps_and_masks_of_rectangles_lie_over_their_images(crop_size):
+    pytest.importorskip("matplotlib")
     images, masks = pictures(), np.zeros((2, HEIGHT, WIDTH), dtype=bool)
     masks[1, 6:24, 28:56] = True
     pipe = fitted(crop_size=crop_size)
@@ -307,6 +308,7 @@ def test_a_pca_of_a_region_has_one_gaussian_for_each_of_its_patches():
 
 
 def test_pictures_leave_what_is_outside_grey():
+    pytest.importorskip("matplotlib")
     pipe, image = fitted(region=left_half()), pictures(1)[0]
     drawn = np.asarray(overlay(pipe, pipe.transform(image[None])[0], Image.fromarray(image))).astype(int)
     np.testing.assert_array_equal(drawn[:, 60:, 0], drawn[:, 60:, 2])

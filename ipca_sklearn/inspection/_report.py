@@ -79,7 +79,8 @@ class HtmlReport:
     Pictures are kept in a temporary file until the page is written, so an image takes only a few bytes of memory. The
     large ones are most of the page's size; `picture_size=None` leaves them out. The content security policy of the page
     allows its own script, its own style and the pictures in it, and nothing else. Paths and
-    messages are inserted as text. The browser keeps the ticks for the address of the file (`localStorage`); where it keeps nothing the page says so.
+    messages are inserted as text. The browser keeps the ticks for the address of the file (`localStorage`);
+    where it keeps nothing the page says so.
 
     Examples
     --------

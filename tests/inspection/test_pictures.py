@@ -11,7 +11,7 @@ from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector
 from ipca_sklearn.exceptions import ImageReadError, MissingImageError
 from ipca_sklearn.features._decode import size_of, to_rgb
 from ipca_sklearn.inspection import hottest_box, overlay
-from ipca_sklearn.inspection._pictures import open_upright, patch_mask
+from ipca_sklearn.inspection._pictures import heat_layer, open_upright, patch_mask, region_boxes
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +27,33 @@ def test_the_hottest_box_is_around_the_region_of_the_largest_value():
     values[3, 0] = 6  # another region
     assert hottest_box(values, 4, (10, 20, 40, 80)) == (20, 40, 10, 40)
     assert hottest_box(values, 9, (0, 0, 4, 4)) == (1, 2, 1, 1)
+
+
+def test_boxes_come_by_the_largest_value_of_their_regions():
+    values = np.zeros((4, 4))
+    values[0, 0] = 5
+    values[1, 2:4] = 7, 6
+    values[3, 0] = 6
+    boxes = [(1, 2, 1, 2), (3, 0, 1, 1), (0, 0, 1, 1)]
+    assert region_boxes(values, 4, (0, 0, 4, 4)) == boxes
+    assert region_boxes(values, 4, (0, 0, 4, 4), max_boxes=2) == boxes[:2]
+    assert region_boxes(values, 9, (0, 0, 4, 4)) == [(1, 2, 1, 1)]
+
+
+def test_the_layer_is_transparent_up_to_the_threshold(pipe):
+    threshold = pipe[-1].map_threshold_
+    anomaly_map = np.full((12, 12), threshold)
+    assert heat_layer(pipe, anomaly_map, (80, 160)).getextrema()[3] == (0, 0)
+    anomaly_map[:6] = 1.01 * threshold
+    anomaly_map[:, :6] *= 2
+    layer = np.asarray(heat_layer(pipe, anomaly_map, (80, 160)))
+    inspected = np.zeros((80, 160), dtype=bool)
+    inspected[10:70, 20:140] = True
+    assert (layer[~inspected, 3] == 0).all()
+    faint, strong = layer[15, 130], layer[15, 30]
+    assert 0 < faint[3] < strong[3]
+    assert faint[1] < strong[1]  # from red to yellow
+    assert layer[65, 130, 3] == 0
 
 
 def test_the_heat_map_covers_what_is_inspected_and_leaves_the_rest_grey(pipe):

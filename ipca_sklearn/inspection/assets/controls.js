@@ -84,10 +84,11 @@ const toggle = (row, label) => {
 
 // A list that is filtered by ticks changes while it is gone through: the viewer keeps to what it was opened with.
 let gone = [];
+let at = 0;
 const goTo = (index) => {
   const card = gone[index];
   if (card === undefined) return;
-  makeCurrent(card);
+  at = index;
   viewer.show(rowOf(card), index, gone.length, least);
 };
 
@@ -126,10 +127,10 @@ viewer.dialog.addEventListener("keydown", (event) => {
   if (pressed === "o") byId("outlines").click();
   if (event.target.type === "range") return; // it has the arrow keys itself
   const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-  if (step) goTo(gone.indexOf(current) + step);
+  if (step) goTo(at + step);
 });
-byId("previous").addEventListener("click", () => goTo(gone.indexOf(current) - 1));
-byId("next").addEventListener("click", () => goTo(gone.indexOf(current) + 1));
+byId("previous").addEventListener("click", () => goTo(at - 1));
+byId("next").addEventListener("click", () => goTo(at + 1));
 byId("close").addEventListener("click", () => viewer.dialog.close());
 viewer.dialog.addEventListener("click", (event) => {
   if (event.target === viewer.dialog) viewer.dialog.close(); // beside it
@@ -137,7 +138,7 @@ viewer.dialog.addEventListener("click", (event) => {
   if (label) toggle(viewer.row, label);
 });
 viewer.dialog.addEventListener("close", () => {
-  const back = current.hidden ? shown[0] : current;
+  const back = gone[at].hidden ? shown[0] : gone[at];
   back?.querySelector(".open").focus();
 });
 

@@ -119,8 +119,8 @@ const falseAlarms = () => {
   const count = known.filter((score) => score < threshold).length;
   if (count === 0) return `fewer than 1 in ${known.length} new normal images would be called anomalous`;
   const share = (count + 1) / (known.length + 1);
-  const words = share > 0.1 ? `${Math.round(100 * share)} %` : `1 in ${oneIn(share)}`;
-  return `about ${words} of new normal images would be called anomalous`;
+  const words = share > 0.1 ? `${Math.round(100 * share)} % of` : `1 in ${oneIn(share)}`;
+  return `about ${words} new normal images would be called anomalous`;
 };
 
 const relabel = () => {
@@ -192,7 +192,7 @@ const update = () => {
     (unreadable ? `, ${unreadable} unreadable` : "") +
     `; ${shown.length} shown` +
     (ticks.size ? `; ticked: ${good} good, ${counted(defects, "defect", "defects")}` : "") +
-    (elsewhere ? `, ${elsewhere} that are not on this page any more` : "");
+    (elsewhere ? `, ${elsewhere} that ${elsewhere === 1 ? "is" : "are"} not on this page any more` : "");
   byId("none").hidden = shown.length > 0;
   byId("save").disabled = byId("forget").disabled = ticks.size === 0;
   byId("not-kept").hidden = ticks.lasting;

@@ -40,6 +40,6 @@ const longRarity = (p, least) => {
   if (p > 0.1) return `Of normal images, ${someOf(p)} score as low as this one or lower.`;
   const known = least !== null && p <= least * 1.0001;
   return known
-    ? `No normal image that the model knows scores as low: it is at least as rare as 1 in ${oneIn(p)} of them.`
+    ? `No normal image that the model knows scores as low. It is at least as rare as 1 in ${oneIn(p)} normal images.`
     : `Of normal images, about 1 in ${oneIn(p)} scores as low as this one or lower.`;
 };

@@ -198,8 +198,10 @@ def patch_distances(operator: DistanceOperator, step: Tensor) -> Tensor:
 
     plain = operator.transform is None and operator.precision is None
     numbers_per_sample = n_features + n_rows if plain else 2 * n_features + 3 * n_rows
+    # A residual reads the rows twice: the second time from the cache.
+    numbers = n_samples * numbers_per_sample + n_rows * n_features
     with full_precision():
-        for_each_chunk(task, n_patches, n_samples * numbers_per_sample * mean.element_size(), mean.device)
+        for_each_chunk(task, n_patches, numbers * mean.element_size(), mean.device)
     return distances
 
 

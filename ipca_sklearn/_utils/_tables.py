@@ -15,6 +15,11 @@ def as_cell(value: Any) -> Any:
     return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA_STARTS) else value
 
 
+def of_cell(text: str) -> str:
+    """Return the text that `as_cell` has written as this cell."""
+    return text[1:] if text.startswith("'") and text[1:].startswith(_FORMULA_STARTS) else text
+
+
 def to_json(value: Any) -> str:
     """Return a value as strict JSON: NaN and infinities, for which it has no numbers, are null."""
     return json.dumps(_finite(value), allow_nan=False)

@@ -16,8 +16,9 @@ from ipca_sklearn.cli._common import Device, ModelFile, find_images, open_model
 from ipca_sklearn.cli._figures import draw_pimo, draw_roc, print_report
 from ipca_sklearn.cli._outputs import ONNX, PICTURES, Output, check_outputs
 from ipca_sklearn.cli._progress import Progress
+from ipca_sklearn.cli._reviewed import ReviewedFile, read_reviewed, unseen_good
 from ipca_sklearn.cli._text import warn
-from ipca_sklearn.datasets._folders import make_bunch
+from ipca_sklearn.datasets._folders import NORMAL_TYPE, Sample, make_bunch
 from ipca_sklearn.datasets._mvtec import list_test_images
 from ipca_sklearn.export import to_onnx
 from ipca_sklearn.metrics import evaluation_report
@@ -26,13 +27,14 @@ from ipca_sklearn.metrics import evaluation_report
 def evaluate(
     model: ModelFile,
     root: Annotated[
-        Path,
+        Path | None,
         typer.Argument(
             metavar="ROOT",
             help="Folder with test/good and test/<type>, and masks ground_truth/<type>/<name>_mask.png for the figures "
             "of pixels. train/good is not needed.",
         ),
-    ],
+    ] = None,
+    reviewed: ReviewedFile = None,
     picture: Annotated[
         Path | None, typer.Option(metavar="PNG", help="Draw the ROC curves of the images, one for each type.")
     ] = None,
@@ -50,14 +52,26 @@ def evaluate(
     For each type of defect: ROCAUC, average precision and the largest F1 score of images and of pixels, the share of
     images found and the F1 score of the marked pixels at the learnt thresholds, and AUPRO and AUPIMO of the regions,
     with 95 % intervals. The figures of pixels are of the images with a mask, inside of the region of interest. Warnings
-    tell if images of a kind are fewer than 30, and if the normal images are not those that the model expects.
+    tell if images of a kind are fewer than 30, and if the normal images are not those that the model expects. With
+    --reviewed in place of a folder, the labels are the ticks of a report, and there are no figures of pixels.
     """
-    folders = [root / part for part in ("train", "test", "ground_truth")]
+    if (root is None) == (reviewed is None):
+        raise ValueError("name a folder in MVTec AD's layout, or --reviewed with a file of ticks, and not both")
+    folders = [] if root is None else [root / part for part in ("train", "test", "ground_truth")]
     pictures = [("--picture", picture), ("--pimo", pimo)]
     outputs = [None if path is None else Output(option, path, PICTURES) for option, path in pictures]
-    check_outputs(outputs, files=[model], folders=folders)
-    data = make_bunch([], list_test_images(root, all_masks=False), "")
+    check_outputs(outputs, files=[model, *([] if reviewed is None else [reviewed])], folders=folders)
     pipe = open_model(model, device)
+    if root is not None:
+        tests = list_test_images(root, all_masks=False)
+    else:
+        assert reviewed is not None
+        ticks = read_reviewed(reviewed)
+        tests = [Sample(path, NORMAL_TYPE, None) for path in unseen_good(pipe, ticks.good)]
+        tests += [Sample(path, "defect", None) for path in ticks.defects]
+        if not tests:
+            raise ValueError(f"{printable(reviewed)} has no image that is not learnt: there is nothing to test with")
+    data = make_bunch([], tests, "")
     extractor, detector = pipe[0], pipe[-1]
     features = extractor.transform(data.test_paths)
     steps: list[np.ndarray] = []
@@ -71,7 +85,7 @@ def evaluate(
     masks = extractor.transform_masks(data.mask_paths)
     normal = data.test_labels == 1
     has_mask = normal | [path is not None for path in data.mask_paths]
-    if not has_mask.all():
+    if root is not None and not has_mask.all():
         warn(
             f"{np.sum(~has_mask)} of {np.sum(~normal)} anomalous images have no mask in "
             f"{root / 'ground_truth'}: the figures of pixels leave them out"

@@ -20,6 +20,7 @@ from ipca_sklearn.cli._commands import INTERRUPTED
 from ipca_sklearn.cli._common import Device, ModelFile, OnError, find_images, folders_of, open_model
 from ipca_sklearn.cli._outputs import MODELS, Output, changed_model, check_outputs, check_space
 from ipca_sklearn.cli._progress import Progress
+from ipca_sklearn.cli._reviewed import ReviewedFile, Ticks, not_learnt, read_reviewed, same_file
 from ipca_sklearn.cli._training_images import refuse_test_images, tell_copies
 
 Folders = Annotated[
@@ -121,7 +122,11 @@ def fit(
 
 def update(
     model: ModelFile,
-    folders: Folders,
+    folders: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="DIR", help="Folders or files of normal images; `-` reads paths from stdin."),
+    ] = None,
+    reviewed: ReviewedFile = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="MODEL", help="Write here and keep the old model.")
     ] = None,
@@ -130,14 +135,24 @@ def update(
 ) -> None:
     """Learn more normal images with a model, as if they had come at the end of its training.
 
-    If an error occurs, the file of the model stays unchanged.
+    With --reviewed it learns the images that are ticked good in a report, with those of the folders or alone; images
+    ticked as defects, and images ticked good that an earlier update has learnt, are left out. If an error occurs, the
+    file of the model stays unchanged.
     """
-    paths = find_images(folders)
-    place = changed_model(model, output)
-    check_outputs([place], files=paths, folders=folders_of(folders))
+    if not folders and reviewed is None:
+        raise ValueError("nothing to learn is named: give folders of normal images, or --reviewed with a file of ticks")
+    folders = folders or []
+    paths = find_images(folders) if folders else []
     refuse_test_images(folders_of(folders), paths)
-    tell_copies(paths)
+    ticks = None if reviewed is None else read_reviewed(reviewed)
+    place = changed_model(model, output)
+    check_outputs([place], files=[*paths, *([] if reviewed is None else [reviewed])], folders=folders_of(folders))
     pipe = open_model(model, device, on_error=on_error)
+    ticked: list[Path] = []
+    if reviewed is not None and ticks is not None:
+        paths, ticked = _choose(reviewed, ticks, paths, pipe)
+    paths = [*paths, *ticked]
+    tell_copies(paths)
     features = pipe[0].transform(paths)
     n_before = pipe[-1].n_samples_seen_
     size = 16 * (pipe[-1].step_size or 16)
@@ -148,9 +163,33 @@ def update(
                     warnings.simplefilter("ignore", FewImagesWarning)
                 pipe[-1].partial_fit(features[start : start + size])
             progress.show(min(start + size, len(paths)))
-    pipe.learnt_from_ = [*getattr(pipe, "learnt_from_", []), _record(folders, pipe[-1].n_samples_seen_ - n_before)]
+    record = _record([*folders, *([] if reviewed is None else [reviewed])], pipe[-1].n_samples_seen_ - n_before)
+    if ticked:
+        record["reviewed"] = [same_file(path) for path in ticked]
+    pipe.learnt_from_ = [*getattr(pipe, "learnt_from_", []), record]
     persistence.save(pipe, place.path)
     _print_summary(pipe, place.path)
+
+
+def _choose(reviewed: Path, ticks: Ticks, paths: list[Path], pipe: Pipeline) -> tuple[list[Path], list[Path]]:
+    """Return which images of folders and which ticked ones are learnt, and print how many are left out."""
+    defects = {same_file(path) for path in ticks.defects}
+    kept = [path for path in paths if same_file(path) not in defects]
+    there = {same_file(path) for path in kept}
+    unknown = not_learnt(pipe, ticks.good)
+    ticked = [path for path in unknown if same_file(path) not in there]
+    left_out = {
+        "defects": len(ticks.defects),
+        "learnt by an earlier update": len(ticks.good) - len(unknown),
+        "in the folders too": len(unknown) - len(ticked),
+    }
+    counts = ", ".join(f"{count} {reason}" for reason, count in left_out.items() if count)
+    typer.echo(
+        f"{printable(reviewed)}: {len(ticked)} good images to learn" + (f"; left out: {counts}" if counts else "")
+    )
+    if not kept and not ticked:
+        raise ValueError(f"{printable(reviewed)} has no good image that is new: there is nothing to learn")
+    return kept, ticked
 
 
 def _size(option: str, text: str) -> Any:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from PIL import Image
 from sklearn.pipeline import Pipeline
 
 from ipca_sklearn import SkippedImagesWarning
@@ -23,9 +22,10 @@ from ipca_sklearn.cli._text import one_line, warn
 from ipca_sklearn.cli._writing import PictureFolder, picture_names
 from ipca_sklearn.features._decode import size_of
 from ipca_sklearn.inspection import HtmlReport, hottest_box, overlay
-from ipca_sklearn.inspection._pictures import open_upright, patch_mask
+from ipca_sklearn.inspection._pictures import heat_layer, open_upright, patch_mask, region_boxes
 
 UNREADABLE = 3  # exit code
+MANY = 2000  # images of a report: with more, large pictures make a page that browsers open slowly
 
 
 def predict(
@@ -38,6 +38,14 @@ def predict(
     masks: Annotated[Path | None, typer.Option(metavar="DIR", help="Write masks of anomalous patches, as PNG.")] = None,
     report: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write an HTML page of all images, sorted by score.")
+    ] = None,
+    picture_size: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Longer side of the large pictures of the report in pixels; 0 leaves them out. [default: 640, and 0 "
+            f"for more than {MANY} images]",
+        ),
     ] = None,
     device: Device = "auto",
 ) -> None:
@@ -65,14 +73,21 @@ def predict(
         table = Table(output, stack)
         page = None
         if report is not None:
-            title = f"{model.name}, {len(images)} images"
-            page = stack.enter_context(HtmlReport(report, threshold=pipe[-1].offset_, title=title))
+            page = stack.enter_context(
+                HtmlReport(
+                    report,
+                    threshold=pipe[-1].offset_,
+                    title=f"{model.name}, {len(images)} images",
+                    picture_size=_picture_size(picture_size, len(images)),
+                    normal_scores=pipe[-1].calibration_scores_,
+                )
+            )
         map_folder = None if maps is None else stack.enter_context(PictureFolder("--maps", maps))
         mask_folder = None if masks is None else stack.enter_context(PictureFolder("--masks", masks))
         rows_in_terminal = str(output) == "-" and sys.stdout.isatty()
         progress = stack.enter_context(Progress(len(images), plain=rows_in_terminal))
         for number, (row, name) in enumerate(zip(rows(pipe, images), names, strict=True), 1):
-            pictures = draw(pipe, row, maps is not None, None if page is None else page.thumbnail_size)
+            pictures = draw(pipe, row, maps is not None, page)
             table.write(row)
             n_failed += row["error"] is not None
             n_alarms += row["label"] == -1
@@ -81,14 +96,7 @@ def predict(
             if mask_folder is not None and "size" in row:
                 mask_folder.save(patch_mask(pipe, row["anomaly_map"], row["size"]), name)
             if page is not None:
-                page.add(
-                    row["path"],
-                    row["score"],
-                    p_value=row["p_value"],
-                    image=pictures.get("thumbnail"),
-                    heat_map=pictures.get("heat_map"),
-                    error=row["error"],
-                )
+                page.add(row["path"], row["score"], p_value=row["p_value"], error=row["error"], **pictures["report"])
             progress.show(number)
     doubt = doubt_of_unknown(n_alarms, len(images) - n_failed)
     if doubt is not None:
@@ -96,6 +104,18 @@ def predict(
     if n_failed:
         typer.echo(f"{n_failed} of {len(images)} images cannot be read; see the column error", err=True)
         raise typer.Exit(UNREADABLE)
+
+
+def _picture_size(wanted: int | None, n_images: int) -> int | None:
+    """Return the side of the large pictures of a report: without a wish, a page of many images has none."""
+    if wanted is None and n_images > MANY:
+        typer.echo(
+            f"the report of {n_images} images has small pictures only, to stay small: --picture-size 640 adds large "
+            "ones",
+            err=True,
+        )
+        return None
+    return 640 if wanted is None else wanted or None
 
 
 def rows(pipe: Pipeline, paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
@@ -136,23 +156,37 @@ def _score(pipe: Pipeline, paths: list[Path]) -> list[dict[str, Any]]:
     return found
 
 
-def draw(pipe: Pipeline, row: dict[str, Any], with_map: bool, thumbnail_size: int | None) -> dict[str, Image.Image]:
-    """Return the pictures of a row that show its image; if that cannot be read any more, the row gets the reason."""
-    pictures: dict[str, Image.Image] = {}
+def draw(pipe: Pipeline, row: dict[str, Any], with_map: bool, page: HtmlReport | None) -> dict[str, Any]:
+    """Return the pictures of a row that show its image; if that cannot be read any more, the row gets the reason.
+
+    `"map"` is the heat map over the image, `"report"` what `HtmlReport.add` takes.
+    """
+    pictures: dict[str, Any] = {"report": {}}
     limit = pipe[0].max_pixels
     if row["error"] is not None:
         return pictures
     try:
         if with_map:
             pictures["map"] = overlay(pipe, row["anomaly_map"], open_upright(row["path"], max_pixels=limit))
-        if thumbnail_size is not None:
-            thumbnail = open_upright(row["path"], thumbnail_size, limit)
-            pictures |= {"thumbnail": thumbnail, "heat_map": overlay(pipe, row["anomaly_map"], thumbnail)}
+        if page is not None:
+            image = open_upright(row["path"], max(page.thumbnail_size, page.picture_size or 0), limit)
+            pictures["report"] = {
+                "image": image,
+                "heat_map": heat_layer(pipe, row["anomaly_map"], _fitting(row["size"], 2 * page.thumbnail_size)),
+                "boxes": region_boxes(row["anomaly_map"], pipe[-1].map_threshold_, pipe[0].covered_box(row["size"])),
+                "size": row["size"],
+            }
     except ImportError:  # of matplotlib: not the image's fault
         raise
     except Exception as error:  # decoders raise whatever they like, and a single image never ends a run
         row["error"] = _undrawable(error)
     return pictures
+
+
+def _fitting(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """Return a size of the same shape that fits a square of this side."""
+    factor = min(1.0, side / max(size))
+    return max(1, round(factor * size[0])), max(1, round(factor * size[1]))
 
 
 def _undrawable(error: Exception) -> str:

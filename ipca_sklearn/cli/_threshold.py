@@ -12,6 +12,7 @@ from ipca_sklearn import persistence
 from ipca_sklearn._utils._files import printable
 from ipca_sklearn.cli._common import Device, ModelFile, OnError, find_images, folders_of, open_model
 from ipca_sklearn.cli._outputs import changed_model, check_outputs
+from ipca_sklearn.cli._reviewed import ReviewedFile, Ticks, read_reviewed, same_file, unseen_good
 
 
 def threshold(
@@ -20,6 +21,7 @@ def threshold(
         list[Path] | None, typer.Option("--good", metavar="DIR", help="Normal images that were not learnt.")
     ] = None,
     bad: Annotated[list[Path] | None, typer.Option("--bad", metavar="DIR", help="Images with defects.")] = None,
+    reviewed: ReviewedFile = None,
     false_alarms: Annotated[
         float | None, typer.Option(help="Share of new normal images that may be called anomalous.")
     ] = None,
@@ -37,15 +39,24 @@ def threshold(
     """Choose the threshold of a model with images that it has not learnt.
 
     By false alarms, by recall, or as a score. Both errors are counted on the images given, with Clopper-Pearson
-    intervals, and stored with the model: `info` shows them.
+    intervals, and stored with the model: `info` shows them. With --reviewed, the images ticked good in a report count
+    as --good, without those that `update --reviewed` has learnt, and those ticked as defects as --bad.
     """
     folders = {1: good or [], -1: bad or []}
     paths = {label: find_images(given) if given else [] for label, given in folders.items()}
-    both = paths[1] + paths[-1]
+    ticks = None if reviewed is None else read_reviewed(reviewed)
+    given = [*folders[1], *folders[-1], *([] if reviewed is None else [reviewed])]
     place = changed_model(model, output)
-    given = [*folders[1], *folders[-1]]
-    check_outputs([place], files=both, folders=folders_of(given))
+    check_outputs(
+        [place],
+        files=[*paths[1], *paths[-1], *([] if reviewed is None else [reviewed])],
+        folders=folders_of([*folders[1], *folders[-1]]),
+    )
     pipe = open_model(model, device, on_error=on_error)
+    if reviewed is not None and ticks is not None:
+        _add(paths, ticks, reviewed)
+    paths[1] = unseen_good(pipe, paths[1])
+    both = paths[1] + paths[-1]
     detector = pipe[-1]
     detector.set_threshold(
         pipe[0].transform(both) if both else None,
@@ -61,3 +72,16 @@ def threshold(
     typer.echo(f"{printable(place.path)}: images that score below {detector.offset_:.4g} are anomalous")
     typer.echo(f"false alarms: {chosen.false_alarms}")
     typer.echo(f"missed defects: {chosen.missed}")
+
+
+def _add(paths: dict[int, list[Path]], ticks: Ticks, reviewed: Path) -> None:
+    """Add ticked images to those of the options, each once."""
+    for label, images, other in ((1, ticks.good, "--bad"), (-1, ticks.defects, "--good")):
+        there, against = ({same_file(path) for path in paths[which]} for which in (label, -label))
+        for image in images:
+            if same_file(image) in against:
+                raise ValueError(
+                    f"{printable(image)} is of {other}, and ticked otherwise in {printable(reviewed)}: take it out of "
+                    "one of them"
+                )
+        paths[label] = [*paths[label], *(image for image in images if same_file(image) not in there)]

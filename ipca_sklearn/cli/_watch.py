@@ -78,7 +78,12 @@ def watch(
     monitor = DriftMonitor.from_detector(pipe, random_state=0) if drift_alarm or stop_on_drift else None
     page = None
     if report is not None:
-        page = LatestReport(report, threshold=pipe[-1].offset_, title=f"{model.name}, {folder}")
+        page = LatestReport(
+            report,
+            threshold=pipe[-1].offset_,
+            title=f"{model.name}, {folder}",
+            normal_scores=pipe[-1].calibration_scores_,
+        )
 
     def score(paths: Sequence[str]) -> Iterator[dict[str, Any]]:
         return score_rows(pipe, [Path(path) for path in paths])
@@ -100,7 +105,7 @@ def watch(
                 if failure is not None:
                     warn(f"--command {arguments[0]}: {failure} ({printable(row['path'])})")
             if page is not None:
-                page.add(row, draw(pipe, row, False, page.thumbnail_size))
+                page.add(row, draw(pipe, row, False, page.page)["report"])
             if row.get("drift") and not counts["drift"]:
                 counts["drift"] += 1
                 assert monitor is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from PIL import Image
-from scipy.ndimage import label
+from scipy.ndimage import find_objects, label, maximum
 from sklearn.pipeline import Pipeline
 from torch import Tensor
 
@@ -43,16 +43,33 @@ def hottest_box(
     >>> hottest_box(anomaly_map, 5.0, (0.0, 0.0, 200.0, 300.0))
     (100, 0, 100, 200)
     """
+    return region_boxes(anomaly_map, threshold, covered_box, max_boxes=1)[0]
+
+
+def region_boxes(
+    anomaly_map: np.ndarray, threshold: float, covered_box: tuple[float, float, float, float], max_boxes: int = 20
+) -> list[tuple[int, int, int, int]]:
+    """Return the boxes around the anomalous regions of a map, that of its largest value first.
+
+    At least one: where no value is above the threshold, it is the box of the patch with the largest value. The
+    parameters and the form of a box are those of `hottest_box`.
+    """
     peak = np.unravel_index(anomaly_map.argmax(), anomaly_map.shape)
-    regions, _ = label(anomaly_map > threshold)
-    inside = regions == regions[peak] if regions[peak] else np.zeros_like(regions, dtype=bool)
-    inside[peak] = True
-    row, column = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
+    regions, n_regions = label(anomaly_map > threshold)
+    if not n_regions:
+        regions = np.zeros_like(regions)
+        regions[peak] = n_regions = 1
+    heights = maximum(anomaly_map, regions, np.arange(1, n_regions + 1))
+    places = find_objects(regions)
     top, left, height, width = covered_box
     y, x = height / anomaly_map.shape[0], width / anomaly_map.shape[1]
-    first = round(top + row[0] * y), round(left + column[0] * x)
-    last = round(top + (row[-1] + 1) * y), round(left + (column[-1] + 1) * x)
-    return (*first, last[0] - first[0], last[1] - first[1])
+    boxes = []
+    for number in np.argsort(-heights, kind="stable")[:max_boxes]:
+        row, column = places[number]
+        first = round(top + row.start * y), round(left + column.start * x)
+        last = round(top + row.stop * y), round(left + column.stop * x)
+        boxes.append((*first, last[0] - first[0], last[1] - first[1]))
+    return boxes
 
 
 def overlay(estimator: Pipeline, anomaly_map: np.ndarray, image: Image.Image) -> Image.Image:
@@ -106,6 +123,39 @@ def overlay(estimator: Pipeline, anomaly_map: np.ndarray, image: Image.Image) ->
     inspected = np.ones_like(anomaly_map) if region is None else region
     inspected = _laid_over(estimator, inspected, size, Image.Resampling.NEAREST)[..., None]
     return Image.fromarray((grey + 0.6 * inspected * (colours - grey)).astype(np.uint8))
+
+
+def heat_layer(estimator: Pipeline, anomaly_map: np.ndarray, size: tuple[int, int]) -> Image.Image:
+    """Draw a heat map as a layer over its image: transparent up to the threshold for patches, colours from there on.
+
+    Yellow is twice the threshold, and more.
+
+    Parameters
+    ----------
+    estimator, anomaly_map
+        As in `overlay`.
+    size : (int, int)
+        Height and width of the layer: those of the image, or of a smaller copy of it.
+
+    Returns
+    -------
+    PIL image
+        RGBA.
+
+    Raises
+    ------
+    ImportError
+        Without matplotlib, which has the colours.
+    """
+    from matplotlib import colormaps
+
+    start = estimator[-1].map_threshold_
+    heat = _laid_over(estimator, anomaly_map, size, Image.Resampling.BILINEAR)
+    inspected = _laid_over(estimator, np.ones_like(anomaly_map), size, Image.Resampling.NEAREST)
+    above = np.clip((heat - start) / (start if 0 < start < np.inf else 1), 0, 1)
+    colours = colormaps["inferno"](0.45 + 0.55 * above)
+    colours[..., 3] = np.where((heat > start) & (inspected > 0), 0.6 + 0.4 * above, 0)
+    return Image.fromarray((255 * colours).astype(np.uint8))
 
 
 def patch_mask(estimator: Pipeline, anomaly_map: np.ndarray, size: tuple[int, int]) -> Image.Image:

@@ -11,27 +11,45 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from importlib import resources
 from types import TracebackType
+from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from ipca_sklearn._utils._files import naming, replacing
-from ipca_sklearn._utils._typing import PathLike
+from ipca_sklearn._utils._typing import ArrayLike, PathLike
 from ipca_sklearn.inspection._pictures import in_8_bits
 
 __all__ = ["HtmlReport"]
 
 
-class HtmlReport:
-    """One HTML file with thumbnails, heat maps and scores; it needs no other file and no connection.
+# In the order in which they are read: each uses what those before it define.
+_SCRIPTS = ("words.js", "ticks.js", "histogram.js", "cards.js", "viewer.js", "report.js", "controls.js")
 
-    The images are sorted by score, the most anomalous first. A slider moves the threshold, and the page shows how many
-    images are anomalous with it. Images can be filtered by label and by path. The heat map appears under the pointer or
-    on focus. The address of the page (after #) keeps the settings. The browser decodes only the thumbnails near the
-    window, so it can show 10,000 images.
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """An image as the page holds it: what `HtmlReport.encode` returns and `HtmlReport.add_encoded` takes."""
+
+    score: float | None
+    row: dict[str, Any]
+    picture: bytes | None
+
+
+class HtmlReport:
+    """One HTML file with pictures, heat maps and scores; it needs no other file and no connection.
+
+    The images are sorted by score, the most anomalous first. A histogram shows the scores, with the threshold as a line
+    to be dragged, and the page says how many images are anomalous with it. Images can be filtered, sorted and grouped
+    by folder. A click opens one large, with its heat map by a slider and outlines of the anomalous regions. Each can be
+    ticked as good or as a defect; the browser keeps the ticks, and a button saves them as a CSV file, which
+    `ipca-sklearn update`, `threshold` and `evaluate` take as `--reviewed`. The address of the page (after #) keeps the
+    settings. The browser decodes only the pictures near the window, so the page can show 10,000 images.
 
     Use it as a context manager: the file replaces an older one when the block ends without an error.
 
@@ -44,7 +62,12 @@ class HtmlReport:
     title : str, default="Anomaly report"
         Heading of the page.
     thumbnail_size : int, default=128
-        Longer side of the pictures in pixels.
+        Longer side of the small pictures in pixels.
+    picture_size : int or None, default=640
+        Longer side of the large pictures in pixels; None leaves them out, and the small ones are enlarged.
+    normal_scores : array-like of shape (n,) or None, default=None
+        `calibration_scores_` of the detector. With them the page draws the scores of normal images behind the others,
+        and says how many of these a threshold calls anomalous.
 
     Raises
     ------
@@ -54,8 +77,10 @@ class HtmlReport:
     Notes
     -----
     Pictures are kept in a temporary file until the page is written, so an image takes only a few bytes of memory. The
-    content security policy of the page allows its own script, its own style and the pictures in it, and nothing else.
-    Paths and messages are inserted as text.
+    large ones are most of the page's size; `picture_size=None` leaves them out. The content security policy of the page
+    allows its own script, its own style and the pictures in it, and nothing else. Paths and
+    messages are inserted as text. The browser keeps the ticks for the address of the file (`localStorage`);
+    where it keeps nothing the page says so.
 
     Examples
     --------
@@ -67,20 +92,29 @@ class HtmlReport:
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = Path(folder, "report.html")
     ...     with HtmlReport(path, threshold=-3.0) as report:
-    ...         report.add("a.png", -2.5, p_value=0.4, image=picture, heat_map=picture)
+    ...         report.add("a.png", -2.5, p_value=0.4, image=picture, boxes=[(20, 30, 10, 10)])
     ...         report.add("b.png", error="b.png is not an image")
-    ...     path.stat().st_size < 20_000
+    ...     path.stat().st_size < 50_000
     True
     """
 
     def __init__(
-        self, path: PathLike, *, threshold: float, title: str = "Anomaly report", thumbnail_size: int = 128
+        self,
+        path: PathLike,
+        *,
+        threshold: float,
+        title: str = "Anomaly report",
+        thumbnail_size: int = 128,
+        picture_size: int | None = 640,
+        normal_scores: ArrayLike | None = None,
     ) -> None:
         self.path = path
         self.threshold = threshold
         self.title = title
         self.thumbnail_size = thumbnail_size
-        self._rows: list[tuple[float, int, int]] = []  # score, start and length of the row in the file
+        self.picture_size = picture_size
+        self.normal_scores = normal_scores
+        self._rows: list[tuple[float, int, int, int]] = []  # score; start, length of the row, and of the large picture
         self._closing = ExitStack()
 
     def __enter__(self) -> HtmlReport:
@@ -109,6 +143,8 @@ class HtmlReport:
         p_value: float | None = None,
         image: Image.Image | None = None,
         heat_map: Image.Image | None = None,
+        boxes: Sequence[tuple[int, int, int, int]] = (),
+        size: tuple[int, int] | None = None,
         error: object = None,
     ) -> None:
         """Add an image.
@@ -116,54 +152,99 @@ class HtmlReport:
         Parameters
         ----------
         name : str or path-like
-            Path of the image, shown as given.
+            Path of the image, shown as given. Images are known by it: it is what the ticks are kept and saved for.
         score : float or None
             Higher is more normal; None or NaN for an image that could not be read. These are listed first. A number of
             numpy or torch is one too, also for `p_value`.
         p_value : float or None, default=None
             Share of normal images that score as low or lower; None or NaN is not known.
         image, heat_map : PIL image or None, default=None
-            Of any size; shrunk to `thumbnail_size`.
+            Of any size and of the same shape; shrunk to `thumbnail_size` and `picture_size`. The heat map lies over the
+            image: it may be transparent where nothing is anomalous.
+        boxes : sequence of (int, int, int, int), default=()
+            Outlines: top, left, height and width in pixels, as of `hottest_box`.
+        size : (int, int) or None, default=None
+            Height and width of the image that `boxes` are of, if `image` is a smaller copy of it.
         error : str, Exception or None, default=None
             Why there is no score.
         """
+        self.add_encoded(
+            self.encode(
+                name, score, p_value=p_value, image=image, heat_map=heat_map, boxes=boxes, size=size, error=error
+            )
+        )
+
+    def encode(
+        self,
+        name: PathLike,
+        score: float | None = None,
+        *,
+        p_value: float | None = None,
+        image: Image.Image | None = None,
+        heat_map: Image.Image | None = None,
+        boxes: Sequence[tuple[int, int, int, int]] = (),
+        size: tuple[int, int] | None = None,
+        error: object = None,
+    ) -> EncodedImage:
+        """Return an image as the page holds it, to be added to this page or to others of the same sizes.
+
+        The parameters are those of `add`.
+        """
         score = _number(score)
+        if image is not None and size is None:
+            size = image.height, image.width
         row = {
             "name": os.fsdecode(name),
             "score": score,
             "p": None if score is None else _number(p_value),
             "error": None if error is None else str(error),
-            "image": self._picture(image),
-            "heat": self._picture(heat_map),
+            "image": None if image is None else _jpeg(image, self.thumbnail_size, 70),
+            "heat": None if heat_map is None else _layer(heat_map, 2 * self.thumbnail_size),
+            "boxes": [[int(side) for side in box] for box in boxes],
+            "size": None if size is None else [int(side) for side in size],
         }
-        # Unescaped, "<" could end the element of the page that holds the rows.
-        text = json.dumps(row, ensure_ascii=True).replace("<", "\\u003c").encode()
-        self._rows.append((-math.inf if score is None else score, self._row_file.tell(), len(text)))
-        with naming(tempfile.gettempdir()):
-            self._row_file.write(text)
+        picture = None
+        if self.picture_size and image is not None and max(image.size) > self.thumbnail_size:
+            picture = _jpeg(image, self.picture_size, 80).encode()
+        return EncodedImage(score, row, picture)
 
-    def _picture(self, image: Image.Image | None) -> str | None:
-        if image is None:
-            return None
-        small = in_8_bits(image)
-        small.thumbnail((self.thumbnail_size, self.thumbnail_size))
-        buffer = io.BytesIO()
-        small.save(buffer, "JPEG", quality=65, optimize=True)
-        return base64.b64encode(buffer.getvalue()).decode()
+    def add_encoded(self, image: EncodedImage) -> None:
+        """Add what `encode` has returned."""
+        # Unescaped, "<" could end the element of the page that holds the rows.
+        row = json.dumps(image.row | {"id": len(self._rows)}, ensure_ascii=True).replace("<", "\\u003c").encode()
+        picture = image.picture or b""
+        score = -math.inf if image.score is None else image.score
+        self._rows.append((score, self._row_file.tell(), len(row), len(picture)))
+        with naming(tempfile.gettempdir()):
+            self._row_file.write(row)
+            self._row_file.write(picture)
 
     def _sorted_rows(self) -> Iterator[bytes]:
         separator = b"\n"
-        for _, start, length in sorted(self._rows, key=lambda row: row[:2]):
+        for _, start, length, _ in sorted(self._rows, key=lambda row: row[:2]):
             self._row_file.seek(start)
             yield separator + self._row_file.read(length)
             separator = b",\n"
 
+    def _pictures(self) -> Iterator[bytes]:
+        """Yield the large pictures, each in an element of its own: the page reads one when it is opened."""
+        for number, (_, start, row_length, length) in enumerate(self._rows):
+            if length:
+                self._row_file.seek(start + row_length)
+                yield b'<script type="text/plain" id="picture-%d">' % number
+                yield self._row_file.read(length) + b"</script>\n"
+
     def _write(self) -> None:
         files = resources.files("ipca_sklearn.inspection") / "assets"
-        script, style, page = (
-            (files / name).read_text(encoding="utf-8") for name in ("report.js", "report.css", "page.html")
+        style, page, *scripts = (
+            (files / name).read_text(encoding="utf-8") for name in ("report.css", "page.html", *_SCRIPTS)
         )
-        settings = {"threshold": _number(self.threshold)}
+        script = '"use strict";\n{\n' + "\n".join(scripts) + "}\n"  # in a block: nothing of it is a global name
+        known = np.empty(0) if self.normal_scores is None else np.asarray(self.normal_scores, dtype=np.float64)
+        settings = {
+            "threshold": _number(self.threshold),
+            "normal_scores": sorted(float(f"{score:.6g}") for score in known[np.isfinite(known)]),
+        }
         values = {
             "title": html.escape(self.title),
             "script": script,
@@ -172,15 +253,40 @@ class HtmlReport:
             "style_hash": _hash(style),
             "settings": json.dumps(settings),
         }
+        parts = {"rows": self._sorted_rows, "pictures": self._pictures}
         # In one pass, as a title may contain what looks like a placeholder.
         for number, part in enumerate(re.split(r"{{(\w+)}}", page)):
             if number % 2 == 0:
                 self._page.write(part.encode())
-            elif part == "rows":
+            elif part in parts:
                 with naming(tempfile.gettempdir()):  # reading flushes the rows; errors of the page have a name already
-                    self._page.writelines(self._sorted_rows())
+                    self._page.writelines(parts[part]())
             else:
                 self._page.write(values[part].encode(errors="backslashreplace"))  # a title may be the name of a file
+
+
+def _jpeg(image: Image.Image, side: int, quality: int) -> str:
+    """Return a copy that fits a square of this side, as the address of a picture."""
+    small = in_8_bits(image)
+    small.thumbnail((side, side))
+    return _address(small, "jpeg", quality=quality, optimize=True)
+
+
+def _layer(image: Image.Image, side: int) -> str | None:
+    """Return a layer as `_jpeg` does; None if all of it is transparent."""
+    if not image.has_transparency_data:  # drawn over the image already
+        return _jpeg(image, side, 70)
+    small = image.convert("RGBA")
+    if small.getchannel("A").getbbox() is None:
+        return None
+    small.thumbnail((side, side))
+    return _address(small, "png", optimize=True)
+
+
+def _address(image: Image.Image, form: str, **options: Any) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return f"data:image/{form};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def _number(value: float | None) -> float | None:

@@ -150,13 +150,15 @@ def test_any_finite_data_learns(
     ("routine", "dtype", "step_size"),
     list(zip(ROUTINES, ["float32", "float32", "float64", "float32"], [1, 4, 1, 2], strict=True)),
 )
-def test_a_frozen_camera_goes_on_for_10000_steps(routine, dtype, step_size):
+def test_a_frozen_camera_goes_on_for_ever(routine, dtype, step_size):
+    n_steps = 80 * settings().max_examples  # 40,000 with IPCA_SKLEARN_HYPOTHESIS=thorough
     samples = torch.rand(48, 2, 6, generator=torch.Generator().manual_seed(0), dtype=getattr(torch, dtype))
     frozen = samples[-1:].expand(step_size, -1, -1)
     with solver_of(routine) as solver:
-        options = {"n_rows": 4, "solver": solver, "forgetting_factor": 0.9}
+        # 0.7 ** 2000 is far below what any dtype holds.
+        options = {"n_rows": 4, "solver": solver, "forgetting_factor": 0.7}
         state = linalg.update(linalg.empty_state(2, 6, dtype=samples.dtype), samples, **options)
-        for _ in range(10_000):
+        for _ in range(n_steps):
             state = linalg.update(state, frozen, **options)
         torch.testing.assert_close(state.mean.to(samples), samples[-1])
         # A camera that moves again is learnt as usual.

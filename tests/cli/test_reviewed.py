@@ -1,0 +1,175 @@
+"""The ticks of a report: what is read of the file, and what `update`, `threshold` and `evaluate` make of them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from ipca_sklearn._utils._tables import as_cell, of_cell
+from ipca_sklearn.cli import app
+from ipca_sklearn.cli._reviewed import read_reviewed
+from ipca_sklearn.datasets import make_textures
+from ipca_sklearn.persistence import load
+
+SETTINGS = ["--image-size", "64", "--crop-size", "64", "--k", "4", "--device", "cpu"]
+
+
+def run(*arguments: object, code: int = 0) -> Any:
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert done.exit_code == code, done.output
+    return done
+
+
+def write_ticks(path: Path, rows: list[tuple[object, str]]) -> Path:
+    with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["path", "label", "score"])
+        table.writerows([as_cell(str(image)), label, "-1.5"] for image, label in rows)
+    return path
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model, and images that it has not learnt: good00..good19 and defect00..defect09."""
+    place = tmp_path_factory.mktemp("reviewed")
+    data = make_textures(60, 20, size=64, random_state=0)
+    defects = data.test_images[data.test_labels == -1][:10]
+    assert len(defects) == 10
+    parts = {"train": data.train_images[:40], "good": data.train_images[40:], "defect": defects}
+    for part, images in parts.items():
+        (place / part).mkdir()
+        for index, image in enumerate(images):
+            Image.fromarray(np.squeeze(image)).save(place / part / f"{index:02d}.png")
+    run("fit", place / "train", "-o", place / "model.joblib", *SETTINGS, "--false-positive-rate", "0.1")
+    return place
+
+
+@pytest.fixture
+def ticks(place: Path, tmp_path: Path) -> Path:
+    """20 good ones and 10 defects."""
+    good, defects = sorted((place / "good").iterdir()), sorted((place / "defect").iterdir())
+    rows = [(path, "good") for path in good] + [(path, "defect") for path in defects]
+    return write_ticks(tmp_path / "ticks.csv", rows)
+
+
+@pytest.mark.parametrize("text", ["a.png", "=1+1", "'=1", "'a", "-x", "\tx", "", "'"])
+def test_cells_are_read_as_they_were_meant(text):
+    if not text.startswith("'="):  # only a text that has the mark itself cannot be told from one that got it
+        assert of_cell(as_cell(text)) == text
+
+
+def test_names_of_any_kind_come_back_from_the_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = ["=1+1.png", "a, \"b\"\n'c'.png", "ünï.png", os.fsdecode(b"caf\xe9.png")]
+    for name in names:
+        Path(name).write_bytes(b"")
+    path = write_ticks(tmp_path / "ticks.csv", [(name, "good") for name in names[:3]] + [(names[3], "defect")])
+    found = read_reviewed(path)
+    assert [str(image) for image in found.good] == names[:3]
+    assert [str(image) for image in found.defects] == names[3:]
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())  # as a spreadsheet saves it
+    assert read_reviewed(path) == found
+
+
+def test_an_image_of_two_names_counts_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("a.png").write_bytes(b"")
+    path = write_ticks(tmp_path / "ticks.csv", [("a.png", "good"), (tmp_path / "a.png", "good")])
+    assert read_reviewed(path).good == [Path("a.png")]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "ticks.csv, line 1: there are no columns path and label"),
+        ("path;label\r\na.png;good\r\n", "line 1: there are no columns"),
+        ("path,label\r\n", "ticks.csv has no ticks"),
+        ("path,label\r\na.png,good\r\na.png,fine\r\n", "line 3: the label is 'fine': write good or defect"),
+        ("path,label\r\na.png\r\n", "line 2: the label is ''"),
+        ("path,label\r\nb.png,good\r\n", "line 2: there is no file 'b.png': run the command in the folder"),
+        ("path,label\r\n,good\r\n", "line 2: there is no file ''"),
+        ("path,label\r\na.png,good\r\na.png,defect\r\n", "line 3: a.png is defect, and good in line 2"),
+        ('path,label\r\n"a.png,good\r\n', "ticks.csv, after line 1: this is no CSV"),
+    ],
+)
+def test_errors_name_the_file_and_the_line(text, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("a.png").write_bytes(b"")
+    Path("ticks.csv").write_text(text, encoding="utf-8", newline="")
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        read_reviewed(Path("ticks.csv"))
+
+
+def test_update_learns_what_is_ticked_good_and_never_a_defect(place, ticks, tmp_path):
+    model = tmp_path / "model.joblib"
+    done = run("update", place / "model.joblib", "--reviewed", ticks, "-o", model, "--device", "cpu")
+    assert "20 good images to learn; left out: 10 defects" in done.stdout
+    assert "60 images learnt" in done.stdout
+    by_folder = tmp_path / "by_folder.joblib"
+    run("update", place / "model.joblib", place / "good", "-o", by_folder, "--device", "cpu")
+    np.testing.assert_array_equal(load(model)[-1].calibration_scores_, load(by_folder)[-1].calibration_scores_)
+    # The same ticks again: all are learnt by now.
+    assert "there is nothing to learn" in run("update", model, "--reviewed", ticks, "--device", "cpu", code=1).stderr
+    assert load(model)[-1].n_samples_seen_ == 60
+    assert str(ticks) in run("info", model).stdout
+
+
+def test_update_takes_folders_and_ticks_together(place, ticks, tmp_path):
+    folder = tmp_path / "more"
+    folder.mkdir()
+    for number in range(3):
+        (folder / f"{number}.png").symlink_to(place / "good" / f"{number:02d}.png")
+    (folder / "3.png").symlink_to(place / "defect" / "00.png")
+    model = tmp_path / "model.joblib"
+    done = run("update", place / "model.joblib", folder, "--reviewed", ticks, "-o", model, "--device", "cpu")
+    assert "17 good images to learn; left out: 10 defects, 3 in the folders too" in done.stdout
+    assert "60 images learnt" in done.stdout
+    assert "nothing to learn is named" in run("update", place / "model.joblib", code=1).stderr
+
+
+def test_threshold_by_ticks_is_that_by_folders(place, ticks, tmp_path):
+    options = ["--false-alarms", "0.1", "--device", "cpu"]
+    by_ticks, by_folder = tmp_path / "a.joblib", tmp_path / "b.joblib"
+    run("threshold", place / "model.joblib", "--reviewed", ticks, "-o", by_ticks, *options)
+    both = ["--good", place / "good", "--bad", place / "defect"]
+    run("threshold", place / "model.joblib", *both, "-o", by_folder, *options)
+    mixed = run("threshold", place / "model.joblib", "--good", place / "good", "--reviewed", ticks, *options[2:],
+                "--recall", "0.5", "-o", tmp_path / "c.joblib")  # fmt: skip
+    assert "of 20" in mixed.stdout and "of 10" in mixed.stdout
+    assert load(by_ticks)[-1].offset_ == load(by_folder)[-1].offset_
+    assert "ticks.csv" in run("info", by_ticks).stdout
+    wrong = run("threshold", place / "model.joblib", "--bad", place / "good", "--reviewed", ticks, *options, code=1)
+    assert "is of --bad, and ticked otherwise" in wrong.stderr
+
+
+def test_learnt_images_neither_set_nor_test_a_threshold(place, ticks, tmp_path):
+    model = tmp_path / "model.joblib"
+    few = write_ticks(tmp_path / "few.csv", [(place / "good" / f"{number:02d}.png", "good") for number in range(5)])
+    run("update", place / "model.joblib", "--reviewed", few, "-o", model, "--device", "cpu")
+    place_of = {"threshold": ["--false-alarms", "0.1"], "evaluate": ["--json"]}
+    for command, options in place_of.items():
+        done = run(command, model, "--reviewed", ticks, *options, "--device", "cpu")
+        assert "5 of 20 good images were learnt by `update --reviewed`: they are left out" in done.stderr
+    assert json.loads(done.stdout)["n_normal"] == 15
+    done = run("threshold", model, "--good", place / "good", "--false-alarms", "0.1", "--device", "cpu")
+    assert "5 of 20 good images were learnt" in done.stderr
+
+
+def test_evaluate_gives_the_figures_of_images(place, ticks, tmp_path):
+    done = run("evaluate", place / "model.joblib", "--reviewed", ticks, "--json", "--device", "cpu")
+    report = json.loads(done.stdout)
+    row = report["defects"][0]
+    assert (report["n_normal"], row["n_images"], row["n_masks"]) == (20, 10, 0)
+    assert 0.5 < row["image_roc_auc"] <= 1
+    assert row["pixel_roc_auc"] is None
+    assert "have no mask" not in done.stderr
+    for arguments in ([], [place, "--reviewed", ticks]):
+        assert "and not both" in run("evaluate", place / "model.joblib", *arguments, code=1).stderr

@@ -21,7 +21,7 @@ from ipca_sklearn._utils._typing import Image, PathLike
 from ipca_sklearn.detection import PatchGaussianDetector
 from ipca_sklearn.detection._map_ops import blur_matrix, image_scores
 from ipca_sklearn.features import PatchFeatureExtractor
-from ipca_sklearn.features._decode import check_images, load_batch, to_rgb
+from ipca_sklearn.features._decode import check_images, load_batch, resize_and_crop, to_rgb
 from ipca_sklearn.features._grid import on_grid, resize_matrix
 from ipca_sklearn.features._settings import FeatureSettings
 
@@ -137,6 +137,10 @@ class _Features(nn.Module):
     def _cut(self, images: Tensor) -> Tensor:
         """Resize to image_size, crop the centre and scale to [0, 1]; the size of the input is known only here."""
         settings = self._settings
+        if not torch.compiler.is_compiling():
+            cut = resize_and_crop(images, settings.image_size, settings.crop_size, settings.interpolation)
+            return cut.float() / 255 if cut.dtype == torch.uint8 else cut.float()
+        # As matrices, for any size: ONNX and compilers have no operator that resizes 8-bit images as torch does.
         nearest, integers = settings.interpolation == "nearest", images.dtype == torch.uint8
         precise = torch.float64 if integers and not nearest else torch.float32
         axes = []
@@ -195,6 +199,9 @@ class _Distances(nn.Module):
         _register(self, "_precision", None if operator.precision is None else _float_copy(operator.precision))
 
     def forward(self, features: Tensor) -> Tensor:
+        if not torch.compiler.is_compiling():  # in chunks that fit the cache
+            operator = linalg.DistanceOperator(self._mean[:, 0], self._rows, None, self._scale, self._precision)
+            return linalg.patch_distances(operator, features.transpose(0, 1))
         return linalg.distances_from_centred(features - self._mean, self._rows, None, self._scale, self._precision).T
 
 

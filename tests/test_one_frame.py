@@ -71,6 +71,12 @@ def test_a_warm_frame_starts_no_thread_and_sets_no_number_of_threads(
     np.testing.assert_array_equal(found, expected)
 
 
+def test_inference_mode_of_the_caller_holds_for_the_workers(pipe: Pipeline) -> None:
+    expected = pipe.score_samples(FRAMES[:2])
+    with torch.inference_mode():
+        np.testing.assert_array_equal(pipe.score_samples(FRAMES[:2]), expected)
+
+
 def test_one_frame_has_the_map_that_it_has_among_others(pipe: Pipeline) -> None:
     together = pipe.transform(FRAMES)  # several batches: prepared by threads
     for number in (0, 23):

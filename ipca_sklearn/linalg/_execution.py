@@ -55,8 +55,14 @@ def for_each_chunk(
         for chunk in chunks:
             attempt(chunk)
         return
+    inference = torch.is_inference_mode_enabled()  # of the calling thread alone: workers write to its tensors
+
+    def in_worker(chunk: slice) -> None:
+        with torch.inference_mode(inference):
+            attempt(chunk)
+
     with kept_workers(n_threads) as pool:
-        for _ in pool.map(attempt, chunks):
+        for _ in pool.map(in_worker, chunks):
             pass
 
 

@@ -33,6 +33,7 @@ OURS = {
     "pipeline_torch": "pipeline, torch tensor",
     "pipeline_path": "pipeline, paths of PNG files",
     "to_torch": "`to_torch`",
+    "float16": "`to_torch`, components in float16",
     "compiled": "`to_torch`, `torch.compile`",
     "onnx": "`to_onnx`, onnxruntime",
 }
@@ -95,7 +96,7 @@ def caller(row: str, folder: Path, threads: int) -> Callable[[Any], object]:
         return pipe[0].feature_settings("cpu").backbone
     if row.startswith("pipeline"):
         return pipe.score_samples
-    module = to_torch(pipe)
+    module = to_torch(pipe, components_dtype="float16" if row == "float16" else "float32")
     return torch.compile(module, dynamic=False) if row == "compiled" else module
 
 

@@ -61,14 +61,14 @@ def runner(kind: str, model: torch.nn.Module, example: torch.Tensor, threads: in
 
         with tempfile.TemporaryDirectory() as folder:
             path = str(Path(folder, "padim.onnx"))
-            torch.onnx.export(Outputs(model), (example,), path, dynamo=True, input_names=["images"])
+            torch.onnx.export(Outputs(model).eval(), (example,), path, dynamo=True, input_names=["images"])
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = threads
             session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         return lambda images: session.run(None, {"images": images.numpy()})
     import openvino
 
-    converted = openvino.convert_model(Outputs(model), example_input=example, input=list(example.shape))
+    converted = openvino.convert_model(Outputs(model).eval(), example_input=example, input=list(example.shape))
     compiled = openvino.compile_model(
         converted, "CPU", {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
     )

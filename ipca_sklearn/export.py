@@ -21,7 +21,7 @@ from ipca_sklearn._utils._typing import Image, PathLike
 from ipca_sklearn.detection import PatchGaussianDetector
 from ipca_sklearn.detection._map_ops import blur_matrix, image_scores
 from ipca_sklearn.features import PatchFeatureExtractor
-from ipca_sklearn.features._decode import check_images, load_batch, to_rgb
+from ipca_sklearn.features._decode import check_images, load_batch, resize_and_crop, to_rgb
 from ipca_sklearn.features._grid import on_grid, resize_matrix
 from ipca_sklearn.features._settings import FeatureSettings
 
@@ -51,12 +51,14 @@ class PatchGaussianModule(nn.Module):
     _blur_columns: Tensor | None
     _blur_weights: Tensor | None
 
-    def __init__(self, extractor: PatchFeatureExtractor, detector: PatchGaussianDetector) -> None:
+    def __init__(
+        self, extractor: PatchFeatureExtractor, detector: PatchGaussianDetector, components_dtype: torch.dtype
+    ) -> None:
         super().__init__()
         settings = extractor.feature_settings("cpu")
         self.offset, self.map_threshold = float(detector.offset_), float(detector.map_threshold_)
         self._features = _Features(settings, getattr(detector, "feature_indices_", None))
-        self._distances = _Distances(detector.distance_operator(torch.device("cpu")))
+        self._distances = _Distances(detector.distance_operator(torch.device("cpu")), components_dtype)
         self.image_size = settings.images.image_size
         self._backbone_label = settings.backbone.label()
         self._image_score = detector.image_score
@@ -137,6 +139,10 @@ class _Features(nn.Module):
     def _cut(self, images: Tensor) -> Tensor:
         """Resize to image_size, crop the centre and scale to [0, 1]; the size of the input is known only here."""
         settings = self._settings
+        if not torch.compiler.is_compiling():
+            cut = resize_and_crop(images, settings.image_size, settings.crop_size, settings.interpolation)
+            return cut.float() / 255 if cut.dtype == torch.uint8 else cut.float()
+        # As matrices, for any size: ONNX and compilers have no operator that resizes 8-bit images as torch does.
         nearest, integers = settings.interpolation == "nearest", images.dtype == torch.uint8
         precise = torch.float64 if integers and not nearest else torch.float32
         axes = []
@@ -186,16 +192,26 @@ class _Distances(nn.Module):
     _scale: Tensor | None
     _precision: Tensor | None
 
-    def __init__(self, operator: linalg.DistanceOperator) -> None:
+    def __init__(self, operator: linalg.DistanceOperator, components_dtype: torch.dtype) -> None:
         super().__init__()
         operator = operator.folded()  # the components: an image takes one product less than with rows and transform
         self.register_buffer("_mean", _float_copy(operator.mean[:, None]))
-        self.register_buffer("_rows", _float_copy(operator.rows))
+        rows = operator.rows.to(components_dtype, copy=True)
+        if not torch.isfinite(torch.stack(torch.aminmax(rows))).all():
+            raise ValueError(
+                f"components_dtype={str(components_dtype).removeprefix('torch.')!r} cannot hold the matrices of this "
+                "model, which has values beyond 65504: take 'float32'"
+            )
+        self.register_buffer("_rows", rows)
         _register(self, "_scale", None if operator.scale is None else _float_copy(operator.scale))
         _register(self, "_precision", None if operator.precision is None else _float_copy(operator.precision))
 
     def forward(self, features: Tensor) -> Tensor:
-        return linalg.distances_from_centred(features - self._mean, self._rows, None, self._scale, self._precision).T
+        if not torch.compiler.is_compiling():  # in chunks that fit the cache
+            operator = linalg.DistanceOperator(self._mean[:, 0], self._rows, None, self._scale, self._precision)
+            return linalg.patch_distances(operator, features.transpose(0, 1))
+        rows = self._rows.float()
+        return linalg.distances_from_centred(features - self._mean, rows, None, self._scale, self._precision).T
 
 
 def _places(region: Tensor) -> Tensor:
@@ -217,13 +233,16 @@ def _float_copy(values: Tensor) -> Tensor:
     return values.to(torch.float32, copy=True)
 
 
-def to_torch(pipe: Pipeline) -> PatchGaussianModule:
+def to_torch(pipe: Pipeline, *, components_dtype: str = "float32") -> PatchGaussianModule:
     """Return a fitted pipeline as a torch module, for a program without scikit-learn's interface.
 
     Parameters
     ----------
     pipe : Pipeline
         A fitted :class:`PatchFeatureExtractor` and a fitted :class:`PatchGaussianDetector`.
+    components_dtype : {"float32", "float16"}, default="float32"
+        How the P k m numbers of the components are stored. A frame reads all of them: `"float16"` halves that, and the
+        model. They are computed with in float32. Scores of leather change by 5e-5 at most (docs/dev_notes.md).
 
     Returns
     -------
@@ -236,6 +255,8 @@ def to_torch(pipe: Pipeline) -> PatchGaussianModule:
     ------
     TypeError
         `pipe` is another pipeline.
+    ValueError
+        Another `components_dtype`, or float16 cannot hold the matrices of a full covariance.
     NotFittedError
         It is not fitted.
     RuntimeError
@@ -254,6 +275,8 @@ def to_torch(pipe: Pipeline) -> PatchGaussianModule:
     >>> score.shape, map.shape, bool(np.allclose(score, pipe.score_samples(images), rtol=1e-3))
     (torch.Size([8]), torch.Size([8, 8, 8]), True)
     """
+    if components_dtype not in ("float32", "float16"):
+        raise ValueError(f"components_dtype={components_dtype!r} is neither 'float32' nor 'float16'")
     steps = [step for _, step in pipe.steps] if isinstance(pipe, Pipeline) else [pipe]
     if [type(step) for step in steps] != [PatchFeatureExtractor, PatchGaussianDetector]:
         names = ", ".join(type(step).__name__ for step in steps)
@@ -262,7 +285,8 @@ def to_torch(pipe: Pipeline) -> PatchGaussianModule:
         check_is_fitted(step)
     if steps[0].interpolation == "bilinear":
         _require_torch("bilinear resizing within a module")
-    return PatchGaussianModule(*steps).eval().requires_grad_(False)
+    module = PatchGaussianModule(steps[0], steps[1], getattr(torch, components_dtype))
+    return module.eval().requires_grad_(False)
 
 
 def _require_torch(what: str) -> None:

@@ -111,6 +111,50 @@ def test_a_coreset_of_the_accuracy_benchmark_takes_the_farthest_each_time(import
         torch.testing.assert_close(chosen[n], vectors[distances.argmax()])
 
 
+def test_the_latency_benchmark_pools_processes_and_compares_with_the_network(importable):
+    from benchmarks.latency.__main__ import summary, tables
+    from benchmarks.latency.calls import groups_of, milliseconds
+
+    results = {
+        "0": {
+            "network": {"ms": {"1": [[1.0, 3.0], [2.0]], "4": [[4.0]]}},
+            "pipeline": {"ms": {"1": [[3.0] * 99, [9.0]], "4": [[5.0]]}},
+            "padim_openvino": {"ms": {}, "skipped": "openvino not installed"},
+        },
+        "2": {"pipeline": {"ms": {"1": [[10.0, 40.0]]}}},
+    }
+    rows = summary(results)
+    one = next(row for row in rows if row["row"] == "pipeline" and row["images"] == 1 and not row["busy"])
+    assert (one["p50"], one["p95"], one["of the network"], one["medians"]) == (3.0, 3.0, 1.5, [3.0, 9.0])
+    assert one["p99"] == pytest.approx(np.percentile([3.0] * 99 + [9.0], 99))
+    text = tables(rows)
+    assert [line for line in text.splitlines() if line.startswith("##")] == [
+        "## One image",
+        "## 4 images at once",
+        "## One image, 2 processes that count beside it",
+    ]
+    assert text.count("openvino not installed") == 2
+    assert "| pipeline, numpy array | 25 | 38.5 |" in text
+
+    given = []
+    assert len(milliseconds(given.append, ["a", "b"], 2, 3)) == 3
+    assert given == ["a", "b", "a", "b", "a"]
+    assert groups_of(["a", "b", "c"], 2) == [["a", "b"], ["c", "a"]]
+    np.testing.assert_array_equal(groups_of(np.arange(3), 4), [[0, 1, 2, 0]])
+
+
+def test_processes_that_keep_the_machine_busy_end_with_the_block(importable, monkeypatch):
+    from benchmarks.latency.__main__ import busy
+
+    begun = []
+    popen = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda *args: begun.append(popen(*args)) or begun[-1])
+    with pytest.raises(ZeroDivisionError), busy(2):
+        assert [process.poll() for process in begun] == [None, None]
+        raise ZeroDivisionError
+    assert all(process.poll() is not None for process in begun)
+
+
 def test_all_sections_of_the_gpu_benchmark_work_at_tiny_sizes(tmp_path):
     done = run("gpu", "--smoke", "--out", tmp_path)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import numpy as np
 import onnxruntime
@@ -110,6 +111,30 @@ def test_a_module_is_as_small_as_its_components_and_network():
     numbers = sum(value.numel() for value in module.state_dict().values())
     gaussians = n_patches * (n_components + 2) * n_features
     assert gaussians < numbers - network < 1.05 * gaussians + 1000
+
+
+@pytest.mark.parametrize("detector", ["default", "padim", "paper"])
+def test_components_in_float16_take_half_of_the_bytes_and_score_alike(detector):
+    pipe = fitted(detector)
+    images = torch.from_numpy(channels_first(pictures(5, 90, 70, seed=1)))
+    whole, half = to_torch(pipe), to_torch(pipe, components_dtype="float16")
+    assert half._distances._rows.dtype == torch.float16
+    assert whole._distances._rows.nbytes == 2 * half._distances._rows.nbytes
+    for expected, found in zip(whole(images), half(images), strict=True):
+        assert found.dtype == torch.float32
+        assert not torch.equal(found, expected)
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=0)
+
+
+def test_components_that_float16_cannot_hold_are_refused(monkeypatch):
+    pipe = fitted()
+    with pytest.raises(ValueError, match="'float16'"):
+        to_torch(pipe, components_dtype="bfloat16")
+    operator = pipe[1].distance_operator()
+    large = replace(operator, rows=operator.rows * 1e6)
+    monkeypatch.setattr(PatchGaussianDetector, "distance_operator", lambda *_: large)
+    with pytest.raises(ValueError, match="beyond 65504"):
+        to_torch(pipe, components_dtype="float16")
 
 
 def test_an_older_torch_is_refused(tmp_path, monkeypatch):

@@ -7,10 +7,11 @@ sets it here restores the second at once, not at the end: overlapping users woul
 from __future__ import annotations
 
 import linecache
+import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from weakref import WeakSet
 
 import torch
@@ -19,8 +20,13 @@ from torch.fx import graph_module
 _SETTING = threading.Lock()
 _DRAWING = threading.RLock()
 _CALLING = threading.Condition()
+_kept_pools: list[tuple[int, ThreadPoolExecutor]] = []  # at most one, with its number of workers
 # By the names of the files that tracebacks show, such as "<eval_with_key>.5". A version of torch may have none.
 _TRACED_SOURCES: dict[str, str] = getattr(getattr(graph_module, "_loader", None), "eval_cache", {})
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_kept_pools.clear)  # threads do not live on in a child
 
 
 class Visit:
@@ -52,17 +58,45 @@ def own_torch_threads(n_threads: int | None) -> Iterator[None]:
 def single_threaded_workers(n_workers: int) -> Iterator[ThreadPoolExecutor]:
     """Yield a pool whose workers use one thread of torch each."""
     with ThreadPoolExecutor(n_workers) as pool:
-        with _SETTING:
-            torch.get_num_threads()  # a thread takes its number at its first use of torch: before workers set theirs
-            # Each worker waits for the others, so that each is set once, and none starts after the number is restored.
-            all_run = threading.Barrier(n_workers)
-            try:
-                numbers = list(pool.map(_become_single_threaded, [all_run] * n_workers))
-            except BaseException:
-                all_run.abort()  # else the pool would wait for them for ever
-                raise
-            _set_for_new_threads(numbers[0])
+        _make_single_threaded(pool, n_workers)
         yield pool
+
+
+@contextmanager
+def kept_workers(n_workers: int) -> Iterator[ThreadPoolExecutor]:
+    """Yield a pool like `single_threaded_workers`, whose threads wait for the next user when the block ends.
+
+    To start threads and to set their numbers takes longer than a small job, and far longer on a busy machine. Whoever
+    uses the pool waits in the block for all that was submitted. After an error the threads are not kept.
+    """
+    try:
+        n_kept, pool = _kept_pools.pop()  # of one user at a time: another one starts a pool of its own
+    except IndexError:
+        n_kept = 0
+    if n_kept != n_workers:
+        pool = ThreadPoolExecutor(n_workers)
+    with ExitStack() as after_an_error:
+        after_an_error.enter_context(pool)
+        if n_kept != n_workers:
+            _make_single_threaded(pool, n_workers)
+        yield pool
+        after_an_error.pop_all()
+    _kept_pools.append((n_workers, pool))
+    del _kept_pools[:-1]  # threads of a pool that nobody holds end
+
+
+def _make_single_threaded(pool: ThreadPoolExecutor, n_workers: int) -> None:
+    """Start the workers of a pool, and let each use one thread of torch."""
+    with _SETTING:
+        torch.get_num_threads()  # a thread takes its number at its first use of torch: before workers set theirs
+        # Each worker waits for the others, so that each is set once, and none starts after the number is restored.
+        all_run = threading.Barrier(n_workers)
+        try:
+            numbers = list(pool.map(_become_single_threaded, [all_run] * n_workers))
+        except BaseException:
+            all_run.abort()  # else the pool would wait for them for ever
+            raise
+        _set_for_new_threads(numbers[0])
 
 
 def _become_single_threaded(all_run: threading.Barrier) -> int:

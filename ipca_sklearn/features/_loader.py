@@ -85,7 +85,8 @@ def read_batches(images: Any, batches: Sequence[np.ndarray], settings: ImageSett
 
     `n_jobs` workers decode, resize and crop. One more thread puts batches together and moves them, while the network
     works on earlier ones. At most `2 * batch_size` images wait. For a GPU all of it happens in a stream beside the
-    network's, and the host waits for neither.
+    network's, and the host waits for neither. A single batch that has nothing to be done at the same time is prepared
+    by the reader itself: to start threads for a frame takes longer, and far longer on a busy machine.
 
     Parameters
     ----------
@@ -117,8 +118,11 @@ def read_batches(images: Any, batches: Sequence[np.ndarray], settings: ImageSett
         check_range(ranges.cpu(), [f"X[{index}]" for batch in batches for index in batch])
     waiting: deque[tuple[int, list[Future[Any]], Callable[[], _Staged]]] = deque()
     with ExitStack() as stack:
-        decoders = stack.enter_context(single_threaded_workers(settings.n_jobs))
-        stager = stack.enter_context(single_threaded_workers(1))
+        decoders: Executor = _Caller()
+        stager: Executor = decoders
+        if not _is_one_piece(images, batches, settings):
+            decoders = stack.enter_context(single_threaded_workers(settings.n_jobs))
+            stager = stack.enter_context(single_threaded_workers(1))
         processes = stack.enter_context(_processes(settings.n_jobs)) if settings.processes else None
         try:
             for batch in batches:
@@ -135,6 +139,25 @@ def read_batches(images: Any, batches: Sequence[np.ndarray], settings: ImageSett
             for _, parts, _ in waiting:
                 for part in parts:
                     part.cancel()
+
+
+class _Caller(Executor):
+    """Does what is submitted at once, in the thread that submits it."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        try:
+            done.set_result(fn(*args, **kwargs))
+        except Exception as error:
+            done.set_exception(error)
+        return done
+
+
+def _is_one_piece(images: Any, batches: Sequence[np.ndarray], settings: ImageSettings) -> bool:
+    """Whether nothing can be prepared at the same time: not two images, and no batch while the network works."""
+    if len(batches) > 1 or settings.processes:
+        return False
+    return settings.n_jobs == 1 or not isinstance(images, list) or sum(map(len, batches)) <= 1
 
 
 def _processes(n_jobs: int) -> ProcessPoolExecutor:

@@ -28,7 +28,8 @@ class DistanceOperator:
     mean : Tensor of shape (P, m)
         Means of the Gaussians.
     rows : Tensor of shape (P, r, m)
-        Rows to project on.
+        Rows to project on. They may be float16: `patch_distances` reads half of the bytes, and computes in the dtype of
+        the mean.
     transform : Tensor of shape (P, k, r) or None
         Combines the rows to orthonormal components. None: the rows are the components, and k = r.
     scale : Tensor of shape (P, k) or (P, 1), or None
@@ -194,12 +195,14 @@ def patch_distances(operator: DistanceOperator, step: Tensor) -> Tensor:
         centred = step[:, patches].to(mean).sub(mean[patches]).transpose(0, 1)
         optional = (operator.transform, operator.scale, operator.precision)
         factors = (None if factor is None else factor[patches] for factor in optional)
-        distances[:, patches] = distances_from_centred(centred, operator.rows[patches], *factors).mT
+        distances[:, patches] = distances_from_centred(centred, operator.rows[patches].to(mean), *factors).mT
 
     plain = operator.transform is None and operator.precision is None
     numbers_per_sample = n_features + n_rows if plain else 2 * n_features + 3 * n_rows
+    # A residual reads the rows twice: the second time from the cache.
+    numbers = n_samples * numbers_per_sample + n_rows * n_features
     with full_precision():
-        for_each_chunk(task, n_patches, n_samples * numbers_per_sample * mean.element_size(), mean.device)
+        for_each_chunk(task, n_patches, numbers * mean.element_size(), mean.device)
     return distances
 
 

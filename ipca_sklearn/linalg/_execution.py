@@ -13,7 +13,7 @@ from weakref import WeakSet
 
 import torch
 
-from ipca_sklearn._utils._threads import Visit, single_threaded_workers
+from ipca_sklearn._utils._threads import Visit, kept_workers
 
 # cuSOLVER's batched eigensolver slows down past this many matrices.
 CUDA_CHUNK = 16_384
@@ -41,7 +41,8 @@ def for_each_chunk(
     """Call `task(slice)` on consecutive chunks of the patch axis until all patches are done.
 
     On a CPU the chunks run on as many threads as torch may use (`torch.get_num_threads()`), with one BLAS/LAPACK
-    thread in each: LAPACK releases the GIL, and two threads inside one small decomposition are slower than one.
+    thread in each: LAPACK releases the GIL, and two threads inside one small decomposition are slower than one. The
+    threads are kept for the next call.
 
     A chunk that does not fit the memory of a device is halved until it fits, and so are all later chunks. A warning
     says so once. A task therefore writes to its own patches only, and calling it again is harmless.
@@ -49,13 +50,19 @@ def for_each_chunk(
     attempt = partial(_halve_on_out_of_memory, task, bytes_per_patch, device, group)
     size = chunk_size(n_patches, bytes_per_patch, device, group)
     chunks = [slice(start, min(start + size, n_patches)) for start in range(0, n_patches, size)]
-    n_threads = min(len(chunks), torch.get_num_threads()) if device.type == "cpu" else 1
-    if n_threads == 1:
+    n_threads = torch.get_num_threads() if device.type == "cpu" else 1
+    if min(n_threads, len(chunks)) == 1:
         for chunk in chunks:
             attempt(chunk)
         return
-    with single_threaded_workers(n_threads) as pool:
-        for _ in pool.map(attempt, chunks):
+    inference = torch.is_inference_mode_enabled()  # of the calling thread alone: workers write to its tensors
+
+    def in_worker(chunk: slice) -> None:
+        with torch.inference_mode(inference):
+            attempt(chunk)
+
+    with kept_workers(n_threads) as pool:
+        for _ in pool.map(in_worker, chunks):
             pass
 
 

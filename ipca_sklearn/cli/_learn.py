@@ -148,30 +148,32 @@ def update(
     place = changed_model(model, output)
     check_outputs([place], files=[*paths, *([] if reviewed is None else [reviewed])], folders=folders_of(folders))
     pipe = open_model(model, device, on_error=on_error)
-    ticked: list[Path] = []
     if reviewed is not None and ticks is not None:
-        paths, ticked = _choose(reviewed, ticks, paths, pipe)
-    paths = [*paths, *ticked]
+        paths = _choose(reviewed, ticks, paths, pipe)
     tell_copies(paths)
     features = pipe[0].transform(paths)
     n_before = pipe[-1].n_samples_seen_
     size = 16 * (pipe[-1].step_size or 16)
+    unreadable: set[int] = set()
     with Progress(len(paths)) as progress:
         for start in range(0, len(paths), size):
             with warnings.catch_warnings():
                 if start + size < len(paths):  # that images are few counts at the end
                     warnings.simplefilter("ignore", FewImagesWarning)
-                pipe[-1].partial_fit(features[start : start + size])
+                part = features[start : start + size]
+                pipe[-1].partial_fit(part)
+            unreadable.update(part.skipped)
             progress.show(min(start + size, len(paths)))
     record = _record([*folders, *([] if reviewed is None else [reviewed])], pipe[-1].n_samples_seen_ - n_before)
-    if ticked:
-        record["reviewed"] = [same_file(path) for path in ticked]
+    if ticks is not None:
+        learnt = {same_file(path) for index, path in enumerate(paths) if index not in unreadable}
+        record["reviewed"] = sorted(learnt.intersection(map(same_file, ticks.good)))
     pipe.learnt_from_ = [*getattr(pipe, "learnt_from_", []), record]
     persistence.save(pipe, place.path)
     _print_summary(pipe, place.path)
 
 
-def _choose(reviewed: Path, ticks: Ticks, paths: list[Path], pipe: Pipeline) -> tuple[list[Path], list[Path]]:
+def _choose(reviewed: Path, ticks: Ticks, paths: list[Path], pipe: Pipeline) -> list[Path]:
     """Return which images of folders and which ticked ones are learnt, and print how many are left out."""
     defects = {same_file(path) for path in ticks.defects}
     kept = [path for path in paths if same_file(path) not in defects]
@@ -189,7 +191,7 @@ def _choose(reviewed: Path, ticks: Ticks, paths: list[Path], pipe: Pipeline) -> 
     )
     if not kept and not ticked:
         raise ValueError(f"{printable(reviewed)} has no good image that is new: there is nothing to learn")
-    return kept, ticked
+    return [*kept, *ticked]
 
 
 def _size(option: str, text: str) -> Any:

@@ -133,6 +133,19 @@ def test_update_takes_folders_and_ticks_together(place, ticks, tmp_path):
     assert "17 good images to learn; left out: 10 defects, 3 in the folders too" in done.stdout
     assert "60 images learnt" in done.stdout
     assert "nothing to learn is named" in run("update", place / "model.joblib", code=1).stderr
+    # What is ticked and in the folder is learnt too: it is no image for a threshold.
+    known = {name for record in load(model).learnt_from_ for name in record.get("reviewed", ())}
+    assert known == {os.path.realpath(path) for path in read_reviewed(ticks).good}
+
+
+def test_a_ticked_image_that_could_not_be_read_is_not_taken_for_learnt(place, tmp_path):
+    broken = tmp_path / "broken.png"
+    broken.write_text("no image")
+    good = place / "good" / "00.png"
+    ticks, model = write_ticks(tmp_path / "ticks.csv", [(broken, "good"), (good, "good")]), tmp_path / "model.joblib"
+    options = ["--reviewed", ticks, "-o", model, "--on-error", "skip", "--device", "cpu"]
+    run("update", place / "model.joblib", *options)
+    assert load(model).learnt_from_[-1]["reviewed"] == [os.path.realpath(good)]
 
 
 def test_threshold_by_ticks_is_that_by_folders(place, ticks, tmp_path):

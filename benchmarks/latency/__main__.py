@@ -1,9 +1,9 @@
 """How long a frame takes: one image at a time, or 4 or 16 at once, beside the network alone and anomalib's PaDiM.
 
 Every row runs in processes of its own, one at a time, with the same number of threads, on the same model, network and
-frames (drawn textures of 256 x 256 pixels). With --busy N, N processes that only count run beside a second round of
-calls with one image. The rivals need another environment, whose interpreter is given with --rival-python:
-`python -m benchmarks.end_to_end --help` says how to make it.
+frames (drawn textures of 256 x 256 pixels). Calls with one image are measured again where OpenMP's threads wait for a
+short time only, and with --busy N beside N processes that only count. The rivals need another environment, whose
+interpreter is given with --rival-python: `python -m benchmarks.end_to_end --help` says how to make it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,24 @@ RIVALS = {
     "padim_openvino": "anomalib PaDiM, OpenVINO",
 }
 ROWS = OURS | RIVALS
+# How often libgomp's threads look for more work before they sleep: its default is 300,000 times, some milliseconds, in
+# which they take a core from the threads of the detector.
+SHORT_SPIN = {"GOMP_SPINCOUNT": "10000"}
+
+
+@dataclass(frozen=True)
+class State:
+    """What else is true while all rows are measured."""
+
+    n_busy: int = 0
+    short_spin: bool = False
+
+    @property
+    def title(self) -> str:
+        """The state's name in the results and in headings."""
+        parts = [f"{self.n_busy} processes that count beside it"] if self.n_busy else []
+        parts += [f"`{name}={value}`" for name, value in SHORT_SPIN.items()] if self.short_spin else []
+        return ", ".join(parts)
 
 
 def prepare(folder: Path, n_train: int, n_test: int) -> dict[str, Any]:
@@ -142,23 +161,25 @@ def busy(n_processes: int) -> Iterator[None]:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Measure all rows round by round, so that a change of the machine's speed affects all alike."""
     wanted = [row for row in options.only if row in OURS or options.rival_python]
-    states = [0, options.busy] if options.busy else [0]
-    results: dict[str, Any] = {str(n_busy): {row: {"ms": {}} for row in wanted} for n_busy in states}
+    states = [State(n_busy, short) for n_busy in dict.fromkeys([0, options.busy]) for short in (False, True)]
+    results: dict[str, Any] = {state.title: {row: {"ms": {}} for row in wanted} for state in states}
     threads = {name: str(options.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     with tempfile.TemporaryDirectory() as name:
         common = prepare(Path(name), options.n_train, max(options.sizes) * 2)
         path = Path(name) / "job.json"
-        jobs = [(n_busy, row) for n_busy in states for row in wanted] * options.repeats
-        for n_busy, row in tqdm(jobs, unit="process"):
-            sizes = [1] if n_busy else options.sizes
+        jobs = [(state, row) for state in states for row in wanted] * options.repeats
+        for state, row in tqdm(jobs, unit="process"):
+            sizes = options.sizes if state == State() else options.sizes[:1]
+            variables = threads | (SHORT_SPIN if state.short_spin else {})
             times = {"threads": options.threads, "calls": options.calls, "warm_up": options.warm_up}
             path.write_text(json.dumps(common | times | {"row": row, "sizes": sizes}))
-            with busy(n_busy):
+            with busy(state.n_busy):
                 if row in OURS:
-                    found = in_fresh_process(options.module, ["--measure", str(path)], variables=threads)
+                    found = in_fresh_process(options.module, ["--measure", str(path)], variables=variables)
                 else:
-                    found = in_fresh_process(RIVALS_MODULE, [str(path)], python=options.rival_python, variables=threads)
-            result = results[str(n_busy)][row]
+                    python = options.rival_python
+                    found = in_fresh_process(RIVALS_MODULE, [str(path)], python=python, variables=variables)
+            result = results[state.title][row]
             for size, ms in found.pop("ms", {}).items():
                 result["ms"].setdefault(size, []).append([round(value, 3) for value in ms])
             result |= found
@@ -170,12 +191,12 @@ def summary(results: dict[str, Any]) -> list[dict[str, Any]]:
     import numpy as np
 
     rows = []
-    for n_busy, by_row in results.items():
+    for state, by_row in results.items():
         sizes = list(dict.fromkeys(size for result in by_row.values() for size in result["ms"]))
         for size in sizes or ["1"]:
             alone = by_row.get("network", {"ms": {}})["ms"].get(size)
             for row, result in by_row.items():
-                entry: dict[str, Any] = {"busy": int(n_busy), "images": int(size), "row": row}
+                entry: dict[str, Any] = {"state": state, "images": int(size), "row": row}
                 if size in result["ms"]:
                     p50, p95, p99 = (
                         float(value) for value in np.percentile(np.concatenate(result["ms"][size]), [50, 95, 99])
@@ -193,10 +214,10 @@ def summary(results: dict[str, Any]) -> list[dict[str, Any]]:
 def tables(rows: list[dict[str, Any]]) -> str:
     header = ["", "p50, ms (medians of the processes)", "p95, ms", "p99, ms", "p95 / p50", "p50 of the network's"]
     parts = []
-    for n_busy, size in dict.fromkeys((row["busy"], row["images"]) for row in rows):
+    for state, size in dict.fromkeys((row["state"], row["images"]) for row in rows):
         lines = []
         for row in rows:
-            if (row["busy"], row["images"]) != (n_busy, size):
+            if (row["state"], row["images"]) != (state, size):
                 continue
             cells = [ROWS[row["row"]], row.get("skipped", "")]
             if "p50" in row:
@@ -205,13 +226,12 @@ def tables(rows: list[dict[str, Any]]) -> str:
             cells += [figure(row.get(name)) for name in ("p95", "p99", "p95 / p50", "of the network")]
             lines.append(cells)
         images = "One image" if size == 1 else f"{size} images at once"
-        beside = f", {n_busy} processes that count beside it" if n_busy else ""
-        parts.append(f"## {images}{beside}\n\n{markdown_table(header, lines)}")
+        parts.append(f"## {', '.join(filter(None, [images, state]))}\n\n{markdown_table(header, lines)}")
     return "\n\n".join(parts)
 
 
 def report(options: argparse.Namespace, results: dict[str, Any], rows: list[dict[str, Any]]) -> str:
-    where = next((result["environment"] for result in results["0"].values() if "environment" in result), None)
+    where = next((result["environment"] for result in results[State().title].values() if "environment" in result), None)
     rivals = (
         f"Rivals: {where}; its torch model with the same weights on the layers of the same strides, 100 features."
         if where
@@ -222,7 +242,8 @@ def report(options: argparse.Namespace, results: dict[str, Any], rows: list[dict
 EfficientNet-Lite0, k = 16, frames of 256 x 256 pixels; {options.threads} threads; {options.repeats} process(es) per
 row, one at a time, each with {options.calls} calls per number of images after {options.warm_up} that do not count. Each
 call has other frames, uint8 but for the network's, which are prepared. The pipeline gives scores, the exported forms
-and the rivals scores and maps.
+and the rivals scores and maps. `GOMP_SPINCOUNT`: how often an OpenMP thread of torch looks for more work before it
+sleeps (300000 unless set).
 
 {rivals}
 
@@ -238,7 +259,7 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=100, help="per process and number of images")
     parser.add_argument("--warm-up", type=int, default=10, help="calls before")
     parser.add_argument("--repeats", type=int, default=2, help="processes per row")
-    parser.add_argument("--busy", type=int, default=0, metavar="N", help="measure also beside N processes that count")
+    parser.add_argument("--busy", type=int, default=0, metavar="N", help="also beside N processes that count")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--n-train", type=int, default=64)
     parser.add_argument("--only", nargs="+", choices=list(ROWS), default=list(ROWS), metavar="ROW")

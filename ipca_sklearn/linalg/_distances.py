@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ipca_sklearn.linalg._execution import for_each_chunk, full_precision
+from ipca_sklearn.linalg._execution import NUMBA_BATCH, for_each_chunk, full_precision, numba_works
 from ipca_sklearn.linalg._finalize import Basis
 from ipca_sklearn.linalg._projection import inverse_scale
 
@@ -173,7 +173,8 @@ def patch_distances(operator: DistanceOperator, step: Tensor) -> Tensor:
     Notes
     -----
     Cost per sample and Gaussian: r (m + k) for the projection and as much again for a residual. Temporaries are as
-    large as a chunk of patches. Matrix products are done in full precision (`full_precision`).
+    large as a chunk of patches. Matrix products are done in full precision (`full_precision`). On a CPU numba, if it is
+    installed, does all of it in one pass over the rows (docs/dev_notes.md has figures).
 
     Examples
     --------
@@ -191,11 +192,14 @@ def patch_distances(operator: DistanceOperator, step: Tensor) -> Tensor:
     mean = operator.mean
     distances = mean.new_empty(n_samples, n_patches)
 
+    with_numba = mean.device.type == "cpu" and n_patches >= NUMBA_BATCH and numba_works()
+    compute = _by_numba if with_numba else _by_matrix_products
+
     def task(patches: slice) -> None:
-        centred = step[:, patches].to(mean).sub(mean[patches]).transpose(0, 1)
         optional = (operator.transform, operator.scale, operator.precision)
         factors = (None if factor is None else factor[patches] for factor in optional)
-        distances[:, patches] = distances_from_centred(centred, operator.rows[patches].to(mean), *factors).mT
+        samples, rows = step[:, patches].to(mean), operator.rows[patches].to(mean)
+        distances[:, patches] = compute(samples, mean[patches], rows, *factors)
 
     plain = operator.transform is None and operator.precision is None
     numbers_per_sample = n_features + n_rows if plain else 2 * n_features + 3 * n_rows
@@ -206,13 +210,23 @@ def patch_distances(operator: DistanceOperator, step: Tensor) -> Tensor:
     return distances
 
 
+def _by_numba(samples: Tensor, mean: Tensor, rows: Tensor, *factors: Tensor | None) -> Tensor:
+    from ipca_sklearn.linalg._numba_distances import distances_of_chunk  # numba is optional
+
+    return distances_of_chunk(samples, mean, rows, *factors)
+
+
+def _by_matrix_products(samples: Tensor, mean: Tensor, rows: Tensor, *factors: Tensor | None) -> Tensor:
+    return distances_from_centred(samples.sub(mean).transpose(0, 1), rows, *factors).mT
+
+
 def distances_from_centred(
     centred: Tensor, rows: Tensor, transform: Tensor | None, scale: Tensor | None, precision: Tensor | None
 ) -> Tensor:
     """Return the distances of centred samples, in one piece: the formula of `DistanceOperator` and nothing else.
 
     It has no chunks, no threads and no global settings, so `torch.export` and `torch.onnx.export` can follow it inside
-    a module. `patch_distances` calls it once per chunk of patches.
+    a module. `patch_distances` calls it once per chunk of patches where numba is not at hand.
 
     Parameters
     ----------

@@ -6,7 +6,9 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import lru_cache, partial
+from importlib import import_module
+from importlib.util import find_spec
 from threading import Lock
 from typing import Any
 from weakref import WeakSet
@@ -21,10 +23,30 @@ CUDA_CHUNK = 16_384
 CUDA_CHUNK_BYTES = 256 << 20
 # A worker's chunk of rows and temporaries should stay within a core's cache.
 CPU_CHUNK_BYTES = 4 << 20
-
+# For fewer patches than this, numba's kernels save less time than its import takes.
+NUMBA_BATCH = 512
 
 # For devices that ran out of memory with chunks of the usual size: the bytes of a chunk that fitted.
 _smaller_chunks: dict[torch.device, int] = {}
+
+
+@lru_cache(maxsize=1)
+def numba_works() -> bool:
+    """Return whether the optional dependency numba can be used; warn once if it is installed and cannot."""
+    if find_spec("numba") is None:
+        return False
+    try:  # numba checks the version of numpy when it is imported, and for a place of its cache when it meets a kernel
+        for kernels in ("_numba_distances", "eigh._numba"):
+            import_module(f"ipca_sklearn.linalg.{kernels}")
+    except Exception as error:
+        warnings.warn(
+            f"numba is installed and cannot be used ({error}): LAPACK and BLAS take the small matrices of the patches, "
+            "which is slower",
+            UserWarning,
+            stacklevel=2,
+        )
+        return False
+    return True
 
 
 def chunk_size(n_patches: int, bytes_per_patch: int, device: torch.device, group: int = 1) -> int:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ipca_sklearn import BatchedIncrementalPCA, PatchGaussianDetector, linalg
 from ipca_sklearn.linalg import CENTERINGS, EIGENSOLVERS, _finalize, _solvers
-from ipca_sklearn.linalg.eigh import _choice as _eigh
+from ipca_sklearn.linalg._execution import numba_works
 
 # (solver, eigensolver)
 ROUTINES = [("auto", "torch"), ("auto", "numba"), ("gram_svd", None), ("svd", None)]
@@ -34,7 +34,7 @@ def solver_of(routine):
     if eigensolver is None:
         yield solver
         return
-    if eigensolver == "numba" and not _eigh.numba_works():
+    if eigensolver == "numba" and not numba_works():
         pytest.skip("numba is not installed")
     chosen = EIGENSOLVERS[eigensolver]
     with (

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from ipca_sklearn import BatchedIncrementalPCA, PatchGaussianDetector
 from ipca_sklearn.linalg import CENTERINGS, DISTANCES, EIGENSOLVERS, SVD_DRIVERS, _finalize, _solvers
-from ipca_sklearn.linalg.eigh import _choice as _eigh
+from ipca_sklearn.linalg._execution import numba_works
 
 DTYPES = ["float32", "float64"]
 
@@ -205,7 +205,7 @@ class TestSvd(SolverCase):
     tolerance = ROWS
 
 
-@pytest.mark.skipif(not _eigh.numba_works(), reason="numba is not installed")
+@pytest.mark.skipif(not numba_works(), reason="numba is not installed")
 class TestNumba(SolverCase):
     solver = "auto"
     eigensolver = "numba"

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ipca_sklearn import linalg
+from ipca_sklearn.linalg import _distances
+from ipca_sklearn.linalg._execution import numba_works
 
 
 def samples_and_basis(dtype: torch.dtype = torch.float32, n_rows: int = 6) -> tuple[Tensor, linalg.Basis]:
@@ -164,3 +166,61 @@ def test_the_core_gives_the_same_distances_within_an_exported_module(
     for n_samples in (2, 30):
         expected = linalg.patch_distances(operator, samples[:n_samples])
         torch.testing.assert_close(run(samples[:n_samples]), expected, rtol=1e-5, atol=1e-5)
+
+
+with_numba = pytest.mark.skipif(not numba_works(), reason="numba is not installed")
+
+
+@with_numba
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("n_rows", [4, 6, 11])  # a multiple of what a loop takes together, and not
+@pytest.mark.parametrize("name", ALL)
+def test_the_numba_kernel_gives_the_distances_of_matrix_products(
+    name: str, n_rows: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples, basis = samples_and_basis(dtype, n_rows)
+    if name == "full covariance":
+        operator = full_covariance(samples)
+    else:
+        operator = linalg.distance_operator(basis, distance=name, noise_shrinkage=0.5)
+    strided = torch.stack([samples, samples], dim=-1)[..., 0]
+    by_products = linalg.patch_distances(operator, samples)
+    monkeypatch.setattr(_distances, "NUMBA_BATCH", 1)
+    monkeypatch.setattr(_distances, "_by_matrix_products", None)  # not called
+    for form in (operator, operator.folded()):
+        torch.testing.assert_close(linalg.patch_distances(form, strided), by_products, rtol=2e-5, atol=2e-5)
+
+
+@with_numba
+def test_by_the_numba_kernel_a_sample_has_the_same_distance_alone_and_among_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    samples, operator = by_name("factor_analysis")
+    samples[3, 2] = torch.nan
+    monkeypatch.setattr(_distances, "NUMBA_BATCH", 1)
+    together = linalg.patch_distances(operator, samples)
+    for number, sample in enumerate(samples):
+        torch.testing.assert_close(
+            linalg.patch_distances(operator, sample[None])[0], together[number], rtol=0, atol=0, equal_nan=True
+        )
+    assert torch.equal(together.isnan().nonzero(), torch.tensor([[3, 2]]))
+
+
+@pytest.mark.parametrize(
+    ("n_patches", "works", "chosen"), [(511, True, "products"), (512, True, "numba"), (512, False, "products")]
+)
+def test_many_patches_take_the_kernel_if_numba_works(
+    n_patches: int, works: bool, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = set()
+
+    def standing_for(name: str) -> Callable[..., Tensor]:
+        return lambda samples, *others: taken.add(name) or samples[..., 0]
+
+    monkeypatch.setattr(_distances, "numba_works", lambda: works)
+    monkeypatch.setattr(_distances, "_by_numba", standing_for("numba"))
+    monkeypatch.setattr(_distances, "_by_matrix_products", standing_for("products"))
+    axis, one = torch.ones(n_patches, 1, 1), torch.ones(n_patches, 1)
+    operator = linalg.DistanceOperator(one, axis, None, one, None)
+    linalg.patch_distances(operator, torch.ones(2, n_patches, 1))
+    assert taken == {chosen}

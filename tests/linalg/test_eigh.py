@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ipca_sklearn.linalg import EIGENSOLVERS, choose_eigensolver
+from ipca_sklearn.linalg._execution import numba_works
 from ipca_sklearn.linalg.eigh import _choice as _eigh
 
 CPU = torch.device("cpu")
@@ -20,7 +21,7 @@ DTYPES = [torch.float32, torch.float64]
 
 def available(device):
     names = ["torch", "host"]
-    if device.type == "cpu" and _eigh.numba_works():
+    if device.type == "cpu" and numba_works():
         names.append("numba")
     if device.type == "cuda" and _eigh.triton_works(device, torch.float32):
         names.append("triton")
@@ -132,7 +133,7 @@ def test_nan_is_an_error_or_nan_but_never_hangs(eigensolver, device):
     assert values.isnan().any()
 
 
-@pytest.mark.skipif(not _eigh.numba_works(), reason="numba is not installed")
+@pytest.mark.skipif(not numba_works(), reason="numba is not installed")
 @settings(deadline=None, max_examples=50)
 @given(size=st.integers(1, 24), seed=st.integers(0, 2**32 - 1), decay=st.floats(-3, 3), rank=st.integers(0, 24))
 def test_any_spectrum_on_simd_lanes(size, seed, decay, rank):
@@ -252,10 +253,3 @@ def test_a_triton_kernel_that_fails_or_errs_is_not_used_and_warns(monkeypatch):
         assert not _eigh.triton_works.__wrapped__(CPU, torch.float32)
     monkeypatch.setattr(_eigh, "_triton", EIGENSOLVERS["torch"].solve)
     assert _eigh.triton_works.__wrapped__(CPU, torch.float32)
-
-
-def test_a_numba_that_cannot_be_imported_warns(monkeypatch):
-    monkeypatch.setattr(_eigh, "find_spec", lambda name: object())
-    monkeypatch.setitem(sys.modules, "ipca_sklearn.linalg.eigh._numba", None)
-    with pytest.warns(UserWarning, match="numba is installed and cannot be used"):
-        assert not _eigh.numba_works.__wrapped__()

@@ -1,7 +1,8 @@
-"""The precision of matrix products is a setting of the whole process: threads share it, and users get it back."""
+"""Settings of the whole process, which threads share and users get back; kernels that are optional."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
@@ -126,3 +127,11 @@ def test_a_precision_set_for_one_backend_alone_is_raised_and_restored() -> None:
     finally:
         for backend, precision_before in zip(backends, before, strict=True):
             backend.fp32_precision = precision_before
+
+
+@pytest.mark.parametrize("kernels", ["_numba_distances", "eigh._numba"])
+def test_a_numba_that_cannot_be_imported_warns(kernels: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_execution, "find_spec", lambda name: object())
+    monkeypatch.setitem(sys.modules, f"ipca_sklearn.linalg.{kernels}", None)
+    with pytest.warns(UserWarning, match="numba is installed and cannot be used"):
+        assert not _execution.numba_works.__wrapped__()

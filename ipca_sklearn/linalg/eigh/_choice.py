@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 from torch.torch_version import TorchVersion
 
+from ipca_sklearn.linalg._execution import NUMBA_BATCH, numba_works
 from ipca_sklearn.linalg.eigh._alone import Decomposition, solving_failures_alone
-from ipca_sklearn.linalg.eigh._sizes import NUMBA_BATCH, NUMBA_LANES, NUMBA_SIZE, TORCH_BATCHED_SIZE, TRITON_SIZE
+from ipca_sklearn.linalg.eigh._sizes import NUMBA_LANES, NUMBA_SIZE, TORCH_BATCHED_SIZE, TRITON_SIZE
 from ipca_sklearn.linalg.eigh._torch import leading_eigh, leading_eigh_on_host
 
 
@@ -132,23 +133,6 @@ def torch_batches_any_size(torch_version: str, cuda_version: str | None) -> bool
         return False
     # ".dev0" lets in pre-releases too, such as the 2.12.0a0 of builds from source.
     return TorchVersion(torch_version) >= "2.12.dev0" and TorchVersion(cuda_version) >= "12.7"
-
-
-@lru_cache(maxsize=1)
-def numba_works() -> bool:
-    """Return whether the optional dependency numba can be used; warn once if it is installed and cannot."""
-    if find_spec("numba") is None:
-        return False
-    try:
-        import ipca_sklearn.linalg.eigh._numba  # noqa: F401
-    except Exception as error:  # numba checks the version of numpy when it is imported
-        warnings.warn(
-            f"numba is installed and cannot be used ({error}): LAPACK solves small eigenproblems, which is slower",
-            UserWarning,
-            stacklevel=2,
-        )
-        return False
-    return True
 
 
 @lru_cache(maxsize=8)

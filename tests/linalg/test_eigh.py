@@ -144,38 +144,38 @@ def test_any_spectrum_on_simd_lanes(size, seed, decay, rank):
     assert_leading(matrices, *EIGENSOLVERS["numba"].solve(matrices, size), size)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_triton_kernel_in_the_interpreter(dtype):
+def test_triton_kernel_in_the_interpreter():
     pytest.importorskip("triton", reason="triton comes with torch on Linux with CUDA")
-    script = f"""
+    script = """
 import torch
 from ipca_sklearn.linalg.eigh import solving_failures_alone
 from ipca_sklearn.linalg.eigh._triton import leading_eigh
 from test_eigh import assert_leading, grams, graded
-dtype = torch.{dtype}
-for size, k in ((1, 1), (2, 2), (3, 1), (11, 6)):
-    matrices = grams(2, size, dtype, 0)
-    assert_leading(matrices, *leading_eigh(matrices, k), k)
-hard = torch.stack([torch.zeros(6, 6), torch.eye(6), torch.ones(6, 6), torch.diag(torch.logspace(0, -20, 6))]).to(dtype)
-assert_leading(hard, *leading_eigh(hard, 4), 4)
-scales = graded(3, 12, dtype, 0)
-assert_leading(scales, *leading_eigh(scales, 6), 6)
-assert_leading(scales * 1e-30, *leading_eigh(scales * 1e-30, 6), 6)
-nan = grams(2, 4, dtype, 0)
-nan[1, 2, 1] = float("nan")
-values, vectors = leading_eigh(nan, 2)
-assert values[1].isnan().all() and values[0].isfinite().all() and vectors[0].isfinite().all()
-try:
-    solving_failures_alone(leading_eigh)(nan, 2)
-except torch.linalg.LinAlgError:
-    print("all is well")
+for dtype in (torch.float32, torch.float64):
+    for size, k in ((1, 1), (2, 2), (3, 1), (11, 6)):
+        matrices = grams(2, size, dtype, 0)
+        assert_leading(matrices, *leading_eigh(matrices, k), k)
+    hard = [torch.zeros(6, 6), torch.eye(6), torch.ones(6, 6), torch.diag(torch.logspace(0, -20, 6))]
+    hard = torch.stack(hard).to(dtype)
+    assert_leading(hard, *leading_eigh(hard, 4), 4)
+    scales = graded(3, 12, dtype, 0)
+    assert_leading(scales, *leading_eigh(scales, 6), 6)
+    assert_leading(scales * 1e-30, *leading_eigh(scales * 1e-30, 6), 6)
+    nan = grams(2, 4, dtype, 0)
+    nan[1, 2, 1] = float("nan")
+    values, vectors = leading_eigh(nan, 2)
+    assert values[1].isnan().all() and values[0].isfinite().all() and vectors[0].isfinite().all()
+    try:
+        solving_failures_alone(leading_eigh)(nan, 2)
+    except torch.linalg.LinAlgError:
+        print("all is well")
 """
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), environment["PYTHONPATH"]])
     done = subprocess.run(
         [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=300, check=False
     )
-    assert done.stdout.strip() == "all is well", done.stderr
+    assert done.stdout.splitlines() == ["all is well"] * 2, done.stderr
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "fp64"])

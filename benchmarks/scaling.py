@@ -44,7 +44,7 @@ def measure(n: int, patches: int, m: int, k: int) -> dict[str, float]:
     from ipca_sklearn import PatchGaussianDetector
 
     detector = PatchGaussianDetector(k)
-    PatchGaussianDetector(2).fit(torch.randn(20, 4, 8))  # starts the libraries
+    PatchGaussianDetector(2).fit(torch.randn(20, 600, 8))  # starts the libraries, numba too
     before = restart_peak()
     start = time.perf_counter()
     detector.fit(GeneratedFeatures(n, patches, m))
@@ -59,7 +59,7 @@ def measure_files(folder: Path, pattern: str, n: int) -> dict[str, float]:
     from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector
 
     paths = list(islice(cycle(images_in(folder, pattern)), n))
-    PatchGaussianDetector(2).fit(torch.randn(20, 4, 8))  # starts the libraries
+    PatchGaussianDetector(2).fit(torch.randn(20, 600, 8))  # starts the libraries, numba too
     before = restart_peak()
     PatchGaussianDetector().fit(PatchFeatureExtractor("efficientnet_lite0").fit_transform(paths))
     return {"mb_over_imports": peak_mb() - before, "imports_mb": before}

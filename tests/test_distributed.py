@@ -245,7 +245,8 @@ def test_a_killed_worker_costs_time_only(tmp_path: Path) -> None:
     assert_same_bits(detector, fit(make_detector(), [arrays(rank=8)] * 4, n_jobs=2, threads_per_worker=1))
 
 
-def test_workers_that_always_die_are_an_error(tmp_path: Path) -> None:
+def test_workers_that_always_die_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ipca_sklearn.distributed._MAX_RETRIES", 1)  # each starts processes
     detector = make_detector()
     with joblib.parallel_config(backend="loky"), warnings.catch_warnings():
         warnings.simplefilter("ignore")

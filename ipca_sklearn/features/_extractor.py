@@ -81,7 +81,8 @@ class PatchFeatureExtractor(VersionedMixin, CallbackSupportMixin, TableOutputMix
         the centre crop; `transform` never augments. The centre of what a callable returns is used. Random
         numbers that it draws from torch's global generator follow `random_state`; one thread at a time augments.
     batch_size : int, default=8
-        Images per pass through the network.
+        Images that are prepared together and pass through the network at once. On a CPU the network takes as many of
+        them at a time as stay near its cache, unless it is compiled: two of 256 x 256 pixels, larger ones alone.
     normalization : {"weights", "imagenet"} or (mean, std), default="weights"
         The mean is subtracted from the pixels (in [0, 1]), which are then divided by the standard deviation; one
         number or one per channel each. `"weights"` takes what the weights were trained with: 0.5 and 0.5 for

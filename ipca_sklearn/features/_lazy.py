@@ -119,7 +119,8 @@ class PatchFeatures:
         images, backbone = self._settings.images, self._settings.backbone
         n_pixels = math.prod(images.crop_size)
         weights = sum(tensor.numel() * tensor.element_size() for tensor in backbone.state_dict().values())
-        return weights + images.batch_size * (backbone.bytes_per_image() + 3 * 3 * 4 * n_pixels)
+        n_in_network = self._settings.network_batch(self.device)
+        return weights + n_in_network * backbone.bytes_per_image() + images.batch_size * 3 * 3 * 4 * n_pixels
 
     @property
     def may_skip(self) -> bool:
@@ -364,19 +365,21 @@ def _run_network(images: Tensor, out: Tensor, settings: FeatureSettings) -> None
     if n_missing > 0:  # a batch of another size would be compiled anew
         images = F.pad(images, (0, 0, 0, 0, 0, 0, 0, n_missing))
     amp_dtype = settings.amp_dtype
+    size = settings.network_batch(images.device)
     with torch.inference_mode(), full_precision(), calling_modules():
-        with torch.autocast(images.device.type, amp_dtype, enabled=amp_dtype is not None):
-            layers = settings.backbone(images, compiled=settings.compile)
-        start = 0
-        for layer in layers:
-            stop = start + layer.shape[1]
-            write_on_grid(
-                layer[: len(out)],
-                out[..., start:stop],
-                interpolation=settings.map_interpolation,
-                pooling_size=settings.pooling_size,
-            )
-            start = stop
+        for some, out_of_some in zip(images.split(size), out.split(size), strict=False):
+            with torch.autocast(images.device.type, amp_dtype, enabled=amp_dtype is not None):
+                layers = settings.backbone(some, compiled=settings.compile)
+            start = 0
+            for layer in layers:
+                stop = start + layer.shape[1]
+                write_on_grid(
+                    layer[: len(out_of_some)],
+                    out_of_some[..., start:stop],
+                    interpolation=settings.map_interpolation,
+                    pooling_size=settings.pooling_size,
+                )
+                start = stop
 
 
 def _warn(texts: list[str], n_images: int, remark: str, advice: str, category: type[Warning]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -32,7 +33,7 @@ class ImageSettings:
     seed : int
         For the random numbers of `augment`.
     batch_size : int
-        Images per pass through the network.
+        Images that are prepared together, and that the network takes at once on a GPU.
     on_error : {"raise", "skip"}
     max_pixels : int
         Larger images are not decoded.
@@ -56,6 +57,11 @@ class ImageSettings:
     n_jobs: int
     processes: bool
     device: torch.device
+
+
+# Pixels that a network takes at once on a CPU: two images of 256 x 256. More are slower, because the maps between its
+# layers leave the cache, and need more memory (docs/dev_notes.md).
+CPU_PIXELS = 2 * 256 * 256
 
 
 @dataclass(frozen=True)
@@ -93,6 +99,12 @@ class FeatureSettings:
     images: ImageSettings
     amp_dtype: torch.dtype | None
     compile: bool
+
+    def network_batch(self, device: torch.device) -> int:
+        """Return how many images the network takes at once: on a CPU as many as stay near its cache."""
+        if device.type != "cpu" or self.compile:
+            return self.images.batch_size
+        return max(1, min(self.images.batch_size, CPU_PIXELS // math.prod(self.images.crop_size)))
 
     @property
     def shape(self) -> tuple[int, int, int]:

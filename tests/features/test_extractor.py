@@ -854,3 +854,20 @@ def test_the_network_takes_whole_batches_however_small_a_step_is(device, monkeyp
     assert taken == expected
     assert [len(batch) for batch in batches] == [min(size, 11 - start) for start in range(0, 11, size)]
     torch.testing.assert_close(torch.cat(batches), one_by_one, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "compiled", "expected"),
+    [(64 * 64 * 2, False, [2, 2, 1]), (64 * 64 - 1, False, [1] * 5), (10**9, False, [4, 1]), (1, True, [4, 4])],
+)
+def test_on_a_cpu_the_network_takes_as_many_images_as_stay_near_its_cache(monkeypatch, pixels, compiled, expected):
+    monkeypatch.setattr("ipca_sklearn.features._settings.CPU_PIXELS", pixels)
+    features = small(batch_size=4, compile=compiled).fit(pictures()).transform(pictures())
+    whole, backbone, taken = np.asarray(features), type(features._settings.backbone), []
+    run = backbone.forward
+    monkeypatch.setattr(
+        backbone, "forward", lambda self, x, *, compiled: taken.append(len(x)) or run(self, x, compiled=False)
+    )
+    in_pieces = np.asarray(features)
+    assert taken == expected
+    np.testing.assert_allclose(in_pieces, whole, rtol=1e-4, atol=1e-5)

@@ -49,7 +49,7 @@ def finish(method: str, model: Any) -> None:
 def measure(job: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(job["threads"])
     method, device = job["contender"], torch.device(job["device"])
-    model = build(method, "resnet18", LAYERS[method]).to(device)  # random weights cost the same
+    model = build(method, "resnet18", LAYERS[method]).to(device)  # random weights cost it the same
 
     def batches(name: str) -> Iterator[Tensor]:
         loader = DataLoader(

@@ -130,7 +130,7 @@ def _orthonormalize(rows: Tensor) -> tuple[Tensor, Tensor]:
             transform[~unscaled], norms[~unscaled] = _orthonormalize(rows[~unscaled])
         return transform, norms
     norms, order = squares.sqrt().sort(dim=-1, descending=True)
-    rounding = rounding_share(rows) * norms[:, :1]
+    rounding = rounding_share(rows.shape[1:], rows.dtype) * norms[:, :1]
     inverse = torch.where(norms > rounding, 1 / norms, 0)
     identity = torch.eye(rows.shape[1], dtype=rows.dtype, device=rows.device)
     normalize = identity[order] * inverse[..., None]

@@ -40,13 +40,13 @@ class Solver:
     group: int = 1
 
 
-def rounding_share(rows: Tensor) -> float:
-    """Return the largest norm of a row that is nothing but rounding, as a share of the largest row of W (P, n, m).
+def rounding_share(shape: Sequence[int], dtype: torch.dtype) -> float:
+    """Return the largest norm of a row that is nothing but rounding, as a share of the largest row of W, of n x m.
 
     An entry of a rotated row is a sum of n products, and rounding errors of m entries add up in its norm. They are
     independent, so the share grows like a square root (docs/dev_notes.md has what was measured).
     """
-    return math.sqrt(max(rows.shape[1:])) * torch.finfo(rows.dtype).eps
+    return math.sqrt(max(shape)) * torch.finfo(dtype).eps
 
 
 def out_of_range(squares: Tensor, dtype: torch.dtype) -> Tensor:
@@ -87,8 +87,12 @@ def _by_gram(blocks: Sequence[Tensor], out: Tensor, decompose: Decomposition) ->
     strong = values > WEAK * torch.finfo(out.dtype).eps * values[:, :1]
     weak = ~strong.all(1)
     if weak.any():
-        W = torch.cat([block[weak] for block in blocks], dim=1)
-        out[weak] = _refined(W, vectors[weak], out[weak], strong[weak], tall, decompose)
+        images = torch.bmm(vectors[weak], torch.cat([block[weak] for block in blocks], dim=1).mT) if tall else out[weak]
+        change, norms = _refining(images, strong[weak], (edges[-1], out.shape[2]), decompose)
+        if tall:
+            out[weak] = torch.bmm(change, vectors[weak]) * norms[..., None]
+        else:
+            out[weak] = torch.bmm(change, images) * (norms > 0)[..., None]
     if unscaled.any():
         W = torch.cat([block[unscaled] for block in blocks], dim=1)
         scale = W.abs().amax((1, 2), keepdim=True)
@@ -97,13 +101,25 @@ def _by_gram(blocks: Sequence[Tensor], out: Tensor, decompose: Decomposition) ->
         out[unscaled] = rows * scale
 
 
-def _refined(W: Tensor, vectors: Tensor, rows: Tensor, strong: Tensor, tall: bool, decompose: Decomposition) -> Tensor:
-    """Return the rows (P, k, m) with the weak ones decomposed a second time, and without those that are rounding.
+def _refining(
+    images: Tensor, strong: Tensor, shape: tuple[int, int], decompose: Decomposition
+) -> tuple[Tensor, Tensor]:
+    """Return the matrices (P, k, k) that decompose the weak rows a second time, and the norms (P, k) of the new rows.
 
-    `vectors` are eigenvectors of the Gram matrix of the rows of W, or of its columns if W is `tall`.
+    Norms are 0 where a row is nothing but rounding.
+
+    Parameters
+    ----------
+    images : Tensor of shape (P, k, m or n)
+        Rows of nearly right directions and norms, of which the weak ones are not orthogonal to the strong: those of
+        diag(s) U^T, or of diag(s) V^T.
+    strong : Tensor of bool, shape (P, k)
+        Which rows stay as they are.
+    shape : tuple of int
+        n and m of W.
+    decompose : callable
+        Of the eigensolver.
     """
-    # Rows of nearly right directions and norms, of which the weak ones are not orthogonal to the strong.
-    images = torch.bmm(vectors, W.mT) if tall else rows
     size = images.shape[1]
     kept = images * strong[..., None]
     squares = kept.square().sum(2, keepdim=True)
@@ -112,17 +128,15 @@ def _refined(W: Tensor, vectors: Tensor, rows: Tensor, strong: Tensor, tall: boo
     scale = freed.abs().amax((1, 2), keepdim=True)
     freed /= torch.where(scale > 0, scale, 1)
     rotation = decompose(torch.bmm(freed, freed.mT), size)[1]
-    identity = torch.eye(size, dtype=W.dtype, device=W.device)
+    identity = torch.eye(size, dtype=images.dtype, device=images.device)
     change = torch.bmm(rotation, identity * ~strong[..., None] - parts)
     change = torch.cat([identity * strong[..., None], change], dim=1)
     norms = torch.linalg.vector_norm(torch.bmm(change, images), dim=2)
     norms, order = norms.sort(dim=1, descending=True)
     norms, order = norms[:, :size], order[:, :size]
     change = change.gather(1, order[..., None].expand(-1, -1, size))
-    live = norms > rounding_share(W) * norms[:, :1]
-    if tall:
-        return torch.bmm(change, vectors) * (norms * live)[..., None]
-    return torch.bmm(change, rows) * live[..., None]
+    live = norms > rounding_share(shape, images.dtype) * norms[:, :1]
+    return change, norms * live
 
 
 def _svd_of_gram(gram: Tensor, n_vectors: int, driver: str | None) -> tuple[Tensor, Tensor]:
@@ -139,7 +153,7 @@ def _by_svd(blocks: Sequence[Tensor], out: Tensor, driver: str | None) -> None:
         for index in failed.nonzero()[:, 0].tolist():
             singular, vectors = svd_alone(W[index])
             values[index], right[index] = singular.to(values), vectors.to(right)
-    values = values * (values > rounding_share(W) * values[:, :1])
+    values = values * (values > rounding_share(W.shape[1:], W.dtype) * values[:, :1])
     torch.mul(right[:, : out.shape[1]], values[:, : out.shape[1], None], out=out)
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 
 def main() -> None:
     """Run the command line, or print what to install for it."""
+    # Read when torch is imported. By default OpenMP's threads look for more work for some milliseconds before they
+    # sleep, and hold cores that the detector's threads and other programs want (docs/dev_notes.md).
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
         from ipca_sklearn.cli import app
     except ModuleNotFoundError as error:

@@ -99,8 +99,9 @@ END_TO_END = Section(
     "320 random uint8 images of 224 x 224 in the GPU's memory (last rows: in the host's), random weights, 256 features "
     "on 56 x 56 patches; `PatchGaussianDetector(k, step_size=step)`, default distance. Loading of images and building "
     "of the network are left out. Random weights leave more directions weak than trained ones do, and those are "
-    "decomposed a second time, so training is slower than with trained weights. images_per_s: of the network alone, or of training until the model is ready to "
-    "score; inference: maps and image scores. float32 convolutions use TF32 as torch allows by default. Batches: 8 as "
+    "decomposed a second time, so training is slower than with trained weights. images_per_s: of the network alone, or "
+    "of training until the model is ready to score; inference: maps and image scores. float32 convolutions use TF32 as "
+    "torch allows by default. Batches: 8 as "
     "in the paper, and the network's best.",
     95,
     end_to_end_cells,

@@ -235,3 +235,19 @@ def test_names_of_pictures_fit_into_the_file_system(tmp_path):
     for name in names:
         (tmp_path / name).write_bytes(b"")
     assert names[2].startswith("000003_üü") and os.fsencode(names[3]) == b"000004_\xff.png"
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
+)
+def test_threads_of_openmp_sleep_early_unless_the_user_decides(monkeypatch, given, expected):
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, "")  # so that it is restored
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    seen = []
+    monkeypatch.setattr("ipca_sklearn.cli.app", lambda: seen.append(os.environ.get("GOMP_SPINCOUNT")))
+    __main__.main()
+    assert seen == [expected]

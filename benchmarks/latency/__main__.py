@@ -169,7 +169,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         path = Path(name) / "job.json"
         jobs = [(state, row) for state in states for row in wanted] * options.repeats
         for state, row in tqdm(jobs, unit="process"):
-            sizes = options.sizes if state == State() else options.sizes[:1]
+            sizes = options.sizes if state == State() else [1]
             variables = threads | (SHORT_SPIN if state.short_spin else {})
             times = {"threads": options.threads, "calls": options.calls, "warm_up": options.warm_up}
             path.write_text(json.dumps(common | times | {"row": row, "sizes": sizes}))

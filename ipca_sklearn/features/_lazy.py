@@ -367,7 +367,7 @@ def _run_network(images: Tensor, out: Tensor, settings: FeatureSettings) -> None
     amp_dtype = settings.amp_dtype
     size = settings.network_batch(images.device)
     with torch.inference_mode(), full_precision(), calling_modules():
-        for some, out_of_some in zip(images.split(size), out.split(size), strict=False):
+        for some, out_of_some in zip(images.split(size), out.split(size), strict=True):
             with torch.autocast(images.device.type, amp_dtype, enabled=amp_dtype is not None):
                 layers = settings.backbone(some, compiled=settings.compile)
             start = 0

@@ -28,6 +28,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("global_random_seed", range(int(first), int(last or first) + 1))
 
 
+@pytest.fixture(autouse=True)
+def weights_do_not_depend_on_the_tests_before() -> None:
+    """A module made by a test has the weights that it has when the test runs alone."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(params=DEVICES)
 def device(request: pytest.FixtureRequest) -> torch.device:
     return torch.device(request.param)

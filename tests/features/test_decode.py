@@ -461,8 +461,11 @@ def test_another_format_is_named_by_its_content_and_no_program_is_started(form, 
 
 def test_a_pil_image_that_another_program_would_decode_is_refused(tmp_path):
     (tmp_path / "x.eps").write_bytes(POSTSCRIPT)
-    with pytest.raises(ImageReadError, match=r"X\[0\] is of the format EPS, which Pillow decodes with another program"):
-        features([Image.open(tmp_path / "x.eps")])
+    with (
+        Image.open(tmp_path / "x.eps") as image,
+        pytest.raises(ImageReadError, match=r"X\[0\] is of the format EPS, which Pillow decodes with another program"),
+    ):
+        features([image])
 
 
 def png_of(width, height):
@@ -473,7 +476,7 @@ def png_of(width, height):
 
 
 @pytest.mark.parametrize("form", ["PNG", "TIFF", "WebP"])
-@pytest.mark.filterwarnings("error")  # also Pillow's of decompression bombs
+@pytest.mark.filterwarnings("error::PIL.Image.DecompressionBombWarning")
 def test_an_image_of_too_many_pixels_is_refused_before_memory_is_taken(form, tmp_path):
     path = tmp_path / f"huge.{form}"
     if form == "TIFF":

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
-from typing import Any
+from importlib.util import find_spec
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -357,6 +358,7 @@ def to_onnx(
             f"the model has {n_bytes / 1e9:.1f} GB, an ONNX file holds 2: lower n_components, or n_random_features "
             "with covariance='full'"
         )
+    expected = [] if check is None else list(_results(pipe, check_images(check), dtype))
     height, width = module.image_size
     images = torch.zeros(2, 3, height, width + 1, dtype=getattr(torch, dtype))
     dynamic = {"images": {0: torch.export.Dim("n"), 2: torch.export.Dim("height"), 3: torch.export.Dim("width")}}
@@ -377,34 +379,50 @@ def to_onnx(
     )
     content = program.model_proto.SerializeToString()
     if check is not None:
-        _check(content, pipe, check_images(check), dtype)
+        _check(content, expected)
     # Not program.save: from 1.5 GB on it writes weights to a second file.
     with replacing(path) as file:
         file.write(content)
 
 
-def _check(content: bytes, pipe: Pipeline, images: Any, dtype: str) -> None:
-    """Compare the results of a file with those of the pipeline it was made from."""
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise ImportError("check= runs the file with onnxruntime; pip install onnxruntime") from error
-    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+class _Result(NamedTuple):
+    """What a file must give for an image."""
+
+    name: str
+    pixels: np.ndarray
+    map: Tensor
+    score: float
+
+
+def _results(pipe: Pipeline, images: Any, dtype: str) -> Iterator[_Result]:
+    """Read images as a file takes them, and score them by the pipeline."""
+    if find_spec("onnxruntime") is None:
+        raise ImportError("check= runs the file with onnxruntime; pip install onnxruntime")
     for index in range(len(images)):
         image = images[index]
         name = printable(image) if isinstance(image, (str, os.PathLike)) else f"check[{index}]"
         pixels = load_batch([to_rgb(image, name)], torch.device("cpu"))
         if dtype == "uint8":
             pixels = (255 * pixels).round().to(torch.uint8)
-        score, (map_,) = session.run(None, {"images": pixels.contiguous().numpy()})
-        (expected,) = pipe[0].transform(images[index : index + 1]).batches(1)
-        (expected_map,) = pipe[-1].transform(expected)
-        (expected_score,) = pipe[-1].score_maps(expected_map[None])
-        largest = float(expected_map.max())
-        errors = float(abs(expected_map - torch.from_numpy(map_)).max()), abs(float(expected_score) - float(score[0]))
-        if not max(errors) <= LARGEST_DIFFERENCE * largest:
+        (features,) = pipe[0].transform(images[index : index + 1]).batches(1)
+        (map_,) = pipe[-1].transform(features)
+        (score,) = pipe[-1].score_maps(map_[None])
+        yield _Result(name, pixels.contiguous().numpy(), map_, float(score))
+
+
+def _check(content: bytes, expected: Sequence[_Result]) -> None:
+    """Compare the results of a file with those of the pipeline it was made from."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    for result in expected:
+        score, (map_,) = session.run(None, {"images": result.pixels})
+        largest = float(result.map.max())
+        errors = [float(abs(result.map - torch.from_numpy(map_)).max()), abs(result.score - float(score[0]))]
+        error = float(np.max(errors))  # NaN if one is
+        if not error <= LARGEST_DIFFERENCE * largest:
             raise ValueError(
-                f"{name}: the exported file differs from the pipeline by {max(errors) / largest:.1e} of the largest "
+                f"{result.name}: the exported file differs from the pipeline by {error / largest:.1e} of the largest "
                 f"value of the map, {LARGEST_DIFFERENCE:g} is allowed; nothing was written. 16-bit pictures differ "
                 "because the file takes 8 bits: export with dtype='float32'"
             )

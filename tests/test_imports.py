@@ -51,11 +51,6 @@ def test_importing_loads_no_optional_dependency():
     assert loaded_by(f"import {', '.join(MODULES)}", OPTIONAL) == []
 
 
-@pytest.mark.parametrize("name", ["BatchedIncrementalPCA", "PatchGaussianDetector"])
-def test_an_estimator_of_features_loads_nothing_that_reads_images(name):
-    assert loaded_by(f"from ipca_sklearn import {name}", ["PIL", "torchvision"]) == []
-
-
 def test_the_package_and_the_help_of_the_command_line_load_nothing_heavy():
     heavy = ["numpy", "scipy", "sklearn", "torch"]
     assert loaded_by("import ipca_sklearn", heavy) == []

@@ -47,7 +47,7 @@ def cache(tmp_path: Path) -> FeatureCache:
 
 def make_pipeline(cache: Any = None, **parameters: Any) -> Pipeline:
     extractor = PatchFeatureExtractor(
-        "resnet18", layers=["layer1"], weights=None, random_state=0, image_size=32, crop_size=32, grid_size=4,
+        "squeezenet1_1", layers=["features.3"], weights=None, random_state=0, image_size=32, crop_size=32, grid_size=4,
         batch_size=4, cache=cache,
     )  # fmt: skip
     pipe = Pipeline([("features", extractor), ("detector", PatchGaussianDetector(2, step_size=4))])
@@ -139,7 +139,7 @@ def test_a_full_cache_says_so_once_per_reading_and_goes_on(
     images: tuple[list[Path], np.ndarray], tmp_path: Path
 ) -> None:
     paths, _ = images
-    n_bytes = 4 * 4 * 4 * 64 + 128 + 4
+    n_bytes = 4 * 4 * 4 * 128 + 128 + 4
     cache = FeatureCache(tmp_path, max_bytes=5 * n_bytes)
     with pytest.warns(UserWarning, match=r"is full: 5 images of 0.0 MB") as caught:
         pipe = make_pipeline(cache).fit(paths[:18])

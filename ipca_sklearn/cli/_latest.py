@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from ipca_sklearn.cli._text import warn
 from ipca_sklearn.inspection import HtmlReport
-from ipca_sklearn.inspection._report import EncodedImage
+from ipca_sklearn.inspection._report import EncodedImage, images_of
 
 SECONDS_BETWEEN_PAGES = 60.0
 N_IMAGES = 500
@@ -43,6 +43,18 @@ class LatestReport:
         self._latest: deque[EncodedImage] = deque(maxlen=N_IMAGES)
         self._n_new = 0
         self._last = -SECONDS_BETWEEN_PAGES
+
+    def go_on(self, paths: Iterable[str]) -> None:
+        """Begin with the images of the page that is there, as far as they are among these paths."""
+        if not self._path.exists():
+            return
+        try:
+            earlier = images_of(self._path, self.page.title)
+        except (OSError, ValueError) as error:
+            warn(f"the report begins anew: {error}")
+            return
+        known = {image.row["name"] for image in earlier}.intersection(paths)
+        self._latest.extend(image for image in earlier if image.row["name"] in known)
 
     def add(self, row: Mapping[str, Any], pictures: Mapping[str, Any]) -> None:
         """Add the row of an image, with the pictures for `HtmlReport.add` if there are any."""

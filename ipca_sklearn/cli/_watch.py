@@ -93,6 +93,8 @@ def watch(
         for repeated in (AspectRatioWarning, MultiPageImageWarning):  # Python remembers each text by default
             warnings.simplefilter("always", repeated)
         typer.echo(f"watching {printable(folder)}; Ctrl-C ends it", err=True)
+        if page is not None:
+            page.go_on(path for path, *_ in rows.image_keys())
         idle = None if page is None else page.write_if_due
         for row in watch_folder(score, watcher, rows, monitor=monitor, idle=idle):
             counts["images"] += 1

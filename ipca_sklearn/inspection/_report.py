@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ipca_sklearn._utils._files import naming, replacing
+from ipca_sklearn._utils._files import naming, printable, replacing
 from ipca_sklearn._utils._typing import ArrayLike, PathLike
 from ipca_sklearn.inspection._pictures import in_8_bits
 
@@ -30,6 +30,10 @@ __all__ = ["HtmlReport"]
 
 # In the order in which they are read: each uses what those before it define.
 _SCRIPTS = ("words.js", "ticks.js", "histogram.js", "cards.js", "viewer.js", "report.js", "controls.js")
+
+
+_ROW = ("name", "score", "p", "error", "image", "heat", "boxes", "size")
+_PICTURE = rb"data:image/jpeg;base64,[A-Za-z0-9+/=]+"
 
 
 @dataclass(frozen=True)
@@ -263,6 +267,35 @@ class HtmlReport:
                     self._page.writelines(parts[part]())
             else:
                 self._page.write(values[part].encode(errors="backslashreplace"))  # a title may be the name of a file
+
+
+def images_of(path: PathLike, title: str) -> list[EncodedImage]:
+    """Return the images of a page in the order in which they were added, so that another can go on with them.
+
+    Raises
+    ------
+    OSError
+        The file cannot be read.
+    ValueError
+        It is no page of `HtmlReport` with this title.
+    """
+    with open(path, "rb") as file:
+        page = file.read()
+    if f"<title>{html.escape(title)}</title>".encode(errors="backslashreplace") not in page:
+        raise ValueError(f"{printable(path)} is no report of {printable(title)}")
+    rows = re.search(rb'<script type="application/json" id="rows">(\[.*?\n\])</script>', page, re.DOTALL)
+    found = re.finditer(rb'<script type="text/plain" id="picture-(\d+)">(%b)</script>' % _PICTURE, page)
+    pictures = {int(match[1]): match[2] for match in found}
+    try:
+        if rows is None or not page.rstrip().endswith(b"</html>"):
+            raise ValueError("a part is missing")
+        by_number = {row.pop("id"): row for row in json.loads(rows[1])}
+        return [
+            EncodedImage(row["score"], {name: row[name] for name in _ROW}, pictures.get(number))
+            for number, row in sorted(by_number.items())
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{printable(path)} is damaged") from error
 
 
 def _jpeg(image: Image.Image, side: int, quality: int) -> str:

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from ipca_sklearn.cli import _latest, app
 from ipca_sklearn.datasets import make_textures
+from ipca_sklearn.inspection._report import images_of
 
 runner = CliRunner()
 
@@ -103,9 +104,12 @@ def test_rows_are_those_of_predict_and_go_on_after_an_interruption(model, incomi
         assert {name: row[name] for name in ("label", "error")} == {name: expected[name] for name in ("label", "error")}
 
     (incoming / "2.png").write_bytes((model.parent / "02.png").read_bytes())
-    done = run(model, incoming, table=table, n_rows=5, send=signal.SIGTERM)
+    before = images_of(page, f"{model.name}, {incoming}, the latest 500 images")
+    done = run(model, incoming, "--report", page, table=table, n_rows=5, send=signal.SIGTERM)
     assert done.exit_code == 143 and "1 images scored" in done.stderr
     assert [os.path.basename(row["path"]) for row in read(table)[4:]] == ["2.png"]
+    after = images_of(page, f"{model.name}, {incoming}, the latest 500 images")
+    assert after[:-1] == before and [image.row["name"] for image in after] == [row["path"] for row in read(table)]
 
 
 def by_time(rows):
@@ -182,3 +186,33 @@ def test_the_report_is_written_now_and_then_and_never_ends_the_watch(tmp_path, m
     for _ in range(600):
         report.add(row, {})
     assert len(report._latest) == 500
+
+
+def test_a_new_start_goes_on_with_the_images_of_the_page_that_are_in_the_table(tmp_path, capsys):
+    page = tmp_path / "page.html"
+
+    def latest(title, paths):
+        report = _latest.LatestReport(page, threshold=-1.0, title=title, normal_scores=np.zeros(9))
+        report.go_on(paths)
+        return [image.row["name"] for image in report._latest], capsys.readouterr().err
+
+    assert latest("line", ["a.png"]) == ([], "")
+    report = _latest.LatestReport(page, threshold=-1.0, title="line", normal_scores=np.zeros(9))
+    for name, score in (("b.png", -2.0), ("a</script>.png", -3.0), ("c.png", None)):
+        picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (200, 300, 3), dtype=np.uint8))
+        row = {"path": name, "score": score, "p_value": 0.1, "error": "no image" if score is None else None}
+        report.add(row, {} if score is None else {"image": picture})
+    report.write()
+    assert images_of(page, report.page.title) == list(report._latest)
+    assert latest("line", ["b.png", "x.png", "a</script>.png"]) == (["b.png", "a</script>.png"], "")
+    assert latest("line", []) == ([], "")  # a table that begins anew
+    for damage, message in (
+        (lambda text: text.replace("line,", "another,"), "page.html is no report of line"),
+        (lambda text: text.replace('"score":', '"scor":'), "page.html is damaged"),
+        (lambda text: text[: len(text) // 4], "page.html is damaged"),
+    ):
+        whole = page.read_text()
+        page.write_text(damage(whole))
+        kept, said = latest("line", ["b.png"])
+        assert kept == [] and "the report begins anew: " in said and message in said
+        page.write_text(whole)

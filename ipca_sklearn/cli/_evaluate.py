@@ -14,9 +14,10 @@ from ipca_sklearn._utils._tables import to_json
 from ipca_sklearn.cli._alarms import asked_rate, doubt_of_normal
 from ipca_sklearn.cli._common import Device, ModelFile, find_images, open_model
 from ipca_sklearn.cli._figures import draw_pimo, draw_roc, print_report
+from ipca_sklearn.cli._learnt import unseen
 from ipca_sklearn.cli._outputs import ONNX, PICTURES, Output, check_outputs
 from ipca_sklearn.cli._progress import Progress
-from ipca_sklearn.cli._reviewed import ReviewedFile, read_reviewed, unseen_good
+from ipca_sklearn.cli._reviewed import ReviewedFile, read_reviewed
 from ipca_sklearn.cli._text import warn
 from ipca_sklearn.datasets._folders import NORMAL_TYPE, Sample, make_bunch
 from ipca_sklearn.datasets._mvtec import list_test_images
@@ -51,9 +52,10 @@ def evaluate(
 
     For each type of defect: ROCAUC, average precision and the largest F1 score of images and of pixels, the share of
     images found and the F1 score of the marked pixels at the learnt thresholds, and AUPRO and AUPIMO of the regions,
-    with 95 % intervals. The figures of pixels are of the images with a mask, inside of the region of interest. Warnings
-    tell if images of a kind are fewer than 30, and if the normal images are not those that the model expects. With
-    --reviewed in place of a folder, the labels are the ticks of a report, and there are no figures of pixels.
+    with 95 % intervals. Good images that the model has learnt are left out. The figures of pixels are of the images
+    with a mask, inside of the region of interest. Warnings tell if images of a kind are fewer than 30, and if the
+    normal images are not those that the model expects. With --reviewed in place of a folder, the labels are the ticks
+    of a report, and there are no figures of pixels.
     """
     if (root is None) == (reviewed is None):
         raise ValueError("name a folder in MVTec AD's layout, or --reviewed with a file of ticks, and not both")
@@ -67,10 +69,14 @@ def evaluate(
     else:
         assert reviewed is not None
         ticks = read_reviewed(reviewed)
-        tests = [Sample(path, NORMAL_TYPE, None) for path in unseen_good(pipe, ticks.good)]
+        tests = [Sample(path, NORMAL_TYPE, None) for path in ticks.good]
         tests += [Sample(path, "defect", None) for path in ticks.defects]
-        if not tests:
-            raise ValueError(f"{printable(reviewed)} has no image that is not learnt: there is nothing to test with")
+    new = set(unseen(pipe, [test.path for test in tests if test.defect_type == NORMAL_TYPE]))
+    tests = [test for test in tests if test.defect_type != NORMAL_TYPE or test.path in new]
+    if not tests:
+        source = reviewed if root is None else root
+        assert source is not None
+        raise ValueError(f"{printable(source)} has no image that is not learnt: there is nothing to test with")
     data = make_bunch([], tests, "")
     extractor, detector = pipe[0], pipe[-1]
     features = extractor.transform(data.test_paths)

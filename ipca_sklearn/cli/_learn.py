@@ -18,9 +18,10 @@ from ipca_sklearn._utils._files import printable, shown_bytes
 from ipca_sklearn.cli._backbone import choose_backbone
 from ipca_sklearn.cli._commands import INTERRUPTED
 from ipca_sklearn.cli._common import Device, ModelFile, OnError, find_images, folders_of, open_model
+from ipca_sklearn.cli._learnt import not_learnt, remember, same_file
 from ipca_sklearn.cli._outputs import MODELS, Output, changed_model, check_outputs, check_space
 from ipca_sklearn.cli._progress import Progress
-from ipca_sklearn.cli._reviewed import ReviewedFile, Ticks, not_learnt, read_reviewed, same_file
+from ipca_sklearn.cli._reviewed import ReviewedFile, Ticks, read_reviewed
 from ipca_sklearn.cli._training_images import refuse_test_images, tell_copies
 
 Folders = Annotated[
@@ -115,6 +116,7 @@ def fit(
         typer.echo(f"\ninterrupted: {again}", err=True)
         raise typer.Exit(INTERRUPTED) from None
     pipe.learnt_from_ = [_record(folders, pipe[-1].n_samples_seen_)]
+    remember(pipe, [path for index, path in enumerate(paths) if index not in pipe[0].skipped_])
     persistence.save(pipe, output)
     checkpoint.unlink(missing_ok=True)
     _print_summary(pipe, output)
@@ -135,9 +137,9 @@ def update(
 ) -> None:
     """Learn more normal images with a model, as if they had come at the end of its training.
 
-    With --reviewed it learns the images that are ticked good in a report, with those of the folders or alone; images
-    ticked as defects, and images ticked good that an earlier update has learnt, are left out. If an error occurs, the
-    file of the model stays unchanged.
+    Files that `fit` or an earlier update has learnt are left out, so a folder that has grown can be named again. With
+    --reviewed it learns the images that are ticked good in a report, with those of the folders or alone, and never one
+    that is ticked as a defect. If an error occurs, the file of the model stays unchanged.
     """
     if not folders and reviewed is None:
         raise ValueError("nothing to learn is named: give folders of normal images, or --reviewed with a file of ticks")
@@ -149,7 +151,13 @@ def update(
     check_outputs([place], files=[*paths, *([] if reviewed is None else [reviewed])], folders=folders_of(folders))
     pipe = open_model(model, device, on_error=on_error)
     if reviewed is not None and ticks is not None:
-        paths = _choose(reviewed, ticks, paths, pipe)
+        paths = _choose(reviewed, ticks, paths)
+    new = not_learnt(pipe, paths)
+    if len(new) < len(paths):
+        typer.echo(f"{len(paths) - len(new)} of {len(paths)} images are learnt already and left out")
+    if not new:
+        raise ValueError(f"no image is new to {printable(model)}: there is nothing to learn")
+    paths = new
     tell_copies(paths)
     features = pipe[0].transform(paths)
     n_before = pipe[-1].n_samples_seen_
@@ -165,32 +173,21 @@ def update(
             unreadable.update(part.skipped)
             progress.show(min(start + size, len(paths)))
     record = _record([*folders, *([] if reviewed is None else [reviewed])], pipe[-1].n_samples_seen_ - n_before)
-    if ticks is not None:
-        learnt = {same_file(path) for index, path in enumerate(paths) if index not in unreadable}
-        record["reviewed"] = sorted(learnt.intersection(map(same_file, ticks.good)))
     pipe.learnt_from_ = [*getattr(pipe, "learnt_from_", []), record]
+    remember(pipe, [path for index, path in enumerate(paths) if index not in unreadable])
     persistence.save(pipe, place.path)
     _print_summary(pipe, place.path)
 
 
-def _choose(reviewed: Path, ticks: Ticks, paths: list[Path], pipe: Pipeline) -> list[Path]:
-    """Return which images of folders and which ticked ones are learnt, and print how many are left out."""
+def _choose(reviewed: Path, ticks: Ticks, paths: list[Path]) -> list[Path]:
+    """Return the images of folders that are no ticked defects, and the ticked good ones; print how many these are."""
     defects = {same_file(path) for path in ticks.defects}
     kept = [path for path in paths if same_file(path) not in defects]
     there = {same_file(path) for path in kept}
-    unknown = not_learnt(pipe, ticks.good)
-    ticked = [path for path in unknown if same_file(path) not in there]
-    left_out = {
-        "defects": len(ticks.defects),
-        "learnt by an earlier update": len(ticks.good) - len(unknown),
-        "in the folders too": len(unknown) - len(ticked),
-    }
+    ticked = [path for path in ticks.good if same_file(path) not in there]
+    left_out = {"defects": len(ticks.defects), "in the folders too": len(ticks.good) - len(ticked)}
     counts = ", ".join(f"{count} {reason}" for reason, count in left_out.items() if count)
-    typer.echo(
-        f"{printable(reviewed)}: {len(ticked)} good images to learn" + (f"; left out: {counts}" if counts else "")
-    )
-    if not kept and not ticked:
-        raise ValueError(f"{printable(reviewed)} has no good image that is new: there is nothing to learn")
+    typer.echo(f"{printable(reviewed)}: {len(ticked)} good images" + (f"; left out: {counts}" if counts else ""))
     return [*kept, *ticked]
 
 

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import csv
-import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from sklearn.pipeline import Pipeline
 
 from ipca_sklearn._utils._files import naming, printable
 from ipca_sklearn._utils._tables import of_cell
-from ipca_sklearn.cli._text import warn
+from ipca_sklearn.cli._learnt import same_file
 
 ReviewedFile = Annotated[
     Path | None,
@@ -84,29 +81,3 @@ def read_reviewed(path: Path) -> Ticks:
         raise ValueError(f"{where} has no ticks: tick images in the report, and save them again")
     by_label = {kind: [image for label, _, image in found.values() if label == kind] for kind in LABELS}
     return Ticks(by_label["good"], by_label["defect"])
-
-
-def same_file(path: Path) -> str:
-    """Return what all names of an image have in common, links among them."""
-    return os.path.realpath(path)
-
-
-def not_learnt(pipe: Pipeline, paths: Sequence[Path]) -> list[Path]:
-    """Return the images that no `update --reviewed` of a model has learnt."""
-    learnt = {name for record in getattr(pipe, "learnt_from_", []) for name in record.get("reviewed", ())}
-    return [path for path in paths if same_file(path) not in learnt]
-
-
-def unseen_good(pipe: Pipeline, good: Sequence[Path]) -> list[Path]:
-    """Return the good images without those that `update --reviewed` has learnt; a warning tells of these.
-
-    Learnt images look more normal than new ones: figures and thresholds from them are too good.
-    """
-    unseen = not_learnt(pipe, good)
-    n_learnt = len(good) - len(unseen)
-    if n_learnt:
-        warn(
-            f"{n_learnt} of {len(good)} good images were learnt by `update --reviewed`: they are left out, as learnt "
-            "images look more normal than new ones"
-        )
-    return unseen

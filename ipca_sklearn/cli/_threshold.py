@@ -11,8 +11,9 @@ import typer
 from ipca_sklearn import persistence
 from ipca_sklearn._utils._files import printable
 from ipca_sklearn.cli._common import Device, ModelFile, OnError, find_images, folders_of, open_model
+from ipca_sklearn.cli._learnt import same_file, unseen
 from ipca_sklearn.cli._outputs import changed_model, check_outputs
-from ipca_sklearn.cli._reviewed import ReviewedFile, Ticks, read_reviewed, same_file, unseen_good
+from ipca_sklearn.cli._reviewed import ReviewedFile, Ticks, read_reviewed
 
 
 def threshold(
@@ -39,8 +40,8 @@ def threshold(
     """Choose the threshold of a model with images that it has not learnt.
 
     By false alarms, by recall, or as a score. Both errors are counted on the images given, with Clopper-Pearson
-    intervals, and stored with the model: `info` shows them. With --reviewed, the images ticked good in a report count
-    as --good, without those that `update --reviewed` has learnt, and those ticked as defects as --bad.
+    intervals, and stored with the model: `info` shows them. Good images that `fit` or `update` has learnt are left out.
+    With --reviewed, the images ticked good in a report count as --good, and those ticked as defects as --bad.
     """
     folders = {1: good or [], -1: bad or []}
     paths = {label: find_images(given) if given else [] for label, given in folders.items()}
@@ -55,7 +56,7 @@ def threshold(
     pipe = open_model(model, device, on_error=on_error)
     if reviewed is not None and ticks is not None:
         _add(paths, ticks, reviewed)
-    paths[1] = unseen_good(pipe, paths[1])
+    paths[1] = unseen(pipe, paths[1])
     both = paths[1] + paths[-1]
     detector = pipe[-1]
     detector.set_threshold(

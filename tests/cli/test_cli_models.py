@@ -350,6 +350,7 @@ def test_unreadable_images_stop_learning_or_are_skipped_with_one_line(root, tmp_
     told = [line for line in done.stderr.splitlines() if "broken.png" in line]
     assert len(told) == 1
     assert told[0].startswith("warning: 1 of 21 images could not be read")
+    folder = folder.rename(tmp_path / "more")  # other names: other images
     run("update", model, folder, "--device", "cpu", code=1)
     done = run("update", model, folder, "--device", "cpu", "--on-error", "skip")
     assert "40 images learnt" in done.stdout

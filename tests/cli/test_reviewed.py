@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 
 from ipca_sklearn._utils._tables import as_cell, of_cell
 from ipca_sklearn.cli import app
+from ipca_sklearn.cli._learnt import not_learnt
 from ipca_sklearn.cli._reviewed import read_reviewed
 from ipca_sklearn.datasets import make_textures
 from ipca_sklearn.persistence import load
@@ -111,7 +113,7 @@ def test_errors_name_the_file_and_the_line(text, message, tmp_path, monkeypatch)
 def test_update_learns_what_is_ticked_good_and_never_a_defect(place, ticks, tmp_path):
     model = tmp_path / "model.joblib"
     done = run("update", place / "model.joblib", "--reviewed", ticks, "-o", model, "--device", "cpu")
-    assert "20 good images to learn; left out: 10 defects" in done.stdout
+    assert "20 good images; left out: 10 defects" in done.stdout
     assert "60 images learnt" in done.stdout
     by_folder = tmp_path / "by_folder.joblib"
     run("update", place / "model.joblib", place / "good", "-o", by_folder, "--device", "cpu")
@@ -130,12 +132,12 @@ def test_update_takes_folders_and_ticks_together(place, ticks, tmp_path):
     (folder / "3.png").symlink_to(place / "defect" / "00.png")
     model = tmp_path / "model.joblib"
     done = run("update", place / "model.joblib", folder, "--reviewed", ticks, "-o", model, "--device", "cpu")
-    assert "17 good images to learn; left out: 10 defects, 3 in the folders too" in done.stdout
+    assert "17 good images; left out: 10 defects, 3 in the folders too" in done.stdout
     assert "60 images learnt" in done.stdout
     assert "nothing to learn is named" in run("update", place / "model.joblib", code=1).stderr
     # What is ticked and in the folder is learnt too: it is no image for a threshold.
-    known = {name for record in load(model).learnt_from_ for name in record.get("reviewed", ())}
-    assert known == {os.path.realpath(path) for path in read_reviewed(ticks).good}
+    assert not_learnt(load(model), [*read_reviewed(ticks).good, *folder.iterdir()]) == [folder / "3.png"]
+    assert not_learnt(load(place / "model.joblib"), read_reviewed(ticks).good) == read_reviewed(ticks).good
 
 
 def test_a_ticked_image_that_could_not_be_read_is_not_taken_for_learnt(place, tmp_path):
@@ -145,7 +147,19 @@ def test_a_ticked_image_that_could_not_be_read_is_not_taken_for_learnt(place, tm
     ticks, model = write_ticks(tmp_path / "ticks.csv", [(broken, "good"), (good, "good")]), tmp_path / "model.joblib"
     options = ["--reviewed", ticks, "-o", model, "--on-error", "skip", "--device", "cpu"]
     run("update", place / "model.joblib", *options)
-    assert load(model).learnt_from_[-1]["reviewed"] == [os.path.realpath(good)]
+    assert not_learnt(load(model), [broken, good]) == [broken]
+
+
+def test_a_folder_that_has_grown_is_learnt_from_where_it_was(place, tmp_path):
+    folder, model = tmp_path / "train", tmp_path / "model.joblib"
+    folder.symlink_to(place / "train")
+    done = run("update", place / "model.joblib", folder, "-o", model, "--device", "cpu", code=1)
+    assert "no image is new to" in done.stderr and not model.exists()
+    done = run("update", place / "model.joblib", folder, place / "good", "-o", model, "--device", "cpu")
+    assert "40 of 60 images are learnt already and left out" in done.stdout and "60 images learnt" in done.stdout
+    replaced = tmp_path / "replaced"
+    shutil.copytree(place / "good", replaced)  # what has another place, size or time is another image
+    assert len(not_learnt(load(model), sorted(replaced.iterdir()))) == 20
 
 
 def test_threshold_by_ticks_is_that_by_folders(place, ticks, tmp_path):
@@ -170,7 +184,7 @@ def test_learnt_images_neither_set_nor_test_a_threshold(place, ticks, tmp_path):
     place_of = {"threshold": ["--false-alarms", "0.1"], "evaluate": ["--json"]}
     for command, options in place_of.items():
         done = run(command, model, "--reviewed", ticks, *options, "--device", "cpu")
-        assert "5 of 20 good images were learnt by `update --reviewed`: they are left out" in done.stderr
+        assert "5 of 20 good images were learnt by the model: they are left out" in done.stderr
     assert json.loads(done.stdout)["n_normal"] == 15
     done = run("threshold", model, "--good", place / "good", "--false-alarms", "0.1", "--device", "cpu")
     assert "5 of 20 good images were learnt" in done.stderr

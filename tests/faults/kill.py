@@ -6,6 +6,7 @@ import argparse
 import csv
 import shutil
 import signal
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -32,6 +33,7 @@ def run(options: argparse.Namespace) -> list[str]:
         data = make_textures(160, 0, size=64, random_state=0)
         for number, image in enumerate(data.train_images):
             Image.fromarray(image).save(folder / "good" / f"{number:03d}.png")
+        shutil.copytree(folder / "good", folder / "more")  # other places: images that `update` does not know
         for check in (_fit, _update, _predict, _watch):
             failures += check(folder, rng, options.kills)
     return failures
@@ -78,11 +80,11 @@ def _update(folder: Path, rng: np.random.Generator, n_kills: int) -> list[str]:
     model, failures, n_killed = folder / "update.joblib", [], 0
     before = (folder / "whole.joblib").read_bytes()
     model.write_bytes(before)
-    seconds = _run("update", model, folder / "good", "--device", "cpu")
+    seconds = _run("update", model, folder / "more", "--device", "cpu")
     after = load(model)[-1].n_samples_seen_
     for number in range(n_kills):
         model.write_bytes(before)
-        n_killed += _killed(rng.uniform(0, 1.1 * seconds), "update", model, folder / "good", "--device", "cpu")
+        n_killed += _killed(rng.uniform(0, 1.1 * seconds), "update", model, folder / "more", "--device", "cpu")
         if model.read_bytes() != before and load(model)[-1].n_samples_seen_ != after:
             failures.append(f"update {number}: neither the old model nor the new one")
     print(f"update: killed {n_killed} times within {seconds:.1f} s", flush=True)

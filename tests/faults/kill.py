@@ -6,7 +6,6 @@ import argparse
 import csv
 import shutil
 import signal
-import shutil
 import subprocess
 import sys
 import tempfile

@@ -19,12 +19,16 @@ from torch import Tensor
 
 from ipca_sklearn._utils._regions import at_patches
 from ipca_sklearn._utils._threads import calling_modules
-from ipca_sklearn.exceptions import AspectRatioWarning, MultiPageImageWarning, SkippedImagesWarning
+from ipca_sklearn.exceptions import AspectRatioWarning, ImageReadError, MultiPageImageWarning, SkippedImagesWarning
 from ipca_sklearn.features._cache import FeatureCache, StoredFeatures
+from ipca_sklearn.features._decode import size_of
 from ipca_sklearn.features._grid import write_on_grid
 from ipca_sklearn.features._loader import read_batches
 from ipca_sklearn.features._settings import FeatureSettings
 from ipca_sklearn.linalg import full_precision
+
+# Of an image that is decoded: as Pillow has it, as bytes and as floats.
+_BYTES_PER_PIXEL = 12
 
 
 class SkippedImages:
@@ -115,12 +119,24 @@ class PatchFeatures:
 
     @property
     def memory_needed(self) -> int:
-        """Bytes that computing them takes, about: the network, and batches of images in it and ahead of it."""
+        """Bytes that computing them takes, about: the network, images in it, ahead of it, and being decoded."""
         images, backbone = self._settings.images, self._settings.backbone
         n_pixels = math.prod(images.crop_size)
         weights = sum(tensor.numel() * tensor.element_size() for tensor in backbone.state_dict().values())
         n_in_network = self._settings.network_batch(self.device)
-        return weights + n_in_network * backbone.bytes_per_image() + images.batch_size * 3 * 3 * 4 * n_pixels
+        in_network = n_in_network * backbone.bytes_per_image()
+        return weights + in_network + images.batch_size * 3 * 3 * 4 * n_pixels + self._bytes_of_decoding()
+
+    def _bytes_of_decoding(self) -> int:
+        """Return what decoding takes if all images are as large as the first one."""
+        if isinstance(self._images, (np.ndarray, Tensor)) or len(self._indices) == 0:
+            return 0
+        images = self._settings.images
+        try:
+            n_pixels = math.prod(size_of(self._images[self._indices[0]], images.max_pixels))
+        except ImageReadError:  # said when it is read
+            return 0
+        return _BYTES_PER_PIXEL * n_pixels * images.n_jobs
 
     @property
     def may_skip(self) -> bool:

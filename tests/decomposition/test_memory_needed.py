@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.pipeline import Pipeline
 
 from ipca_sklearn import BatchedIncrementalPCA, PatchFeatureExtractor, PatchGaussianDetector
@@ -55,6 +56,18 @@ def test_a_lazy_source_counts_its_network_and_a_region_its_patches_alone():
     assert whole.learning == PatchGaussianDetector(2).memory_needed(np.zeros((80, 16, 16, 64), "f4")).learning + network
     # Weights of about 0.6 MB, and for each image what the widest layer reads and writes: 64 maps of 32 x 32, twice.
     assert (network_of_more - network) / 8 == pytest.approx(2 * 64 * 32 * 32 * 4 + 3 * 3 * 64 * 64 * 4)
+
+
+def test_decoding_counts_by_the_size_of_the_first_image(tmp_path):
+    small, large = tmp_path / "small.png", tmp_path / "large.png"
+    for path, side in ((small, 64), (large, 640)):
+        Image.new("RGB", (side, side)).save(path)
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    extractor = PatchFeatureExtractor(
+        "resnet18", weights=None, layers=["layer1"], image_size=64, n_jobs=2, on_error="skip"
+    ).fit([small])
+    needs = [extractor.transform([path]).memory_needed for path in (large, small, tmp_path / "broken.png")]
+    assert np.diff(needs).tolist() == [-12 * 2 * (640**2 - 64**2), -12 * 2 * 64**2]
 
 
 def test_few_images_are_kept_and_count():

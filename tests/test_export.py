@@ -94,11 +94,12 @@ def test_a_file_is_written_if_given_images_have_the_same_scores(tmp_path, monkey
     Image.fromarray(images[0]).save(tmp_path / "real.png")
     checked = [tmp_path / "real.png", images[1], Image.fromarray(images[1])]
     to_onnx(pipe, tmp_path / "checked.onnx", check=checked)
-    assert (tmp_path / "checked.onnx").is_file()
+    to_onnx(pipe, tmp_path / "floats.onnx", check=images, dtype="float32")
+    assert (tmp_path / "checked.onnx").is_file() and (tmp_path / "floats.onnx").is_file()
     with monkeypatch.context() as patch:
         patch.setattr("ipca_sklearn.export.LARGEST_DIFFERENCE", 1e-12)
         with pytest.raises(ValueError, match=r"real\.png: the exported file differs .*1e-12 is allowed"):
-            to_onnx(pipe, tmp_path / "new.onnx", check=checked, dtype="float32")
+            to_onnx(pipe, tmp_path / "new.onnx", check=checked)
     monkeypatch.setattr(torch.onnx, "export", mock.Mock(side_effect=AssertionError("images are read first")))
     with pytest.raises(ImageReadError, match="gone"):
         to_onnx(pipe, tmp_path / "new.onnx", check=[tmp_path / "gone.png"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from sklearn.pipeline import Pipeline
 
+from ipca_sklearn._utils._files import digest_of, status_of
 from ipca_sklearn.cli._text import warn
 
 
@@ -47,7 +47,5 @@ def _digests(paths: Iterable[Path]) -> np.ndarray:
 
 
 def _digest(path: Path) -> int:
-    status = os.stat(path)
-    key = f"{same_file(path)}\0{status.st_size}\0{status.st_mtime_ns}"
-    digest = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8)
-    return int.from_bytes(digest.digest(), "little")
+    # One that has gone meanwhile is like no file that is there.
+    return int.from_bytes(digest_of((same_file(path), *(status_of(path) or ())))[:8], "little")

@@ -23,20 +23,22 @@ from ipca_sklearn._utils import _digests
 from ipca_sklearn._utils._devices import resolve_amp, resolve_device
 from ipca_sklearn._utils._output import TableOutputMixin
 from ipca_sklearn._utils._sklearn_compat import CallbackSupportMixin, FitProgress, Interval, StrOptions, fit_context
-from ipca_sklearn._utils._typing import DeviceLike, Image, Images, PathLike, Size
+from ipca_sklearn._utils._typing import DeviceLike, Image, Images, PathLike
 from ipca_sklearn._utils._versions import VersionedMixin
 from ipca_sklearn.features._backbones import Backbone
 from ipca_sklearn.features._cache import FeatureCache
 from ipca_sklearn.features._decode import INTERPOLATIONS, check_images
 from ipca_sklearn.features._formats import MAX_PIXELS
-from ipca_sklearn.features._geometry import Geometry, as_size, covered_box, cut_masks, sizes
+from ipca_sklearn.features._geometry import Geometry, InspectedAreaMixin, as_size
 from ipca_sklearn.features._lazy import PatchFeatures, SkippedImages
 from ipca_sklearn.features._loader import decodes_in_processes
 from ipca_sklearn.features._settings import FeatureSettings, ImageSettings
 from ipca_sklearn.features._weights import Weights
 
 
-class PatchFeatureExtractor(VersionedMixin, CallbackSupportMixin, TableOutputMixin, TransformerMixin, BaseEstimator):
+class PatchFeatureExtractor(
+    VersionedMixin, CallbackSupportMixin, TableOutputMixin, InspectedAreaMixin, TransformerMixin, BaseEstimator
+):
     """Describe every patch of an image by the layers of a frozen network (paper, Fig. 1).
 
     The whole image is resized to `image_size`. The centre of `crop_size` is normalised and passed through the network.
@@ -397,45 +399,6 @@ class PatchFeatureExtractor(VersionedMixin, CallbackSupportMixin, TableOutputMix
         """Return a digest of the network's weights, which tells networks of the same name apart."""
         check_is_fitted(self)
         return _digests.weights_digest(self._backbone.network)
-
-    def transform_masks(self, masks: Sequence[Image | None]) -> np.ndarray:
-        """Cut masks as the images are cut, so that they cover what maps cover (resized to `crop_size_`).
-
-        Parameters
-        ----------
-        masks : sequence of (path, PIL image, array (H, W) or (H, W, 1), or None)
-            True, 1, or 128 and more is anomalous (masks with smoothed edges are cut at half); None is a mask without
-            anomaly.
-
-        Returns
-        -------
-        ndarray of bool, shape (n, height, width)
-            Height and width are `crop_size_`.
-        """
-        return cut_masks(masks, *self._sizes(), self.max_pixels)
-
-    def covered_box(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
-        """Return the part of an image that is inspected, in the image's own pixels.
-
-        Parameters
-        ----------
-        size : (int, int)
-            Height and width of the original image.
-
-        Returns
-        -------
-        (float, float, float, float)
-            Top, left, height, width. Row i of an anomaly map with H rows covers height / H pixels from
-            `top + i * height / H` on; columns likewise.
-        """
-        return covered_box(size, *self._sizes())
-
-    def _sizes(self) -> tuple[Size, Size]:
-        """Return the sizes of the resized image and of its inspected part; before a fit, if parameters have them."""
-        if not hasattr(self, "image_size_") and not isinstance(self.image_size, str):
-            return sizes(self.image_size, self.crop_size)
-        check_is_fitted(self)
-        return self.image_size_, self.crop_size_
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
         """Return the names of the m features of a patch: `<layer>_<channel>`."""

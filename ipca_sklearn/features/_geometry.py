@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from sklearn.utils.validation import check_is_fitted
 
 from ipca_sklearn._utils._files import printable
 from ipca_sklearn._utils._typing import Image, Size
@@ -82,6 +83,55 @@ def covered_box(size: Size, image_size: Size, crop_size: Size) -> tuple[float, f
         for whole, part, side in zip(image_size, crop_size, size, strict=True)
     )
     return top, left, height, width
+
+
+class InspectedAreaMixin:
+    """Which part of an image a fitted extractor inspects."""
+
+    image_size: Any
+    crop_size: Any
+    max_pixels: int
+    image_size_: Size
+    crop_size_: Size
+
+    def transform_masks(self, masks: Sequence[Image | None]) -> np.ndarray:
+        """Cut masks as the images are cut, so that they cover what maps cover (resized to `crop_size_`).
+
+        Parameters
+        ----------
+        masks : sequence of (path, PIL image, array (H, W) or (H, W, 1), or None)
+            True, 1, or 128 and more is anomalous (masks with smoothed edges are cut at half); None is a mask without
+            anomaly.
+
+        Returns
+        -------
+        ndarray of bool, shape (n, height, width)
+            Height and width are `crop_size_`.
+        """
+        return cut_masks(masks, *self._sizes(), self.max_pixels)
+
+    def covered_box(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
+        """Return the part of an image that is inspected, in the image's own pixels.
+
+        Parameters
+        ----------
+        size : (int, int)
+            Height and width of the original image.
+
+        Returns
+        -------
+        (float, float, float, float)
+            Top, left, height, width. Row i of an anomaly map with H rows covers height / H pixels from
+            `top + i * height / H` on; columns likewise.
+        """
+        return covered_box(size, *self._sizes())
+
+    def _sizes(self) -> tuple[Size, Size]:
+        """Return the sizes of the resized image and of its inspected part; before a fit, if parameters have them."""
+        if not hasattr(self, "image_size_") and not isinstance(self.image_size, str):
+            return sizes(self.image_size, self.crop_size)
+        check_is_fitted(self)
+        return self.image_size_, self.crop_size_
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 import warnings
@@ -13,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
-from ipca_sklearn._utils._files import printable
+from ipca_sklearn._utils._files import digest_of, printable, status_of
 from ipca_sklearn._utils._typing import PathLike
 from ipca_sklearn.datasets._folders import list_images
 from ipca_sklearn.watching._events import FolderEvents, is_image_name
@@ -262,9 +261,9 @@ class FolderWatcher:
             False if it was given `tries` times, or has gone: it will not come again.
         """
         tries = image.tries + 1
-        if tries >= self.tries or _status(image.path) is None:
+        if tries >= self.tries or status_of(image.path) is None:
             return False
-        self._given.discard(_digest(image.key))
+        self._given.discard(digest_of(image.key))
         now = time.monotonic() if now is None else now
         due = now + max(self.settle, _RETRY) * 2**image.tries
         self._waiting[image.path] = _Waiting(image.n_bytes, image.modified_ns, due, tries)
@@ -273,7 +272,7 @@ class FolderWatcher:
     def _images_at(self, path: str) -> Iterator[Key]:
         """Yield the image at a path, or all images in the folder that is there."""
         for name in [path] if is_image_name(path) and not os.path.isdir(path) else _list_quietly(Path(path)):
-            status = _status(name)
+            status = status_of(name)
             if status is not None:
                 yield (name, *status)
 
@@ -282,7 +281,7 @@ class FolderWatcher:
         known = self._waiting.get(path)
         if known is not None and (known.n_bytes, known.modified_ns) == (n_bytes, modified_ns):
             return
-        if known is not None or _digest(image) not in self._given:
+        if known is not None or digest_of(image) not in self._given:
             self._waiting[path] = _Waiting(n_bytes, modified_ns, now + self.settle)
 
     def _complete(self, now: float) -> list[NewImage]:
@@ -293,7 +292,7 @@ class FolderWatcher:
                 continue
             del self._waiting[path]
             image = NewImage(path, waiting.n_bytes, waiting.modified_ns, waiting.tries)
-            status = _status(path)
+            status = status_of(path)
             if status is None:
                 if waiting.tries:  # it was given before, and its user waits for it
                     complete.append(image)
@@ -301,15 +300,15 @@ class FolderWatcher:
                 complete.append(image)
             else:
                 self._waiting[path] = _Waiting(*status, now + self.settle)
-        self._given.update(_digest(image.key) for image in complete)
+        self._given.update(digest_of(image.key) for image in complete)
         return sorted(complete, key=lambda image: (image.modified_ns, image.path))
 
     def _is_as_it_was(self, image: NewImage) -> bool:
         """Return whether an image is what it was when it was found; else it waits again. One that has gone is."""
-        status = _status(image.path)
+        status = status_of(image.path)
         if status is None or status == (image.n_bytes, image.modified_ns):
             return True
-        self._given.discard(_digest(image.key))
+        self._given.discard(digest_of(image.key))
         self._notice((image.path, *status), time.monotonic())
         return False
 
@@ -329,10 +328,10 @@ class FolderWatcher:
             self._begin(identity, now)
         there = set()
         for path in _list_quietly(self.folder):
-            status = _status(path)
+            status = status_of(path)
             if status is None:  # it has gone, or is a link to a file that is yet to come
                 continue
-            digest = _digest((path, *status))
+            digest = digest_of((path, *status))
             if digest in self._given:
                 there.add(digest)
                 continue
@@ -359,9 +358,9 @@ class FolderWatcher:
         self._given = set()
         images = list_images(self.folder, recursive=True)  # the only one whose warnings are shown
         if self.done is not None:
-            statuses = ((path, _status(path)) for path in images)
-            there = {_digest((path, *status)) for path, status in statuses if status is not None}
-            self._given = {digest for key in self.done() if (digest := _digest(key)) in there}
+            statuses = ((path, status_of(path)) for path in images)
+            there = {digest_of((path, *status)) for path, status in statuses if status is not None}
+            self._given = {digest for key in self.done() if (digest := digest_of(key)) in there}
         self._identity = identity
 
     def _go_without_events(self, reason: str, now: float) -> None:
@@ -384,26 +383,12 @@ class FolderWatcher:
                 return
 
 
-def _status(path: str | Path) -> tuple[int, int] | None:
-    """Return size and time of change of a file, or None if there is none."""
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError):
-        return None
-    return status.st_size, status.st_mtime_ns
-
-
 def _identity(folder: Path) -> tuple[int, int] | None:
     try:
         status = os.stat(folder)
     except OSError:
         return None
     return status.st_dev, status.st_ino
-
-
-def _digest(key: Iterable[object]) -> bytes:
-    text = "\0".join(map(str, key))
-    return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).digest()
 
 
 def _list_quietly(folder: Path) -> Iterator[str]:

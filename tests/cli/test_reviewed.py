@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from ipca_sklearn._utils._tables import as_cell, of_cell
 from ipca_sklearn.cli import app
-from ipca_sklearn.cli._learnt import not_learnt
+from ipca_sklearn.cli._learnt import not_learnt, remember
 from ipca_sklearn.cli._reviewed import read_reviewed
 from ipca_sklearn.datasets import make_textures
 from ipca_sklearn.persistence import load
@@ -160,6 +160,10 @@ def test_a_folder_that_has_grown_is_learnt_from_where_it_was(place, tmp_path):
     replaced = tmp_path / "replaced"
     shutil.copytree(place / "good", replaced)  # what has another place, size or time is another image
     assert len(not_learnt(load(model), sorted(replaced.iterdir()))) == 20
+    pipe, gone = load(model), tmp_path / "gone.png"  # deleted after it was learnt: the model is kept all the same
+    remember(pipe, [gone])
+    shutil.copy(place / "good" / "00.png", gone)
+    assert not_learnt(pipe, [gone]) == [gone]
 
 
 def test_threshold_by_ticks_is_that_by_folders(place, ticks, tmp_path):

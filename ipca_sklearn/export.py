@@ -119,10 +119,13 @@ class _Features(nn.Module):
         _register(self, "_columns", None if columns is None else torch.from_numpy(columns))
         with torch.inference_mode():
             layers = self._backbone(torch.zeros(1, 3, *settings.images.crop_size))
-        how = settings.map_interpolation, settings.pooling_size, torch.device("cpu")
+        how = settings.map_interpolation, settings.pooling_size, settings.backbone.margin
         for index, layer in enumerate(layers):
-            for axis, side, new_side in zip(("rows", "columns"), layer.shape[2:], settings.grid_size, strict=True):
-                self.register_buffer(f"_{axis}_{index}", resize_matrix(side, new_side, *how).clone())
+            for axis, side, patches, pixels in zip(
+                ("rows", "columns"), layer.shape[2:], settings.grid_size, settings.images.crop_size, strict=True
+            ):
+                matrix = resize_matrix(side, patches, *how, pixels, torch.device("cpu"))
+                self.register_buffer(f"_{axis}_{index}", matrix.clone())
 
     def forward(self, images: Tensor, inside: Tensor | None) -> Tensor:
         layers = self._backbone((self._cut(images) - self._mean) / self._std)

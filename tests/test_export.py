@@ -37,7 +37,13 @@ def pictures(n, height, width, seed=0):
 
 def fitted(detector="default", interpolation="nearest"):
     extractor = PatchFeatureExtractor(
-        "resnet18", weights=None, image_size=40, crop_size=32, interpolation=interpolation, random_state=0
+        "resnet18",
+        weights=None,
+        image_size=40,
+        crop_size=32,
+        margin=8 if interpolation == "bilinear" else 0,
+        interpolation=interpolation,
+        random_state=0,
     )
     steps = [("features", extractor), ("detector", PatchGaussianDetector(3, **DETECTORS[detector]))]
     return Pipeline(steps).fit(pictures(20, 90, 70))

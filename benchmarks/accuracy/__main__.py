@@ -77,6 +77,8 @@ def ours(rows: list[Row], data: Any, cache: Path | None) -> Iterator[tuple[str, 
         images = shown_size(extractor.image_size_)
         if extractor.crop_size_ != extractor.image_size_:
             images += f", centre {shown_size(extractor.crop_size_)}"
+        if extractor.margin_:
+            images += f", margin {extractor.margin_}"
         images += f", {extractor.interpolation}"
         for row in rows:
             detector = PatchGaussianDetector(**({} if row.k is None else {"n_components": row.k}), **row.gaussian)
@@ -164,7 +166,8 @@ def report(title: str, data: Any, results: Results) -> str:
 
 {len(data.train_paths)} training and {len(data.test_paths)} test images, float32, steps of 16 images; figures in per
 cent. *Images*: the size that all are resized to, and how; the default takes about
-256 x 256 pixels in the proportions of the first training image, and the paper's images are
+256 x 256 pixels in the proportions of the first training image, of which it mirrors a margin around them for the
+network, and the paper's images are
 `{settings.PAPER_GEOMETRY}`. *Methods*: "default" is
 `PatchGaussianDetector(k)`; "the paper's distance" is `{settings.PAPER_DISTANCE}`, and "the paper" has it on
 `{settings.PAPER_IMAGES}`; "our PaDiM" is `{settings.PADIM}`.

@@ -75,6 +75,7 @@ def rows(ks: Sequence[int]) -> list[Row]:
     }
     table = [Row(LITE0, method, k, OURS, gaussian) for k in ks for method, gaussian in variants.items()]
     table += [Row(LITE0, "our PaDiM", None, OURS, PADIM)]
+    table += [Row(LITE0, "default", k, {"margin": 0}) for k in ks]
     table += [Row(LITE0, "default", k, PAPER_GEOMETRY) for k in ks]
     table += [Row(LITE0, "the paper", k, PAPER_IMAGES, PAPER_DISTANCE) for k in ks]
     table += [Row(LITE2, "default", k, features) for features in (OURS, PAPER_GEOMETRY) for k in ks]
@@ -97,6 +98,8 @@ def changes() -> list[Row]:
         "pooling_size=1": {"pooling_size": 1},
         "pooling_size=5": {"pooling_size": 5},
         'interpolation="nearest"': {"interpolation": "nearest"},
+        "margin=0": {"margin": 0},
+        "margin=32": {"margin": 32},
         "image_size=256": {"image_size": 256},
         "image_size=256, crop_size=224": {"image_size": 256, "crop_size": 224},
         "image_size=320": {"image_size": 320},

@@ -149,6 +149,7 @@ def info(
         "layers": list(map(str, extractor.layers_)),
         "image size": list(extractor.image_size_),
         "inspected": list(extractor.crop_size_),
+        "margin": extractor.margin_,
         "patches": [height, width],
         "patches in the region of interest": None if detector.region_ is None else int(detector.region_.sum()),
         "features": detector.n_features_in_,

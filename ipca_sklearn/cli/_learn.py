@@ -53,6 +53,9 @@ def fit(
         ),
     ] = "auto",
     crop_size: Annotated[str, typer.Option(help="Size of the centre that is inspected, or all.")] = "all",
+    margin: Annotated[
+        str, typer.Option(help="Mirrored pixels beyond each edge that the network sees too, or auto: 16.")
+    ] = "auto",
     region: Annotated[
         Path | None, typer.Option(metavar="MASK", help="Picture of the region of interest: white is inspected.")
     ] = None,
@@ -86,6 +89,7 @@ def fit(
                     backbone,
                     image_size=_size("--image-size", image_size),
                     crop_size=None if crop_size == "all" else _size("--crop-size", crop_size),
+                    margin=_number_or_auto(int, margin),
                     region=region,
                     on_error=on_error,
                     device=device,
@@ -94,7 +98,9 @@ def fit(
             ),
             (
                 "detector",
-                PatchGaussianDetector(k, step_size=step, false_positive_rate=_rate_or_auto(false_positive_rate)),
+                PatchGaussianDetector(
+                    k, step_size=step, false_positive_rate=_number_or_auto(float, false_positive_rate)
+                ),
             ),
         ]
     )
@@ -202,11 +208,11 @@ def _size(option: str, text: str) -> Any:
     return int(height) if width is None else (int(height), int(width))
 
 
-def _rate_or_auto(text: str) -> float | str:
+def _number_or_auto(kind: type[int | float], text: str) -> Any:
     try:
-        return float(text)
+        return kind(text)
     except ValueError:
-        return text  # the detector refuses all but "auto", and its error lists what is allowed
+        return text  # the estimator refuses all but "auto", and its error lists what is allowed
 
 
 def _record(folders: list[Path], n_images: int) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ipca_sklearn._utils._threads import calling_modules, seeded_torch, tracing_modules
@@ -51,6 +52,8 @@ class Backbone(nn.Module):
         For weights that are random because `weights` is None.
     crop_size : (int, int)
         Height and width of the images, which transformers must know.
+    margin : int, default=0
+        Pixels that are mirrored at each edge of the images; the maps cover them too.
 
     Attributes
     ----------
@@ -65,16 +68,23 @@ class Backbone(nn.Module):
     """
 
     def __init__(
-        self, source: str | nn.Module, layers: Sequence[Any] | None, weights: Weights, seed: int, crop_size: Size
+        self,
+        source: str | nn.Module,
+        layers: Sequence[Any] | None,
+        weights: Weights,
+        seed: int,
+        crop_size: Size,
+        margin: int = 0,
     ) -> None:
         super().__init__()
         self._source = (source,)  # in a tuple, so that torch does not register the user's module as a part of this one
-        self._crop_size = crop_size
+        self._crop_size, self.margin = crop_size, margin
+        self._input_size = (crop_size[0] + 2 * margin, crop_size[1] + 2 * margin)
         self._compiled: Callable[[Tensor], Any] | None = None
         self._bytes_per_image: int | None = None
         self.name = source if isinstance(source, str) else type(source).__name__
         with _BUILDING, tracing_modules(), seeded_torch(seed):
-            cut = _build(source, layers, weights, crop_size)
+            cut = _build(source, layers, weights, self._input_size)
             self.layers, self.mean, self.std = cut.layers, cut.mean, cut.std
             self.network = cut.network.eval().requires_grad_(False)
             if isinstance(self.network, torch.fx.GraphModule):
@@ -86,10 +96,12 @@ class Backbone(nn.Module):
         return repr(self.name) if isinstance(self._source[0], str) else self.name
 
     def forward(self, images: Tensor, *, compiled: bool = False) -> list[Tensor]:
-        """Return one (n, C, H, W) map per layer for normalised images (n, 3, *crop_size).
+        """Return one (n, C, H, W) map per layer for normalised images (n, 3, *crop_size), and their margin.
 
         With `compiled=True` the network is compiled first, unless it has been.
         """
+        if self.margin:
+            images = F.pad(images, [self.margin] * 4, mode="reflect")
         output = self._run_compiled(images) if compiled else self.network(images)
         # Both torchvision and timm return the maps in the order of the network, not in the order asked for.
         values = output if isinstance(output, dict) else dict(zip(sorted(self.layers), output, strict=True))
@@ -120,9 +132,10 @@ class Backbone(nn.Module):
             with torch.inference_mode(), calling_modules():
                 maps = self(torch.zeros(1, 3, *self._crop_size, device=device))
         except (RuntimeError, AssertionError, IndexError, TypeError) as error:
+            with_margin = f", and margin={self.margin} at each edge; 0 leaves it out" if self.margin else ""
             raise ValueError(
-                f"backbone {self.label()} fails on images of {self._crop_size[0]} x {self._crop_size[1]} pixels "
-                f"(image_size, or crop_size of larger images): {error}"
+                f"backbone {self.label()} fails on images of {self._input_size[0]} x {self._input_size[1]} pixels "
+                f"(image_size, or crop_size of larger images{with_margin}): {error}"
             ) from error
         finally:
             for hook in hooks:
@@ -172,9 +185,9 @@ class Backbone(nn.Module):
 
     def _as_map(self, value: Any, layer: str | int) -> Tensor:
         if isinstance(value, Tensor) and value.ndim == 3:  # tokens of a transformer, the class token in front
-            rows, columns = _token_grid(value.shape[1], self._crop_size)
+            rows, columns = _token_grid(value.shape[1], self._input_size)
             if rows == 0:
-                height, width = self._crop_size
+                height, width = self._input_size
                 raise ValueError(
                     f"layer {layer!r} of backbone {self.label()} gives {value.shape[1]} tokens, which are no grid "
                     f"of the proportions of images of {height} x {width}; set image_size to one number, or choose "
@@ -190,7 +203,7 @@ class Backbone(nn.Module):
         channels_last = isinstance(self._source[0], str) and self.name.startswith("swin")
         value = value.permute(0, 3, 1, 2) if channels_last else value
         # Maps have about the proportions of the image, up to a row or a column that a stride has cut off.
-        (height, width), (rows, columns) = self._crop_size, value.shape[2:]
+        (height, width), (rows, columns) = self._input_size, value.shape[2:]
         if max((rows - 1) * width / height - columns, (columns - 1) * height / width - rows) >= 1:
             raise ValueError(
                 f"layer {layer!r} of backbone {self.label()} gives {tuple(value.shape)}, which is no map (n, C, H, W) "
@@ -204,13 +217,15 @@ class Backbone(nn.Module):
             "source": self._source[0],
             "layers": self.layers,
             "crop_size": self._crop_size,
+            "margin": self.margin,
             "weights": weights,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # skops and pickle make the object without __init__; it builds the same architecture, without a download.
-        _check_shapes(state["source"], state["layers"], state["crop_size"], state["weights"])
-        Backbone.__init__(self, state["source"], state["layers"], None, 0, state["crop_size"])
+        source, layers, crop_size, margin = (state[name] for name in ("source", "layers", "crop_size", "margin"))
+        _check_shapes(source, layers, (crop_size[0] + 2 * margin, crop_size[1] + 2 * margin), state["weights"])
+        Backbone.__init__(self, source, layers, None, 0, crop_size, margin)
         self.network.load_state_dict(
             {key: torch.from_numpy(np.array(value)) for key, value in state["weights"].items()}
         )

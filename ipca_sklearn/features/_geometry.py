@@ -18,10 +18,12 @@ from ipca_sklearn._utils._files import printable
 from ipca_sklearn._utils._typing import Image, Size
 from ipca_sklearn.exceptions import ImageReadError
 from ipca_sklearn.features._decode import read_mask, resize_and_crop, size_of
-from ipca_sklearn.features._networks import sides_of
+from ipca_sklearn.features._networks import sides_of, takes_patches
 
 # Of `image_size="auto"`: about as many pixels as the paper's square has.
 AUTO_PIXELS = 256 * 256
+# Of `margin="auto"`: more changes nothing on the sets of docs/accuracy.md, and networks of stride 32 fit.
+AUTO_MARGIN = 16
 # By how much the proportions of a region of interest may differ from the image's: rounding of scaled masks.
 _REGION_TOLERANCE = 0.02
 
@@ -142,6 +144,8 @@ class Geometry:
     ----------
     image_size, crop_size : (int, int)
         Height and width of the resized image, and of the part of its centre that is used.
+    margin : int
+        Mirrored pixels beyond each edge of that part.
     aspect_ratio : float or None
         Height / width that images should have; None for any.
     first : (str, (int, int)) or None
@@ -150,6 +154,7 @@ class Geometry:
 
     image_size: Size
     crop_size: Size
+    margin: int
     aspect_ratio: float | None
     first: tuple[str, Size] | None
 
@@ -164,8 +169,19 @@ class Geometry:
             assert first is not None
             multiple, only = sides_of(extractor.backbone, extractor.weights)
             image_size = auto_size(first[1], multiple) if only is None else only
-            return cls(*sizes(image_size, extractor.crop_size), first[1][0] / first[1][1], first)
-        return cls(*sizes(extractor.image_size, extractor.crop_size), None, first)
+            aspect_ratio = first[1][0] / first[1][1]
+        else:
+            image_size, aspect_ratio = extractor.image_size, None
+        image_size, crop_size = sizes(image_size, extractor.crop_size)
+        return cls(image_size, crop_size, _margin(extractor, crop_size), aspect_ratio, first)
+
+    def without_margin(self, grid_size: Size) -> Size:
+        """Return rows and columns of a grid over the inspected part, of those that cover its margin too."""
+        height, width = (
+            max(1, round(side * length / (length + 2 * self.margin)))
+            for side, length in zip(grid_size, self.crop_size, strict=True)
+        )
+        return height, width
 
     def patches_inside(self, region: Image, grid_size: Size, max_pixels: int) -> np.ndarray:
         """Return the patches (H, W) of which at least half of the pixels belong to a region of interest.
@@ -194,6 +210,26 @@ class Geometry:
                 "its pixels in it. White (True, or 128 and more) is inspected"
             )
         return inside
+
+
+def _margin(extractor: Any, crop_size: Size) -> int:
+    """Return the margin of an extractor with parameters for inspected parts of this size.
+
+    Raises
+    ------
+    ValueError
+        It mirrors more than there is.
+    """
+    if isinstance(extractor.margin, str):
+        is_whole = extractor.crop_size is None and not takes_patches(extractor.backbone)
+        return min(AUTO_MARGIN, min(crop_size) // 2) if is_whole else 0
+    most = min(crop_size) - 1
+    if extractor.margin > most:
+        raise ValueError(
+            f"margin={extractor.margin} mirrors more pixels than images of {crop_size[0]} x {crop_size[1]} have; it is "
+            f"{most} at most"
+        )
+    return int(extractor.margin)
 
 
 def _first_readable(images: Any, on_error: str, max_pixels: int) -> tuple[str, Size]:

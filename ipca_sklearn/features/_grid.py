@@ -1,7 +1,7 @@
 """Maps of layers, of any sizes, to one grid of patches: resized, averaged over neighbours, channels last.
 
-Resizing along an axis is linear, so a matrix does it, with the average over neighbours in the same product. The matrix
-serves the extractor and the exported module alike.
+Resizing along an axis is linear, so a matrix does it, with the average over neighbours in the same product and without
+the margin of the maps. The matrix serves the extractor and the exported module alike.
 """
 
 from __future__ import annotations
@@ -9,20 +9,37 @@ from __future__ import annotations
 from functools import lru_cache
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
 @lru_cache(maxsize=64)
-def resize_matrix(side: int, new_side: int, interpolation: str, pooling_size: int, device: torch.device) -> Tensor:
-    """Return the matrix (new_side, side) that resizes a row of values and averages each with its neighbours."""
-    values = torch.eye(side)[:, None]
+def resize_matrix(
+    side: int, patches: int, interpolation: str, pooling_size: int, margin: int, length: int, device: torch.device
+) -> Tensor:
+    """Return the matrix (patches, side) that resizes a row of values and averages each patch with its neighbours.
+
+    The values cover `length` pixels and a margin of `margin` pixels at both ends, the patches the `length` pixels.
+    Neighbours in the margin count for the average, those outside of the values do not.
+    """
+    reach = pooling_size // 2
+    patch = torch.arange(-reach, patches + reach)
+    # One division of integers, so that a position between two values is exactly there.
+    above, below = ((2 * patch + 1) * length + 2 * patches * margin) * side, 2 * patches * (length + 2 * margin)
+    centre = above.double() / below
+    is_there = (above > 0) & (above < side * below)
     if interpolation == "nearest":
-        values = F.interpolate(values, new_side, mode="nearest-exact")
+        at, share = centre.floor().clamp(0, side - 1).long(), torch.zeros_like(centre)
     else:
-        values = F.interpolate(values, new_side, mode="linear", align_corners=False)
-    values = F.avg_pool1d(values, pooling_size, 1, pooling_size // 2, count_include_pad=False)
-    return values[:, 0].T.contiguous().to(device)
+        centre = (centre - 0.5).clamp(0, side - 1)
+        at = centre.floor().long()
+        share = centre - at
+    weights = torch.zeros(len(patch), side, dtype=torch.float64)
+    weights.scatter_add_(1, at[:, None], (1 - share)[:, None])
+    weights.scatter_add_(1, (at + 1).clamp(max=side - 1)[:, None], share[:, None])
+    weights *= is_there[:, None]
+    n_averaged = is_there.double().unfold(0, pooling_size, 1).sum(-1, keepdim=True)
+    averaged = weights.unfold(0, pooling_size, 1).sum(-1) / n_averaged
+    return averaged.float().contiguous().to(device)
 
 
 def on_grid(layer: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -35,13 +52,15 @@ def on_grid(layer: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return torch.matmul(columns, resized.unflatten(2, (layer.shape[-1], -1)))
 
 
-def write_on_grid(layer: Tensor, out: Tensor, *, interpolation: str, pooling_size: int) -> None:
-    """Write maps (n, C, h, w) to their columns (n, H, W, C) of the features."""
-    if layer.shape[2:] == out.shape[1:3] and pooling_size == 1:
+def write_on_grid(
+    layer: Tensor, out: Tensor, *, interpolation: str, pooling_size: int, margin: int, length: tuple[int, int]
+) -> None:
+    """Write maps (n, C, h, w), with a margin around `length` pixels, to their columns (n, H, W, C) of the features."""
+    if layer.shape[2:] == out.shape[1:3] and pooling_size == 1 and margin == 0:
         out.copy_(layer.permute(0, 2, 3, 1))
         return
     rows, columns = (
-        resize_matrix(side, new_side, interpolation, pooling_size, out.device)
-        for side, new_side in zip(layer.shape[2:], out.shape[1:3], strict=True)
+        resize_matrix(side, patches, interpolation, pooling_size, margin, pixels, out.device)
+        for side, patches, pixels in zip(layer.shape[2:], out.shape[1:3], length, strict=True)
     )
     out.copy_(on_grid(layer, rows, columns))

@@ -394,6 +394,8 @@ def _run_network(images: Tensor, out: Tensor, settings: FeatureSettings) -> None
                     out_of_some[..., start:stop],
                     interpolation=settings.map_interpolation,
                     pooling_size=settings.pooling_size,
+                    margin=settings.backbone.margin,
+                    length=settings.images.crop_size,
                 )
                 start = stop
 

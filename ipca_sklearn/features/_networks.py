@@ -162,17 +162,22 @@ def _no_layers(label: str) -> ValueError:
     )
 
 
+def takes_patches(backbone: str | nn.Module) -> bool:
+    """Whether a network is known to cut images into patches: it pads nothing, and may take one size only."""
+    return isinstance(backbone, str) and (backbone.startswith("vit_") or re.search(r"patch\d", backbone) is not None)
+
+
 def sides_of(backbone: str | nn.Module, weights: Weights) -> tuple[int, Size | None]:
     """Return what the sides of images should be multiples of, and the only size that the network takes, if so."""
     if not isinstance(backbone, str):
         return _STRIDE, None
+    patch = re.search(r"patch(\d+)", backbone)
     if backbone.startswith("vit_"):
         try:
             side = torchvision.models.get_model_weights(backbone)[str(weights)].meta["min_size"][0]
         except (KeyError, ValueError):  # random ones, those of a file, or an error to come
             side = 224
         return side, (side, side)
-    patch = re.search(r"patch(\d+)", backbone)
     side = int(patch[1]) if patch else _STRIDE
     return side * max(1, round(_STRIDE / side)), None
 
@@ -183,7 +188,8 @@ def check_patches(name: str, patch_size: int, crop_size: Size) -> None:
         height, width = (max(1, side // patch_size) * patch_size for side in crop_size)
         raise ValueError(
             f"images of {crop_size[0]} x {crop_size[1]} pixels are no multiple of the {patch_size} x {patch_size} "
-            f"patches of {name!r}; take image_size={shown((height, width))}, or that crop_size of larger images"
+            f"patches of {name!r}; take image_size={shown((height, width))}, or that crop_size of larger images, less "
+            "a margin at both sides"
         )
 
 

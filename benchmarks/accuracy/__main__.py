@@ -166,8 +166,8 @@ def report(title: str, data: Any, results: Results) -> str:
 
 {len(data.train_paths)} training and {len(data.test_paths)} test images, float32, steps of 16 images; figures in per
 cent. *Images*: the size that all are resized to, and how; the default takes about
-256 x 256 pixels in the proportions of the first training image, of which it mirrors a margin around them for the
-network, and the paper's images are
+256 x 256 pixels in the proportions of the first training image, with a margin mirrored around them for the network;
+the paper's images are
 `{settings.PAPER_GEOMETRY}`. *Methods*: "default" is
 `PatchGaussianDetector(k)`; "the paper's distance" is `{settings.PAPER_DISTANCE}`, and "the paper" has it on
 `{settings.PAPER_IMAGES}`; "our PaDiM" is `{settings.PADIM}`.

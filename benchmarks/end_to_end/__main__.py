@@ -170,7 +170,8 @@ def report(options: argparse.Namespace, files: list[str], results: list[dict[str
     header += ["peak MB training", "peak MB inference", "model MB", "imports and network MB"]
     return f"""# From images on disk to maps
 
-{len(files)} files, cyclically repeated where n is larger, resized to {" x ".join(map(str, resized(files)))}, batches of
+{len(files)} files, cyclically repeated where n is larger, resized to {" x ".join(map(str, resized(files)))} (ours and
+its network with a mirrored margin around them), batches of
 {BATCH}, {options.threads} threads, device {options.device}; {options.n_test} test images; {options.repeats} fresh
 processes per row, median (range). EfficientNet-Lite0 has its ImageNet weights, ResNet18 random ones, which need no
 download. They cost the network and the rivals the same; our update costs up to twice as much with them, because more

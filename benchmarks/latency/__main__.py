@@ -112,7 +112,7 @@ def caller(row: str, folder: Path, threads: int) -> Callable[[Any], object]:
         return lambda images: session.run(None, {"images": images})
     pipe = joblib.load(folder / "model.joblib")
     if row == "network":
-        return pipe[0].feature_settings("cpu").backbone
+        return pipe[0].feature_settings("cpu").backbone.network  # without the margin
     if row.startswith("pipeline"):
         return pipe.score_samples
     module = to_torch(pipe, components_dtype="float16" if row == "float16" else "float32")
@@ -241,7 +241,8 @@ def report(options: argparse.Namespace, results: dict[str, Any], rows: list[dict
 
 EfficientNet-Lite0, k = 16, frames of 256 x 256 pixels; {options.threads} threads; {options.repeats} process(es) per
 row, one at a time, each with {options.calls} calls per number of images after {options.warm_up} that do not count. Each
-call has other frames, uint8 but for the network's, which are prepared. The pipeline gives scores, the exported forms
+call has other frames, uint8 but for the network's, which are prepared. The network alone and the rivals see the frames,
+ours a mirrored margin around them too. The pipeline gives scores, the exported forms
 and the rivals scores and maps. `GOMP_SPINCOUNT`: how often an OpenMP thread of torch looks for more work before it
 sleeps (300000 unless set).
 

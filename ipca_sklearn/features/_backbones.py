@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ipca_sklearn._utils._threads import calling_modules, seeded_torch, tracing_modules
 from ipca_sklearn._utils._typing import Size
+from ipca_sklearn._utils._versions import OldFileError
 from ipca_sklearn.features._efficientnet_lite import LITE_NAMES
 from ipca_sklearn.features._networks import (
     IMAGENET_MEAN,
@@ -223,6 +224,8 @@ class Backbone(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # skops and pickle make the object without __init__; it builds the same architecture, without a download.
+        if "margin" not in state:
+            raise OldFileError("the network was stored without a margin")
         source, layers, crop_size, margin = (state[name] for name in ("source", "layers", "crop_size", "margin"))
         _check_shapes(source, layers, (crop_size[0] + 2 * margin, crop_size[1] + 2 * margin), state["weights"])
         Backbone.__init__(self, source, layers, None, 0, crop_size, margin)

@@ -54,8 +54,8 @@ def test_a_lazy_source_counts_its_network_and_a_region_its_patches_alone():
     (whole, network), (part, _), (_, network_of_more) = needs
     assert part.model == whole.model / 2
     assert whole.learning == PatchGaussianDetector(2).memory_needed(np.zeros((80, 16, 16, 64), "f4")).learning + network
-    # Weights of about 0.6 MB, and for each image what the widest layer reads and writes: 64 maps of 48 x 48, twice; 48 is
-    # half of 64 pixels with a margin of 16 at both edges.
+    # Weights of about 0.6 MB, and for each image what the widest layer reads and writes: 64 maps of 48 x 48, twice,
+    # half of the 64 pixels with a margin of 16 at both edges.
     assert (network_of_more - network) / 8 == pytest.approx(2 * 64 * 48 * 48 * 4 + 3 * 3 * 64 * 64 * 4)
 
 

@@ -80,7 +80,7 @@ class Backbone(nn.Module):
         super().__init__()
         self._source = (source,)  # in a tuple, so that torch does not register the user's module as a part of this one
         self._crop_size, self.margin = crop_size, margin
-        self._input_size = (crop_size[0] + 2 * margin, crop_size[1] + 2 * margin)
+        self._input_size = _with_margin(crop_size, margin)
         self._compiled: Callable[[Tensor], Any] | None = None
         self._bytes_per_image: int | None = None
         self.name = source if isinstance(source, str) else type(source).__name__
@@ -227,11 +227,15 @@ class Backbone(nn.Module):
         if "margin" not in state:
             raise OldFileError("the network was stored without a margin")
         source, layers, crop_size, margin = (state[name] for name in ("source", "layers", "crop_size", "margin"))
-        _check_shapes(source, layers, (crop_size[0] + 2 * margin, crop_size[1] + 2 * margin), state["weights"])
+        _check_shapes(source, layers, _with_margin(crop_size, margin), state["weights"])
         Backbone.__init__(self, source, layers, None, 0, crop_size, margin)
         self.network.load_state_dict(
             {key: torch.from_numpy(np.array(value)) for key, value in state["weights"].items()}
         )
+
+
+def _with_margin(size: Size, margin: int) -> Size:
+    return size[0] + 2 * margin, size[1] + 2 * margin
 
 
 def _token_grid(n_tokens: int, image_size: Size) -> Size:

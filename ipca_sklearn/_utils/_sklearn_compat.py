@@ -13,7 +13,7 @@ from joblib.parallel import LokyBackend, get_active_backend  # the backend that 
 from sklearn.base import TransformerMixin
 from sklearn.base import _fit_context as fit_context  # validates parameters and runs callbacks around `fit`
 from sklearn.utils._optional_dependencies import check_matplotlib_support  # the error of scikit-learn's displays
-from sklearn.utils._param_validation import Interval, StrOptions, validate_params  # declared constraints
+from sklearn.utils._param_validation import Interval, RealNotInt, StrOptions, validate_params  # declared constraints
 from sklearn.utils._set_output import _wrap_data_with_container as in_container  # a data frame, if one is asked for
 from sklearn.utils.validation import _num_samples as num_samples  # the length of whatever is an X
 
@@ -31,6 +31,7 @@ __all__ = [
     "Interval",
     "LokyBackend",
     "ProcessPoolExecutor",
+    "RealNotInt",
     "StrOptions",
     "check_matplotlib_support",
     "fit_context",

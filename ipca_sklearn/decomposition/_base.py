@@ -105,26 +105,32 @@ class BasePCA(
         validate_parameters(self)
         return self.need(read_steps(self, X, reset=True))
 
-    def need(self, steps: StepReader, *, n_kept: int = 0) -> MemoryNeed:
-        """Return the memory that learning from steps takes, with `n_kept` samples kept besides."""
+    def need(self, steps: StepReader, *, n_kept: int = 0, n_gaussians: int | None = None) -> MemoryNeed:
+        """Return the memory that learning from steps takes.
+
+        `n_kept` samples are kept besides. `n_gaussians` (None: one for each patch) are shared by the patches.
+        """
         dtype = resolve_dtype(self.dtype, steps.dtype)
         n_in_step = steps.n_samples if self.step_size is None else min(self.step_size, steps.n_samples)
-        kept, sums = self._numbers_per_feature(n_in_step, steps.n_features)
-        # Measured: the rows are held 3.2 to 3.6 times (two versions, those that score, and work), kept samples 2.8.
-        per_feature = dtype.itemsize * (3.5 * kept + n_in_step + 3 * n_kept) + 3 * 8 * sums
-        n_features = steps.n_patches * steps.n_features
-        model = n_features * (dtype.itemsize * kept + 8 * sums)
-        return MemoryNeed(model, round(n_features * per_feature) + steps.memory_needed)
+        n_gaussians = n_gaussians or steps.n_patches
+        group = -(-steps.n_patches // n_gaussians)
+        kept, held, sums = self._numbers_per_feature(n_in_step * group, steps.n_features, group)
+        model = n_gaussians * steps.n_features * (dtype.itemsize * kept + 8 * sums)
+        learning = n_gaussians * steps.n_features * (dtype.itemsize * held + 3 * 8 * sums)
+        # Measured: kept samples are held 2.8 times.
+        learning += steps.n_patches * steps.n_features * dtype.itemsize * (n_in_step + 3 * n_kept)
+        return MemoryNeed(round(model), round(learning) + steps.memory_needed)
 
-    def check_memory(self, steps: StepReader, *, n_kept: int = 0) -> None:
-        """Raise a MemoryError if learning from steps, with `n_kept` samples kept besides, needs more than there is."""
+    def check_memory(self, steps: StepReader, *, n_kept: int = 0, n_gaussians: int | None = None) -> None:
+        """Raise a MemoryError if learning from steps needs more memory than there is; parameters as of `need`."""
         device = resolve_device(self.device, steps.device)
         what = f"learning P = {steps.n_patches} patches of m = {steps.n_features} features"
-        check_memory(self.need(steps, n_kept=n_kept), device, f"{steps.owner}: {what}")
+        need = self.need(steps, n_kept=n_kept, n_gaussians=n_gaussians)
+        check_memory(need, device, f"{steps.owner}: {what}")
 
     @abstractmethod
-    def _numbers_per_feature(self, n_samples: int, n_features: int) -> tuple[int, int]:
-        """Return how many numbers are kept per feature of a patch: in the dtype of the estimator, and in float64."""
+    def _numbers_per_feature(self, n_samples: int, n_features: int, group: int) -> tuple[float, float, float]:
+        """Return numbers per feature of a Gaussian: kept and held while learning, both in the dtype, and in float64."""
 
     def _learn(self: _Self, steps: StepReader, fitted: Fitted | None, progress: FitProgress) -> _Self:
         """Store `fitted` (None: nothing) with all steps added."""
@@ -141,8 +147,8 @@ class BasePCA(
         return self
 
     @abstractmethod
-    def advance(self, fitted: Any, step: Tensor, *, recycled: Any = None) -> Any:
-        """Return what is known once a step is learnt; neither the arguments nor this estimator change.
+    def advance(self, fitted: Any, step: Any, *, recycled: Any = None, owned: bool = False, group: int = 1) -> Any:
+        """Return what is known once a step is learnt; neither the arguments nor this estimator change, unless `owned`.
 
         Parameters
         ----------
@@ -152,6 +158,10 @@ class BasePCA(
             Finite samples.
         recycled : linalg.State or None
             State of an earlier result that nobody uses; its memory may be overwritten.
+        owned : bool
+            Nobody uses `fitted` any more; its memory may be overwritten, too.
+        group : int
+            Consecutive samples that are not independent: those of an image, where its patches share a Gaussian.
         """
 
     def store(self: _Self, fitted: Fitted, steps: StepReader) -> _Self:
@@ -164,6 +174,7 @@ class BasePCA(
         """
         if fitted.overflowed:
             raise steps.overflow(fitted.dtype)
+        fitted.check_share()
         set_learnt(
             self,
             {
@@ -343,23 +354,27 @@ class Learning:
         Says how a step is added.
     fitted : Fitted or None
         What is known before the first step.
+    group : int
+        Samples of an image.
     """
 
-    def __init__(self, pca: BasePCA, fitted: Any) -> None:
+    def __init__(self, pca: BasePCA, fitted: Any, group: int = 1) -> None:
         self.fitted = fitted
         self._pca = pca
+        self._group = group
         self._recycled: Any = None
         self._start = fitted
 
     @property
     def n_samples(self) -> int:
-        """Number of samples that `fitted` has learnt."""
-        return 0 if self.fitted is None else self.fitted.state.count
+        """Number of samples, or of groups of them, that `fitted` has learnt."""
+        return 0 if self.fitted is None else self.fitted.count
 
-    def advance(self, step: Tensor) -> None:
+    def advance(self, step: Any) -> None:
         """Learn a step (b, P, m)."""
-        advanced = self._pca.advance(self.fitted, step, recycled=self._recycled)
-        self._recycled = None if self.fitted is self._start else self.fitted.state
+        owned = self.fitted is not self._start
+        advanced = self._pca.advance(self.fitted, step, recycled=self._recycled, owned=owned, group=self._group)
+        self._recycled = self.fitted.state if owned else None
         self.fitted = advanced
 
 

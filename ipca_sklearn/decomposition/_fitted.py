@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import numpy as np
@@ -28,17 +31,30 @@ class Fitted(ABC):
         At least one sample.
     array_type : {"numpy", "torch"}
         The type of the attributes.
+    group : int
+        Consecutive samples that are not independent: those of an image, where its patches share a Gaussian.
     """
 
     # Arrays of the state that are pickled, and the class that they are given to.
     _ARRAYS: tuple[str, ...]
     _STATE: type
 
-    def __init__(self, state: Any, array_type: str) -> None:
+    def __init__(self, state: Any, array_type: str, group: int = 1) -> None:
         self.state = state
         self.array_type = array_type
+        self.group = group
         self._bases: dict[torch.device, linalg.Basis] = {}
         self._operators: dict[tuple[Any, ...], linalg.DistanceOperator] = {}
+
+    @property
+    def count(self) -> int:
+        """Number of samples, or of groups of them, that were learnt."""
+        return self.state.count // self.group
+
+    @property
+    def weight(self) -> float:
+        """Sum of the weights of the samples, or of the groups of them."""
+        return self.state.weight / self.group
 
     @property
     @abstractmethod
@@ -96,6 +112,9 @@ class Fitted(ABC):
     def _sums(self) -> tuple[Tensor, ...]:
         return (self.state.sum_of_squares.to(self.dtype),)
 
+    def check_share(self) -> None:  # noqa: B027  (only truncated PCAs keep a share)
+        """Raise a ValueError if a share of the variance is asked for that the directions kept do not reach."""
+
     def read_as(self: _Self, array_type: str) -> _Self:
         """Return the same with attributes of another type; what is derived from the state is shared."""
         if array_type == self.array_type:
@@ -115,7 +134,7 @@ class Fitted(ABC):
 
     def _settings(self) -> dict[str, Any]:
         """Return the arguments of the constructor besides the state and the array type."""
-        return {}
+        return {"group": self.group}
 
     def __getstate__(self) -> dict[str, Any]:
         arrays = {name: getattr(self.state, name).cpu().numpy() for name in self._ARRAYS}
@@ -128,6 +147,11 @@ class Fitted(ABC):
         self.__init__(state, array_type="numpy", **settings)  # type: ignore[misc]
 
 
+def independent_samples(group: int) -> float:
+    """Return how many independent samples the neighbouring patches of one image count as (docs/dev_notes.md)."""
+    return group**0.5
+
+
 class FittedPCA(Fitted):
     """P truncated PCAs.
 
@@ -137,30 +161,52 @@ class FittedPCA(Fitted):
         At least one sample.
     array_type : {"numpy", "torch"}
         The type of the attributes.
-    n_components : int
-        k.
+    n_components : int or float
+        k, or the share of the variance that the components explain.
     centering : {"incremental", "deferred"}
         How the state was learnt.
+    group : int
+        As in `Fitted`.
     """
 
     _ARRAYS = ("rows", "mean", "sum_of_squares")
     _STATE = linalg.State
 
-    def __init__(self, state: linalg.State, array_type: str, n_components: int, centering: str) -> None:
-        super().__init__(state, array_type)
-        self._n_components = n_components
-        self._scoring_basis: linalg.Basis | None = None
+    def __init__(
+        self,
+        state: linalg.State,
+        array_type: str,
+        n_components: int | float,
+        centering: str = "incremental",
+        group: int = 1,
+    ) -> None:
+        super().__init__(state, array_type, group)
+        self.wanted = n_components
         self.centering = centering
+        self._scoring_basis: linalg.Basis | None = None
 
     @property
     def n_components(self) -> int:
-        """Number of components, k."""
-        return self._n_components
+        """Number of components, k; of a share, what most of the PCAs need at the most."""
+        return self.wanted if isinstance(self.wanted, int) else self.basis().variance.shape[1]
 
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the rows."""
         return self.state.rows.dtype
+
+    def check_share(self) -> None:
+        """Raise a ValueError if `n_components` is a share of the variance that the directions kept do not reach."""
+        if isinstance(self.wanted, int):
+            return
+        n_rows, n_features = self._most_components, self.state.mean.shape[1]
+        explained = linalg.keep_share(self._finalized(n_rows), self.wanted)[1]
+        if n_rows < min(n_features, self.state.count - 1) and bool((explained <= self.wanted).any()):
+            raise ValueError(
+                f"n_components={self.wanted} is a share of the variance that takes more than the {n_rows} directions "
+                f"that are kept (they explain {float(explained.min()):.3f}): set solver='covariance', which keeps all "
+                f"{n_features}, or a number of components"
+            )
 
     @property
     def n_scoring_components(self) -> int:
@@ -168,8 +214,9 @@ class FittedPCA(Fitted):
 
         n samples span n - 1 directions. The noise is estimated from what the components leave: nothing, if k of them
         take all directions, and distances would be divided by zero. So at least half of the directions are left.
+        Samples of a group depend on each other, and count as fewer (`independent_samples`).
         """
-        return min(self.n_components, max(0, int((self.state.weight - 1) // 2)))
+        return min(self.n_components, max(0, int((self.weight * independent_samples(self.group) - 1) // 2)))
 
     def scoring_basis(self, device: torch.device | None = None) -> linalg.Basis:
         """Return the `n_scoring_components` that distances and likelihoods use (device None: that of the state)."""
@@ -180,7 +227,14 @@ class FittedPCA(Fitted):
         return self._scoring_basis.to(device or self.state.mean.device)
 
     def _make_basis(self) -> linalg.Basis:
-        return self._finalized(self.n_components)
+        if isinstance(self.wanted, int):
+            return self._finalized(self.wanted)
+        return linalg.keep_share(self._finalized(self._most_components), self.wanted)[0]
+
+    @property
+    def _most_components(self) -> int:
+        """Components that could be kept."""
+        return self.state.rows.shape[1]
 
     def _finalized(self, n_components: int) -> linalg.Basis:
         return linalg.finalize(self.state, n_components=n_components, centering=self.centering)
@@ -195,7 +249,81 @@ class FittedPCA(Fitted):
         return (*super()._sums(), *((self.state.rows,) if self.centering == "deferred" else ()))
 
     def _settings(self) -> dict[str, Any]:
-        return {"n_components": self.n_components, "centering": self.centering}
+        return {**super()._settings(), "n_components": self.wanted, "centering": self.centering}
+
+
+class FittedExactPCA(FittedPCA):
+    """P truncated PCAs that are computed from their scatter matrices: exact, with any number of components.
+
+    Pickles take 2.5 bytes for each correlation (`linalg.pack`), unless `exact_pickles` is in force.
+
+    Parameters
+    ----------
+    state : linalg.ScatterState
+        At least one sample.
+    array_type, n_components, group
+        As in `FittedPCA`.
+    """
+
+    def __init__(self, state: linalg.ScatterState, array_type: str, n_components: int | float, group: int = 1) -> None:
+        super().__init__(state, array_type, n_components, group=group)  # type: ignore[arg-type]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the matrices."""
+        return self.state.matrix.dtype
+
+    def with_components(self, n_components: int | float) -> FittedExactPCA:
+        """Return the same Gaussians with another number of components; nothing is learnt."""
+        if n_components == self.wanted:
+            return self
+        return FittedExactPCA(self.state, self.array_type, n_components, self.group)
+
+    @property
+    def _most_components(self) -> int:
+        return self.state.mean.shape[1]
+
+    def _finalized(self, n_components: int) -> linalg.Basis:
+        return linalg.finalize_scatter(self.state, n_components=n_components)
+
+    def _sums(self) -> tuple[Tensor, ...]:
+        return (self.state.sum_of_squares,)
+
+    def _settings(self) -> dict[str, Any]:
+        return {"n_components": self.wanted, "group": self.group}
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.state
+        mean = state.mean.cpu().numpy()
+        matrices = {"matrix": state.matrix.cpu().numpy()} if pickles_are_exact() else linalg.pack(state.matrix)
+        return {**self._settings(), "count": state.count, "weight": state.weight, "mean": mean, **matrices}
+
+    def __setstate__(self, stored: dict[str, Any]) -> None:
+        settings = dict(stored)
+        mean = as_tensor(np.asarray(settings.pop("mean")))
+        arrays = {name: settings.pop(name) for name in tuple(settings) if isinstance(settings[name], np.ndarray)}
+        exact = arrays.get("matrix")
+        matrix = linalg.unpack(mean.shape[1], arrays) if exact is None else as_tensor(np.asarray(exact))
+        state = linalg.ScatterState(matrix, mean, settings.pop("count"), settings.pop("weight"))
+        self.__init__(state, array_type="numpy", **settings)  # type: ignore[misc]
+
+
+_exact_pickles: ContextVar[bool] = ContextVar("exact_pickles", default=False)
+
+
+def pickles_are_exact() -> bool:
+    """Return whether `exact_pickles` is in force."""
+    return _exact_pickles.get()
+
+
+@contextmanager
+def exact_pickles() -> Iterator[None]:
+    """Pickle scatter matrices bit by bit: for models that another process goes on learning or merges."""
+    token = _exact_pickles.set(True)
+    try:
+        yield
+    finally:
+        _exact_pickles.reset(token)
 
 
 class FittedCovariance(Fitted):

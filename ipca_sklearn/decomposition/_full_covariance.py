@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
-
 from ipca_sklearn import linalg
 from ipca_sklearn._utils._devices import resolve_device, resolve_dtype
 from ipca_sklearn._utils._typing import DeviceLike, DTypeLike
@@ -67,7 +65,13 @@ class FullCovariance(BasePCA):
         self.device = device
 
     def advance(
-        self, fitted: FittedCovariance | None, step: Tensor, *, recycled: linalg.ScatterState | None = None
+        self,
+        fitted: FittedCovariance | None,
+        step: Any,
+        *,
+        recycled: Any = None,
+        owned: bool = False,
+        group: int = 1,
     ) -> FittedCovariance:
         """Return what is known once a step (b, P, m) is learnt; see :meth:`BatchedIncrementalPCA.advance`."""
         device = resolve_device(self.device, step.device)
@@ -76,18 +80,20 @@ class FullCovariance(BasePCA):
             state = linalg.empty_scatter(*step.shape[1:], dtype=dtype, device=device)
         else:
             state = fitted.state.to(device)
-        state = linalg.update_scatter(state, step.to(device), forgetting_factor=self.forgetting_factor)
-        return FittedCovariance(state, "torch")
+        state = linalg.update_scatter(
+            state, step.to(device), forgetting_factor=self.forgetting_factor, in_place=owned or fitted is None
+        )
+        return FittedCovariance(state, "torch", group)
 
-    def _numbers_per_feature(self, n_samples: int, n_features: int) -> tuple[int, int]:
-        return n_features, 1
+    def _numbers_per_feature(self, n_samples: int, n_features: int, group: int) -> tuple[float, float, float]:
+        return n_features, 3 * n_features, 1  # the matrices, those that score, and work
 
     def merge(self, other: FullCovariance) -> FullCovariance:
         """Take in what another estimator learnt from other samples; exact. Errors as `BatchedIncrementalPCA.merge`."""
         return self._merge(other, FullCovariance)
 
     def _merged(self, mine: FittedCovariance, theirs: FittedCovariance) -> FittedCovariance:
-        return FittedCovariance(linalg.merge_scatter(mine.state, theirs.state), mine.array_type)
+        return FittedCovariance(linalg.merge_scatter(mine.state, theirs.state), mine.array_type, mine.group)
 
     @property
     def covariance_(self) -> Any:

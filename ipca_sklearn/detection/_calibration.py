@@ -100,23 +100,26 @@ class LearningCurve:
         h is at most this share of n - 1.
     slope : float
         What a was on other images, to about 0.2.
+    per_image : float
+        Independent samples that a Gaussian gets of an image: n of the formula counts those.
     """
 
     n_directions: int
     divided: bool
     largest_share: float
     slope: float
+    per_image: float = 1.0
 
     @classmethod
-    def of(cls, distance: str, covariance: str, n_directions: int) -> LearningCurve:
+    def of(cls, distance: str, covariance: str, n_directions: int, per_image: float = 1.0) -> LearningCurve:
         """Return the curve of a kind of distance."""
         if covariance == "full":  # the ridge takes over where n - 1 is not much more than m
-            return cls(n_directions, True, 0.95, 0.2)
+            return cls(n_directions, True, 0.95, 0.2, per_image)
         if distance == "residual":
-            return cls(n_directions, False, 1, 0.4)
+            return cls(n_directions, False, 1, 0.4, per_image)
         if distance == "mahalanobis":  # directions of few images have variance that others do not have there
-            return cls(n_directions, False, 1, -0.3)
-        return cls(n_directions, True, 0.5, 0.7)
+            return cls(n_directions, False, 1, -0.3, per_image)
+        return cls(n_directions, True, 0.5, 0.7, per_image)
 
     def correction(self, learnt: np.ndarray, distances: np.ndarray, weight: float) -> np.ndarray:
         """Return the factors that turn distances by models of weights `learnt` into those by a model of `weight`."""
@@ -126,6 +129,7 @@ class LearningCurve:
 
     def _terms(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the term that is known, and what the slope is multiplied with."""
+        weights = weights * self.per_image
         degrees = np.maximum(weights - 1, 1)
         used = np.minimum(self.n_directions, np.floor(self.largest_share * degrees))
         known = -0.5 * np.log1p(-used / degrees) if self.divided else np.zeros_like(degrees)
@@ -195,16 +199,23 @@ class Calibration:
         """Return this calibration with later images added."""
         return Calibration(np.concatenate([self.summaries, *parts]), self.n_patches)
 
-    def kept(self, count: int, weight: float) -> Calibration:
+    def kept(self, count: int, weight: float, *, renewed: bool = True) -> Calibration:
         """Return the scores that still tell something about a model of `count` samples and this weight.
 
-        Models of less than half the weight are too far off to be corrected, unless there are no others. With forgetting
-        (`weight` below `count`) only the latest images are like those to come.
+        Models of less than half the weight are too far off to be corrected, unless there are no others. Without
+        `renewed` the model that scores is not a new one for each step, and may have half of the weight that was known:
+        a quarter, when the later half of the images is scored. With forgetting (`weight` below `count`) only the latest
+        images are like those to come.
         """
         learnt = self.summaries[:, 0]
-        near = self.summaries[learnt >= min(weight, learnt.max(initial=0)) / 2]
+        largest = learnt.max(initial=0)
+        if renewed:
+            near = learnt >= min(weight, largest) / 2
+        else:
+            later = np.arange(len(learnt)) >= len(learnt) - count // 2
+            near = (learnt >= weight / 2) | (later & (learnt >= min(weight / 4, largest / 2)))
         n_latest = MAX_IMAGES if weight >= count else max(2, round(weight) // 2)
-        return Calibration(near[-n_latest:], self.n_patches)
+        return Calibration(self.summaries[near][-n_latest:], self.n_patches)
 
     def corrected_to(self, weight: float, curve: LearningCurve) -> ReferenceScores:
         """Return the scores as a model that has learnt images of this weight would give them."""

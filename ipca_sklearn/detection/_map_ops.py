@@ -14,6 +14,7 @@ from torch import Tensor
 from ipca_sklearn import linalg
 from ipca_sklearn._utils._regions import at_patches
 from ipca_sklearn.detection._calibration import upper_quantiles
+from ipca_sklearn.detection._cells import Cells, on_patches
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class MapScorer:
         See `image_scores`.
     region : ndarray of bool, shape (H, W), or None
         The patches that there are Gaussians of; None is all.
+    cells : Cells or None
+        The patches that share a Gaussian; None is one for each patch.
     """
 
     operator: linalg.DistanceOperator
@@ -39,10 +42,12 @@ class MapScorer:
     smoothing: float
     image_score: Any
     region: np.ndarray | None = None
+    cells: Cells | None = None
 
     def maps(self, step: Tensor) -> Tensor:
         """Return the maps (b, *patch_shape) of a step (b, P, m); (b, 1) for one PCA. They are 0 outside of a region."""
-        distances = linalg.patch_distances(self.operator, step.to(self.operator.mean.device))
+        step = step.to(self.operator.mean.device)
+        distances = on_patches(self.cells, step, lambda samples: linalg.patch_distances(self.operator, samples))
         if self.region is None:
             maps = distances.unflatten(1, self.patch_shape or (1,))
             return smooth_maps(maps, self.smoothing) if self.smoothing > 0 else maps

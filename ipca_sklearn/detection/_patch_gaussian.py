@@ -31,6 +31,7 @@ from ipca_sklearn._utils._versions import VersionedMixin
 from ipca_sklearn.decomposition._base import BasePCA, Learning
 from ipca_sklearn.decomposition._batched_ipca import BatchedIncrementalPCA
 from ipca_sklearn.decomposition._batches import StepReader, read_steps
+from ipca_sklearn.decomposition._fitted import Fitted, FittedExactPCA, pickles_are_exact
 from ipca_sklearn.decomposition._full_covariance import FullCovariance
 from ipca_sklearn.decomposition._memory import MemoryNeed
 from ipca_sklearn.detection._calibration import (
@@ -41,6 +42,8 @@ from ipca_sklearn.detection._calibration import (
     first_scored_image,
     split_for_calibration,
 )
+from ipca_sklearn.detection._cells import Cells, partition
+from ipca_sklearn.detection._scoring import ScoringModel
 from ipca_sklearn.detection._thresholds import ThresholdMixin, normal_steps
 
 _PCA_PARAMETERS = set(BatchedIncrementalPCA().get_params()) - {"whiten"}
@@ -182,6 +185,7 @@ class PatchGaussianDetector(
 
     _parameter_constraints: dict = {  # noqa: RUF012  (scikit-learn's own form)
         **{name: BatchedIncrementalPCA._parameter_constraints[name] for name in sorted(_PCA_PARAMETERS)},
+        "n_gaussians": [Interval(Integral, 1, None, closed="left"), None],
         "distance": [StrOptions(set(linalg.DISTANCES))],
         "noise_shrinkage": [Interval(Real, 0, 1, closed="both")],
         "covariance": [StrOptions({"low_rank", "full"})],
@@ -198,8 +202,9 @@ class PatchGaussianDetector(
 
     def __init__(
         self,
-        n_components: int | None = 16,
+        n_components: int | float | None = 64,
         *,
+        n_gaussians: int | None = 256,
         step_size: int | None = 16,
         distance: str = "factor_analysis",
         noise_shrinkage: float = 0.5,
@@ -213,7 +218,7 @@ class PatchGaussianDetector(
         false_positive_rate: float | str = "auto",
         calibration: float | str = "prequential",
         pixel_false_positive_rate: float | str = "image",
-        image_score: float | str = "max",
+        image_score: float | str = 0.005,
         smoothing: float = 0.0,
         covariance: str = "low_rank",
         n_random_features: int | None = None,
@@ -222,6 +227,7 @@ class PatchGaussianDetector(
         verbose: int = 0,
     ) -> None:
         self.n_components = n_components
+        self.n_gaussians = n_gaussians
         self.step_size = step_size
         self.distance = distance
         self.noise_shrinkage = noise_shrinkage
@@ -268,7 +274,16 @@ class PatchGaussianDetector(
         """
         steps = normal_steps(read_steps(self, X, reset=True), y)
         columns = self._choose_features(steps.n_features)
-        return self._learn(steps, columns, self._new_pca(), Calibration.empty(steps.n_patches), (X, y))
+        cells = self._new_cells(steps)
+        shape = {
+            "patch_shape_": steps.patch_shape,
+            "region_": steps.region,
+            "cells_": cells,
+            **steps.features_in,
+            **({} if columns is None else {"feature_indices_": columns}),
+        }
+        pca = self._new_pca(1 if cells is None else Cells.of(cells).size)
+        return self._learn(steps, shape, pca, Calibration.empty(steps.n_patches), (X, y))
 
     @fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self, X: ArrayLike, y: Any = None) -> PatchGaussianDetector:
@@ -279,13 +294,14 @@ class PatchGaussianDetector(
         if not hasattr(self, "pca_"):
             return self.fit(X, y)
         steps = normal_steps(read_steps(self, X, reset=False), y)
-        pca = copy.copy(self.pca_).set_params(**self._pca_params())
-        return self._learn(steps, self._columns(), pca, self._calibration, (X, y))
+        cells = self._cells()
+        pca = copy.copy(self.pca_).set_params(**self._pca_params(1 if cells is None else cells.size))
+        return self._learn(steps, self._learnt_shape(), pca, self._calibration, (X, y))
 
     def _learn(
         self,
         steps: StepReader,
-        columns: np.ndarray | None,
+        shape: dict[str, Any],
         pca: BasePCA,
         calibration: Calibration,
         told: tuple[Any, Any],
@@ -299,15 +315,18 @@ class PatchGaussianDetector(
                 f"smoothing={self.smoothing} needs X of shape (n, H, W, m), not patches of shape {steps.patch_shape}"
             )
         began = time.perf_counter()
+        columns, cells = shape.get("feature_indices_"), shape["cells_"]
+        cells = None if cells is None else Cells.of(cells)
         learnt, held_out = split_for_calibration(steps.take(columns), self.calibration)
         progress = FitProgress(self, learnt.count(self.step_size), *told)
         prequential = self.calibration == "prequential"
         start = getattr(pca, "fitted_", None)
-        learning = Learning(pca, start)
+        learning = Learning(pca, start, 1 if cells is None else cells.size)
         n_kept = self._n_kept(learnt, learning.n_samples)
-        pca.check_memory(learnt, n_kept=n_kept)
+        pca.check_memory(learnt, n_kept=n_kept, n_gaussians=None if cells is None else len(cells.slots))
         first_scored = first_scored_image(learning.n_samples, learnt) if prequential else np.inf
         few = n_kept > 0
+        scoring = self._scoring_model(start) if start is None or self._scoring is None else self._scoring
         # Tensors stay on their device until the end, so that the host does not wait for a GPU at every step.
         summaries: deque[Tensor] = deque(maxlen=MAX_IMAGES)
         images: list[Tensor] = []
@@ -315,32 +334,50 @@ class PatchGaussianDetector(
             for step in learnt.read(self.step_size):
                 if few:
                     images.append(step.clone())
+                scoring = self._renewed(scoring, learning.fitted, first_scored - len(step))
                 if learning.n_samples + len(step) > first_scored:
-                    summaries.extend(self._summaries(step, learning.fitted, pca, learnt))
-                learning.advance(step)
+                    summaries.extend(self._summaries(step, scoring, pca, learnt, cells))
+                learning.advance(step if cells is None else cells.samples(step))
                 progress.step()
             if learning.fitted is None:  # there are images, but all of them were skipped
                 raise learnt.unreadable()
             if prequential and not few and learning.n_samples <= FEW_IMAGES:  # most images were skipped
                 images = [step.clone() for step in learnt.read(self.step_size)]
-            left_out = self._leave_out(torch.cat(images), start, pca, learnt, N_BLOCKS) if images else []
-            for step in held_out.read(self.step_size) if held_out is not None else ():
-                summaries.extend(self._summaries(step, learning.fitted, pca, learnt))
-        pca.store(learning.fitted, learnt)
+            left_out = self._leave_out(torch.cat(images), start, pca, learnt, cells, N_BLOCKS) if images else []
+            if held_out is not None:
+                scoring = self._scoring_model(learning.fitted)
+                for step in held_out.read(self.step_size):
+                    summaries.extend(self._summaries(step, scoring, pca, learnt, cells))
+        pca.store(learning.fitted, learnt if cells is None else cells.reader(learnt))
         old_left_out = Calibration.empty(steps.n_patches) if start is None else self._left_out
         self._store(
-            steps.features_in,
-            columns,
+            shape,
             pca,
             calibration.extended(part.cpu().numpy() for part in summaries),
             old_left_out.extended(part.cpu().numpy() for part in left_out),
             chosen=None if start is None else self._chosen(),
+            scoring=scoring if isinstance(learning.fitted, FittedExactPCA) else None,
         )
         progress.end()
         if self.verbose and not progress.is_watched:
             seconds = time.perf_counter() - began
             print(f"[PatchGaussianDetector] {self.n_samples_seen_} images learnt, the last ones in {seconds:.1f} s")
         return self
+
+    def _renewed(self, scoring: ScoringModel, fitted: Fitted | None, first_scored: float) -> ScoringModel:
+        """Return the model that scores the next step: what is learnt so far, or one of at least half of it.
+
+        Scatter matrices are decomposed again when the weight has doubled, since each time costs as much as learning a
+        hundred images. So that a loop of `partial_fit` gives the scores of `fit`, that depends on the weight alone.
+        """
+        if not isinstance(fitted, FittedExactPCA):
+            return self._scoring_model(fitted)
+        if fitted.weight < 2 * scoring.weight:
+            return scoring
+        renewed = self._scoring_model(fitted)
+        if 2 * renewed.weight > first_scored:  # before that it is renewed once more, and scores nothing
+            _ = renewed.operator  # at once: learning overwrites the matrices
+        return renewed
 
     def _n_kept(self, steps: StepReader, n_before: int) -> int:
         """Return how many images are kept until the end, because few images are scored by models of the others."""
@@ -371,17 +408,27 @@ class PatchGaussianDetector(
         """
         validate_parameters(self)
         steps = read_steps(self, X, reset=True)
-        return self._new_pca().need(steps.take(self._choose_features(steps.n_features)), n_kept=self._n_kept(steps, 0))
+        n_gaussians = min(self.n_gaussians or steps.n_patches, steps.n_patches)
+        taken = steps.take(self._choose_features(steps.n_features))
+        return self._new_pca(1).need(taken, n_kept=self._n_kept(steps, 0), n_gaussians=n_gaussians)
 
-    def _pca_params(self) -> dict[str, Any]:
+    def _pca_params(self, group: int) -> dict[str, Any]:
+        """Return the parameters of the PCA, whose samples come in groups: those of an image."""
         mine = self.get_params()
+        mine["forgetting_factor"] **= 1 / group
         return {name: mine[name] for name in (_FULL_PARAMETERS if self.covariance == "full" else _PCA_PARAMETERS)}
 
-    def _new_pca(self) -> BasePCA:
+    def _new_pca(self, group: int) -> BasePCA:
         if self.covariance == "low_rank":
-            return BatchedIncrementalPCA(**self._pca_params())
+            return BatchedIncrementalPCA(**self._pca_params(group))
         self._check_full_distance()
-        return FullCovariance(**self._pca_params())
+        return FullCovariance(**self._pca_params(group))
+
+    def _new_cells(self, steps: StepReader) -> np.ndarray | None:
+        """Return which patches share a Gaussian; None is one for each."""
+        if self.n_gaussians is None or self.n_gaussians >= steps.n_patches:
+            return None
+        return partition(steps.patch_shape, steps.region, self.n_gaussians)
 
     def _choose_features(self, n_features: int) -> np.ndarray | None:
         if self.n_random_features is None:
@@ -396,6 +443,12 @@ class PatchGaussianDetector(
     @property
     def _n_features_out(self) -> int:
         return prod(self.patch_shape_)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        if "_scoring" in state and not pickles_are_exact():
+            state["_scoring"] = None  # as large as the components; the next images are then scored by what is stored
+        return state
 
     def merge(self, other: PatchGaussianDetector) -> PatchGaussianDetector:
         """Take in what another detector learnt from other images, as if this one had seen them too.
@@ -434,9 +487,14 @@ class PatchGaussianDetector(
                 "cannot merge detectors that learnt from different random features: fit both with the same integer "
                 "random_state"
             )
+        if not np.array_equal(np.asarray(self.cells_), np.asarray(other.cells_)):
+            raise ValueError(
+                f"cannot merge detectors of other cells: n_gaussians={self.n_gaussians} and {other.n_gaussians} divide "
+                "the patches differently; fit both alike"
+            )
         pca = copy.copy(self.pca_).merge(other.pca_)
         left_out = other._left_out.extended([self._left_out.summaries])
         best = (d._left_out if len(d._left_out) else d._calibration for d in (other, self))
         scores = Calibration.empty(left_out.n_patches).extended(part.summaries for part in best)
-        self._store(self._features_in(), self._columns(), pca, scores, left_out, chosen=self._chosen())
+        self._store(self._learnt_shape(), pca, scores, left_out, chosen=self._chosen())
         return self

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,8 +17,43 @@ from ipca_sklearn._utils._sklearn_compat import validate_parameters
 from ipca_sklearn._utils._typing import ArrayLike, DeviceLike
 from ipca_sklearn.decomposition._base import BasePCA
 from ipca_sklearn.decomposition._batches import StepReader, read_steps
-from ipca_sklearn.decomposition._fitted import Fitted, FittedCovariance
+from ipca_sklearn.decomposition._fitted import Fitted, FittedCovariance, FittedExactPCA
+from ipca_sklearn.detection._cells import Cells, on_patches
 from ipca_sklearn.detection._map_ops import MapScorer, image_scores, inspected
+
+
+class ScoringModel:
+    """What scores images that are learnt next: the distance operator of a model, made when it is first used.
+
+    Parameters
+    ----------
+    weight : float
+        Weight of the images that the model has learnt; 0 if there is none yet.
+    make_operator : callable or None
+        Returns the operator.
+    """
+
+    def __init__(self, weight: float, make_operator: Callable[[], linalg.DistanceOperator] | None) -> None:
+        self.weight = weight
+        self._make_operator = make_operator
+
+    @cached_property
+    def operator(self) -> linalg.DistanceOperator:
+        """The distance operator of the model."""
+        assert self._make_operator is not None, "nothing is learnt yet"
+        operator, self._make_operator = self._make_operator(), None
+        return operator
+
+    def __getstate__(self) -> dict[str, Any]:
+        operator = self.operator.folded()
+        tensors = {name: getattr(operator, name) for name in ("mean", "rows", "transform", "scale", "precision")}
+        arrays = {name: None if tensor is None else tensor.cpu().numpy() for name, tensor in tensors.items()}
+        return {"weight": self.weight, **arrays}
+
+    def __setstate__(self, stored: dict[str, Any]) -> None:
+        self.weight = stored.pop("weight")
+        tensors = {name: None if array is None else torch.from_numpy(array) for name, array in stored.items()}
+        self.operator, self._make_operator = linalg.DistanceOperator(**tensors), None
 
 
 class MapScoringMixin:
@@ -29,18 +66,21 @@ class MapScoringMixin:
     ridge: float
     step_size: int | None
     device: DeviceLike
+    n_components: int | float | None
     pca_: BasePCA
     patch_shape_: tuple[int, ...]
-
-    @property
-    def region_(self) -> np.ndarray | None:
-        """The patches that are inspected, of features with a region of interest; None is all."""
-        return self.pca_.region_
+    region_: np.ndarray | None
+    cells_: np.ndarray | None
 
     @property
     def n_samples_seen_(self) -> int:
         """Number of images learnt."""
-        return self.pca_.n_samples_seen_
+        return self.pca_.fitted_.count
+
+    @property
+    def n_gaussians_(self) -> int:
+        """Number of Gaussians."""
+        return len(self.pca_.fitted_.state.mean)
 
     def transform(self, X: ArrayLike) -> Any:
         """Return the anomaly maps of images: larger where a patch is more anomalous.
@@ -138,9 +178,15 @@ class MapScoringMixin:
         validate_parameters(self)
         steps = read_steps(self, X, reset=False).take(self._columns())
 
+        cells = self._cells()
+        fitted = self._fitted_now()
+
         def likelihoods_of(step: Tensor) -> Tensor:
             device = resolve_device(self.device, step.device, required=False)
-            return linalg.log_likelihood(self.pca_.fitted_.scoring_basis(device), step.to(device)).mean(1).cpu()
+            basis = fitted.scoring_basis(device)
+            return (
+                on_patches(cells, step.to(device), lambda samples: linalg.log_likelihood(basis, samples)).mean(1).cpu()
+            )
 
         likelihoods = np.asarray(steps.map_steps(likelihoods_of, self.step_size), dtype=np.float64)
         return float(np.mean(likelihoods[~np.isnan(likelihoods)]))
@@ -156,7 +202,8 @@ class MapScoringMixin:
         Returns
         -------
         linalg.DistanceOperator
-            For the features at `feature_indices_` where there are some. `linalg.patch_distances` applies it.
+            Of `n_gaussians_` Gaussians, those of `cells_` where patches share them, for the features at
+            `feature_indices_` where there are some. `linalg.patch_distances` applies it.
 
         Raises
         ------
@@ -165,8 +212,15 @@ class MapScoringMixin:
         """
         check_is_fitted(self)
         validate_parameters(self)
-        home = self.pca_.fitted_.state.mean.device
-        return self._operator(self.pca_.fitted_, home if device is None else torch.device(device))
+        fitted = self._fitted_now()
+        return self._operator(fitted, fitted.state.mean.device if device is None else torch.device(device))
+
+    def _fitted_now(self) -> Fitted:
+        """Return what is learnt, with the number of components that is set now, where they are computed when read."""
+        fitted = self.pca_.fitted_
+        if self.n_components is None or not isinstance(fitted, FittedExactPCA):
+            return fitted
+        return fitted.with_components(self.n_components)
 
     def _operator(self, fitted: Fitted, device: torch.device) -> linalg.DistanceOperator:
         device = resolve_device(self.device, device, required=False)
@@ -176,10 +230,12 @@ class MapScoringMixin:
             how = {"ridge": self.ridge}
         return fitted.distance_operator(device, **how)
 
-    def _scorer(self, fitted: Fitted, step: Tensor, steps: StepReader) -> MapScorer:
-        """Return what scores this step of `steps` by a model."""
-        operator = self._operator(fitted, step.device)
-        return MapScorer(operator, steps.patch_shape, self.smoothing, self.image_score, steps.region)
+    def _cells(self) -> Cells | None:
+        return None if self.cells_ is None else Cells.of(self.cells_)
+
+    def _scorer(self, operator: linalg.DistanceOperator, steps: StepReader, cells: Cells | None) -> MapScorer:
+        """Return what scores steps by a model."""
+        return MapScorer(operator, steps.patch_shape, self.smoothing, self.image_score, steps.region, cells)
 
     def _check_full_distance(self) -> None:
         if self.distance != "mahalanobis":
@@ -197,8 +253,11 @@ class MapScoringMixin:
         validate_parameters(self)  # they may have been set after `fit`
         steps = read_steps(self, X, reset=False).take(self._columns())
 
+        cells = self._cells()
+        fitted = self._fitted_now()
+
         def result_of(step: Tensor) -> Tensor:
-            return function(self._scorer(self.pca_.fitted_, step, steps), step)
+            return function(self._scorer(self._operator(fitted, step.device), steps, cells), step)
 
         return steps.map_steps(result_of, self.step_size)
 

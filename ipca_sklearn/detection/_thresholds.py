@@ -18,7 +18,7 @@ from ipca_sklearn._utils._sklearn_compat import validate_parameters
 from ipca_sklearn._utils._typing import ArrayLike
 from ipca_sklearn.decomposition._base import BasePCA, Learning
 from ipca_sklearn.decomposition._batches import StepReader, read_steps
-from ipca_sklearn.decomposition._fitted import Fitted
+from ipca_sklearn.decomposition._fitted import Fitted, FittedExactPCA, independent_samples
 from ipca_sklearn.detection._calibration import (
     FEW_IMAGES,
     LARGEST_CORRECTION,
@@ -27,6 +27,7 @@ from ipca_sklearn.detection._calibration import (
     ReferenceScores,
     leave_out,
 )
+from ipca_sklearn.detection._cells import Cells
 from ipca_sklearn.detection._chosen import (
     ChosenThreshold,
     ErrorRate,
@@ -34,13 +35,13 @@ from ipca_sklearn.detection._chosen import (
     offset_for,
     warn_of_few_normal_images,
 )
-from ipca_sklearn.detection._scoring import MapScoringMixin
+from ipca_sklearn.detection._scoring import MapScoringMixin, ScoringModel
 from ipca_sklearn.exceptions import FewImagesWarning
 
 _Self = TypeVar("_Self", bound="ThresholdMixin")
 
 # Thresholds are of no use for scores that are computed in another way.
-_SCORE_PARAMETERS = ("distance", "noise_shrinkage", "ridge", "image_score", "smoothing")
+_SCORE_PARAMETERS = ("n_components", "distance", "noise_shrinkage", "ridge", "image_score", "smoothing")
 
 # Scores from which a median absolute deviation makes a threshold that is worth the name.
 _ENOUGH_FOR_AUTO = 20
@@ -59,6 +60,7 @@ class ThresholdMixin(MapScoringMixin):
     _left_out: Calibration  # each of few images by a model of the others
     _reference: ReferenceScores  # the better ones of them, brought to the model of now
     _scored_by: dict[str, Any]
+    _scoring: ScoringModel | None
     chosen_threshold_: ChosenThreshold | None
 
     @property
@@ -206,12 +208,13 @@ class ThresholdMixin(MapScoringMixin):
         validate_parameters(self)
         steps = normal_steps(read_steps(self, X, reset=False), y).take(self._columns())
         summaries: list[Tensor] = []
+        scoring, cells = self._scoring_model(self._fitted_now()), self._cells()
         for step in steps.read(self.step_size):
-            summaries.extend(self._summaries(step, self.pca_.fitted_, self.pca_, steps))
+            summaries.extend(self._summaries(step, scoring, self.pca_, steps, cells))
         if not summaries and steps.may_skip:
             raise steps.unreadable()
         scores = Calibration.empty(steps.n_patches).extended(part.cpu().numpy() for part in summaries)
-        self._store(self._features_in(), self._columns(), self.pca_, scores, left_out=scores)
+        self._store(self._learnt_shape(), self.pca_, scores, left_out=scores)
         return self
 
     def set_threshold(
@@ -308,91 +311,108 @@ class ThresholdMixin(MapScoringMixin):
             ErrorRate.of(anomalous[:, 0] >= offset, confidence),
             confidence,
             source,
-            self.pca_.fitted_.state.weight,
+            self.pca_.fitted_.weight,
             self._rates(),
         )
         return self
 
     def _scores_and_maxima(self, steps: StepReader, rows: np.ndarray) -> np.ndarray:
         """Return the scores of some images, and the negative maxima of their maps: (n, 2), lower is more anomalous."""
-        fitted = self.pca_.fitted_
+        fitted, cells = self._fitted_now(), self._cells()
         parts = [np.empty((0, 2))]
         for step in steps.keep(rows).read(self.step_size) if len(rows) else ():
-            summaries = self._scorer(fitted, step, steps).summaries(step, fitted.state.weight).cpu().numpy()
+            scorer = self._scorer(self._operator(fitted, step.device), steps, cells)
+            summaries = scorer.summaries(step, fitted.weight).cpu().numpy()
             parts.append(np.stack([summaries[:, 1], -summaries[:, 2]], axis=1))
         return np.concatenate(parts)
 
-    def _summaries(self, step: Tensor, fitted: Fitted | None, pca: BasePCA, steps: StepReader) -> list[Tensor]:
+    def _summaries(
+        self, step: Tensor, scoring: ScoringModel, pca: BasePCA, steps: StepReader, cells: Cells | None
+    ) -> list[Tensor]:
         """Return the summaries of images that are not learnt yet, for the calibration.
 
         Nothing is known before the first step. Each half of that step is then scored by a model of the other half.
         """
-        if fitted is None:
-            return self._leave_out(step, None, pca, steps, n_blocks=2)
-        if fitted.state.weight < 2:  # no variance is known
+        if scoring.weight == 0:
+            return self._leave_out(step, None, pca, steps, cells, n_blocks=2)
+        if scoring.weight < 2:  # no variance is known
             return []
-        return [self._scorer(fitted, step, steps).summaries(step, fitted.state.weight)]
+        return [self._scorer(scoring.operator, steps, cells).summaries(step, scoring.weight)]
+
+    def _scoring_model(self, fitted: Fitted | None) -> ScoringModel:
+        if fitted is None:
+            return ScoringModel(0, None)
+        return ScoringModel(fitted.weight, lambda: self._operator(fitted, fitted.state.mean.device))
 
     def _leave_out(
-        self, images: Tensor, start: Fitted | None, pca: BasePCA, steps: StepReader, n_blocks: int
+        self,
+        images: Tensor,
+        start: Fitted | None,
+        pca: BasePCA,
+        steps: StepReader,
+        cells: Cells | None,
+        n_blocks: int,
     ) -> list[Tensor]:
         """Return the summaries of images, each by a model of all others but some. `start` has learnt none of them."""
+        size = 1 if cells is None else cells.size
 
         def learn(fitted: Fitted | None, others: Tensor) -> Fitted:
-            learning = Learning(pca, fitted)
+            learning = Learning(pca, fitted, size)
             for step in others.split(self.step_size or len(others)):
-                learning.advance(step)
+                learning.advance(step if cells is None else cells.samples(step))
             return learning.fitted
 
         if start is None and len(images) < 2:
             return []
         summaries: list[Tensor] = []
         for fitted, block in leave_out(learn, start, images, n_blocks):
-            summaries += self._summaries(block, fitted, pca, steps)
+            summaries += self._summaries(block, self._scoring_model(fitted), pca, steps, cells)
         return summaries
 
     def _store(
         self,
-        features_in: dict[str, Any],
-        columns: np.ndarray | None,
+        shape: dict[str, Any],
         pca: BasePCA,
         calibration: Calibration,
         left_out: Calibration,
         chosen: ChosenThreshold | None = None,
+        scoring: ScoringModel | None = None,
     ) -> None:
         """Set the thresholds from images that were not learnt when they were scored, and store everything at once.
 
         `left_out` are the better scores of few images; they count only as long as there are no more. `chosen` is a
-        threshold of the model before, that is kept.
+        threshold of the model before, that is kept. `scoring` is the model that the next images are scored by.
         """
-        state = pca.fitted_.state
-        calibration, left_out = (scores.kept(state.count, state.weight) for scores in (calibration, left_out))
-        if state.count > FEW_IMAGES:
+        fitted = pca.fitted_
+        left_out = left_out.kept(fitted.count, fitted.weight)
+        renewed = not isinstance(fitted, FittedExactPCA)
+        calibration = calibration.kept(fitted.count, fitted.weight, renewed=renewed)
+        if fitted.count > FEW_IMAGES:
             left_out = Calibration.empty(left_out.n_patches)
-        curve = LearningCurve.of(self.distance, self.covariance, pca.n_components_)
-        reference = (left_out if len(left_out) else calibration).corrected_to(state.weight, curve)
+        curve = LearningCurve.of(self.distance, self.covariance, pca.n_components_, independent_samples(fitted.group))
+        reference = (left_out if len(left_out) else calibration).corrected_to(fitted.weight, curve)
         learnt = {
+            **shape,
             "pca_": pca,
-            "chosen_threshold_": None if chosen is None else chosen.carried_to(state.weight, curve),
-            "patch_shape_": pca.patch_shape_,
+            "chosen_threshold_": None if chosen is None else chosen.carried_to(fitted.weight, curve),
             "_calibration": calibration,
             "_left_out": left_out,
             "_reference": reference,
+            "_scoring": scoring,
             "_scored_by": self._score_parameters(),
-            **features_in,
-            **({} if columns is None else {"feature_indices_": columns}),
         }
-        self._warn_of_few_images(pca.fitted_, reference)
+        self._warn_of_few_images(fitted, reference)
         set_learnt(self, learnt)
 
     def _warn_of_few_images(self, fitted: Fitted, reference: ReferenceScores) -> None:
         """Say what few images do to the scores and to the thresholds."""
-        n_images, n_scores = fitted.state.count, len(reference.scores)
+        n_images, n_scores = fitted.count, len(reference.scores)
         what = []
         if fitted.n_scoring_components < fitted.n_components and self.distance in ("ppca", "factor_analysis"):
+            enough = ceil((2 * fitted.n_components + 1) / independent_samples(fitted.group))
             what.append(
                 f"distances use {fitted.n_scoring_components} of {fitted.n_components} components, because the noise "
-                f"is not known otherwise: {2 * fitted.n_components + 1} images make all of them useful"
+                f"is not known otherwise: {enough} images make all of them useful"
             )
         if n_scores == 0:
             what.append("there is no threshold, so predict calls everything normal")
@@ -413,8 +433,10 @@ class ThresholdMixin(MapScoringMixin):
         if what:
             warnings.warn(f"{n_images} images are few: {'; '.join(what)}", FewImagesWarning, stacklevel=6)
 
-    def _features_in(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name.endswith("_in_")}
+    def _learnt_shape(self) -> dict[str, Any]:
+        """Return what was learnt of the shape of X: features, patches, and which of them are used."""
+        names = ("patch_shape_", "region_", "cells_", "feature_indices_")
+        return {name: value for name, value in vars(self).items() if name.endswith("_in_") or name in names}
 
 
 def normal_steps(steps: StepReader, y: Any) -> StepReader:

@@ -40,8 +40,9 @@ from ipca_sklearn.linalg._distances import (
     patch_distances,
 )
 from ipca_sklearn.linalg._execution import full_precision
-from ipca_sklearn.linalg._finalize import Basis, finalize
+from ipca_sklearn.linalg._finalize import Basis, finalize, keep_share
 from ipca_sklearn.linalg._projection import project, reconstruct
+from ipca_sklearn.linalg._rounded import pack, unpack
 from ipca_sklearn.linalg._scatter import (
     ScatterState,
     empty_scatter,
@@ -72,12 +73,15 @@ __all__ = [
     "finalize",
     "finalize_scatter",
     "full_precision",
+    "keep_share",
     "log_likelihood",
     "merge",
     "merge_scatter",
+    "pack",
     "patch_distances",
     "project",
     "reconstruct",
+    "unpack",
     "update",
     "update_scatter",
     "whitening_operator",

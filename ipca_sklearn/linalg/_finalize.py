@@ -22,9 +22,9 @@ class Basis:
     ----------
     rows : Tensor of shape (P, r, m)
         Rows that span the components.
-    transform : Tensor of shape (P, k, r)
-        `transform @ rows` are the orthonormal components, by decreasing variance, up to their signs. Components are
-        zero where the samples have no variance left: with fewer samples, or a lower rank, than k.
+    transform : Tensor of shape (P, k, r) or None
+        `transform @ rows` are the orthonormal components, by decreasing variance, up to their signs; None: the rows
+        are. Components are zero where the samples have no variance left: with fewer samples, or a lower rank, than k.
     variance : Tensor of shape (P, k)
         Sample variance along each component (ddof 1).
     mean : Tensor of shape (P, m)
@@ -34,6 +34,8 @@ class Basis:
         likelihood estimate of probabilistic PCA (Tipping & Bishop, 1999).
     feature_variance : Tensor of shape (P, m)
         Sample variance of each feature (ddof 1).
+    n_kept : Tensor of int, shape (P,), or None
+        Components that each PCA keeps, where they differ (a share of the variance); None: k.
 
     Attributes
     ----------
@@ -60,20 +62,26 @@ class Basis:
     """
 
     rows: Tensor
-    transform: Tensor
+    transform: Tensor | None
     variance: Tensor
     mean: Tensor
     noise_variance: Tensor
     feature_variance: Tensor
+    n_kept: Tensor | None = None
+
+    def _unsigned(self, patches: slice) -> Tensor:
+        """Return orthonormal components (p, k, m) with any signs."""
+        rows = self.rows[patches]
+        return rows if self.transform is None else torch.bmm(self.transform[patches], rows)
 
     @cached_property
     def components(self) -> Tensor:
         """Components (P, k, m), signed as in scikit-learn: the entry of largest magnitude is positive."""
-        n_patches, _, n_features = self.rows.shape
-        components = self.rows.new_empty(n_patches, self.transform.shape[1], n_features)
+        n_patches, n_features = self.mean.shape
+        components = self.rows.new_empty(n_patches, self.variance.shape[1], n_features)
 
         def task(patches: slice) -> None:
-            unit = torch.bmm(self.transform[patches], self.rows[patches])
+            unit = self._unsigned(patches)
             flip = -unit.amin(-1, keepdim=True) > unit.amax(-1, keepdim=True)
             torch.mul(unit, torch.where(flip, -1, 1), out=components[patches])
 
@@ -91,22 +99,74 @@ class Basis:
         """
         n_patches, n_features = self.mean.shape
         noise = torch.empty_like(self.feature_variance)
-        share = n_features / max(n_features - self.transform.shape[1], 1)
+        n_kept = self.variance.shape[1] if self.n_kept is None else self.n_kept[:, None]
+        share = n_features / torch.as_tensor(n_features - n_kept, device=noise.device).clamp_min(1).to(noise)
 
         def task(patches: slice) -> None:
-            unit = torch.bmm(self.transform[patches], self.rows[patches])
-            explained = torch.bmm(self.variance[patches, None], unit.square_())[:, 0]
-            torch.mul((self.feature_variance[patches] - explained).clamp_min_(0), share, out=noise[patches])
+            explained = torch.bmm(self.variance[patches, None], self._unsigned(patches).square())[:, 0]
+            left = (self.feature_variance[patches] - explained).clamp_min_(0)
+            torch.mul(left, share.expand(n_patches, 1)[patches], out=noise[patches])
 
         with full_precision():
-            bytes_per_patch = 2 * self.transform.shape[1] * n_features * noise.element_size()
+            bytes_per_patch = 2 * self.variance.shape[1] * n_features * noise.element_size()
             for_each_chunk(task, n_patches, bytes_per_patch, noise.device)
         return noise
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Basis:
         """Return the basis on another device or in another dtype. Tensors that need no change are shared."""
         tensors = (self.rows, self.transform, self.variance, self.mean, self.noise_variance, self.feature_variance)
-        return Basis(*(tensor.to(device=device, dtype=dtype) for tensor in tensors))
+        moved = (None if tensor is None else tensor.to(device=device, dtype=dtype) for tensor in tensors)
+        return Basis(*moved, n_kept=None if self.n_kept is None else self.n_kept.to(device))  # type: ignore[arg-type]
+
+
+def variance_left(feature_variance: Tensor, variance: Tensor, n_kept: Tensor | int) -> Tensor:
+    """Return the variance (P,) per direction that components of variances (P, k) leave, and 0 where they are m."""
+    left = (feature_variance.sum(-1) - variance.sum(-1)).clamp_min_(0)
+    n_left = torch.as_tensor(feature_variance.shape[-1] - n_kept, device=left.device)
+    return torch.where(n_left > 0, left / n_left.clamp_min(1), 0)
+
+
+def keep_share(basis: Basis, share: float) -> tuple[Basis, Tensor]:
+    """Keep as few components of each PCA as explain more than a share of its variance, as scikit-learn's PCA does.
+
+    Parameters
+    ----------
+    basis : Basis
+        With as many components as may be needed.
+    share : float in (0, 1)
+        Of the sum of `feature_variance`.
+
+    Returns
+    -------
+    basis : Basis
+        With k the largest number of components that a PCA keeps; those that another does not need are zero rows.
+    explained : Tensor of shape (P,)
+        Share that all components of `basis` explain, and 1 for a PCA without variance: where it is not larger than
+        `share` the components were too few.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from ipca_sklearn import linalg
+    >>> samples = torch.randn(400, 2, 4, generator=torch.Generator().manual_seed(0)) * torch.tensor([9.0, 3, 1, 1])
+    >>> basis = linalg.finalize_scatter(linalg.update_scatter(linalg.empty_scatter(2, 4), samples))
+    >>> linalg.keep_share(basis, 0.95)[0].n_kept
+    tensor([2, 2])
+    """
+    total = basis.feature_variance.sum(-1, keepdim=True)
+    explained = torch.where(total > 0, basis.variance.cumsum(-1) / torch.where(total > 0, total, 1), 1)
+    n_kept = (explained <= share).sum(-1).add_(1).clamp_(max=basis.variance.shape[1])
+    most = int(n_kept.max())
+    kept = torch.arange(most, device=n_kept.device) < n_kept[:, None]
+    variance = basis.variance[:, :most] * kept
+    rows, transform = basis.rows, basis.transform
+    if transform is None:
+        rows = rows[:, :most] * kept[..., None]
+    else:
+        transform = transform[:, :most] * kept[..., None]
+    noise_variance = variance_left(basis.feature_variance, variance, n_kept)
+    smaller = Basis(rows, transform, variance, basis.mean, noise_variance, basis.feature_variance, n_kept)
+    return smaller, explained[:, -1]
 
 
 def _orthonormalize(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -226,9 +286,7 @@ def finalize(state: State, *, n_components: int, centering: str = "incremental")
             variance[patches, :kept] = squares * representable
         of_features = state.sum_of_squares[patches] / state.degrees_of_freedom
         feature_variance[patches] = of_features
-        if n_features > n_components:
-            left = (of_features.sum(-1) - variance[patches].sum(-1)).clamp_min_(0)
-            noise_variance[patches] = left / (n_features - n_components)
+        noise_variance[patches] = variance_left(of_features, variance[patches], n_components)
 
     with full_precision():
         bytes_per_patch = 2 * max(n_rows, 1) * n_features * state.rows.element_size()

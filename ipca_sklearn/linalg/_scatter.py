@@ -1,7 +1,8 @@
-"""P full covariance matrices, learnt step by step: the Gaussians of PaDiM, as a baseline for truncated PCAs."""
+"""P scatter matrices, learnt step by step: exact PCAs where m^2 numbers are few, and the Gaussians of PaDiM."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -9,8 +10,12 @@ from torch import Tensor
 
 from ipca_sklearn.linalg._distances import DistanceOperator
 from ipca_sklearn.linalg._execution import for_each_chunk, full_precision
-from ipca_sklearn.linalg._finalize import Basis
-from ipca_sklearn.linalg._update import sums_dtype
+from ipca_sklearn.linalg._finalize import Basis, variance_left
+from ipca_sklearn.linalg._rounded import rounded, share_of_rounding
+from ipca_sklearn.linalg._update import Samples, sums_dtype
+
+# Rows of a block of the lower triangle: the smaller, the less is computed above the diagonal, and the slower a product.
+_BLOCK = 64
 
 
 @dataclass(frozen=True)
@@ -20,7 +25,8 @@ class ScatterState:
     Parameters
     ----------
     matrix : Tensor of shape (P, m, m)
-        Sum over the samples of the outer products of the deviations from the mean.
+        Sum over the samples of the outer products of the deviations from the mean. Only the lower triangle counts; what
+        is above the diagonal is undefined.
     mean : Tensor of shape (P, m)
         Mean of the samples, in float64 as in `State`.
     count : int
@@ -59,7 +65,8 @@ class ScatterState:
 
     def covariance(self, patches: slice = slice(None)) -> Tensor:
         """Return the sample covariance (P, m, m), ddof 1."""
-        return self.matrix[patches] / self.degrees_of_freedom
+        lower = self.matrix[patches].tril()
+        return lower.add_(lower.tril(-1).mT).div_(self.degrees_of_freedom)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> ScatterState:
         """Return the state on another device or in another dtype. Tensors that need no change are shared."""
@@ -98,17 +105,21 @@ def empty_scatter(
     return ScatterState(matrix, mean, 0, 0)
 
 
-def update_scatter(state: ScatterState, step: Tensor, *, forgetting_factor: float = 1.0) -> ScatterState:
+def update_scatter(
+    state: ScatterState, step: Samples, *, forgetting_factor: float = 1.0, in_place: bool = False
+) -> ScatterState:
     """Add one step of samples to every Gaussian.
 
     Parameters
     ----------
     state : ScatterState
-        P Gaussians of m features; not changed.
+        P Gaussians of m features; not changed, unless `in_place`.
     step : Tensor of shape (b, P, m)
         b >= 1 samples for each of them, finite, in any strides; not changed.
     forgetting_factor : float in (0, 1], default=1.0
         As in `update`.
+    in_place : bool, default=False
+        Overwrite the matrices of `state`, which must not be used any more: P m^2 numbers less are held and moved.
 
     Returns
     -------
@@ -117,7 +128,8 @@ def update_scatter(state: ScatterState, step: Tensor, *, forgetting_factor: floa
 
     Notes
     -----
-    Cost per Gaussian: b m^2. Temporaries are as large as a chunk of patches.
+    Cost per Gaussian: b m (m + 64) / 2 on a CPU, where only blocks of the lower triangle are computed. Temporaries are
+    as large as a chunk of patches.
 
     Examples
     --------
@@ -134,7 +146,9 @@ def update_scatter(state: ScatterState, step: Tensor, *, forgetting_factor: floa
     ageing = forgetting_factor**n_samples
     old_weight = ageing * state.weight
     total = old_weight + n_samples
-    matrix, mean = torch.empty_like(state.matrix), torch.empty_like(state.mean)
+    matrix = state.matrix if in_place else torch.empty_like(state.matrix)
+    mean = torch.empty_like(state.mean)
+    block = _BLOCK if matrix.device.type == "cpu" else n_features
 
     def task(patches: slice) -> None:
         samples = step[:, patches].to(matrix).transpose(0, 1)
@@ -144,13 +158,17 @@ def update_scatter(state: ScatterState, step: Tensor, *, forgetting_factor: floa
         average = deviations.mean(1, keepdim=True)
         deviations -= average
         shift = average + (reference - centre)  # in the dtype of the mean
-        row = shift.to(samples.dtype)
-        between = row.mT @ row * (old_weight * n_samples / total)
-        torch.baddbmm(between.add_(state.matrix[patches], alpha=ageing), deviations.mT, deviations, out=matrix[patches])
+        row = shift.to(samples.dtype) * math.sqrt(old_weight * n_samples / total)
+        for start in range(0, n_features, block):
+            rows, columns = slice(start, start + block), slice(min(start + block, n_features))
+            old, new = state.matrix[patches, rows, columns], matrix[patches, rows, columns]
+            torch.baddbmm(old, deviations[..., rows].mT, deviations[..., columns], beta=ageing, out=new)
+            if old_weight:
+                new.addcmul_(row[..., rows].mT, row[..., columns])
         torch.add(centre[:, 0], shift[:, 0], alpha=n_samples / total, out=mean[patches])
 
     with full_precision():
-        bytes_per_patch = 3 * (n_samples + n_features) * n_features * matrix.element_size()
+        bytes_per_patch = (3 * n_samples + n_features) * n_features * matrix.element_size()
         for_each_chunk(task, n_patches, bytes_per_patch, matrix.device)
     return ScatterState(matrix, mean, state.count + n_samples, total)
 
@@ -196,18 +214,20 @@ def merge_scatter(first: ScatterState, second: ScatterState) -> ScatterState:
     return ScatterState(matrix, mean, first.count + second.count, total)
 
 
-def finalize_scatter(state: ScatterState) -> Basis:
-    """Return all m principal directions of every Gaussian.
+def finalize_scatter(state: ScatterState, *, n_components: int | None = None) -> Basis:
+    """Return the leading principal directions of every Gaussian.
 
     Parameters
     ----------
     state : ScatterState
         At least one sample; not changed.
+    n_components : int or None, default=None
+        k; None is all m. `keep_share` keeps a share of the variance of all.
 
     Returns
     -------
     Basis
-        With k = m components and no noise.
+        Its rows are the components, and zero where there is no variance.
 
     Raises
     ------
@@ -216,7 +236,8 @@ def finalize_scatter(state: ScatterState) -> Basis:
 
     Notes
     -----
-    Cost per Gaussian: an eigendecomposition of m x m.
+    Cost per Gaussian: an eigendecomposition of m x m. In float32 it is that of the matrix with correlations rounded to
+    1e-6 (docs/dev_notes.md), so that a stored model gives the same bits.
 
     Examples
     --------
@@ -224,23 +245,30 @@ def finalize_scatter(state: ScatterState) -> Basis:
     >>> from ipca_sklearn import linalg
     >>> samples = torch.randn(40, 3, 8, generator=torch.Generator().manual_seed(0))
     >>> state = linalg.update_scatter(linalg.empty_scatter(3, 8), samples)
-    >>> linalg.finalize_scatter(state).components.shape
-    torch.Size([3, 8, 8])
+    >>> linalg.finalize_scatter(state).components.shape, linalg.finalize_scatter(state, n_components=2).variance.shape
+    (torch.Size([3, 8, 8]), torch.Size([3, 2]))
     """
     n_patches, n_features = state.mean.shape
-    rows = torch.empty_like(state.matrix)
-    variance = rows.new_empty(n_patches, n_features)
+    kept = n_features if n_components is None else n_components
+    rows = state.matrix.new_empty(n_patches, kept, n_features)
+    variance = rows.new_empty(n_patches, kept)
+    rounding = share_of_rounding(n_features, rows.dtype)
+    rank = max(0, min(n_features, state.count - 1))  # the directions that so many samples span
 
     def task(patches: slice) -> None:
-        values, vectors = torch.linalg.eigh(state.covariance(patches))
-        variance[patches] = values.flip(-1).clamp_min(0)
-        rows[patches] = vectors.flip(-1).mT
+        values, vectors = torch.linalg.eigh(rounded(state.matrix[patches]))
+        values = values.flip(-1)
+        values = torch.where(values > rounding * values[:, :1], values, 0)
+        values[:, rank:] = 0
+        variance[patches] = values[:, :kept] / state.degrees_of_freedom
+        torch.mul(vectors.flip(-1).mT[:, :kept], (variance[patches] > 0)[..., None], out=rows[patches])
 
-    for_each_chunk(task, n_patches, 3 * n_features**2 * rows.element_size(), rows.device)
-    identity = torch.eye(n_features, dtype=rows.dtype, device=rows.device).expand_as(rows)
+    with full_precision():
+        bytes_per_patch = (3 * n_features + kept) * n_features * rows.element_size()
+        for_each_chunk(task, n_patches, bytes_per_patch, rows.device)
     feature_variance = state.sum_of_squares / state.degrees_of_freedom
-    mean, no_noise = state.mean.to(rows.dtype), torch.zeros_like(variance[:, 0])
-    return Basis(rows, identity, variance, mean, no_noise, feature_variance)
+    noise_variance = variance_left(feature_variance, variance, kept)
+    return Basis(rows, None, variance, state.mean.to(rows.dtype), noise_variance, feature_variance)
 
 
 def whitening_operator(state: ScatterState, *, ridge: float) -> DistanceOperator:

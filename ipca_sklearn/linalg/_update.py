@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any, Protocol
 
 import torch
 from scipy.linalg import helmert
@@ -14,6 +15,17 @@ from ipca_sklearn.linalg._execution import for_each_chunk, full_precision
 from ipca_sklearn.linalg._solvers import Solver, get_solver
 
 CENTERINGS = ("incremental", "deferred")
+
+
+class Samples(Protocol):
+    """Samples (b, P, m): a tensor, or anything that makes those of some patches when they are asked for."""
+
+    @property
+    def shape(self) -> Any:
+        """`(b, P, m)`."""
+
+    def __getitem__(self, key: tuple[slice, slice], /) -> Tensor:
+        """Return the samples (b, p, m) of a slice of patches."""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from ipca_sklearn.persistence._sizes import ClaimedSizeError, check_sizes
 _TRUSTED_TYPES = (
     "ipca_sklearn.decomposition._batched_ipca.BatchedIncrementalPCA",
     "ipca_sklearn.decomposition._fitted.FittedCovariance",
+    "ipca_sklearn.decomposition._fitted.FittedExactPCA",
     "ipca_sklearn.decomposition._fitted.FittedPCA",
     "ipca_sklearn.decomposition._full_covariance.FullCovariance",
     "ipca_sklearn.detection._calibration.Calibration",

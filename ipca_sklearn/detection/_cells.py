@@ -1,0 +1,208 @@
+"""Cells: the neighbouring patches that share a Gaussian."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ipca_sklearn.decomposition._batches import StepReader
+
+# Rectangles that fill the grid are taken if they are at least this share of the cells asked for, ...
+_LEAST_CELLS = 0.75
+# ... and their sides differ by no more than this factor.
+_LONGEST = 2
+
+
+def partition(patch_shape: tuple[int, ...], region: np.ndarray | None, n_cells: int) -> np.ndarray:
+    """Divide the inspected patches into at most `n_cells` cells of neighbours, of equal numbers where the grid allows.
+
+    Equal rectangles, where they fill the grid. Otherwise a part of the grid is halved across its longer side, and its
+    halves again, until each is a cell: the cells then have the same number of patches, or one more.
+
+    Parameters
+    ----------
+    patch_shape : tuple of int
+        `(H, W)` or `(P,)`.
+    region : ndarray of bool, shape `patch_shape`, or None
+        The patches to divide; None is all.
+    n_cells : int
+        At most the number of these patches.
+
+    Returns
+    -------
+    ndarray of int32, shape `patch_shape`
+        The cell of each patch; -1 outside of the region.
+
+    Examples
+    --------
+    >>> from ipca_sklearn.detection._cells import partition
+    >>> print(partition((4, 6), None, 6))
+    [[0 0 1 1 2 2]
+     [0 0 1 1 2 2]
+     [3 3 4 4 5 5]
+     [3 3 4 4 5 5]]
+    """
+    rectangle = _rectangle(patch_shape, n_cells) if region is None and len(patch_shape) == 2 else None
+    if rectangle is not None:
+        (height, width), (n_rows, n_columns) = rectangle, patch_shape
+        of_row, of_column = np.arange(n_rows) // height, np.arange(n_columns) // width
+        return (of_row[:, None] * (n_columns // width) + of_column).astype(np.int32)
+    inside = np.ones(patch_shape, bool) if region is None else region
+    parts, cells = [(np.argwhere(inside), n_cells)], []
+    while parts:
+        part, count = parts.pop()
+        if count == 1:
+            cells.append(part)
+        else:
+            parts.extend(_halves(part, count))
+    cells.sort(key=lambda part: tuple(part[0]))
+    labels = np.full(patch_shape, -1, np.int32)
+    for cell, part in enumerate(cells):
+        labels[tuple(part.T)] = cell
+    return labels
+
+
+def _rectangle(grid: tuple[int, ...], n_cells: int) -> tuple[int, int] | None:
+    """Return the sides of the smallest rectangle that fills a grid with at most `n_cells`, not far fewer; or None."""
+    n_rows, n_columns = grid
+    found = []
+    for height in range(1, n_rows + 1):
+        for width in range(1, n_columns + 1) if n_rows % height == 0 else ():
+            count = n_rows * n_columns / (height * width)
+            if n_columns % width == 0 and _LEAST_CELLS * n_cells <= count <= n_cells:
+                found.append((height * width, max(height / width, width / height), height, width))
+    _, longest, height, width = min(found, default=(0, np.inf, 0, 0))
+    return (height, width) if longest <= _LONGEST or n_cells == 1 else None
+
+
+def _halves(part: np.ndarray, n_cells: int) -> list[tuple[np.ndarray, int]]:
+    """Cut patches (p, d), sorted row by row, across their longer side; return each half with its number of cells."""
+    axis = int(np.argmax(np.ptp(part, axis=0)))  # of equal sides the first: rows
+    along = part[np.argsort(part[:, axis], kind="stable")]
+    least, n_larger = divmod(len(part), n_cells)
+    first = n_cells // 2
+    edge = least * first + n_larger * first // n_cells
+    halves = (along[:edge], first), (along[edge:], n_cells - first)
+    return [(half[np.lexsort(half.T[::-1])], count) for half, count in halves]
+
+
+@dataclass(frozen=True, eq=False)
+class Cells:
+    """The patches of each cell, as indices.
+
+    Parameters
+    ----------
+    slots : Tensor of int, shape (C, s)
+        Patches that each cell learns from, numbers among those inspected. A cell that has one patch fewer than the
+        others learns from its nearest neighbour too, so that all have s.
+    place : Tensor of int, shape (P,)
+        For each patch, where it is among the C * s slots: the Gaussian that scores it.
+    """
+
+    slots: Tensor
+    place: Tensor
+
+    @property
+    def size(self) -> int:
+        """Patches of a cell, s."""
+        return self.slots.shape[1]
+
+    @classmethod
+    def of(cls, labels: np.ndarray) -> Cells:
+        """Return the cells of `partition`."""
+        return _cells_of(labels.tobytes(), labels.shape)
+
+    def to(self, device: torch.device) -> Cells:
+        """Return the cells on a device."""
+        return self if self.slots.device == device else Cells(self.slots.to(device), self.place.to(device))
+
+    def samples(self, step: Tensor) -> CellSamples:
+        """Return what each cell sees of a step (b, P, m): b * s samples, image by image."""
+        return CellSamples(step, self.to(step.device))
+
+    def reader(self, steps: StepReader) -> StepReader:
+        """Return the description of X as the Gaussians see it: one position for each cell."""
+        return replace(steps, patch_shape=(len(self.slots),), region=None)
+
+    def on_patches(self, values: Tensor) -> Tensor:
+        """Return values (b * s, C) of the samples of cells as values (b, P) of the patches."""
+        n_cells = values.shape[1]
+        by_cell = values.mT.reshape(n_cells, -1, self.size).transpose(0, 1)
+        return by_cell.reshape(len(values) // self.size, -1)[:, self.place.to(values.device)]
+
+
+@lru_cache(maxsize=16)
+def _cells_of(content: bytes, shape: tuple[int, ...]) -> Cells:
+    labels = np.frombuffer(content, np.int32).reshape(shape)
+    positions = np.argwhere(labels >= 0)
+    of_patch = labels[labels >= 0]
+    order = np.argsort(of_patch, kind="stable")
+    counts = np.bincount(of_patch)
+    size = counts.max()
+    slots = np.empty((len(counts), size), np.int64)
+    place = np.empty(len(of_patch), np.int64)
+    for cell, patches in enumerate(np.split(order, np.cumsum(counts)[:-1])):
+        place[patches] = cell * size + np.arange(len(patches))
+        if len(patches) < size:
+            distances = ((positions - positions[patches].mean(0)) ** 2).sum(1)
+            distances[patches] = np.inf
+            patches = np.append(patches, distances.argsort(kind="stable")[: size - len(patches)])
+        slots[cell] = patches
+    return Cells(torch.from_numpy(slots), torch.from_numpy(place))
+
+
+class CellSamples:
+    """A step (b, P, m) as samples (b * s, C, m) of cells, which are gathered for some cells at a time."""
+
+    def __init__(self, step: Tensor, cells: Cells) -> None:
+        self._step = step
+        self._cells = cells
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """`(b * s, C, m)`."""
+        n_images, _, n_features = self._step.shape
+        n_cells, size = self._cells.slots.shape
+        return n_images * size, n_cells, n_features
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the samples."""
+        return self._step.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Of the samples."""
+        return self._step.device
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def to(self, device: torch.device) -> CellSamples:
+        """Return the samples on a device."""
+        return self if device == self.device else self._cells.to(device).samples(self._step.to(device))
+
+    def __getitem__(self, key: tuple[slice, slice]) -> Tensor:
+        """Return samples (b * s, c, m) of a slice of cells; those of a cell are contiguous."""
+        samples, cells = key
+        n_images, n_patches, n_features = self._step.shape
+        slots = self._cells.slots[cells]
+        first = torch.arange(0, n_images * n_patches, n_patches, device=slots.device)
+        rows = (slots[:, None] + first[:, None]).flatten()
+        gathered = self._step.reshape(-1, n_features).index_select(0, rows)
+        return gathered.view(len(slots), -1, n_features).transpose(0, 1)[samples]
+
+    def split(self, size: int) -> tuple[Tensor, ...]:
+        """Return the samples of all cells in parts of so many."""
+        return self[:, :].split(size)
+
+
+def on_patches(cells: Cells | None, step: Tensor, function: Callable[[Any], Tensor]) -> Tensor:
+    """Return what `function` gives (n, C) for the samples of the cells of a step (b, P, m), as values (b, P)."""
+    return function(step) if cells is None else cells.on_patches(function(cells.samples(step)))

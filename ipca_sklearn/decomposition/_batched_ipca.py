@@ -15,7 +15,8 @@ from ipca_sklearn._utils._devices import resolve_device, resolve_dtype
 from ipca_sklearn._utils._sklearn_compat import Interval, RealNotInt, StrOptions
 from ipca_sklearn._utils._typing import DeviceLike, DTypeLike
 from ipca_sklearn.decomposition._base import BasePCA
-from ipca_sklearn.decomposition._fitted import FittedExactPCA, FittedPCA
+from ipca_sklearn.decomposition._fitted import FittedPCA
+from ipca_sklearn.decomposition._fitted_scatter import FittedExactPCA
 
 # Directions that an update keeps for a share of the variance.
 _MOST_FOR_SHARE = 128

@@ -9,7 +9,7 @@ from ipca_sklearn._utils._devices import resolve_device, resolve_dtype
 from ipca_sklearn._utils._typing import DeviceLike, DTypeLike
 from ipca_sklearn.decomposition._base import BasePCA
 from ipca_sklearn.decomposition._batched_ipca import BatchedIncrementalPCA
-from ipca_sklearn.decomposition._fitted import FittedCovariance
+from ipca_sklearn.decomposition._fitted_scatter import FittedCovariance
 
 
 class FullCovariance(BasePCA):

@@ -31,7 +31,8 @@ from ipca_sklearn._utils._versions import VersionedMixin
 from ipca_sklearn.decomposition._base import BasePCA, Learning
 from ipca_sklearn.decomposition._batched_ipca import BatchedIncrementalPCA
 from ipca_sklearn.decomposition._batches import StepReader, read_steps
-from ipca_sklearn.decomposition._fitted import Fitted, FittedExactPCA, pickles_are_exact
+from ipca_sklearn.decomposition._fitted import Fitted
+from ipca_sklearn.decomposition._fitted_scatter import FittedExactPCA, pickles_are_exact
 from ipca_sklearn.decomposition._full_covariance import FullCovariance
 from ipca_sklearn.decomposition._memory import MemoryNeed
 from ipca_sklearn.detection._calibration import (
@@ -49,6 +50,9 @@ from ipca_sklearn.detection._thresholds import ThresholdMixin, normal_steps
 _PCA_PARAMETERS = set(BatchedIncrementalPCA().get_params()) - {"whiten"}
 _FULL_PARAMETERS = set(FullCovariance().get_params())
 
+# n_components="auto": of patches that have a Gaussian each (the paper's choice), and of those that share one.
+_N_COMPONENTS, _N_SHARED_COMPONENTS = 16, 64
+
 
 class PatchGaussianDetector(
     VersionedMixin,
@@ -60,12 +64,19 @@ class PatchGaussianDetector(
     TransformerMixin,
     BaseEstimator,
 ):
-    """Anomaly detector with one truncated Gaussian per patch position, learnt from normal images in one pass.
+    """Anomaly detector with truncated Gaussians of image patches, learnt from normal images in one pass.
 
     Parameters
     ----------
-    n_components : int or None, default=16
-        Directions kept per patch, k; None as in :class:`BatchedIncrementalPCA`.
+    n_components : int, float in (0, 1), "auto" or None, default="auto"
+        Directions kept per Gaussian, k; a share of the variance or None as in :class:`BatchedIncrementalPCA`. `"auto"`
+        is 64 where patches share a Gaussian and 16 where each has its own (the paper), and at most m / 2. Where the
+        scatter matrices are kept (`solver`), another number on a fitted detector takes effect at once.
+    n_gaussians : int or None, default=256
+        Number of Gaussians, at most. Neighbouring patches share one: the inspected patches are divided into so many
+        cells of equal size, or of sizes that differ by one. None is a Gaussian for each patch (the paper, PaDiM), and
+        so is any number that is not smaller than that of the patches. 1 is one for the whole image, which suits
+        textures and the tokens of large transformers (SubspaceAD).
     step_size : int or None, default=16
         Images per update, and per step of scoring.
     distance : {"factor_analysis", "residual", "mahalanobis", "ppca"}, default="factor_analysis"
@@ -111,8 +122,9 @@ class PatchGaussianDetector(
     pixel_false_positive_rate : "image" or float in (0, 0.5], default="image"
         Fraction of the patches of normal images that `predict_masks` may mark. With `"image"`, a fraction
         `false_positive_rate` of normal images contains at least one marked patch.
-    image_score : {"max", "mean"} or float in (0, 1], default="max"
-        Score of an image from its map: the largest value, the mean, or the mean of this share of the largest values.
+    image_score : {"max", "mean"} or float in (0, 1], default=0.005
+        Score of an image from its map: the largest value, the mean, or the mean of this share of the largest values (at
+        least one of them).
     smoothing : float, default=0.0
         Standard deviation in patches of a Gaussian blur of the maps (for `(n, H, W, m)` input) before the image score.
         PaDiM uses 1 (4 pixels). It improves the outlines of large defects and weakens defects of a single patch.
@@ -120,7 +132,8 @@ class PatchGaussianDetector(
     Attributes
     ----------
     pca_ : BatchedIncrementalPCA
-        The Gaussians: `pca_.components_`, `pca_.mean_`, `pca_.noise_variance_`, ... With `covariance="full"` it is a
+        The Gaussians: `pca_.components_`, `pca_.mean_`, `pca_.noise_variance_`, ... Its samples are patches: those of a
+        cell, where patches share a Gaussian. With `covariance="full"` it is a
         :class:`~ipca_sklearn.decomposition.FullCovariance`: all directions are components, and `pca_.covariance_` is
         the covariance.
     offset_ : float
@@ -141,6 +154,11 @@ class PatchGaussianDetector(
         `(H, W)`, `(P,)` or `()`.
     region_ : ndarray of bool, shape (H, W), or None
         The patches that were learnt, if the features have a region of interest; None is all.
+    cells_ : ndarray of int, shape `patch_shape_`, or None
+        The Gaussian of each patch, and -1 outside of the region; None is one for each patch. The Gaussian of a cell
+        that has one patch fewer than others learns from the nearest patch of another cell, too.
+    n_gaussians_ : int
+        Number of Gaussians, C.
 
     See Also
     --------
@@ -152,9 +170,12 @@ class PatchGaussianDetector(
     Signs are scikit-learn's: `score_samples` and `decision_function` are higher for more normal images, `predict` is
     +1 for normal and -1 for anomalous. Only the maps of `transform` are larger where the image is more anomalous.
 
-    Cost per image and patch: that of :class:`BatchedIncrementalPCA`, and 4 m k for a score. Memory: P (k + 4) m
-    numbers, twice that during an update, and one step of features; it does not depend on the number of images.
-    `covariance="full"` costs m^2 per image and patch, and m^3 per patch for the scores of each step.
+    Cost per image and patch: 4 m k for a score. Learning: m (m + 64) / 2 where scatter matrices are kept, and m^3 per
+    Gaussian when they are decomposed, for the first scores after learning and, for those that set the threshold, each
+    time when the number of images has doubled; else that of :class:`BatchedIncrementalPCA`. Memory: C m^2 numbers and C
+    k m for scores, or C (k + 4) m, twice that during an update; and one step of features. It does not depend on the
+    number of images. Files: 2.5 bytes for each of the C m (m - 1) / 2 correlations, or 4 C k m.
+    `covariance="full"` costs m^2 per image and patch, and m^3 per Gaussian for the scores of each step.
 
     References
     ----------
@@ -185,6 +206,7 @@ class PatchGaussianDetector(
 
     _parameter_constraints: dict = {  # noqa: RUF012  (scikit-learn's own form)
         **{name: BatchedIncrementalPCA._parameter_constraints[name] for name in sorted(_PCA_PARAMETERS)},
+        "n_components": [*BatchedIncrementalPCA._parameter_constraints["n_components"], StrOptions({"auto"})],
         "n_gaussians": [Interval(Integral, 1, None, closed="left"), None],
         "distance": [StrOptions(set(linalg.DISTANCES))],
         "noise_shrinkage": [Interval(Real, 0, 1, closed="both")],
@@ -202,7 +224,7 @@ class PatchGaussianDetector(
 
     def __init__(
         self,
-        n_components: int | float | None = 64,
+        n_components: int | float | str | None = "auto",
         *,
         n_gaussians: int | None = 256,
         step_size: int | None = 16,
@@ -282,7 +304,7 @@ class PatchGaussianDetector(
             **steps.features_in,
             **({} if columns is None else {"feature_indices_": columns}),
         }
-        pca = self._new_pca(1 if cells is None else Cells.of(cells).size)
+        pca = self._new_pca(steps, 1 if cells is None else Cells.of(cells).size)
         return self._learn(steps, shape, pca, Calibration.empty(steps.n_patches), (X, y))
 
     @fit_context(prefer_skip_nested_validation=True)
@@ -295,7 +317,7 @@ class PatchGaussianDetector(
             return self.fit(X, y)
         steps = normal_steps(read_steps(self, X, reset=False), y)
         cells = self._cells()
-        pca = copy.copy(self.pca_).set_params(**self._pca_params(1 if cells is None else cells.size))
+        pca = copy.copy(self.pca_).set_params(**self._pca_params(steps, 1 if cells is None else cells.size))
         return self._learn(steps, self._learnt_shape(), pca, self._calibration, (X, y))
 
     def _learn(
@@ -410,19 +432,24 @@ class PatchGaussianDetector(
         steps = read_steps(self, X, reset=True)
         n_gaussians = min(self.n_gaussians or steps.n_patches, steps.n_patches)
         taken = steps.take(self._choose_features(steps.n_features))
-        return self._new_pca(1).need(taken, n_kept=self._n_kept(steps, 0), n_gaussians=n_gaussians)
+        pca = self._new_pca(taken, -(-steps.n_patches // n_gaussians))
+        return pca.need(taken, n_kept=self._n_kept(steps, 0), n_gaussians=n_gaussians)
 
-    def _pca_params(self, group: int) -> dict[str, Any]:
+    def _pca_params(self, steps: StepReader, group: int) -> dict[str, Any]:
         """Return the parameters of the PCA, whose samples come in groups: those of an image."""
         mine = self.get_params()
+        if self.n_components == "auto":
+            most = _N_COMPONENTS if group == 1 else _N_SHARED_COMPONENTS
+            n_features = self.n_random_features or steps.n_features
+            mine["n_components"] = max(1, min(most, n_features // 2))
         mine["forgetting_factor"] **= 1 / group
         return {name: mine[name] for name in (_FULL_PARAMETERS if self.covariance == "full" else _PCA_PARAMETERS)}
 
-    def _new_pca(self, group: int) -> BasePCA:
+    def _new_pca(self, steps: StepReader, group: int) -> BasePCA:
         if self.covariance == "low_rank":
-            return BatchedIncrementalPCA(**self._pca_params(group))
+            return BatchedIncrementalPCA(**self._pca_params(steps, group))
         self._check_full_distance()
-        return FullCovariance(**self._pca_params(group))
+        return FullCovariance(**self._pca_params(steps, group))
 
     def _new_cells(self, steps: StepReader) -> np.ndarray | None:
         """Return which patches share a Gaussian; None is one for each."""

@@ -17,7 +17,8 @@ from ipca_sklearn._utils._sklearn_compat import validate_parameters
 from ipca_sklearn._utils._typing import ArrayLike, DeviceLike
 from ipca_sklearn.decomposition._base import BasePCA
 from ipca_sklearn.decomposition._batches import StepReader, read_steps
-from ipca_sklearn.decomposition._fitted import Fitted, FittedCovariance, FittedExactPCA
+from ipca_sklearn.decomposition._fitted import Fitted
+from ipca_sklearn.decomposition._fitted_scatter import FittedCovariance, FittedExactPCA
 from ipca_sklearn.detection._cells import Cells, on_patches
 from ipca_sklearn.detection._map_ops import MapScorer, image_scores, inspected
 
@@ -66,7 +67,7 @@ class MapScoringMixin:
     ridge: float
     step_size: int | None
     device: DeviceLike
-    n_components: int | float | None
+    n_components: Any
     pca_: BasePCA
     patch_shape_: tuple[int, ...]
     region_: np.ndarray | None
@@ -218,7 +219,7 @@ class MapScoringMixin:
     def _fitted_now(self) -> Fitted:
         """Return what is learnt, with the number of components that is set now, where they are computed when read."""
         fitted = self.pca_.fitted_
-        if self.n_components is None or not isinstance(fitted, FittedExactPCA):
+        if self.n_components in (None, "auto") or not isinstance(fitted, FittedExactPCA):
             return fitted
         return fitted.with_components(self.n_components)
 

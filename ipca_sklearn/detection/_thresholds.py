@@ -18,7 +18,8 @@ from ipca_sklearn._utils._sklearn_compat import validate_parameters
 from ipca_sklearn._utils._typing import ArrayLike
 from ipca_sklearn.decomposition._base import BasePCA, Learning
 from ipca_sklearn.decomposition._batches import StepReader, read_steps
-from ipca_sklearn.decomposition._fitted import Fitted, FittedExactPCA, independent_samples
+from ipca_sklearn.decomposition._fitted import Fitted, independent_samples
+from ipca_sklearn.decomposition._fitted_scatter import FittedExactPCA
 from ipca_sklearn.detection._calibration import (
     FEW_IMAGES,
     LARGEST_CORRECTION,

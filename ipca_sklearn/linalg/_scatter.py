@@ -64,8 +64,8 @@ class ScatterState:
         return self.matrix.diagonal(dim1=1, dim2=2)
 
     def covariance(self, patches: slice = slice(None)) -> Tensor:
-        """Return the sample covariance (P, m, m), ddof 1."""
-        lower = self.matrix[patches].tril()
+        """Return the sample covariance (P, m, m), ddof 1; in float32 with correlations rounded to 1e-6, as stored."""
+        lower = rounded(self.matrix[patches]).tril()
         return lower.add_(lower.tril(-1).mT).div_(self.degrees_of_freedom)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> ScatterState:

@@ -21,7 +21,7 @@ from ipca_sklearn._utils._digests import content, describe, new_digest
 from ipca_sklearn._utils._estimators import adopt, check_repeatable
 from ipca_sklearn._utils._files import naming, printable, replacing, writable_target
 from ipca_sklearn._utils._typing import ArrayLike, Images, PathLike
-from ipca_sklearn.decomposition._fitted import exact_pickles
+from ipca_sklearn.decomposition._fitted_scatter import exact_pickles
 from ipca_sklearn.detection._calibration import FEW_IMAGES
 from ipca_sklearn.exceptions import FewImagesWarning
 from ipca_sklearn.features import PatchFeatures

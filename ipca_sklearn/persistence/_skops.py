@@ -17,8 +17,8 @@ from ipca_sklearn.persistence._sizes import ClaimedSizeError, check_sizes
 # Names, so that this room need not know the private classes of the others; the tests say when one is missing.
 _TRUSTED_TYPES = (
     "ipca_sklearn.decomposition._batched_ipca.BatchedIncrementalPCA",
-    "ipca_sklearn.decomposition._fitted.FittedCovariance",
-    "ipca_sklearn.decomposition._fitted.FittedExactPCA",
+    "ipca_sklearn.decomposition._fitted_scatter.FittedCovariance",
+    "ipca_sklearn.decomposition._fitted_scatter.FittedExactPCA",
     "ipca_sklearn.decomposition._fitted.FittedPCA",
     "ipca_sklearn.decomposition._full_covariance.FullCovariance",
     "ipca_sklearn.detection._calibration.Calibration",

@@ -88,7 +88,7 @@ def pack(matrix: Tensor) -> dict[str, np.ndarray]:
 
 
 def unpack(n_features: int, arrays: dict[str, np.ndarray]) -> Tensor:
-    """Return the matrices (P, m, m) of `pack`, symmetric."""
+    """Return the matrices (P, m, m) of `pack`: the bits of the lower triangles, and above them the same to rounding."""
     if "lower" in arrays:
         lower = np.asarray(arrays["lower"])
         rows, columns = np.tril_indices(n_features)

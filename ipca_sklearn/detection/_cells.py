@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import torch
@@ -203,6 +202,8 @@ class CellSamples:
         return self[:, :].split(size)
 
 
-def on_patches(cells: Cells | None, step: Tensor, function: Callable[[Any], Tensor]) -> Tensor:
+def on_patches(cells: Cells | None, step: Tensor, function: Callable[..., Tensor]) -> Tensor:
     """Return what `function` gives (n, C) for the samples of the cells of a step (b, P, m), as values (b, P)."""
-    return function(step) if cells is None else cells.on_patches(function(cells.samples(step)))
+    if cells is None:
+        return function(step)
+    return cells.on_patches(function(cells.samples(step), group=cells.size))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -47,7 +47,7 @@ class MapScorer:
     def maps(self, step: Tensor) -> Tensor:
         """Return the maps (b, *patch_shape) of a step (b, P, m); (b, 1) for one PCA. They are 0 outside of a region."""
         step = step.to(self.operator.mean.device)
-        distances = on_patches(self.cells, step, lambda samples: linalg.patch_distances(self.operator, samples))
+        distances = on_patches(self.cells, step, partial(linalg.patch_distances, self.operator))
         if self.region is None:
             maps = distances.unflatten(1, self.patch_shape or (1,))
             return smooth_maps(maps, self.smoothing) if self.smoothing > 0 else maps

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -185,9 +185,7 @@ class MapScoringMixin:
         def likelihoods_of(step: Tensor) -> Tensor:
             device = resolve_device(self.device, step.device, required=False)
             basis = fitted.scoring_basis(device)
-            return (
-                on_patches(cells, step.to(device), lambda samples: linalg.log_likelihood(basis, samples)).mean(1).cpu()
-            )
+            return on_patches(cells, step.to(device), partial(linalg.log_likelihood, basis)).mean(1).cpu()
 
         likelihoods = np.asarray(steps.map_steps(likelihoods_of, self.step_size), dtype=np.float64)
         return float(np.mean(likelihoods[~np.isnan(likelihoods)]))

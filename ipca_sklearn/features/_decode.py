@@ -15,13 +15,13 @@ import torch
 import torchvision.transforms.v2.functional as tvf
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
 
 from ipca_sklearn._utils._arrays import as_tensor
 from ipca_sklearn._utils._files import printable
 from ipca_sklearn._utils._typing import Image as ImageLike
 from ipca_sklearn._utils._typing import Images, PathLike, Size
 from ipca_sklearn.exceptions import ImageReadError
+from ipca_sklearn.features._deep import as_stored, read_deep
 from ipca_sklearn.features._formats import (
     MAX_PIXELS,
     check_decoder,
@@ -32,9 +32,7 @@ from ipca_sklearn.features._formats import (
     undecodable,
     upright,
 )
-
-INTERPOLATIONS = {"nearest": InterpolationMode.NEAREST_EXACT, "bilinear": InterpolationMode.BILINEAR}
-
+from ipca_sklearn.features._resize import resize
 
 def check_images(X: Images) -> Any:
     """Check what needs no decoding, and return X as a sequence of images: a list, an array or a tensor.
@@ -155,20 +153,31 @@ def decode(image: PathLike | Image.Image, name: str, max_pixels: int) -> tuple[T
 
 def _from_pil(image: Image.Image, name: str) -> Tensor:
     try:
-        image.load()
-        image = upright(image)
-        if image.mode.startswith("I") or image.mode == "F":
-            values = np.asarray(image)[..., None]
-        else:
-            mode = "RGBA" if image.has_transparency_data else "RGB"
-            values = np.asarray(image if image.mode == mode else image.convert(mode))
+        values = read_deep(image, name)
+        if values is None:
+            image.load()
+            image = upright(image)
+            values = _pixels(image, name)
+    except ImageReadError:
+        raise
     except Exception as error:  # decoders raise SyntaxError, struct.error, MemoryError, ... on corrupt files
         raise undecodable(name, error) from error
-    if image.mode == "I":
-        if values.size and not 0 <= values.min() <= values.max() <= 65535:
-            raise ImageReadError(f"{name} has 32-bit values outside 0 .. 65535; scale it to 8 or 16 bits first")
-        values = values.astype(np.uint16)
     return _from_values(values, name, in_range=False)
+
+
+def _pixels(image: Image.Image, name: str) -> np.ndarray:
+    """Return the pixels (H, W, C) of a PIL image that is decoded and upright."""
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.asarray(image)[..., None]
+        if image.mode == "I":
+            if values.size and not 0 <= values.min() <= values.max() <= 65535:
+                raise ImageReadError(f"{name} has 32-bit values outside 0 .. 65535; scale it to 8 or 16 bits first")
+            values = values.astype(np.uint16)
+        return as_stored(values, image)
+    if image.mode == "L" and not image.has_transparency_data:
+        return np.asarray(image)[..., None]
+    mode = "RGBA" if image.has_transparency_data else "RGB"
+    return np.asarray(image if image.mode == mode else image.convert(mode))
 
 
 def _from_values(image: np.ndarray | Tensor, name: str | Sequence[str], in_range: bool) -> Tensor:
@@ -185,7 +194,12 @@ def _from_values(image: np.ndarray | Tensor, name: str | Sequence[str], in_range
         check_range(value_range(tensor).cpu(), name)
     if tensor.shape[-3] == 4:
         colour, alpha = tensor[..., :3, :, :], tensor[..., 3:, :, :]
-        tensor = (colour * (alpha / 255)).round().to(torch.uint8) if tensor.dtype == torch.uint8 else colour * alpha
+        if tensor.dtype != torch.uint8:
+            tensor = colour * alpha
+        elif not tensor.is_cuda and bool((alpha == 255).all()):  # a GPU would have to be waited for
+            tensor = colour
+        else:  # not rounded to 8 bits again: the same picture in floats is not
+            tensor = colour.float() * alpha.float() / 255**2
     return tensor.expand(*tensor.shape[:-3], 3, -1, -1)
 
 
@@ -271,10 +285,11 @@ def read_mask(mask: ImageLike, name: str, max_pixels: int = MAX_PIXELS) -> Tenso
 
 
 def resize_and_crop(image: Tensor, image_size: Size, crop_size: Size, interpolation: str) -> Tensor:
-    """Return the (..., C, *crop_size) part of images (..., C, H, W) that the network sees."""
-    mode = INTERPOLATIONS[interpolation]
-    resized = tvf.resize(image, list(image_size), interpolation=mode, antialias=interpolation != "nearest")
-    return tvf.center_crop(resized, list(crop_size))
+    """Return the (..., C, *crop_size) part of images (..., C, H, W) that the network sees.
+
+    uint8 stays uint8 only if no value is new (see `resize`), and is float32 in [0, 1] otherwise.
+    """
+    return tvf.center_crop(resize(image, image_size, interpolation), list(crop_size))
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
@@ -292,11 +307,12 @@ def load_batch(images: Sequence[Tensor] | Tensor, device: torch.device) -> Tenso
     """
     if not isinstance(images, Tensor):
         if len({(image.dtype, image.device) for image in images}) > 1:
-            images = [_to_unit_floats(to_device(image, device)) for image in images]
+            images = [to_unit_floats(to_device(image, device)) for image in images]
         images = torch.stack(list(images))
-    return _to_unit_floats(to_device(images.contiguous(memory_format=torch.channels_last), device))
+    return to_unit_floats(to_device(images.contiguous(memory_format=torch.channels_last), device))
 
 
-def _to_unit_floats(images: Tensor) -> Tensor:
+def to_unit_floats(images: Tensor) -> Tensor:
+    """Return uint8 as float32 in [0, 1], and everything else as it is."""
     # Not torchvision's to_dtype(scale=True): it multiplies by 1 / 255, which rounds 126 of the 256 values differently.
     return images.float() / 255 if images.dtype == torch.uint8 else images

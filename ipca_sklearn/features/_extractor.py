@@ -27,11 +27,12 @@ from ipca_sklearn._utils._typing import DeviceLike, Image, Images, PathLike
 from ipca_sklearn._utils._versions import VersionedMixin
 from ipca_sklearn.features._backbones import Backbone
 from ipca_sklearn.features._cache import FeatureCache
-from ipca_sklearn.features._decode import INTERPOLATIONS, check_images
+from ipca_sklearn.features._decode import check_images
 from ipca_sklearn.features._formats import MAX_PIXELS
 from ipca_sklearn.features._geometry import Geometry, InspectedAreaMixin, as_size
 from ipca_sklearn.features._lazy import PatchFeatures, SkippedImages
 from ipca_sklearn.features._loader import decodes_in_processes
+from ipca_sklearn.features._resize import INTERPOLATIONS
 from ipca_sklearn.features._settings import FeatureSettings, ImageSettings
 from ipca_sklearn.features._weights import Weights
 

@@ -29,6 +29,7 @@ from ipca_sklearn.features._decode import (
     size_of,
     to_device,
     to_rgb,
+    to_unit_floats,
     value_range,
 )
 from ipca_sklearn.features._settings import ImageSettings
@@ -287,7 +288,7 @@ def _augment(image: Tensor, settings: ImageSettings, index: int) -> Tensor:
     assert callable(settings.augment)
     (seed,) = sequence.generate_state(1, np.uint64)
     with seeded_torch(int(seed)):
-        return settings.augment(image)
+        return settings.augment(to_unit_floats(image))
 
 
 def _receive(staged: _Staged) -> Batch:

@@ -14,6 +14,7 @@ from torch import Tensor
 from ipca_sklearn._utils._digests import new_digest, weights_digest
 from ipca_sklearn._utils._typing import Size
 from ipca_sklearn.features._backbones import Backbone
+from ipca_sklearn.features._resize import PIXELS_VERSION
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ class FeatureSettings:
         images = self.images
         parts = (
             (torch.__version__, torchvision.__version__, images.device.type, self.amp_dtype, self.compile),
-            (images.image_size, images.crop_size, images.interpolation, self.mean, self.std),
+            (PIXELS_VERSION, images.image_size, images.crop_size, images.interpolation, self.mean, self.std),
             (self.map_interpolation, self.pooling_size, self.grid_size, self.backbone.layers, self.backbone.margin),
             None if self.region is None else self.region.tobytes(),
             (str(self.backbone.network), weights_digest(self.backbone.network)),

@@ -24,6 +24,7 @@ from ipca_sklearn.detection._map_ops import blur_matrix, image_scores
 from ipca_sklearn.features import PatchFeatureExtractor
 from ipca_sklearn.features._decode import check_images, load_batch, resize_and_crop, to_rgb
 from ipca_sklearn.features._grid import on_grid, resize_matrix
+from ipca_sklearn.features._resize import to_unit_floats
 from ipca_sklearn.features._settings import FeatureSettings
 
 __all__ = ["to_onnx", "to_torch"]
@@ -145,7 +146,7 @@ class _Features(nn.Module):
         settings = self._settings
         if not torch.compiler.is_compiling():
             cut = resize_and_crop(images, settings.image_size, settings.crop_size, settings.interpolation)
-            return cut.float() / 255 if cut.dtype == torch.uint8 else cut.float()
+            return to_unit_floats(cut)
         # As matrices, for any size: ONNX and compilers have no operator that resizes as torch does.
         nearest = settings.interpolation == "nearest"
         precision = torch.float32 if nearest else torch.float64  # torch rounds as float32 which pixel is the nearest

@@ -32,10 +32,13 @@ from ipca_sklearn.features._formats import (
     undecodable,
     upright,
 )
-from ipca_sklearn.features._resize import resize
+from ipca_sklearn.features._resize import resize, to_unit_floats
+
 
 def check_images(X: Images) -> Any:
     """Check what needs no decoding, and return X as a sequence of images: a list, an array or a tensor.
+
+    Grey images `(n, H, W)` get their channel axis.
 
     Raises
     ------
@@ -51,7 +54,7 @@ def check_images(X: Images) -> Any:
             "sorted(pathlib.Path(folder).glob('*.png'))"
         )
     if isinstance(X, Tensor) or (isinstance(X, np.ndarray) and X.ndim > 1):
-        _check_batch(X)
+        X = _check_batch(X)
     else:
         try:
             X = [item.item() if isinstance(item, np.ndarray) and item.ndim == 0 else item for item in X]
@@ -85,20 +88,40 @@ def _single_column(X: Any) -> Any:
     return table[:, 0]
 
 
-def _check_batch(X: np.ndarray | Tensor) -> None:
+def _check_batch(X: np.ndarray | Tensor) -> np.ndarray | Tensor:
     if isinstance(X, np.ndarray) and X.dtype == object:
         raise ValueError(
             f"X is an object array of shape {X.shape}: images of mixed sizes cannot be in one array; pass a list of "
             "images, each is resized on its own"
         )
     channel_axis = 1 if isinstance(X, Tensor) else 3
-    if X.ndim != 4 or 0 in X.shape[1:] or X.shape[channel_axis] not in (1, 3, 4):
+    batch = _with_channels(X) if X.ndim == 3 else X
+    if batch.ndim != 4 or 0 in batch.shape[1:] or batch.shape[channel_axis] not in (1, 3, 4):
         expected = "(n, C, H, W)" if isinstance(X, Tensor) else "(n, H, W, C)"
         raise ValueError(
-            f"X of shape {tuple(X.shape)} is no batch of images: expected {expected} with C = 1, 3 or 4. "
-            "Reshape your data; grey images need a channel axis of size 1"
+            f"X of shape {tuple(X.shape)} is no batch of images: expected {expected} with C = 1, 3 or 4, or (n, H, W) "
+            "for grey images. Reshape your data"
         )
     _check_dtype(X.dtype, "X")
+    return batch
+
+
+def _with_channels(X: np.ndarray | Tensor) -> np.ndarray | Tensor:
+    """Return grey images (n, H, W) with a channel axis, unless X looks like one image: that would be a guess.
+
+    The first axis of a tensor and the last one of an array would hold the channels. A tensor (1, H, W) is one grey
+    image either way.
+    """
+    if isinstance(X, Tensor):
+        is_one, one, many, added = X.shape[0] in (3, 4), "(C, H, W): pass X[None]", "X[:, None]", X[:, None]
+    else:
+        is_one, one, many, added = X.shape[2] in (1, 3, 4), "(H, W, C): pass X[None]", "X[..., None]", X[..., None]
+    if is_one:
+        raise ValueError(
+            f"X of shape {tuple(X.shape)} is one image {one}; or, if these are {X.shape[0]} grey images (n, H, W), "
+            f"pass {many}"
+        )
+    return added
 
 
 def _check_dtype(dtype: Any, name: str) -> None:
@@ -113,14 +136,14 @@ def _check_dtype(dtype: Any, name: str) -> None:
 def to_rgb(
     image: ImageLike, name: str | Sequence[str], *, in_range: bool = False, max_pixels: int = MAX_PIXELS
 ) -> Tensor:
-    """Return an image as a (3, H, W) tensor: uint8, or float32 in [0, 1] where there are more than 8 bits.
+    """Return an image as a (3, H, W) tensor: uint8, or float32 in [0, 1] if it is transparent or has more than 8 bits.
 
     Grey is repeated, palettes are looked up, transparent pixels become black, 16 bits are scaled (65535 is white), the
     EXIF orientation is applied, and the first of several pages or frames is taken.
 
     Parameters
     ----------
-    image : path, PIL image, ndarray (H, W, C) or (H, W), or Tensor (C, H, W)
+    image : path, PIL image, ndarray (H, W, C) or (H, W), or Tensor (C, H, W) or (H, W)
         Or several of the same size, (n, H, W, C) or (n, C, H, W), which become (n, 3, H, W).
     name : str or sequence of str
         The image's name in messages; for several images, the name of each. A file is named by its path.
@@ -184,6 +207,7 @@ def _from_values(image: np.ndarray | Tensor, name: str | Sequence[str], in_range
     _check_dtype(image.dtype, str(name))
     tensor = image.detach() if isinstance(image, Tensor) else _from_array(image)
     ndim = 3 if isinstance(name, str) else 4
+    tensor = tensor[None] if tensor.ndim == 2 else tensor
     if tensor.ndim != ndim or 0 in tensor.shape or tensor.shape[-3] not in (1, 3, 4):
         raise ImageReadError(
             f"{name} has shape {tuple(image.shape)}, expected 1, 3 or 4 channels and at least one pixel"
@@ -194,12 +218,9 @@ def _from_values(image: np.ndarray | Tensor, name: str | Sequence[str], in_range
         check_range(value_range(tensor).cpu(), name)
     if tensor.shape[-3] == 4:
         colour, alpha = tensor[..., :3, :, :], tensor[..., 3:, :, :]
-        if tensor.dtype != torch.uint8:
-            tensor = colour * alpha
-        elif not tensor.is_cuda and bool((alpha == 255).all()):  # a GPU would have to be waited for
-            tensor = colour
-        else:  # not rounded to 8 bits again: the same picture in floats is not
-            tensor = colour.float() * alpha.float() / 255**2
+        # A GPU would have to be waited for. Not rounded to 8 bits again: the same picture in floats is not.
+        is_opaque = tensor.dtype == torch.uint8 and not tensor.is_cuda and bool((alpha == 255).all())
+        tensor = colour if is_opaque else to_unit_floats(colour) * to_unit_floats(alpha)
     return tensor.expand(*tensor.shape[:-3], 3, -1, -1)
 
 
@@ -217,7 +238,9 @@ def check_range(values: Tensor, name: str | Sequence[str]) -> None:
         raise ImageReadError(
             f"{name if isinstance(name, str) else name[first]} has values from {float(low[first]):g} to "
             f"{float(high[first]):g}; float images are in [0, 1] without NaN. Divide by the largest possible value "
-            "(255 for 8 bits)"
+            "(255 for 8 bits). If they were normalised (torchvision's Normalize, ImageNet's mean and standard "
+            "deviation), pass the pixels from before, RGB: the extractor normalises them. OpenCV's are BGR: reverse "
+            "their channels"
         )
 
 
@@ -310,9 +333,3 @@ def load_batch(images: Sequence[Tensor] | Tensor, device: torch.device) -> Tenso
             images = [to_unit_floats(to_device(image, device)) for image in images]
         images = torch.stack(list(images))
     return to_unit_floats(to_device(images.contiguous(memory_format=torch.channels_last), device))
-
-
-def to_unit_floats(images: Tensor) -> Tensor:
-    """Return uint8 as float32 in [0, 1], and everything else as it is."""
-    # Not torchvision's to_dtype(scale=True): it multiplies by 1 / 255, which rounds 126 of the 256 values differently.
-    return images.float() / 255 if images.dtype == torch.uint8 else images

@@ -29,9 +29,9 @@ from ipca_sklearn.features._decode import (
     size_of,
     to_device,
     to_rgb,
-    to_unit_floats,
     value_range,
 )
+from ipca_sklearn.features._resize import to_unit_floats
 from ipca_sklearn.features._settings import ImageSettings
 
 # image_size, size of the part that is kept, interpolation

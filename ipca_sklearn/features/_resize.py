@@ -51,33 +51,41 @@ def resize(image: Tensor, size: Size, interpolation: str) -> Tensor:
         return tvf.resize(image, list(size), interpolation=INTERPOLATIONS[interpolation])
     if image.shape[-3] > 1 and image.stride(-3) == 0:  # grey, repeated
         return resize(image[..., :1, :, :], size, interpolation).expand(*image.shape[:-2], *size)
-    unit = 255 if image.dtype == torch.uint8 else 1
     if image.device.type != "cpu" or image.requires_grad:
-        resized = tvf.resize(image.float(), list(size), interpolation=InterpolationMode.BILINEAR, antialias=True)
-        return resized / unit
+        floats = to_unit_floats(image)
+        return tvf.resize(floats, list(size), interpolation=InterpolationMode.BILINEAR, antialias=True)
     with full_precision(), torch.autocast("cpu", enabled=False):
         if image.ndim == 3:
-            return _resize_one(image, size, unit)
-        alone = [_resize_one(one, size, unit) for one in image.reshape(-1, *image.shape[-3:])]
+            return _resize_one(image, size)
+        alone = [_resize_one(one, size) for one in image.reshape(-1, *image.shape[-3:])]
         return torch.stack(alone).reshape(*image.shape[:-2], *size)
 
 
-def _resize_one(image: Tensor, size: Size, unit: int) -> Tensor:
+def to_unit_floats(images: Tensor) -> Tensor:
+    """Return uint8 as shares of 255, and everything else as it is, in float32.
+
+    The bits are those of the same picture in 16 bits or floats. torchvision's to_dtype(scale=True) multiplies by 1 / 255,
+    which rounds 126 of the 256 values differently.
+    """
+    return images.float().div_(255) if images.dtype == torch.uint8 else images.float()
+
+
+def _resize_one(image: Tensor, size: Size) -> Tensor:
     n_channels, height, width = image.shape
     channels_last = image.stride(0) < image.stride(2)
     # Rows first: they are contiguous, and what is left of a large image is small.
     planes = [image.permute(1, 2, 0).reshape(height, -1)] if channels_last else list(image)
     rows = torch.empty(len(planes), size[0], planes[0].shape[1], dtype=torch.float32, device="cpu")
     for plane, out in zip(planes, rows, strict=True):
-        for band in _bands(height, size[0], unit, 8):
-            torch.mm(band.weights, plane[band.first : band.last].float(), out=out[band.start : band.stop])
+        for band in _bands(height, size[0], 8):
+            torch.mm(band.weights, to_unit_floats(plane[band.first : band.last]), out=out[band.start : band.stop])
     if channels_last:
         rows = rows.view(size[0], width, n_channels).transpose(1, 2)
     if width == size[1]:
         return rows.transpose(0, 1) if channels_last else rows
     lines = rows.reshape(-1, width)
     resized = torch.empty(len(lines), size[1], dtype=torch.float32, device="cpu")
-    for band in _bands(width, size[1], 1, 16):
+    for band in _bands(width, size[1], 16):
         resized[:, band.start : band.stop] = lines[:, band.first : band.last] @ band.weights.T
     if channels_last:
         return resized.view(size[0], n_channels, size[1]).transpose(0, 1)
@@ -95,15 +103,13 @@ class _Band(NamedTuple):
 
 
 @lru_cache(64)  # sizes of images, of which a line has few
-def _bands(side: int, new_side: int, unit: int, shortest: int) -> list[_Band]:
+def _bands(side: int, new_side: int, shortest: int) -> list[_Band]:
     """Return the matrix of torch's bilinear interpolation with antialiasing in blocks of rows without their zeros.
 
     Parameters
     ----------
     side, new_side : int
         Pixels before and after. If they are equal, the weights are 1.
-    unit : int
-        The weights are divided by it.
     shortest : int
         Rows of a block at least; more where few pixels make one, so that a block is worth a call (measured).
     """
@@ -116,6 +122,6 @@ def _bands(side: int, new_side: int, unit: int, shortest: int) -> list[_Band]:
         centres = (np.arange(start, stop) + 0.5) * scale
         first, last = max(0, int(centres[0] - reach)), min(side, int(np.ceil(centres[-1] + reach)))
         weights = (1 - np.abs(np.arange(first, last) + 0.5 - centres[:, None]) / reach).clip(0)
-        weights /= weights.sum(1, keepdims=True) * unit
+        weights /= weights.sum(1, keepdims=True)
         bands.append(_Band(start, stop, first, last, torch.from_numpy(weights.astype(np.float32))))
     return bands

@@ -60,6 +60,15 @@ class ImageSettings:
     device: torch.device
 
 
+def check_augment(augment: str | Callable[[Tensor], Tensor] | None, image_size: Size, crop_size: Size) -> None:
+    """Raise a ValueError if random crops would all be the whole image."""
+    if isinstance(augment, str) and crop_size == image_size:
+        raise ValueError(
+            f"augment='random_crop' has nothing to choose from: the crop is the whole resized image, {image_size[0]} x "
+            f"{image_size[1]} pixels. Set crop_size to less than that (None is all of it), or augment=None"
+        )
+
+
 # Pixels that a network takes at once on a CPU: two images of 256 x 256. More are slower, because the maps between its
 # layers leave the cache, and need more memory (docs/dev_notes.md).
 CPU_PIXELS = 2 * 256 * 256

@@ -255,7 +255,7 @@ def _unit_range(tensor: Tensor) -> Tensor:
     """Return uint8 unchanged, and everything else as float32, with 16 bits scaled to [0, 1]."""
     if tensor.dtype == torch.uint8:
         return tensor
-    return tensor.to(torch.float32) / 65535 if tensor.dtype == torch.uint16 else tensor.to(torch.float32)
+    return tensor.to(torch.float32).div_(65535) if tensor.dtype == torch.uint16 else tensor.to(torch.float32)
 
 
 def size_of(image: ImageLike, max_pixels: int = MAX_PIXELS) -> Size:

@@ -62,8 +62,9 @@ def read_deep(image: Image.Image, name: str) -> np.ndarray | None:
         values = np.stack([grey << 8 | low_grey] * 3 + [alpha << 8 | low_alpha], axis=-1)
     else:
         unpacked = "RGBA" if channels == "RGBa" else channels
-        high, low = (_decode(image, f"{unpacked};16{one}") for one in (order, _LOW_BYTE[order]))
-        values = high.astype(np.uint16) << 8 | low
+        values = _decode(image, f"{unpacked};16{order}").astype(np.uint16)
+        values <<= 8
+        values |= _decode(image, f"{unpacked};16{_LOW_BYTE[order]}")
     if channels == "RGBa":  # it is multiplied by its transparency, and so over black already
         values = values[..., :3]
     return _over_black(values, image.info.get("transparency"))

@@ -64,8 +64,8 @@ def resize(image: Tensor, size: Size, interpolation: str) -> Tensor:
 def to_unit_floats(images: Tensor) -> Tensor:
     """Return uint8 as shares of 255, and everything else as it is, in float32.
 
-    The bits are those of the same picture in 16 bits or floats. torchvision's to_dtype(scale=True) multiplies by 1 / 255,
-    which rounds 126 of the 256 values differently.
+    The bits are those of the same picture in 16 bits or floats. torchvision's to_dtype(scale=True) multiplies by
+    1 / 255, which rounds 126 of the 256 values differently.
     """
     return images.float().div_(255) if images.dtype == torch.uint8 else images.float()
 

@@ -173,11 +173,14 @@ def test_a_callable_augments_floats_whatever_the_form(size):
     def darker(image):
         dtypes.append(image.dtype)
         assert image.shape == (3, size, size) and 0 <= image.min() <= image.max() <= 1 + 1e-6
-        return image * 0.5
+        return image.mul_(0.5)  # in place
 
     extractor = PatchFeatureExtractor("resnet18", weights=None, random_state=0, image_size=size, augment=darker)
     expected = np.asarray(extractor.fit_transform(X))
-    for form in ("uint16", "PIL", "float tensor"):
-        found = np.asarray(extractor.fit_transform(FORMS[form](X)))
-        np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+    for form in ("uint16", "PIL", "float32", "float tensor"):
+        images = FORMS[form](X)
+        for _ in range(2):  # the images are not written to
+            found = np.asarray(extractor.fit_transform(images))
+            np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+    assert np.isfinite(np.asarray(extractor.fit_transform(X[..., 0]))).all()  # grey is one channel three times
     assert set(dtypes) == {torch.float32}

@@ -113,15 +113,15 @@ def _with_channels(X: np.ndarray | Tensor) -> np.ndarray | Tensor:
     image either way.
     """
     if isinstance(X, Tensor):
-        is_one, one, many, added = X.shape[0] in (3, 4), "(C, H, W): pass X[None]", "X[:, None]", X[:, None]
+        is_one, one, many = X.shape[0] in (3, 4), "(C, H, W)", "X[:, None]"
     else:
-        is_one, one, many, added = X.shape[2] in (1, 3, 4), "(H, W, C): pass X[None]", "X[..., None]", X[..., None]
+        is_one, one, many = X.shape[2] in (1, 3, 4), "(H, W, C)", "X[..., None]"
     if is_one:
         raise ValueError(
-            f"X of shape {tuple(X.shape)} is one image {one}; or, if these are {X.shape[0]} grey images (n, H, W), "
-            f"pass {many}"
+            f"X of shape {tuple(X.shape)} is one image {one}: pass X[None]; or, if these are {X.shape[0]} grey images "
+            f"(n, H, W), pass {many}"
         )
-    return added
+    return X[:, None] if isinstance(X, Tensor) else X[..., None]
 
 
 def _check_dtype(dtype: Any, name: str) -> None:

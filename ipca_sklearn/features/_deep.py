@@ -72,7 +72,8 @@ def read_deep(image: Image.Image, name: str) -> np.ndarray | None:
 
 def _decode(image: Image.Image, rawmode: str) -> np.ndarray:
     """Decode the file of an image anew, unpacked in another way."""
-    with type(image)(_content(image)) as again:
+    decoder: Any = type(image)
+    with decoder(_content(image)) as again:
         again.seek(image.tell())
         again.tile = [
             tile._replace(args=(rawmode, *tile.args[1:]) if isinstance(tile.args, tuple) else rawmode)

@@ -128,8 +128,9 @@ class PatchFeatureExtractor(
         many there were.
     max_pixels : int, default=89_478_485
         Images of more pixels are not decoded but errors (or skipped), before memory is taken for them: a small file can
-        claim to be huge. Decoding takes about 12 bytes a pixel for each worker, so this is about 1 GB. It counts for
-        files, and PIL images that are yet to be decoded. The default is the size that Pillow warns of.
+        claim to be huge. Decoding takes about 12 bytes a pixel (16-bit colour 22) for each worker, so this is about
+        1 GB. It counts for files, and PIL images that are yet to be decoded. The default is the size that Pillow warns
+        of.
     n_jobs : int or None, default=None
         Threads that decode images while the network runs. None is one, -1 all cores. If `transform` is called within
         `joblib.parallel_config(backend="loky")`, this number of processes decodes the files instead; they take seconds

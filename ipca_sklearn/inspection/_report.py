@@ -192,6 +192,8 @@ class HtmlReport:
     ) -> EncodedImage:
         """Return an image as the page holds it, to be added to this page or to others of the same sizes.
 
+        :meta private:
+
         The parameters are those of `add`.
         """
         score = _number(score)
@@ -213,7 +215,10 @@ class HtmlReport:
         return EncodedImage(score, row, picture)
 
     def add_encoded(self, image: EncodedImage) -> None:
-        """Add what `encode` has returned."""
+        """Add what `encode` has returned.
+
+        :meta private:
+        """
         # Unescaped, "<" could end the element of the page that holds the rows.
         row = json.dumps(image.row | {"id": len(self._rows)}, ensure_ascii=True).replace("<", "\\u003c").encode()
         picture = image.picture or b""

@@ -106,7 +106,10 @@ class BasePCA(
         return self.need(read_steps(self, X, reset=True))
 
     def need(self, steps: StepReader, *, n_kept: int = 0) -> MemoryNeed:
-        """Return the memory that learning from steps takes, with `n_kept` samples kept besides."""
+        """Return the memory that learning from steps takes, with `n_kept` samples kept besides.
+
+        :meta private:
+        """
         dtype = resolve_dtype(self.dtype, steps.dtype)
         n_in_step = steps.n_samples if self.step_size is None else min(self.step_size, steps.n_samples)
         kept, sums = self._numbers_per_feature(n_in_step, steps.n_features)
@@ -117,7 +120,10 @@ class BasePCA(
         return MemoryNeed(model, round(n_features * per_feature) + steps.memory_needed)
 
     def check_memory(self, steps: StepReader, *, n_kept: int = 0) -> None:
-        """Raise a MemoryError if learning from steps, with `n_kept` samples kept besides, needs more than there is."""
+        """Raise a MemoryError if learning from steps, with `n_kept` samples kept besides, needs more than there is.
+
+        :meta private:
+        """
         device = resolve_device(self.device, steps.device)
         what = f"learning P = {steps.n_patches} patches of m = {steps.n_features} features"
         check_memory(self.need(steps, n_kept=n_kept), device, f"{steps.owner}: {what}")
@@ -144,6 +150,8 @@ class BasePCA(
     def advance(self, fitted: Any, step: Tensor, *, recycled: Any = None) -> Any:
         """Return what is known once a step is learnt; neither the arguments nor this estimator change.
 
+        :meta private:
+
         Parameters
         ----------
         fitted : Fitted or None
@@ -156,6 +164,8 @@ class BasePCA(
 
     def store(self: _Self, fitted: Fitted, steps: StepReader) -> _Self:
         """Keep `fitted`, learnt from `steps`, as the result; nothing is changed if an error is raised.
+
+        :meta private:
 
         Raises
         ------

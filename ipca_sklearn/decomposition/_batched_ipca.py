@@ -162,6 +162,8 @@ class BatchedIncrementalPCA(BasePCA):
     def advance(self, fitted: FittedPCA | None, step: Tensor, *, recycled: linalg.State | None = None) -> FittedPCA:
         """Return what is known once a step is learnt; neither the arguments nor this estimator change.
 
+        :meta private:
+
         Parameters
         ----------
         fitted : FittedPCA or None

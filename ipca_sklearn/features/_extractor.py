@@ -372,6 +372,8 @@ class PatchFeatureExtractor(
     def feature_settings(self, device: DeviceLike = None) -> FeatureSettings:
         """Return how images become features: the network and all settings, without augmentation.
 
+        :meta private:
+
         Parameters
         ----------
         device : str, torch.device or None, default=None

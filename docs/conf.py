@@ -2,8 +2,10 @@
 
 import os
 import warnings
+from typing import Any
 
 import matplotlib
+from sphinx.util.nodes import get_node_source
 
 import ipca_sklearn
 
@@ -63,3 +65,13 @@ html_theme_options = {
     "show_toc_level": 2,
     "secondary_sidebar_items": ["page-toc"],
 }
+
+
+def as_plain_text(app: Any, env: Any, node: Any, content: Any) -> Any:
+    """Return the text of a link that an inherited docstring of scikit-learn makes to its own pages."""
+    return content if "docstring of sklearn." in (get_node_source(node) or "") else None
+
+
+def setup(app: Any) -> None:
+    """Connect what Sphinx calls."""
+    app.connect("missing-reference", as_plain_text, priority=900)  # after intersphinx, which knows these pages

@@ -24,6 +24,7 @@ from ipca_sklearn.detection._map_ops import blur_matrix, image_scores
 from ipca_sklearn.features import PatchFeatureExtractor
 from ipca_sklearn.features._decode import check_images, load_batch, resize_and_crop, to_rgb
 from ipca_sklearn.features._grid import on_grid, resize_matrix
+from ipca_sklearn.features._resize import to_unit_floats
 from ipca_sklearn.features._settings import FeatureSettings
 
 __all__ = ["to_onnx", "to_torch"]
@@ -145,27 +146,21 @@ class _Features(nn.Module):
         settings = self._settings
         if not torch.compiler.is_compiling():
             cut = resize_and_crop(images, settings.image_size, settings.crop_size, settings.interpolation)
-            return cut.float() / 255 if cut.dtype == torch.uint8 else cut.float()
-        # As matrices, for any size: ONNX and compilers have no operator that resizes 8-bit images as torch does.
-        nearest, integers = settings.interpolation == "nearest", images.dtype == torch.uint8
-        precise = torch.float64 if integers and not nearest else torch.float32
+            return to_unit_floats(cut)
+        # As matrices, for any size: ONNX and compilers have no operator that resizes as torch does.
+        nearest = settings.interpolation == "nearest"
+        precision = torch.float32 if nearest else torch.float64  # torch rounds as float32 which pixel is the nearest
         axes = []
         for side, new_side, kept in zip(images.shape[2:], settings.image_size, settings.crop_size, strict=True):
             start = round((new_side - kept) / 2)
-            positions = torch.arange(new_side, device=images.device, dtype=precise)
-            resized = (_nearest if nearest else _antialiased)(positions, side, new_side)
-            # Weights of 16 bits depend on all of them, so they are rounded before the crop.
-            resized = _in_16_bits(resized) if integers and not nearest else resized
-            axes.append(resized[start : start + kept])
+            positions = torch.arange(start, start + kept, device=images.device, dtype=precision)
+            axes.append((_nearest if nearest else _antialiased)(positions, side, new_side))
         rows, columns = axes
         if nearest:
             cut = images[:, :, rows][..., columns].float()
-            return cut / 255 if integers else cut
-        if not integers:
-            return rows @ (images.float() @ columns.T)
-        # ATen's kernel for 8-bit images (UpSampleKernel) has 16-bit weights and rounds after each pass, width first.
-        half = (images.double() @ columns.T + 0.5).floor()
-        return ((rows @ half + 0.5).floor() / 255).float()
+        else:
+            cut = rows.float() @ (images.float() @ columns.float().T)
+        return cut / 255 if images.dtype == torch.uint8 else cut
 
 
 def _nearest(positions: Tensor, side: int, new_side: int) -> Tensor:
@@ -180,12 +175,6 @@ def _antialiased(positions: Tensor, side: int, new_side: int) -> Tensor:
     pixels = torch.arange(side, device=positions.device, dtype=positions.dtype) + 0.5
     weights = (1 - (pixels - ((positions + 0.5) * scale)[:, None]).abs() / width).clamp(min=0)
     return weights / weights.sum(1, keepdim=True)
-
-
-def _in_16_bits(weights: Tensor) -> Tensor:
-    """Round weights to 16 bits as torch does for 8-bit images: the largest weight fixes the number of binary digits."""
-    digits = (((2**15 - 0.5) / weights.max()).log2().ceil() - 1).clamp(0, 22)
-    return (weights * 2**digits + 0.5).floor() / 2**digits
 
 
 class _Distances(nn.Module):

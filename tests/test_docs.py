@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
 import re
 import shutil
 import subprocess
 import sys
+import zlib
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -90,12 +94,82 @@ def test_the_reference_holds_every_name_once_and_public_names_only() -> None:
     assert len({id(value) for value in objects}) == len(entries)
 
 
-def test_sphinx_makes_the_pages_without_a_warning(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def built_pages(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """The pages, and what Sphinx said."""
     pytest.importorskip("sphinx_gallery", reason="Sphinx is not installed: pip install '.[docs]'")
     # Running the examples takes a minute: that is for whoever publishes the pages.
     command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-D", "plot_gallery=0", "-b", "html"]
-    source = tmp_path / "docs"  # a copy: Sphinx and the gallery write beside the sources
+    place = tmp_path_factory.mktemp("pages")
+    source = place / "docs"  # a copy: Sphinx and the gallery write beside the sources
     shutil.copytree(ROOT / "docs", source, ignore=shutil.ignore_patterns("_build", "generated", "auto_examples"))
-    done = subprocess.run([*command, str(source), str(tmp_path / "html")], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([*command, str(source), str(place / "html")], capture_output=True, text=True, timeout=300)
+    return place / "html", done
+
+
+def test_sphinx_makes_the_pages_without_a_warning(built_pages) -> None:
+    pages, done = built_pages
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "html" / "generated" / "ipca_sklearn.PatchGaussianDetector.html").exists()
+    assert (pages / "generated" / "ipca_sklearn.PatchGaussianDetector.html").exists()
+
+
+def public_members(cls: type) -> dict[str, Any]:
+    """Return the methods and properties of a class that have no underscore, without those of Python's own classes."""
+    found = {}
+    for name in dir(cls):
+        owner = next(base for base in cls.__mro__ if name in vars(base))
+        if name.startswith("_") or owner.__module__ == "builtins":
+            continue
+        value = getattr(cls, name)
+        if callable(value) or isinstance(value, property | cached_property):
+            found[name] = value
+    return found
+
+
+def is_internal(member: Any) -> bool:
+    """Whether a docstring says that a name without an underscore is for other rooms of the package only."""
+    return ":meta private:" in (inspect.getdoc(member) or "")
+
+
+def test_every_public_method_and_property_has_an_entry_and_no_internal_one_has(built_pages) -> None:
+    """Inherited ones too, as in scikit-learn's own reference."""
+    pages, _ = built_pages
+    inventory = zlib.decompress((pages / "objects.inv").read_bytes().split(b"\n", 4)[4]).decode()
+    listed = {line.split(" py:")[0] for line in inventory.splitlines() if re.search(r" py:(method|property) ", line)}
+    wanted: set[str] = set()
+    for room, name in reference():
+        value = getattr(importlib.import_module(room), name)
+        if isinstance(value, type):
+            members = public_members(value)
+            wanted |= {f"{room}.{name}.{member}" for member, of in members.items() if not is_internal(of)}
+    assert wanted >= {
+        f"ipca_sklearn.PatchGaussianDetector.{name}"
+        for name in ("fit", "predict", "score_samples", "offset_", "get_params", "set_output", "fit_transform")
+    }
+    assert listed == wanted
+
+
+def undocumented_types(member: Any) -> list[str]:
+    """Return the classes of the package in the annotations of a method that the reference does not have."""
+    if isinstance(member, property | cached_property):
+        member = member.fget if isinstance(member, property) else member.func
+    function = inspect.unwrap(getattr(member, "__func__", member))
+    known = [getattr(importlib.import_module(room), name) for room, name in reference()]
+    annotations = " ".join(map(str, getattr(function, "__annotations__", {}).values()))
+    values = [getattr(function, "__globals__", {}).get(word) for word in re.findall(r"\w+", annotations)]
+    ours = [value for value in values if isinstance(value, type) and value.__module__.startswith("ipca_sklearn")]
+    return [value.__name__ for value in ours if value not in known]
+
+
+def test_what_a_listed_method_takes_and_returns_is_in_the_reference_too() -> None:
+    """Else it is internal: `:meta private:` in its docstring."""
+    found = {}
+    for room, name in reference():
+        value = getattr(importlib.import_module(room), name)
+        for member, of in public_members(value).items() if isinstance(value, type) else ():
+            types = undocumented_types(of)
+            if types and not is_internal(of):
+                found[f"{room}.{name}.{member}"] = types
+    assert found == {}
+    internal = public_members(ipca_sklearn.PatchFeatureExtractor)["feature_settings"]
+    assert undocumented_types(internal) == ["FeatureSettings"]

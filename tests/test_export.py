@@ -66,7 +66,24 @@ def test_the_module_scores_as_the_pipeline(detector, interpolation):
         np.testing.assert_allclose(maps, pipe.transform(images), rtol=1e-4, atol=1e-5)
         score, _ = module(torch.from_numpy(channels_first(images)).float() / 255)
         floats = images.astype(np.float32) / 255
-        np.testing.assert_allclose(score, pipe.score_samples(floats), rtol=1e-3)
+        np.testing.assert_allclose(score, pipe.score_samples(floats), rtol=1e-4)
+
+
+@new_torch
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear"])
+def test_exports_that_take_floats_score_as_the_pipeline_scores_files(interpolation, tmp_path):
+    pipe = fitted("default", interpolation)
+    rows, columns = np.mgrid[:90, :70] / 90
+    wave = 0.5 + 0.3 * np.sin(6 * columns) * np.cos(5 * rows)  # rounding would move its levels together
+    image = (255 * wave[..., None] * [1, 0.9, 0.8]).round().astype(np.uint8)
+    Image.fromarray(image).save(tmp_path / "x.png")
+    expected = pipe.score_samples([tmp_path / "x.png"])
+    floats = channels_first(image[None].astype(np.float32) / 255)
+    score, _ = to_torch(pipe)(torch.from_numpy(floats))
+    np.testing.assert_allclose(score, expected, rtol=1e-4)
+    to_onnx(pipe, tmp_path / "x.onnx", dtype="float32", check=[tmp_path / "x.png"])
+    score, _ = onnxruntime.InferenceSession(tmp_path / "x.onnx").run(None, {"images": floats})
+    np.testing.assert_allclose(score, expected, rtol=1e-4)
 
 
 @new_torch

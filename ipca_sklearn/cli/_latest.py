@@ -35,10 +35,22 @@ class LatestReport:
         Heading of the page.
     normal_scores : ndarray
         `calibration_scores_` of the detector.
+    model, source : str or None, default=None
+        Which model has scored images from where, for the page to say.
     """
 
-    def __init__(self, path: Path, *, threshold: float, title: str, normal_scores: np.ndarray) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        threshold: float,
+        title: str,
+        normal_scores: np.ndarray,
+        model: str | None = None,
+        source: str | None = None,
+    ) -> None:
         self._path, self._threshold, self._title, self._normal_scores = path, threshold, title, normal_scores
+        self._model, self._source = model, source
         self.page = self._page()  # not written: it has the sizes of the pictures
         self._latest: deque[EncodedImage] = deque(maxlen=N_IMAGES)
         self._n_new = 0
@@ -90,4 +102,6 @@ class LatestReport:
             title=f"{self._title}, the latest {N_IMAGES} images",
             picture_size=PICTURE_SIZE,
             normal_scores=self._normal_scores,
+            model=self._model,
+            source=self._source,
         )

@@ -80,6 +80,8 @@ def predict(
                     title=f"{model.name}, {len(images)} images",
                     picture_size=_picture_size(picture_size, len(images)),
                     normal_scores=pipe[-1].calibration_scores_,
+                    model=model,
+                    source=_source(paths),
                 )
             )
         map_folder = None if maps is None else stack.enter_context(PictureFolder("--maps", maps))
@@ -104,6 +106,12 @@ def predict(
     if n_failed:
         typer.echo(f"{n_failed} of {len(images)} images cannot be read; see the column error", err=True)
         raise typer.Exit(UNREADABLE)
+
+
+def _source(paths: Sequence[Path]) -> str:
+    """Return where the images of a report come from, as a page that is opened elsewhere can say it."""
+    named = ["standard input" if str(path) == "-" else str(path.absolute()) for path in paths]
+    return ", ".join(named[:3]) + (f" and {len(named) - 3} more" if len(named) > 3 else "")
 
 
 def _picture_size(wanted: int | None, n_images: int) -> int | None:

@@ -22,6 +22,7 @@ from ipca_sklearn.cli._predict import draw
 from ipca_sklearn.cli._predict import rows as score_rows
 from ipca_sklearn.cli._text import warn
 from ipca_sklearn.exceptions import AspectRatioWarning, MultiPageImageWarning
+from ipca_sklearn.inspection._provenance import describe_model
 from ipca_sklearn.monitoring import DriftMonitor
 from ipca_sklearn.watching import FolderWatcher, RowFile, run_command
 from ipca_sklearn.watching import watch as watch_folder
@@ -83,6 +84,8 @@ def watch(
             threshold=pipe[-1].offset_,
             title=f"{model.name}, {folder}",
             normal_scores=pipe[-1].calibration_scores_,
+            model=describe_model(model),  # once: the page is written again and again
+            source=str(folder.absolute()),
         )
 
     def score(paths: Sequence[str]) -> Iterator[dict[str, Any]]:

@@ -109,6 +109,8 @@ class BasePCA(
         """Return the memory that learning from steps takes.
 
         `n_kept` samples are kept besides. `n_gaussians` (None: one for each patch) are shared by the patches.
+
+        :meta private:
         """
         dtype = resolve_dtype(self.dtype, steps.dtype)
         n_in_step = steps.n_samples if self.step_size is None else min(self.step_size, steps.n_samples)
@@ -122,7 +124,10 @@ class BasePCA(
         return MemoryNeed(round(model), round(learning) + steps.memory_needed)
 
     def check_memory(self, steps: StepReader, *, n_kept: int = 0, n_gaussians: int | None = None) -> None:
-        """Raise a MemoryError if learning from steps needs more memory than there is; parameters as of `need`."""
+        """Raise a MemoryError if learning from steps needs more memory than there is; parameters as of `need`.
+
+        :meta private:
+        """
         device = resolve_device(self.device, steps.device)
         what = f"learning P = {steps.n_patches} patches of m = {steps.n_features} features"
         need = self.need(steps, n_kept=n_kept, n_gaussians=n_gaussians)
@@ -150,6 +155,8 @@ class BasePCA(
     def advance(self, fitted: Any, step: Any, *, recycled: Any = None, owned: bool = False, group: int = 1) -> Any:
         """Return what is known once a step is learnt; neither the arguments nor this estimator change, unless `owned`.
 
+        :meta private:
+
         Parameters
         ----------
         fitted : Fitted or None
@@ -166,6 +173,8 @@ class BasePCA(
 
     def store(self: _Self, fitted: Fitted, steps: StepReader) -> _Self:
         """Keep `fitted`, learnt from `steps`, as the result; nothing is changed if an error is raised.
+
+        :meta private:
 
         Raises
         ------

@@ -185,6 +185,8 @@ class BatchedIncrementalPCA(BasePCA):
     ) -> FittedPCA:
         """Return what is known once a step is learnt; neither the arguments nor this estimator change, unless `owned`.
 
+        :meta private:
+
         Parameters
         ----------
         fitted : FittedPCA or None

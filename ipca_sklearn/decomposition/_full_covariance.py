@@ -73,7 +73,10 @@ class FullCovariance(BasePCA):
         owned: bool = False,
         group: int = 1,
     ) -> FittedCovariance:
-        """Return what is known once a step (b, P, m) is learnt; see :meth:`BatchedIncrementalPCA.advance`."""
+        """Return what is known once a step (b, P, m) is learnt; see `BatchedIncrementalPCA.advance`.
+
+        :meta private:
+        """
         device = resolve_device(self.device, step.device)
         if fitted is None:
             dtype = resolve_dtype(self.dtype, step.dtype)

@@ -15,13 +15,13 @@ import torch
 import torchvision.transforms.v2.functional as tvf
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
 
 from ipca_sklearn._utils._arrays import as_tensor
 from ipca_sklearn._utils._files import printable
 from ipca_sklearn._utils._typing import Image as ImageLike
 from ipca_sklearn._utils._typing import Images, PathLike, Size
 from ipca_sklearn.exceptions import ImageReadError
+from ipca_sklearn.features._deep import as_stored, read_deep
 from ipca_sklearn.features._formats import (
     MAX_PIXELS,
     check_decoder,
@@ -32,12 +32,13 @@ from ipca_sklearn.features._formats import (
     undecodable,
     upright,
 )
-
-INTERPOLATIONS = {"nearest": InterpolationMode.NEAREST_EXACT, "bilinear": InterpolationMode.BILINEAR}
+from ipca_sklearn.features._resize import resize, to_unit_floats
 
 
 def check_images(X: Images) -> Any:
     """Check what needs no decoding, and return X as a sequence of images: a list, an array or a tensor.
+
+    Grey images `(n, H, W)` get their channel axis.
 
     Raises
     ------
@@ -53,7 +54,7 @@ def check_images(X: Images) -> Any:
             "sorted(pathlib.Path(folder).glob('*.png'))"
         )
     if isinstance(X, Tensor) or (isinstance(X, np.ndarray) and X.ndim > 1):
-        _check_batch(X)
+        X = _check_batch(X)
     else:
         try:
             X = [item.item() if isinstance(item, np.ndarray) and item.ndim == 0 else item for item in X]
@@ -87,20 +88,40 @@ def _single_column(X: Any) -> Any:
     return table[:, 0]
 
 
-def _check_batch(X: np.ndarray | Tensor) -> None:
+def _check_batch(X: np.ndarray | Tensor) -> np.ndarray | Tensor:
     if isinstance(X, np.ndarray) and X.dtype == object:
         raise ValueError(
             f"X is an object array of shape {X.shape}: images of mixed sizes cannot be in one array; pass a list of "
             "images, each is resized on its own"
         )
     channel_axis = 1 if isinstance(X, Tensor) else 3
-    if X.ndim != 4 or 0 in X.shape[1:] or X.shape[channel_axis] not in (1, 3, 4):
+    batch = _with_channels(X) if X.ndim == 3 else X
+    if batch.ndim != 4 or 0 in batch.shape[1:] or batch.shape[channel_axis] not in (1, 3, 4):
         expected = "(n, C, H, W)" if isinstance(X, Tensor) else "(n, H, W, C)"
         raise ValueError(
-            f"X of shape {tuple(X.shape)} is no batch of images: expected {expected} with C = 1, 3 or 4. "
-            "Reshape your data; grey images need a channel axis of size 1"
+            f"X of shape {tuple(X.shape)} is no batch of images: expected {expected} with C = 1, 3 or 4, or (n, H, W) "
+            "for grey images. Reshape your data"
         )
     _check_dtype(X.dtype, "X")
+    return batch
+
+
+def _with_channels(X: np.ndarray | Tensor) -> np.ndarray | Tensor:
+    """Return grey images (n, H, W) with a channel axis, unless X looks like one image: that would be a guess.
+
+    The first axis of a tensor and the last one of an array would hold the channels. A tensor (1, H, W) is one grey
+    image either way.
+    """
+    if isinstance(X, Tensor):
+        is_one, one, many = X.shape[0] in (3, 4), "(C, H, W)", "X[:, None]"
+    else:
+        is_one, one, many = X.shape[2] in (1, 3, 4), "(H, W, C)", "X[..., None]"
+    if is_one:
+        raise ValueError(
+            f"X of shape {tuple(X.shape)} is one image {one}: pass X[None]; or, if these are {X.shape[0]} grey images "
+            f"(n, H, W), pass {many}"
+        )
+    return X[:, None] if isinstance(X, Tensor) else X[..., None]
 
 
 def _check_dtype(dtype: Any, name: str) -> None:
@@ -115,14 +136,14 @@ def _check_dtype(dtype: Any, name: str) -> None:
 def to_rgb(
     image: ImageLike, name: str | Sequence[str], *, in_range: bool = False, max_pixels: int = MAX_PIXELS
 ) -> Tensor:
-    """Return an image as a (3, H, W) tensor: uint8, or float32 in [0, 1] where there are more than 8 bits.
+    """Return an image as a (3, H, W) tensor: uint8, or float32 in [0, 1] if it is transparent or has more than 8 bits.
 
     Grey is repeated, palettes are looked up, transparent pixels become black, 16 bits are scaled (65535 is white), the
     EXIF orientation is applied, and the first of several pages or frames is taken.
 
     Parameters
     ----------
-    image : path, PIL image, ndarray (H, W, C) or (H, W), or Tensor (C, H, W)
+    image : path, PIL image, ndarray (H, W, C) or (H, W), or Tensor (C, H, W) or (H, W)
         Or several of the same size, (n, H, W, C) or (n, C, H, W), which become (n, 3, H, W).
     name : str or sequence of str
         The image's name in messages; for several images, the name of each. A file is named by its path.
@@ -155,26 +176,38 @@ def decode(image: PathLike | Image.Image, name: str, max_pixels: int) -> tuple[T
 
 def _from_pil(image: Image.Image, name: str) -> Tensor:
     try:
-        image.load()
-        image = upright(image)
-        if image.mode.startswith("I") or image.mode == "F":
-            values = np.asarray(image)[..., None]
-        else:
-            mode = "RGBA" if image.has_transparency_data else "RGB"
-            values = np.asarray(image if image.mode == mode else image.convert(mode))
+        values = read_deep(image, name)
+        if values is None:
+            image.load()
+            image = upright(image)
+            values = _pixels(image, name)
+    except ImageReadError:
+        raise
     except Exception as error:  # decoders raise SyntaxError, struct.error, MemoryError, ... on corrupt files
         raise undecodable(name, error) from error
-    if image.mode == "I":
-        if values.size and not 0 <= values.min() <= values.max() <= 65535:
-            raise ImageReadError(f"{name} has 32-bit values outside 0 .. 65535; scale it to 8 or 16 bits first")
-        values = values.astype(np.uint16)
     return _from_values(values, name, in_range=False)
+
+
+def _pixels(image: Image.Image, name: str) -> np.ndarray:
+    """Return the pixels (H, W, C) of a PIL image that is decoded and upright."""
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.asarray(image)[..., None]
+        if image.mode == "I":
+            if values.size and not 0 <= values.min() <= values.max() <= 65535:
+                raise ImageReadError(f"{name} has 32-bit values outside 0 .. 65535; scale it to 8 or 16 bits first")
+            values = values.astype(np.uint16)
+        return as_stored(values, image)
+    if image.mode == "L" and not image.has_transparency_data:
+        return np.asarray(image)[..., None]
+    mode = "RGBA" if image.has_transparency_data else "RGB"
+    return np.asarray(image if image.mode == mode else image.convert(mode))
 
 
 def _from_values(image: np.ndarray | Tensor, name: str | Sequence[str], in_range: bool) -> Tensor:
     _check_dtype(image.dtype, str(name))
     tensor = image.detach() if isinstance(image, Tensor) else _from_array(image)
     ndim = 3 if isinstance(name, str) else 4
+    tensor = tensor[None] if tensor.ndim == 2 else tensor
     if tensor.ndim != ndim or 0 in tensor.shape or tensor.shape[-3] not in (1, 3, 4):
         raise ImageReadError(
             f"{name} has shape {tuple(image.shape)}, expected 1, 3 or 4 channels and at least one pixel"
@@ -185,7 +218,9 @@ def _from_values(image: np.ndarray | Tensor, name: str | Sequence[str], in_range
         check_range(value_range(tensor).cpu(), name)
     if tensor.shape[-3] == 4:
         colour, alpha = tensor[..., :3, :, :], tensor[..., 3:, :, :]
-        tensor = (colour * (alpha / 255)).round().to(torch.uint8) if tensor.dtype == torch.uint8 else colour * alpha
+        # A GPU would have to be waited for. Not rounded to 8 bits again: the same picture in floats is not.
+        is_opaque = tensor.dtype == torch.uint8 and not tensor.is_cuda and bool((alpha == 255).all())
+        tensor = colour if is_opaque else to_unit_floats(colour) * to_unit_floats(alpha)
     return tensor.expand(*tensor.shape[:-3], 3, -1, -1)
 
 
@@ -203,7 +238,9 @@ def check_range(values: Tensor, name: str | Sequence[str]) -> None:
         raise ImageReadError(
             f"{name if isinstance(name, str) else name[first]} has values from {float(low[first]):g} to "
             f"{float(high[first]):g}; float images are in [0, 1] without NaN. Divide by the largest possible value "
-            "(255 for 8 bits)"
+            "(255 for 8 bits). If they were normalised (torchvision's Normalize, ImageNet's mean and standard "
+            "deviation), pass the pixels from before, RGB: the extractor normalises them. OpenCV's are BGR: reverse "
+            "their channels"
         )
 
 
@@ -218,7 +255,7 @@ def _unit_range(tensor: Tensor) -> Tensor:
     """Return uint8 unchanged, and everything else as float32, with 16 bits scaled to [0, 1]."""
     if tensor.dtype == torch.uint8:
         return tensor
-    return tensor.to(torch.float32) / 65535 if tensor.dtype == torch.uint16 else tensor.to(torch.float32)
+    return tensor.to(torch.float32).div_(65535) if tensor.dtype == torch.uint16 else tensor.to(torch.float32)
 
 
 def size_of(image: ImageLike, max_pixels: int = MAX_PIXELS) -> Size:
@@ -271,10 +308,11 @@ def read_mask(mask: ImageLike, name: str, max_pixels: int = MAX_PIXELS) -> Tenso
 
 
 def resize_and_crop(image: Tensor, image_size: Size, crop_size: Size, interpolation: str) -> Tensor:
-    """Return the (..., C, *crop_size) part of images (..., C, H, W) that the network sees."""
-    mode = INTERPOLATIONS[interpolation]
-    resized = tvf.resize(image, list(image_size), interpolation=mode, antialias=interpolation != "nearest")
-    return tvf.center_crop(resized, list(crop_size))
+    """Return the (..., C, *crop_size) part of images (..., C, H, W) that the network sees.
+
+    uint8 stays uint8 only if no value is new (see `resize`), and is float32 in [0, 1] otherwise.
+    """
+    return tvf.center_crop(resize(image, image_size, interpolation), list(crop_size))
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
@@ -292,11 +330,6 @@ def load_batch(images: Sequence[Tensor] | Tensor, device: torch.device) -> Tenso
     """
     if not isinstance(images, Tensor):
         if len({(image.dtype, image.device) for image in images}) > 1:
-            images = [_to_unit_floats(to_device(image, device)) for image in images]
+            images = [to_unit_floats(to_device(image, device)) for image in images]
         images = torch.stack(list(images))
-    return _to_unit_floats(to_device(images.contiguous(memory_format=torch.channels_last), device))
-
-
-def _to_unit_floats(images: Tensor) -> Tensor:
-    # Not torchvision's to_dtype(scale=True): it multiplies by 1 / 255, which rounds 126 of the 256 values differently.
-    return images.float() / 255 if images.dtype == torch.uint8 else images
+    return to_unit_floats(to_device(images.contiguous(memory_format=torch.channels_last), device))

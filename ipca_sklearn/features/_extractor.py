@@ -27,12 +27,13 @@ from ipca_sklearn._utils._typing import DeviceLike, Image, Images, PathLike
 from ipca_sklearn._utils._versions import VersionedMixin
 from ipca_sklearn.features._backbones import Backbone
 from ipca_sklearn.features._cache import FeatureCache
-from ipca_sklearn.features._decode import INTERPOLATIONS, check_images
+from ipca_sklearn.features._decode import check_images
 from ipca_sklearn.features._formats import MAX_PIXELS
 from ipca_sklearn.features._geometry import Geometry, InspectedAreaMixin, as_size
 from ipca_sklearn.features._lazy import PatchFeatures, SkippedImages
 from ipca_sklearn.features._loader import decodes_in_processes
-from ipca_sklearn.features._settings import FeatureSettings, ImageSettings
+from ipca_sklearn.features._resize import INTERPOLATIONS
+from ipca_sklearn.features._settings import FeatureSettings, ImageSettings, check_augment
 from ipca_sklearn.features._weights import Weights
 
 
@@ -84,9 +85,10 @@ class PatchFeatureExtractor(
         How images are resized. `"bilinear"` averages pixels where an image shrinks (antialiased). `"nearest"` is the
         paper's: it keeps one pixel of several and ignores the others, so fine textures alias.
     augment : {"random_crop"}, callable or None, default=None
-        Applied by `fit_transform`, and so by the fit of a pipeline, to each resized image (3, height, width) instead of
-        the centre crop; `transform` never augments. The centre of what a callable returns is used. Random
-        numbers that it draws from torch's global generator follow `random_state`; one thread at a time augments.
+        Applied by `fit_transform`, and so by the fit of a pipeline, to each resized image (3, height, width), float32
+        in [0, 1]; `transform` never augments. `"random_crop"` takes `crop_size` at a random place, not at the centre.
+        A callable returns an image, whose centre of `crop_size` is used. Random numbers that it draws from torch's
+        global generator follow `random_state`; one thread at a time augments.
     batch_size : int, default=8
         Images that are prepared together and pass through the network at once. On a CPU the network takes as many of
         them at a time as stay near its cache, unless it is compiled: two of 256 x 256 pixels, larger ones alone.
@@ -126,8 +128,9 @@ class PatchFeatureExtractor(
         many there were.
     max_pixels : int, default=89_478_485
         Images of more pixels are not decoded but errors (or skipped), before memory is taken for them: a small file can
-        claim to be huge. Decoding takes about 12 bytes a pixel for each worker, so this is about 1 GB. It counts for
-        files, and PIL images that are yet to be decoded. The default is the size that Pillow warns of.
+        claim to be huge. Decoding takes about 12 bytes a pixel (16-bit colour 22) for each worker, so this is about
+        1 GB. It counts for files, and PIL images that are yet to be decoded. The default is the size that Pillow warns
+        of.
     n_jobs : int or None, default=None
         Threads that decode images while the network runs. None is one, -1 all cores. If `transform` is called within
         `joblib.parallel_config(backend="loky")`, this number of processes decodes the files instead; they take seconds
@@ -156,11 +159,11 @@ class PatchFeatureExtractor(
     Notes
     -----
     Images may be paths, PIL images, uint8, uint16 or float (in [0, 1]) arrays `(n, H, W, C)` or tensors
-    `(n, C, H, W)`, C = 1, 3 or 4, or a list of such images of any sizes. A column of paths may be a Series or a data
-    frame with one column. Grey is repeated, palettes are looked up,
-    transparent pixels become black, 16 bits are scaled (65535 is white), EXIF orientation is applied. Files are PNG,
-    JPEG, BMP, TIFF, WebP or PPM/PGM, found by their content; floats in them are in [0, 1] too. The first of several
-    pages or frames is taken, and a MultiPageImageWarning says so.
+    `(n, C, H, W)`, C = 1 (grey), 3 (RGB) or 4, grey ones `(n, H, W)`, or a list of such images of any sizes. A column
+    of paths may be a Series or a data frame with one column. The same picture has the same features in any form, to
+    rounding. Grey is repeated, palettes are looked up, transparent pixels become black, 16 bits are scaled (65535 is
+    white), EXIF orientation is applied. Files are PNG, JPEG, BMP, TIFF, WebP or PPM/PGM, found by their content; floats
+    in them are in [0, 1] too. The first of several pages or frames is taken, and a MultiPageImageWarning says so.
 
     With a `crop_size` the border outside of the crop is not inspected: with the paper's 256 and 224, 1/16 of the height
     at the top and at the bottom, and 1/16 of the width at either side. `covered_box` gives the part of an image that
@@ -297,6 +300,7 @@ class PatchFeatureExtractor(
         if self.pooling_size % 2 == 0:
             raise ValueError(f"pooling_size={self.pooling_size} is even: a neighbourhood has its patch in the middle")
         geometry = Geometry.of(images, self)
+        check_augment(self.augment, geometry.image_size, geometry.crop_size)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         backbone = Backbone(self.backbone, self.layers, self.weights, seed, geometry.crop_size, geometry.margin)
         shapes = backbone.shapes_of_maps()
@@ -367,6 +371,8 @@ class PatchFeatureExtractor(
 
     def feature_settings(self, device: DeviceLike = None) -> FeatureSettings:
         """Return how images become features: the network and all settings, without augmentation.
+
+        :meta private:
 
         Parameters
         ----------

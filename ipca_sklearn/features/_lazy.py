@@ -140,7 +140,10 @@ class PatchFeatures:
 
     @property
     def may_skip(self) -> bool:
-        """Whether images that cannot be read are skipped."""
+        """Whether images that cannot be read are skipped.
+
+        :meta private:
+        """
         return self._settings.images.on_error == "skip"
 
     @property
@@ -209,6 +212,8 @@ class PatchFeatures:
 
     def read(self, size: int, *, reuse: bool = False) -> Iterator[tuple[Tensor, dict[int, str]]]:
         """Yield the features like `batches`, each with the images in it that could not be read.
+
+        :meta private:
 
         What is skipped belongs to this pass: other readers of the same features do not change it. A complete pass
         updates `skipped`, and warns of what it skipped, of files with several pages, and of images that are stretched

@@ -31,6 +31,7 @@ from ipca_sklearn.features._decode import (
     to_rgb,
     value_range,
 )
+from ipca_sklearn.features._resize import to_unit_floats
 from ipca_sklearn.features._settings import ImageSettings
 
 # image_size, size of the part that is kept, interpolation
@@ -287,7 +288,8 @@ def _augment(image: Tensor, settings: ImageSettings, index: int) -> Tensor:
     assert callable(settings.augment)
     (seed,) = sequence.generate_state(1, np.uint64)
     with seeded_torch(int(seed)):
-        return settings.augment(image)
+        # A copy: a callable may write to it, and the pixels may be the user's own, or one channel three times.
+        return settings.augment(to_unit_floats(image).clone(memory_format=torch.contiguous_format))
 
 
 def _receive(staged: _Staged) -> Batch:

@@ -14,6 +14,7 @@ from torch import Tensor
 from ipca_sklearn._utils._digests import new_digest, weights_digest
 from ipca_sklearn._utils._typing import Size
 from ipca_sklearn.features._backbones import Backbone
+from ipca_sklearn.features._resize import PIXELS_VERSION
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,15 @@ class ImageSettings:
     n_jobs: int
     processes: bool
     device: torch.device
+
+
+def check_augment(augment: str | Callable[[Tensor], Tensor] | None, image_size: Size, crop_size: Size) -> None:
+    """Raise a ValueError if random crops would all be the whole image."""
+    if isinstance(augment, str) and crop_size == image_size:
+        raise ValueError(
+            f"augment='random_crop' has nothing to choose from: the crop is the whole resized image, {image_size[0]} x "
+            f"{image_size[1]} pixels. Set crop_size to less than that (None is all of it), or augment=None"
+        )
 
 
 # Pixels that a network takes at once on a CPU: two images of 256 x 256. More are slower, because the maps between its
@@ -121,7 +131,7 @@ class FeatureSettings:
         images = self.images
         parts = (
             (torch.__version__, torchvision.__version__, images.device.type, self.amp_dtype, self.compile),
-            (images.image_size, images.crop_size, images.interpolation, self.mean, self.std),
+            (PIXELS_VERSION, images.image_size, images.crop_size, images.interpolation, self.mean, self.std),
             (self.map_interpolation, self.pooling_size, self.grid_size, self.backbone.layers, self.backbone.margin),
             None if self.region is None else self.region.tobytes(),
             (str(self.backbone.network), weights_digest(self.backbone.network)),

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import datetime
 from importlib import resources
 from types import TracebackType
 from typing import Any
@@ -24,6 +25,7 @@ from PIL import Image
 from ipca_sklearn._utils._files import naming, printable, replacing
 from ipca_sklearn._utils._typing import ArrayLike, PathLike
 from ipca_sklearn.inspection._pictures import in_8_bits
+from ipca_sklearn.inspection._provenance import describe_model, provenance
 
 __all__ = ["HtmlReport"]
 
@@ -53,7 +55,8 @@ class HtmlReport:
     by folder. A click opens one large, with its heat map by a slider and outlines of the anomalous regions. Each can be
     ticked as good or as a defect; the browser keeps the ticks, and a button saves them as a CSV file, which
     `ipca-sklearn update`, `threshold` and `evaluate` take as `--reviewed`. The address of the page (after #) keeps the
-    settings. The browser decodes only the pictures near the window, so the page can show 10,000 images.
+    settings. The browser decodes only the pictures near the window, so the page can show 10,000 images. A line below
+    the title says which model has scored which images, and when and by which version the page was written.
 
     Use it as a context manager: the file replaces an older one when the block ends without an error.
 
@@ -72,11 +75,18 @@ class HtmlReport:
     normal_scores : array-like of shape (n,) or None, default=None
         `calibration_scores_` of the detector. With them the page draws the scores of normal images behind the others,
         and says how many of these a threshold calls anomalous.
+    model : str, path-like, estimator or None, default=None
+        Which model has scored. A str is shown as it is, a `Path` by the name of the file and a digest of its bytes, a
+        fitted estimator by its classes and a digest of what it has learnt.
+    source : str or None, default=None
+        Where the images come from: a folder, say. Shown beside their number.
 
     Raises
     ------
     FileNotFoundError
-        The folder of `path` does not exist.
+        The folder of `path` does not exist, or `model` names no file.
+    TypeError
+        `model` is none of these.
 
     Notes
     -----
@@ -111,6 +121,8 @@ class HtmlReport:
         thumbnail_size: int = 128,
         picture_size: int | None = 640,
         normal_scores: ArrayLike | None = None,
+        model: object = None,
+        source: str | None = None,
     ) -> None:
         self.path = path
         self.threshold = threshold
@@ -118,10 +130,13 @@ class HtmlReport:
         self.thumbnail_size = thumbnail_size
         self.picture_size = picture_size
         self.normal_scores = normal_scores
+        self.model = model
+        self.source = source
         self._rows: list[tuple[float, int, int, int]] = []  # score; start, length of the row, and of the large picture
         self._closing = ExitStack()
 
     def __enter__(self) -> HtmlReport:
+        self._model_text = None if self.model is None else describe_model(self.model)  # now: it may be written anew
         with ExitStack() as stack:
             self._page = stack.enter_context(replacing(self.path))
             self._row_file = stack.enter_context(tempfile.TemporaryFile())
@@ -192,6 +207,8 @@ class HtmlReport:
     ) -> EncodedImage:
         """Return an image as the page holds it, to be added to this page or to others of the same sizes.
 
+        :meta private:
+
         The parameters are those of `add`.
         """
         score = _number(score)
@@ -213,7 +230,10 @@ class HtmlReport:
         return EncodedImage(score, row, picture)
 
     def add_encoded(self, image: EncodedImage) -> None:
-        """Add what `encode` has returned."""
+        """Add what `encode` has returned.
+
+        :meta private:
+        """
         # Unescaped, "<" could end the element of the page that holds the rows.
         row = json.dumps(image.row | {"id": len(self._rows)}, ensure_ascii=True).replace("<", "\\u003c").encode()
         picture = image.picture or b""
@@ -256,6 +276,7 @@ class HtmlReport:
             "script_hash": _hash(script),
             "style_hash": _hash(style),
             "settings": json.dumps(settings),
+            "provenance": provenance(self._model_text, self.source, len(self._rows), _now()),
         }
         parts = {"rows": self._sorted_rows, "pictures": self._pictures}
         # In one pass, as a title may contain what looks like a placeholder.
@@ -326,6 +347,11 @@ def _number(value: float | None) -> float | None:
     """Return a number of any kind as a float of Python, for JSON, which has no NaN and no infinity."""
     number = math.nan if value is None else float(value)
     return number if math.isfinite(number) else None
+
+
+def _now() -> datetime:
+    """Return the time with the offset of the time zone."""
+    return datetime.now().astimezone()
 
 
 def _hash(text: str) -> str:

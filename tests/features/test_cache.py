@@ -135,6 +135,17 @@ def test_other_settings_and_changed_files_are_not_taken_for_the_same(tmp_path: P
     assert cache.n_images == len(variants) + 1
 
 
+def test_features_that_were_kept_before_pixels_changed_are_not_read(
+    images: tuple[list[Path], np.ndarray], cache: FeatureCache, network: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extractor = make_pipeline(cache)[0].fit(images[0])
+    for version, n_seen in ((None, 4), (None, 4), (0, 8), (0, 8)):
+        if version is not None:
+            monkeypatch.setattr("ipca_sklearn.features._settings.PIXELS_VERSION", version)
+        np.asarray(extractor.transform(images[0][:4]))
+        assert sum(network) == n_seen
+
+
 def test_a_full_cache_says_so_once_per_reading_and_goes_on(
     images: tuple[list[Path], np.ndarray], tmp_path: Path
 ) -> None:

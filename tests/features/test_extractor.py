@@ -603,6 +603,20 @@ def test_threads_that_augment_at_the_same_time_have_equal_results(augment):
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.parametrize("params", [{"crop_size": None}, {"crop_size": 72}, {"crop_size": (72, 72)}])
+def test_random_crops_of_the_whole_image_are_refused(params):
+    extractor = small(augment="random_crop", **params)
+    message = r"augment='random_crop' has nothing to choose from: .* 72 x 72 pixels\. Set crop_size to less"
+    fitted = small().fit(pictures()).set_params(**extractor.get_params())
+    for one in (extractor, clone(extractor), fitted):
+        for fit in (one.fit, one.fit_transform, make_pipeline(one, PatchGaussianDetector(2)).fit):
+            with pytest.raises(ValueError, match=message):
+                fit(pictures())
+    assert small(augment="random_crop", crop_size=(72, 64)).fit(pictures()).crop_size_ == (72, 64)
+    with pytest.raises(ValueError, match="nothing to choose from"):
+        PatchFeatureExtractor("resnet18", weights=None, augment="random_crop").fit(pictures())
+
+
 def test_a_pipeline_augments_in_fit_alone(cropper):
     X = pictures(8, size=96)
     pipeline = make_pipeline(clone(cropper), PatchGaussianDetector(2)).fit(X)

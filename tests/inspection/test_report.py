@@ -8,6 +8,7 @@ import html
 import io
 import json
 import re
+from datetime import UTC, datetime
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,15 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
 from typer.testing import CliRunner
 
+import ipca_sklearn
+from ipca_sklearn import PatchGaussianDetector
 from ipca_sklearn.cli import app
 from ipca_sklearn.datasets import make_textures
-from ipca_sklearn.inspection import HtmlReport
+from ipca_sklearn.inspection import HtmlReport, _report
 from ipca_sklearn.persistence import load
 
 NASTY = "</script><script>alert(1)</script> \"quoted\" 'single' & <b>ünïcode</b> \u2028 {{rows}} {{title}}.png"
@@ -103,7 +108,8 @@ def test_a_layer_stays_transparent_and_an_empty_one_costs_nothing(tmp_path: Path
     assert (rows[1]["heat"], rows[1]["size"]) == (None, [400, 800])
 
 
-def test_encoded_images_fit_any_page(tmp_path: Path) -> None:
+def test_encoded_images_fit_any_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_report, "_now", lambda: datetime(2026, 1, 2, 3, 4, tzinfo=UTC))
     direct, packed = tmp_path / "direct.html", tmp_path / "packed.html"
     write(direct, [-1.0, None, -5.0])
     template = HtmlReport(packed, threshold=-3.0)
@@ -160,6 +166,47 @@ def test_an_error_in_the_block_leaves_the_old_page(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
     with pytest.raises(FileNotFoundError, match="no folder"):
         HtmlReport(tmp_path / "missing" / "report.html", threshold=0).__enter__()
+
+
+def provenance(text: str) -> str:
+    """Return what the page says about itself, without marks."""
+    found = re.search(r'<p id="provenance">(.*?)</p>', text)
+    assert found is not None
+    return html.unescape(re.sub(r"<.*?>", "", found[1]))
+
+
+def test_the_page_says_which_model_when_and_of_what(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_report, "_now", lambda: datetime(2026, 1, 2, 3, 4, tzinfo=UTC))
+    file = tmp_path / "line 7 & <8>.joblib"
+    file.write_bytes(b"a model")
+    digest = hashlib.sha256(b"a model").hexdigest()
+    version = ipca_sklearn.__version__
+    _, _, text = read(write(tmp_path / "report.html", [-1.0, None], model=file, source="/parts/<today>"))
+    expected = f"Model: line 7 & <8>.joblib (SHA-256 {digest[:12]}) · 2 images: /parts/<today> · 2026-01-02 03:04 +0000"
+    assert provenance(text) == f"{expected} · ipca_sklearn {version}"
+    _, _, text = read(write(tmp_path / "report.html", [-1.0]))
+    assert provenance(text) == f"1 image · 2026-01-02 03:04 +0000 · ipca_sklearn {version}"
+    for model in ("a text", "caf\udce9\n"):
+        assert "\n" not in provenance(read(write(tmp_path / "report.html", [], model=model))[2])
+
+
+def test_a_fitted_estimator_is_told_by_what_it_has_learnt(tmp_path: Path) -> None:
+    steps = [np.random.default_rng(seed).normal(size=(40, 2, 6)) for seed in (0, 0, 1)]
+    models = [make_pipeline(FunctionTransformer(), PatchGaussianDetector(2)).fit(X) for X in steps]
+    texts = [provenance(read(write(tmp_path / "report.html", [-1.0], model=model))[2]) for model in models]
+    assert re.match(r"Model: FunctionTransformer, PatchGaussianDetector \(digest [0-9a-f]{12}\) · 1 image", texts[0])
+    assert texts[0].partition(" · ")[0] == texts[1].partition(" · ")[0] != texts[2].partition(" · ")[0]
+
+
+def test_a_model_that_is_none_is_refused_before_the_page_is_begun(tmp_path: Path) -> None:
+    path = write(tmp_path / "report.html", [-1.0])
+    before = path.read_bytes()
+    with pytest.raises(TypeError, match="model is a int; give its file"):
+        HtmlReport(path, threshold=0, model=3).__enter__()
+    with pytest.raises(FileNotFoundError, match=r"missing\.joblib"):
+        HtmlReport(path, threshold=0, model=tmp_path / "missing.joblib").__enter__()
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
 
 
 def test_nothing_to_show_and_no_threshold_are_pages_too(tmp_path: Path) -> None:
@@ -225,7 +272,10 @@ def test_predict_writes_a_report(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["predict", *places, "-o", str(lines), "--report", str(report), "--device", "cpu"])
     assert done.exit_code == 3, done.output
     table = {row["path"]: row for row in map(json.loads, lines.read_text().splitlines())}
-    rows, settings_, _ = read(report)
+    rows, settings_, text = read(report)
+    digest = hashlib.sha256(model.read_bytes()).hexdigest()[:12]
+    said = f"Model: model.joblib (SHA-256 {digest}) · {len(rows)} images: {(tmp_path / 'new').absolute()} · "
+    assert provenance(text).startswith(said)
     assert {row["name"]: row["score"] for row in rows} == {path: row["score"] for path, row in table.items()}
     assert rows[0]["name"].endswith("broken.png")
     assert "not an image" in rows[0]["error"]

@@ -323,6 +323,96 @@ def test_names_are_text(window, tmp_path):
     assert window.page.locator("b").count() == 0
 
 
+PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
+NARROW = {"viewport": {"width": 500, "height": 1240}, "color_scheme": "dark"}
+LAPTOP = {"viewport": {"width": 1440, "height": 900}}
+SMALL = {"viewport": {"width": 1000, "height": 700}}
+SHAPES = {"tall": [(250, 50)], "upright": [(250, 100)], "square": [(90, 90)], "wide": [(50, 250)]}
+SHAPES["mixed"] = [shape for shapes in SHAPES.values() for shape in shapes]
+
+
+@pytest.mark.parametrize(
+    ("screen", "shape"),
+    [
+        pytest.param(screen, shape, id=f"{name}-{shape}")
+        for name, screen, shapes in [
+            ("phone", PHONE, ("tall", "upright", "mixed")),
+            ("narrow", NARROW, ("tall", "mixed")),
+            ("laptop", LAPTOP, ("wide", "mixed")),
+            ("small", SMALL, ("square", "mixed")),
+        ]
+        for shape in shapes
+    ],
+)
+def test_pictures_fill_their_places_and_cover_nothing(screen, shape, browser_of, tmp_path):
+    window = browser_of(**screen)
+    with HtmlReport(tmp_path / "report.html", threshold=-3, normal_scores=np.linspace(-5, 0, 99)) as report:
+        for number in range(24):
+            size = SHAPES[shape][number % len(SHAPES[shape])]
+            report.add(f"long_{'name_' * 3}{number:05}.png", float(-number), p_value=0.01, image=noise(number, size))
+    page = window.open(tmp_path / "report.html").page
+    assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+    assert page.evaluate(FILLED) > 0.95
+    assert page.evaluate(TORN) == []
+    page.mouse.wheel(0, 5000)
+    header = window.settle().page.locator("header").bounding_box()
+    assert max(0, min(header["height"], header["y"] + header["height"])) < 0.2 * page.viewport_size["height"]
+    for index in range(len(SHAPES[shape])):
+        page.evaluate("(index) => document.querySelectorAll('.open')[index].click()", index)
+        window.settle()
+        frame = page.locator("#viewer-frame").bounding_box()
+        for part in (".facts", ".bar", ".ticks.large", "#viewer-name"):
+            box = page.locator(f"#viewer {part}").bounding_box()
+            apart = frame["y"] + frame["height"] <= box["y"] + 0.5 or frame["x"] + frame["width"] <= box["x"] + 0.5
+            assert apart, (part, frame, box)
+        buttons = page.locator(".ticks.large").bounding_box()
+        assert buttons["y"] + buttons["height"] <= page.viewport_size["height"]  # on the screen, with the picture
+        height, width = SHAPES[shape][::-1][index]
+        assert frame["width"] / frame["height"] == pytest.approx(width / height, rel=0.03)
+        assert max(frame["width"], frame["height"]) > 300
+        page.keyboard.press("Escape")
+
+
+# The smallest share of the place of a picture that it fills.
+FILLED = """() => {
+  const area = (item) => item.getBoundingClientRect().width * item.getBoundingClientRect().height;
+  return Math.min(...[...document.querySelectorAll("li img")].map((picture) => {
+    const card = picture.closest("li").getBoundingClientRect();
+    const { width, height } = picture.getBoundingClientRect();
+    const about = picture.closest("li").querySelector(".about").getBoundingClientRect();
+    const beside = about.left > card.left + 5; // the text is beside the picture: in the width that it leaves
+    const place = (beside ? about.left - card.left : card.width) * (beside ? height : about.top - card.top);
+    return (width * height) / place;
+  }));
+}"""
+# Ends of names that are broken, and texts that a card cuts off.
+TORN = """() => [...document.querySelectorAll("li .tail, li .label")]
+  .filter((text) => text.getClientRects().length !== 1
+    || text.getBoundingClientRect().right > text.closest("li").getBoundingClientRect().right)
+  .map((text) => text.textContent)"""
+
+
+@pytest.mark.parametrize(
+    "name", ["part.png", "a_very_long_name_0000000000000123456789.jpeg", "x" * 90 + ".tiff", "noend"]
+)
+def test_a_name_breaks_before_its_end_and_never_in_the_suffix(name, browser_of, tmp_path):
+    window = browser_of(**PHONE)
+    with HtmlReport(
+        tmp_path / "report.html", threshold=-3, model=f"{name} (a model)", title=f"{name}, 1 image"
+    ) as report:
+        report.add(f"folder/{name}", -5.0, image=noise(0, (250, 50)))
+    page = window.open(tmp_path / "report.html").page
+    suffix = name.rpartition(".")[2] if "." in name else ""
+    page.evaluate("document.querySelector('.open').click()")
+    for place in (".file", "#viewer-name", "h1", "#provenance b"):
+        assert name in page.locator(place).text_content()
+        tails = page.locator(f"{place} .tail").all_inner_texts()
+        assert [text.rpartition(".")[2] for text in tails] == ([suffix] if suffix else [])
+    assert page.evaluate(TORN.replace("li .tail, li .label", ".file .tail")) == []
+    rows = "(places) => places.map((place) => place.getClientRects().length)"
+    assert set(page.eval_on_selector_all(".tail", rows)) <= {1}
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_fits_a_phone_and_its_text_can_be_read(scheme, browser_of, tmp_path):
     window = browser_of(viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True, color_scheme=scheme)

@@ -17,6 +17,34 @@ const shape = (frame, size) => {
   frame.style.setProperty("--w", size[1]);
 };
 
+// Pictures of any shape are about as large as each other, and fill the width that they are given.
+const SIDE = 158; // pixels, of a square
+const BESIDE = 200; // the narrowest column with a tall picture beside its text
+const TALLEST = 420; // of a picture beside its text
+
+/** Width / height of the picture of a row, within what a card can show. */
+const ratioOf = (row) => Math.min(8, Math.max(1 / 8, row.size[1] / row.size[0]));
+
+/** The middle one of all ratios: columns are made for it. */
+const middleRatio = (rows) => {
+  const ratios = rows.filter((row) => row.image !== null).map(ratioOf).sort((a, b) => a - b);
+  return ratios[ratios.length >> 1] ?? 1;
+};
+
+/** How a card shows its picture: above its text, beside it, or above it over two columns. */
+const shapeOf = (row, middle) => {
+  if (row.image === null) return "above";
+  const ratio = ratioOf(row);
+  if (ratio < 0.6 * Math.max(1, middle)) return "beside";
+  return ratio > 1.8 && middle < 1.8 ? "double" : "above";
+};
+
+/** The width of a column for pictures of this ratio. Where some take two columns, a phone has two. */
+const columnOf = (middle, shapes) => {
+  const width = shapes.includes("double") ? SIDE : SIDE * Math.sqrt(Math.min(5, Math.max(1, middle)));
+  return shapes.includes("beside") ? Math.max(BESIDE, width) : width;
+};
+
 const tickButton = (label) => {
   const button = element("button", "", label);
   button.type = "button";
@@ -32,14 +60,16 @@ const pressTicks = (place, tick) => {
   }
 };
 
-const makeCard = (row, index, nShared, least) => {
+const makeCard = (row, index, nShared, least, cardShape) => {
   const card = element("li", row.error === null ? "" : "error");
   card.dataset.index = index;
+  card.dataset.shape = cardShape;
   const open = element("button", "open");
   open.type = "button";
   open.tabIndex = -1;
-  const stage = element("span", "picture");
   if (row.image !== null) {
+    const stage = element("span", "picture");
+    stage.style.setProperty("--side", `${TALLEST * ratioOf(row)}px`);
     const frame = element("span", "frame");
     shape(frame, row.size);
     for (const name of ["image", "heat"]) {
@@ -49,18 +79,22 @@ const makeCard = (row, index, nShared, least) => {
       frame.append(picture);
     }
     stage.append(frame);
+    open.append(stage);
   }
   row.label = element("span", "label", row.error === null ? "" : "unreadable");
   const name = element("span", "name");
   const folder = row.name.slice(nShared).replace(/[^/\\]*$/, "");
-  name.append(element("span", "folder", folder), element("span", "file", row.name.slice(nShared + folder.length)));
+  const file = row.name.slice(nShared + folder.length);
+  name.append(setText(element("span", "folder"), folder), setText(element("span", "file"), file));
   name.title = row.name;
-  open.append(stage, row.label, name);
+  const about = element("span", "about");
+  about.append(row.label, name);
   if (row.score !== null) {
-    open.append(element("span", "values", `score ${number(row.score)}`));
-    if (row.p !== null) open.append(element("span", "values", rarity(row.p, least)));
+    about.append(element("span", "values", `score ${number(row.score)}`));
+    if (row.p !== null) about.append(element("span", "values", rarity(row.p, least)));
   }
-  if (row.error !== null) open.append(element("span", "message", row.error));
+  if (row.error !== null) about.append(setText(element("span", "message"), row.error));
+  open.append(about);
   const marks = element("div", "ticks");
   marks.append(tickButton("good"), tickButton("defect"));
   card.append(open, marks);
@@ -69,7 +103,12 @@ const makeCard = (row, index, nShared, least) => {
 
 /** Give the pictures of a card their content. */
 const showPictures = (card, row) => {
-  for (const picture of card.querySelectorAll("img:not([src])")) picture.src = row[picture.className];
+  const ratio = row.image === null ? 1 : ratioOf(row);
+  // A small picture has a fixed longer side: of a long shape it would be enlarged, and blurred.
+  const large = ratio < 0.6 || ratio > 1.8 ? byId(`picture-${row.id}`) : null;
+  for (const picture of card.querySelectorAll("img:not([src])")) {
+    picture.src = picture.className === "image" && large !== null ? large.textContent.trim() : row[picture.className];
+  }
 };
 
 /** The card to which an arrow key leads, among those that are shown. */

@@ -16,9 +16,15 @@ const atStart = learnt === null ? span.low : learnt;
 let threshold = atStart; // exact; the slider rounds its value
 
 const nShared = commonFolder(rows.map((row) => row.name)).length;
-const cards = rows.map((row, index) => makeCard(row, index, nShared, least));
+const middle = middleRatio(rows);
+const shapes = rows.map((row) => shapeOf(row, middle));
+document.documentElement.style.setProperty("--column", `${columnOf(middle, shapes)}px`);
+const cards = rows.map((row, index) => makeCard(row, index, nShared, least, shapes[index]));
 const place = byId("images");
 const rowOf = (card) => rows[card.dataset.index];
+for (const text of document.querySelectorAll("h1, #provenance b, #provenance span:not(:has(*))")) {
+  setText(text, text.textContent);
+}
 let shown = []; // the cards that are not hidden, as they are seen
 let groups = []; // of folders: heading and cards
 

@@ -14,7 +14,7 @@ const viewer = (() => {
   };
 
   const set = (id, text) => {
-    byId(id).textContent = text;
+    setText(byId(id), text);
     byId(id).hidden = !text;
   };
 

@@ -9,6 +9,23 @@ const element = (tag, name, text) => {
   return made;
 };
 
+/** Put a text into an element: it breaks after "/", "_" and the like, and never in the suffix of a file or just before it. */
+const setText = (place, text) => {
+  place.replaceChildren();
+  let start = 0;
+  for (const found of text.matchAll(/[^\s/\\_-]{0,5}\.[A-Za-z0-9]{1,6}(?=[,;:)]?(?:\s|$))|[/\\_-]+/g)) {
+    const end = found.index + found[0].length;
+    if (/^[/\\_-]/.test(found[0])) {
+      place.append(text.slice(start, end), document.createElement("wbr"));
+    } else {
+      place.append(text.slice(start, found.index), element("span", "tail", found[0]));
+    }
+    start = end;
+  }
+  place.append(text.slice(start));
+  return place;
+};
+
 const number = (value) => value.toPrecision(4).replace("-", "\u2212");
 
 const counted = (count, one, many) => `${count} ${count === 1 ? one : many}`;

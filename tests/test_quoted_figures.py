@@ -1,0 +1,179 @@
+"""Figures that pages quote are those of the result pages: a text made from a JSON file must stand on the page."""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PAPER = "image_size=256, crop_size=224, interpolation=nearest"
+PAPER_FEATURES = f"{PAPER}, normalization=imagenet, map_interpolation=nearest, pooling_size=1"
+
+
+@cache
+def figures(name: str) -> Any:
+    return json.loads((ROOT / "docs" / "benchmarks" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def text_of(page: str) -> str:
+    """Return a page in one line, without bold type."""
+    return re.sub(r"\s+", " ", (ROOT / page).read_text(encoding="utf-8")).replace("**", "")
+
+
+def accuracy(name: str, images: str, method: str, k: int | None, network: str = "lite0") -> dict[str, float]:
+    return figures(name)["results"][f"efficientnet_{network} | {images} | {method} | {k}"]
+
+
+def roc(*which: Any) -> str:
+    """Return image / pixel ROCAUC in per cent."""
+    found = accuracy(*which)
+    return f"{found['image_roc_auc']:.1f} / {found['pixel_roc_auc']:.1f}"
+
+
+def row(label: str, images: str, method: str, k: int | None, network: str = "lite0") -> str:
+    """Return a row of the tables of accuracy: the size is that of leather."""
+    which = (images, method, k, network)
+    size = accuracy("leather_tiles", *which)["model_mb"]
+    return f"| {label} | {size:.0f} | {roc('magnetic_tile', *which)} | {roc('leather_tiles', *which)} |"
+
+
+def rival(label: str, size: str, method: str) -> str:
+    of = [roc(name, "256 x 256", method, None) for name in ("magnetic_tile", "leather_tiles")]
+    return f"| {label} | {size} | {of[0]} | {of[1]} |"
+
+
+def other_size(method: str, size: str) -> str:
+    tiles = roc("magnetic_tile", "288 x 224", method, None)
+    return f"| the same, on images of our size | {size} | {tiles} | the same size |"
+
+
+def one_changed(name: str, images: str, method: str | None = None, figure: str = "roc") -> str:
+    """Return a figure of a page of one parameter at a time; `method` is as `images` where that has no quotes."""
+    which = (f"{name}_parameters", images, method or images, 32)
+    return roc(*which) if figure == "roc" else f"{accuracy(*which)[figure]:.1f}"
+
+
+def speed(label: str, contender: str) -> str:
+    (found,) = (one for one in figures("end_to_end_795")["results"] if one["contender"] == contender)
+    keys = ("train_images_per_s", "test_images_per_s", "train_peak_mb")
+    medians = [statistics.median(run[key] for run in found["runs"]) for key in keys]
+    return f"| {label} | {' | '.join(f'{value:.0f}' for value in medians)} |"
+
+
+def of_the_network(contender: str, n_train: int, name: str = "end_to_end") -> float:
+    """Return the speed of training in per cent of that of the network alone."""
+    median = {
+        (one["contender"], one["n_train"]): statistics.median(run["train_images_per_s"] for run in one["runs"])
+        for one in figures(name)["results"]
+    }
+    (network,) = (value for (of, _), value in median.items() if of == "lite0_network")
+    return 100 * median[contender, n_train] / network
+
+
+def rejected_by_auto() -> list[float]:
+    """Return the mean share of new normal images below the threshold of "auto" for each set, in per cent."""
+    sets = figures("thresholds")["shares"].values()
+    return [100 * statistics.mean(shares["prequential, images, auto"]) for shares in sets]
+
+
+def latency(state: str, key: str, row: str, name: str = "latency") -> float:
+    (found,) = (one for one in figures(name)["rows"] if (one["state"], one["images"], one["row"]) == (state, 1, row))
+    return found[key]
+
+
+IMAGENET = ("normalization=imagenet", 'normalization="imagenet"')
+NEAREST = ("interpolation=nearest", 'interpolation="nearest"')
+SPIN, BUSY = "`GOMP_SPINCOUNT=10000`", "2 processes that count beside it"
+PADIM, PATCHCORE = "anomalib PaDiM, 100 features", "anomalib PatchCore, coreset 1 %"
+AUTO = f"{min(rejected_by_auto()):.1f} to {max(rejected_by_auto()):.1f} %"
+OF_THE_NETWORK = [
+    of_the_network("lite0_16", 100),
+    of_the_network("lite0_16", 400),
+    of_the_network("lite0_16", 795, "end_to_end_795"),
+]
+QUOTES = [
+    ("README.md", speed("EfficientNet-Lite0, k = 16", "lite0_16")),
+    ("README.md", speed("ResNet18, k = 16", "resnet18_16")),
+    ("README.md", speed("anomalib 2.7.0 PaDiM, ResNet18, 100 features", "padim")),
+    ("README.md", row("default, EfficientNet-Lite0, k = 16", "default", "default", 16)),
+    ("README.md", row("default, EfficientNet-Lite0, k = 32", "default", "default", 32)),
+    ("README.md", row("default, EfficientNet-Lite2, k = 32", "default", "default", 32, "lite2")),
+    ("README.md", rival("anomalib 2.7.0 PaDiM, 100 features, the same weights of Lite0", "165", PADIM)),
+    ("README.md", rival("anomalib 2.7.0 PatchCore, coreset 1 %, the same weights", "5, leather 2", PATCHCORE)),
+    ("docs/accuracy.md", rival("anomalib PaDiM (100 features), the same weights, its size", "165", PADIM)),
+    (
+        "docs/accuracy.md",
+        rival("anomalib PatchCore (coreset 1 %), the same weights, its size", "5, leather 2", PATCHCORE),
+    ),
+    ("docs/accuracy.md", other_size(PADIM, "165")),
+    ("docs/accuracy.md", other_size(PATCHCORE, "5")),
+    ("docs/accuracy.md", row('`covariance="full"`, 100 features (PaDiM), Lite0', "default", "our PaDiM", None)),
+    *(("docs/accuracy.md", row(f"default, {network}, k = {k}", "default", "default", k, network.lower()))
+      for network in ("Lite0", "Lite2") for k in (16, 32)),
+    *(("docs/accuracy.md", row(f"default distance, {network}, k = {k}", PAPER, "default", k, network.lower()))
+      for network in ("Lite0", "Lite2") for k in (16, 32)),
+    *(("docs/accuracy.md", row(f"Lite0, k = {k}, {name}", images, method, k))
+      for k in (16, 32)
+      for name, images, method in [
+          ('`"residual"`', "default", "residual"),
+          ('`"mahalanobis"`', "default", "mahalanobis"),
+          ("the paper's distance", "default", "the paper's distance"),
+          ("`margin=0`", "margin=0", "default"),
+      ]),
+    *(("docs/accuracy.md", row(f"the paper's features and distance, Lite0, k = {k}", PAPER_FEATURES, "the paper", k))
+      for k in (16, 32)),
+    (
+        "docs/accuracy.md",
+        f"ImageNet's normalisation (tiles {one_changed('magnetic_tile', *IMAGENET)}, leather "
+        f"{one_changed('leather_tiles', *IMAGENET)}), 320 x 320 pixels (leather "
+        f"{one_changed('leather_tiles', 'image_size=320')}; AUPRO of the tiles "
+        f"{one_changed('magnetic_tile', 'image_size=320', figure='aupro')} for "
+        f"{one_changed('magnetic_tile', 'default', figure='aupro')}), nearest neighbour (tiles "
+        f"{one_changed('magnetic_tile', *NEAREST)}), and 256 of which 224 are inspected (tiles "
+        f"{one_changed('magnetic_tile', 'image_size=256, crop_size=224')}).",
+    ),
+    (
+        "docs/user_guide.md",
+        f"{roc('magnetic_tile', 'default', 'default', 32)} against {roc('magnetic_tile', 'default', 'default', 16)} on "
+        f"magnetic tiles, and {roc('leather_tiles', 'default', 'default', 32)} against "
+        f"{roc('leather_tiles', 'default', 'default', 16)} on leather",
+    ),
+    ("docs/user_guide.md", f"of new normal images it rejected {AUTO} in the mean"),
+    ("docs/coming_from.md", f"which {AUTO} of new normal images are below"),
+    ("ipca_sklearn/detection/_patch_gaussian.py", f"{AUTO} of new normal images are below it"),
+    (
+        "docs/user_guide.md",
+        f"a frame took {latency(SPIN, 'p50', 'to_torch'):.0f} ms in place of {latency('', 'p50', 'to_torch'):.0f} by "
+        f"`to_torch` and {latency(SPIN, 'p50', 'pipeline'):.0f} in place of {latency('', 'p50', 'pipeline'):.0f} by "
+        "the pipeline",
+    ),
+    (
+        "docs/user_guide.md",
+        f"the network alone was {latency(BUSY, 'p95 / p50', 'network', 'latency_busy'):.1f} times its median, and that "
+        f"of `to_torch` {latency(BUSY, 'p95 / p50', 'to_torch', 'latency_busy'):.1f} times",
+    ),
+    (
+        "docs/user_guide.md",
+        f"took {latency(BUSY, 'p50', 'onnx', 'latency_busy'):.0f} to "
+        f"{latency(f'{BUSY}, {SPIN}', 'p50', 'onnx', 'latency_busy'):.0f} ms either way",
+    ),
+    ("docs/dev_notes.md", f"{min(OF_THE_NETWORK):.0f} to {max(OF_THE_NETWORK):.0f} % of the speed of the network"),
+    (
+        "docs/dev_notes.md",
+        "{:.0f}, {:.0f} and {:.0f} MB for 128, 512 and 2048".format(
+            *(statistics.median(run["mb_over_imports"] for run in one["runs"])
+              for one in figures("scaling_from_files")["results"])
+        ),
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("page", "quote"), QUOTES)
+def test_a_quoted_figure_is_that_of_the_result_page(page: str, quote: str) -> None:
+    assert quote in text_of(page), f"{page} quotes other figures than docs/benchmarks: wanted {quote!r}"

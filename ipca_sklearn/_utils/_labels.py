@@ -54,7 +54,7 @@ def normal_rows(y: Any, n_samples: int) -> np.ndarray | None:
             f"y has the labels {unknown[:5]} and is ignored: all {n_samples} samples are learnt as normal ones. Label "
             "normal samples +1 and anomalous ones -1 to leave the latter out",
             UserWarning,
-            stacklevel=5,
+            stacklevel=6,
         )
         return None
     rows = np.flatnonzero(labels == 1)
@@ -65,7 +65,7 @@ def normal_rows(y: Any, n_samples: int) -> np.ndarray | None:
     warnings.warn(
         f"{n_samples - len(rows)} of {n_samples} samples have the label -1 (anomalous) and are not learnt",
         UserWarning,
-        stacklevel=5,
+        stacklevel=6,
     )
     return rows
 

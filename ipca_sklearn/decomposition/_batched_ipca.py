@@ -13,6 +13,7 @@ from torch import Tensor
 from ipca_sklearn import linalg
 from ipca_sklearn._utils._devices import resolve_device, resolve_dtype
 from ipca_sklearn._utils._sklearn_compat import Interval, StrOptions
+from ipca_sklearn._utils._turns import of_one_state
 from ipca_sklearn._utils._typing import DeviceLike, DTypeLike
 from ipca_sklearn.decomposition._base import BasePCA
 from ipca_sklearn.decomposition._fitted import FittedPCA
@@ -272,6 +273,7 @@ class BatchedIncrementalPCA(BasePCA):
     def _signature(self) -> dict[str, Any]:
         return {**super()._signature(), "centering": self.fitted_.centering}
 
+    @of_one_state
     def get_covariance(self) -> Any:
         """Return the covariance of the model, components plus noise: (P, m, m), or (m, m) for 2-D input.
 
@@ -285,6 +287,7 @@ class BatchedIncrementalPCA(BasePCA):
         covariance.diagonal(dim1=1, dim2=2).add_(basis.noise_variance[:, None])
         return self._read(covariance)
 
+    @of_one_state
     def get_precision(self) -> Any:
         """Return the inverse of `get_covariance()`, by the matrix inversion lemma; the same shape and memory.
 

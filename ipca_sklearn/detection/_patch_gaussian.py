@@ -255,8 +255,8 @@ class PatchGaussianDetector(
         X : PatchFeatures, array-like or tensor of shape (n, H, W, m), (n, P, m) or (n, m)
             Finite. Read one step at a time.
         y : array-like of shape (n,), default=None
-            Labels: +1 for normal images; those labelled -1 are not learnt, and a warning says how many they are. The
-            result is that of `fit` on the others. None: all images are normal. Other labels are ignored with a warning.
+            +1 for normal images; those labelled -1 are not learnt, as a warning says. Other labels are refused. Only
+            for (n, m), where scikit-learn's tools pass any y, 1 beside 0 is -1, and others are ignored with a warning.
 
         Returns
         -------
@@ -267,7 +267,7 @@ class PatchGaussianDetector(
         ------
         ValueError
             NaN or infinity, a shape that is not 2-D to 4-D, `n_components` larger than m, a device that is not there,
-            labels of another number, no normal image.
+            other labels, or not one for each image, no normal image.
         """
         steps = normal_steps(read_steps(self, X, reset=True), y)
         columns = self._choose_features(steps.n_features)
@@ -276,10 +276,7 @@ class PatchGaussianDetector(
     @in_turn
     @fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self, X: ArrayLike, y: Any = None) -> PatchGaussianDetector:
-        """Go on learning from any number of normal images >= 1; parameters, result and errors as in `fit`.
-
-        If anything goes wrong the detector stays as it was before the call.
-        """
+        """Go on learning from >= 1 normal images, as `fit`; a call that fails leaves the detector as it was."""
         if not hasattr(self, "pca_"):
             return self.fit(X, y)
         steps = normal_steps(read_steps(self, X, reset=False), y)
@@ -442,8 +439,7 @@ class PatchGaussianDetector(
                 "cannot merge detectors that learnt from different random features: fit both with the same integer "
                 "random_state"
             )
-        for detector in (self, other):
-            detector._thresholds()  # their scores are of the kind that is computed now
+        self._thresholds(), other._thresholds()  # both are scores of the kind that is computed now
         pca = copy.copy(self.pca_).merge(other.pca_)
         left_out = other._left_out.extended([self._left_out.summaries])
         best = (d._left_out if len(d._left_out) else d._calibration for d in (other, self))

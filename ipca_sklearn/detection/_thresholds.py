@@ -119,8 +119,15 @@ class ThresholdMixin(MapScoringMixin):
 
     @of_one_state
     def decision_function(self, X: ArrayLike) -> Any:
-        """Return `score_samples(X) - offset_`: negative is anomalous. Parameters and errors as `score_samples`."""
-        return self.score_samples(X) - self.offset_
+        """Return `score_samples(X) - offset_`: negative is anomalous. Parameters and errors as `score_samples`.
+
+        Images that could not be read (`on_error="skip"`) get the lowest finite number: `predict` says that someone should
+        look, and scikit-learn's scorers take no NaN. `model_selection.ReadableScorer` leaves them out.
+        """
+        decision = self.score_samples(X) - self.offset_
+        if isinstance(decision, Tensor):
+            return torch.where(decision.isnan(), torch.finfo(decision.dtype).min, decision)
+        return np.where(np.isnan(decision), np.finfo(decision.dtype).min, decision)
 
     @of_one_state
     def predict(self, X: ArrayLike) -> Any:
@@ -428,7 +435,7 @@ class ThresholdMixin(MapScoringMixin):
 
 def normal_steps(steps: StepReader, y: Any) -> StepReader:
     """Leave out the samples that are labelled anomalous."""
-    rows = normal_rows(y, steps.n_samples)
+    rows = normal_rows(y, steps.n_samples, is_table=steps.patch_shape == ())
     return steps if rows is None else steps.keep(rows)
 
 

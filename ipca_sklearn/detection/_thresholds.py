@@ -121,8 +121,8 @@ class ThresholdMixin(MapScoringMixin):
     def decision_function(self, X: ArrayLike) -> Any:
         """Return `score_samples(X) - offset_`: negative is anomalous. Parameters and errors as `score_samples`.
 
-        Images that could not be read (`on_error="skip"`) get the lowest finite number: `predict` says that someone should
-        look, and scikit-learn's scorers take no NaN. `model_selection.ReadableScorer` leaves them out.
+        Images that could not be read (`on_error="skip"`) get the lowest finite number: `predict` says that someone
+        should look, and scikit-learn's scorers take no NaN. `model_selection.ReadableScorer` leaves them out.
         """
         decision = self.score_samples(X) - self.offset_
         if isinstance(decision, Tensor):

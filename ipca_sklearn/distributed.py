@@ -7,7 +7,6 @@ import queue
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from typing import Any
 
 import joblib
@@ -21,14 +20,18 @@ from ipca_sklearn._utils._partitions import (
     check_layout,
     check_layouts,
     choose,
+    chosen,
     chosen_parameters,
+    first_choices,
     fit_first_steps,
+    named,
     read_partition,
+    warn_of_skipped,
 )
 from ipca_sklearn._utils._sklearn_compat import get_active_backend
 from ipca_sklearn._utils._threads import own_torch_threads
 from ipca_sklearn._utils._typing import ArrayLike, DeviceLike, Images
-from ipca_sklearn.exceptions import ImageReadError, SkippedImagesWarning
+from ipca_sklearn.exceptions import ImageReadError
 
 __all__ = ["fit", "fit_rank"]
 
@@ -77,7 +80,8 @@ def fit(
     Raises
     ------
     ValueError
-        There are no partitions. A step cannot be repeated in another process (it is random, without an integer
+        There are no partitions. One has other columns, another order of them, other shapes or regions than the first
+        one. A step cannot be repeated in another process (it is random, without an integer
         `random_state`). The backend of joblib is `"multiprocessing"`. Or what `fit` raises for a
         partition; a note at the end of the traceback names the partition. The estimator is unchanged.
     BrokenProcessPool
@@ -87,9 +91,14 @@ def fit(
     -----
     UserWarning
         Worker processes died, and their partitions are learnt again.
+    SkippedImagesWarning
+        With `on_error="skip"`: no image of a partition can be read, and it is skipped.
 
     Notes
     -----
+    What one fit decides from its first images (the size of `image_size="auto"`, `n_components=None`, random features,
+    the dtype) the first partition with a readable image decides for all. If it is a callable, it is called twice.
+
     The result equals one fit on all images if nothing is truncated (rank <= k); otherwise other steps are truncated.
     It depends on the partitions: the larger they are, the less often directions are truncated. Images should be in
     random order. The number of threads changes the rounding: set `threads_per_worker` for the same bits on any number
@@ -132,13 +141,13 @@ def fit(
                 f"joblib's {type(backend).__name__} cannot give results one by one, as they are merged; choose "
                 "joblib.parallel_config(backend='loky'), 'threading' or 'dask'"
             )
-        choices = _first_choices(
+        choices = first_choices(
             partitions, lambda index: _choose_on_workers(clone(estimator), partitions[index], index, n_jobs)
         )
         fits = _fit_on_workers(clone(estimator), partitions, choices, n_jobs, threads_per_worker)
         result = _merge_all(fits)
     prefix, learner, skipped = result
-    _warn_of_skipped(skipped, len(partitions), "partition")
+    warn_of_skipped(skipped, len(partitions), "partition")
     return _take_over(estimator, prefix, learner)
 
 
@@ -191,7 +200,7 @@ def fit_rank(estimator: Any, X: Images | ArrayLike, *, group: Any = None) -> Any
     check_repeatable(estimator)
     rank, n_ranks = torch.distributed.get_rank(group), torch.distributed.get_world_size(group)
     known = _on_all_ranks(lambda: choose(clone(estimator), X, rank), rank, n_ranks, group)
-    choices = _first_choices(known, lambda index: known[index])
+    choices = first_choices(known, lambda index: known[index])
     if choices is not None:
         for other, made in enumerate(known):
             if not isinstance(made, ImageReadError) and made.layout is not None:
@@ -217,7 +226,7 @@ def fit_rank(estimator: Any, X: Images | ArrayLike, *, group: Any = None) -> Any
     result = [learner]
     torch.distributed.broadcast_object_list(result, src=ranks[0], group=group)
     skipped = {other: reason for other, reason in enumerate(reasons) if reason is not None}
-    _warn_of_skipped(skipped, n_ranks, "rank")
+    warn_of_skipped(skipped, n_ranks, "rank")
     return _take_over(estimator, prefix, result[0])
 
 
@@ -239,39 +248,11 @@ def _on_all_ranks(call: Callable[[], Any], rank: int, n_ranks: int, group: Any) 
     return [value for value, _ in results]
 
 
-def _first_choices(partitions: Sequence[Any], choose_from: Callable[[int], Any]) -> Choices | None:
-    """Return what the first partition with a readable image decides; None if there is one partition only."""
-    if len(partitions) == 1:
-        return None
-    reason: Any = None
-    for index in range(len(partitions)):
-        choices = choose_from(index)
-        if isinstance(choices, Choices):
-            return choices
-        reason = reason or choices
-    raise reason
-
-
 def _choose_on_workers(model: Any, partition: Any, index: int, n_jobs: int | None) -> Any:
     """Return `choose` of a partition, on a worker where the partition may not be there for this process."""
     if not callable(partition) and not _is_dask():
-        return _chosen(model, partition, index)
-    return next(_on_workers(lambda _: joblib.delayed(_chosen)(model, partition, index), 1, n_jobs))
-
-
-def _chosen(model: Any, partition: Any, index: int) -> Any:
-    """Return `choose` of a partition, whose errors name it."""
-    with _named(index, "partition"):
-        return choose(model, partition, index)
-
-
-@contextmanager
-def _named(index: int, word: str) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        error.add_note(f"(while {word} {index} was learnt)")
-        raise
+        return chosen(model, partition, index)
+    return next(_on_workers(lambda _: joblib.delayed(chosen)(model, partition, index), 1, n_jobs))
 
 
 def _fit_partition(
@@ -289,7 +270,7 @@ def _fit_partition(
     """
     device = None if devices is None else devices.get()
     try:
-        with _named(index, word), own_torch_threads(n_threads):
+        with named(index, word), own_torch_threads(n_threads):
             model = clone(model)
             if device is not None:
                 model.set_params(**{name: device for name in model.get_params() if _last_part(name) == "device"})
@@ -315,26 +296,6 @@ def _fit_learner(*arguments: Any) -> tuple[None, Any, str | None]:
     """Return the result of `_fit_partition` without the first steps: their network is sent here only once."""
     _, learner, reason = _fit_partition(*arguments)
     return None, learner, reason
-
-
-def _warn_of_skipped(skipped: dict[int, str], n_all: int, word: str) -> None:
-    """Say of which partitions no image could be read.
-
-    Raises
-    ------
-    ImageReadError
-        There is no other partition.
-    """
-    if len(skipped) == n_all:
-        raise ImageReadError(f"nothing was learnt from any of the {n_all} {word}s: {next(iter(skipped.values()))}")
-    if skipped:
-        index, reason = next(iter(skipped.items()))
-        warnings.warn(
-            f"{len(skipped)} of {n_all} {word}s are skipped, because none of their images could be read; {word} {index}: "
-            f"{reason}",
-            SkippedImagesWarning,
-            stacklevel=3,
-        )
 
 
 def _last_part(name: str) -> str:
@@ -442,7 +403,7 @@ def _resolve_devices(devices: str | Iterable[DeviceLike]) -> list[torch.device]:
 def _fit_on_devices(
     model: Any, partitions: Sequence[Any], devices: list[torch.device], n_threads: int | None
 ) -> tuple[Any, Any, dict[int, str]]:
-    choices = _first_choices(partitions, lambda index: _chosen(model, partitions[index], index))
+    choices = first_choices(partitions, lambda index: chosen(model, partitions[index], index))
     free: queue.Queue[Any] = queue.Queue()
     for device in devices:
         free.put(device)
@@ -459,8 +420,8 @@ def _fit_on_devices(
 def _fit_on_dask(model: Any, partitions: Sequence[Any], n_threads: int) -> tuple[Any, Any, dict[int, str]]:
     import dask
 
-    choose_on_cluster = dask.delayed(_chosen)
-    choices = _first_choices(
+    choose_on_cluster = dask.delayed(chosen)
+    choices = first_choices(
         partitions, lambda index: dask.compute(choose_on_cluster(model, partitions[index], index))[0]
     )
     fit_partition, fit_learner = dask.delayed(_fit_partition, nout=3), dask.delayed(_fit_learner, nout=3)
@@ -475,6 +436,10 @@ def _fit_on_dask(model: Any, partitions: Sequence[Any], n_threads: int) -> tuple
 
 def _take_over(estimator: Any, prefix: Any, learner: Any) -> Any:
     """Store in the caller's estimator what was learnt; it keeps its own parameters."""
+    if hasattr(learner, "pca_"):  # chosen for this fit: the caller's are those of the next one
+        last = estimator[-1] if isinstance(estimator, Pipeline) else estimator
+        own = last.get_params()
+        learner.pca_.set_params(**{name: own[name] for name in learner.pca_.get_params() if name in own})
     if isinstance(estimator, Pipeline):
         # The worker's device is its own, and a feature cache is not sent back from a process.
         own = {name: value for name, value in estimator.get_params().items() if _last_part(name) in ("cache", "device")}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +15,7 @@ from sklearn.utils import check_random_state
 
 from ipca_sklearn._utils._layouts import Layout
 from ipca_sklearn._utils._sklearn_compat import num_samples
-from ipca_sklearn.exceptions import ImageReadError
+from ipca_sklearn.exceptions import ImageReadError, SkippedImagesWarning
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +78,35 @@ def choose(model: Any, partition: Any, index: int) -> Choices | ImageReadError:
         of_steps.append(learnt)
     seed = int(check_random_state(learner.get_params().get("random_state")).randint(2**31 - 1))
     return Choices(index, n_samples, layout, of_steps, dtype, seed)
+
+
+@contextmanager
+def named(index: int, word: str) -> Iterator[None]:
+    """Let errors name a partition."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"(while {word} {index} was learnt)")
+        raise
+
+
+def chosen(model: Any, partition: Any, index: int) -> Any:
+    """Return `choose` of a partition, whose errors name it."""
+    with named(index, "partition"):
+        return choose(model, partition, index)
+
+
+def first_choices(partitions: Sequence[Any], choose_from: Callable[[int], Any]) -> Choices | None:
+    """Return what the first partition with a readable image decides; None if there is one partition only."""
+    if len(partitions) == 1:
+        return None
+    reason: Any = None
+    for index in range(len(partitions)):
+        choices = choose_from(index)
+        if isinstance(choices, Choices):
+            return choices
+        reason = reason or choices
+    raise reason
 
 
 def check_layout(choices: Choices, partition: Any, index: int, word: str) -> None:
@@ -147,6 +178,26 @@ def chosen_parameters(learner: Any, features: Any, choices: Choices | None) -> d
     return chosen
 
 
+def warn_of_skipped(skipped: dict[int, str], n_all: int, word: str) -> None:
+    """Say of which partitions no image could be read.
+
+    Raises
+    ------
+    ImageReadError
+        There is no other partition.
+    """
+    if len(skipped) == n_all:
+        raise ImageReadError(f"nothing was learnt from any of the {n_all} {word}s: {next(iter(skipped.values()))}")
+    if skipped:
+        index, reason = next(iter(skipped.items()))
+        warnings.warn(
+            f"{len(skipped)} of {n_all} {word}s are skipped, because none of their images could be read; {word} "
+            f"{index}: {reason}",
+            SkippedImagesWarning,
+            stacklevel=3,
+        )
+
+
 def _first_steps(model: Any) -> list[Any]:
     steps = [step for _, step in model.steps[:-1]] if isinstance(model, Pipeline) else []
     return [step for step in steps if step is not None and step != "passthrough"]
@@ -158,7 +209,7 @@ def _learner(model: Any) -> Any:
 
 def _fit_step(step: Any, X: Any) -> tuple[Any, dict[str, Any]]:
     """Fit a step; return the X for the next one, and what it has learnt."""
-    X = step.fit_transform(X) if hasattr(step, "fit_transform") else step.fit(X).transform(X)
+    X = step.fit_transform(X) if hasattr(step, "fit_transform") else step.fit(X, None).transform(X)
     learnt = {name: value for name, value in vars(step).items() if name.endswith("_") and not name.startswith("_")}
     return X, {name: value for name, value in learnt.items() if not name.startswith("n_samples_seen")}
 

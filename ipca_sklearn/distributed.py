@@ -294,8 +294,7 @@ def _fit_partition(
 
 def _fit_learner(*arguments: Any) -> tuple[None, Any, str | None]:
     """Return the result of `_fit_partition` without the first steps: their network is sent here only once."""
-    _, learner, reason = _fit_partition(*arguments)
-    return None, learner, reason
+    return (None, *_fit_partition(*arguments)[1:])
 
 
 def _last_part(name: str) -> str:

@@ -345,7 +345,7 @@ class PatchFeatureExtractor(
         settings = self.feature_settings(self._device_for(images))
         return PatchFeatures(images, np.arange(len(images)), settings, self._feature_cache())
 
-    def fit_transform(self, X: Images, y: Any = None) -> PatchFeatures:
+    def fit_transform(self, X: Images, y: Any = None) -> PatchFeatures:  # type: ignore[override]
         """Fit, and return the features of X as training images: augmented, if `augment` says so."""
         return self.fit(X, y).training_features(X)
 

@@ -144,8 +144,7 @@ def fit(
         choices = first_choices(
             partitions, lambda index: _choose_on_workers(clone(estimator), partitions[index], index, n_jobs)
         )
-        fits = _fit_on_workers(clone(estimator), partitions, choices, n_jobs, threads_per_worker)
-        result = _merge_all(fits)
+        result = _merge_all(_fit_on_workers(clone(estimator), partitions, choices, n_jobs, threads_per_worker))
     prefix, learner, skipped = result
     warn_of_skipped(skipped, len(partitions), "partition")
     return _take_over(estimator, prefix, learner)

@@ -15,9 +15,23 @@ from sklearn.base import clone
 from sklearn.pipeline import Pipeline
 
 from ipca_sklearn._utils._estimators import adopt, check_repeatable
+from ipca_sklearn._utils._partitions import (
+    Choices,
+    check_layout,
+    check_layouts,
+    choose,
+    chosen,
+    chosen_parameters,
+    first_choices,
+    fit_first_steps,
+    named,
+    read_partition,
+    warn_of_skipped,
+)
 from ipca_sklearn._utils._sklearn_compat import get_active_backend
 from ipca_sklearn._utils._threads import own_torch_threads
 from ipca_sklearn._utils._typing import ArrayLike, DeviceLike, Images
+from ipca_sklearn.exceptions import ImageReadError
 
 __all__ = ["fit", "fit_rank"]
 
@@ -66,7 +80,8 @@ def fit(
     Raises
     ------
     ValueError
-        There are no partitions. A step cannot be repeated in another process (it is random, without an integer
+        There are no partitions. One has other columns, another order of them, other shapes or regions than the first
+        one. A step cannot be repeated in another process (it is random, without an integer
         `random_state`). The backend of joblib is `"multiprocessing"`. Or what `fit` raises for a
         partition; a note at the end of the traceback names the partition. The estimator is unchanged.
     BrokenProcessPool
@@ -76,9 +91,14 @@ def fit(
     -----
     UserWarning
         Worker processes died, and their partitions are learnt again.
+    SkippedImagesWarning
+        With `on_error="skip"`: no image of a partition can be read, and it is skipped.
 
     Notes
     -----
+    What one fit decides from its first images (the size of `image_size="auto"`, `n_components=None`, random features,
+    the dtype) the first partition with a readable image decides for all. If it is a callable, it is called twice.
+
     The result equals one fit on all images if nothing is truncated (rank <= k); otherwise other steps are truncated.
     It depends on the partitions: the larger they are, the less often directions are truncated. Images should be in
     random order. The number of threads changes the rounding: set `threads_per_worker` for the same bits on any number
@@ -109,10 +129,11 @@ def fit(
         raise ValueError("no partitions: pass at least one list of images")
     if devices is not None and n_jobs is not None:
         raise ValueError("n_jobs and devices exclude each other: there is one worker for each device")
+    check_layouts(estimator, partitions)
     if any(hasattr(partition, "__dask_graph__") for partition in partitions):
-        fitted = _fit_on_dask(clone(estimator), partitions, threads_per_worker or 1)
+        result = _fit_on_dask(clone(estimator), partitions, threads_per_worker or 1)
     elif devices is not None:
-        fitted = _fit_on_devices(clone(estimator), partitions, _resolve_devices(devices), threads_per_worker)
+        result = _fit_on_devices(clone(estimator), partitions, _resolve_devices(devices), threads_per_worker)
     else:
         backend = get_active_backend()[0]
         if not backend.supports_return_generator:
@@ -120,8 +141,13 @@ def fit(
                 f"joblib's {type(backend).__name__} cannot give results one by one, as they are merged; choose "
                 "joblib.parallel_config(backend='loky'), 'threading' or 'dask'"
             )
-        fitted = _merge_all(_fit_on_workers(clone(estimator), partitions, n_jobs, threads_per_worker))
-    return _take_over(estimator, *fitted)
+        choices = first_choices(
+            partitions, lambda index: _choose_on_workers(clone(estimator), partitions[index], index, n_jobs)
+        )
+        result = _merge_all(_fit_on_workers(clone(estimator), partitions, choices, n_jobs, threads_per_worker))
+    prefix, learner, skipped = result
+    warn_of_skipped(skipped, len(partitions), "partition")
+    return _take_over(estimator, prefix, learner)
 
 
 def fit_rank(estimator: Any, X: Images | ArrayLike, *, group: Any = None) -> Any:
@@ -172,20 +198,20 @@ def fit_rank(estimator: Any, X: Images | ArrayLike, *, group: Any = None) -> Any
     """
     check_repeatable(estimator)
     rank, n_ranks = torch.distributed.get_rank(group), torch.distributed.get_world_size(group)
-    prefix: Any = None
-    learner: Any = None
-    failure: Exception | None = None
-    try:
-        prefix, learner = _fit_partition(clone(estimator), X, rank, None, None)
-    except Exception as error:  # the others must not wait for this rank
-        failure = error
-    failures: list[Any] = [None] * n_ranks
-    torch.distributed.all_gather_object(failures, None if failure is None else repr(failure), group=group)
-    if failure is not None:
-        raise failure
-    for other, reason in enumerate(failures):
-        if reason is not None:
-            raise RuntimeError(f"the fit of rank {other} failed, so nothing was learnt: {reason}")
+    known = _on_all_ranks(lambda: choose(clone(estimator), X, rank), rank, n_ranks, group)
+    choices = first_choices(known, lambda index: known[index])
+    if choices is not None:
+        for other, made in enumerate(known):
+            if not isinstance(made, ImageReadError) and made.layout is not None:
+                check_layout(choices, made.layout, other, "rank")
+
+    def learn() -> Any:
+        fits.append(_fit_partition(clone(estimator), X, rank, choices, None, None, "rank"))
+        return fits[0][2]
+
+    fits: list[tuple[Any, Any, str | None]] = []
+    reasons = _on_all_ranks(learn, rank, n_ranks, group)
+    prefix, learner, _ = fits[0]
     ranks = list(range(n_ranks)) if group is None else torch.distributed.get_process_group_ranks(group)
     stride = 1
     while stride < n_ranks:
@@ -198,35 +224,76 @@ def fit_rank(estimator: Any, X: Images | ArrayLike, *, group: Any = None) -> Any
         stride *= 2
     result = [learner]
     torch.distributed.broadcast_object_list(result, src=ranks[0], group=group)
+    skipped = {other: reason for other, reason in enumerate(reasons) if reason is not None}
+    warn_of_skipped(skipped, n_ranks, "rank")
     return _take_over(estimator, prefix, result[0])
 
 
+def _on_all_ranks(call: Callable[[], Any], rank: int, n_ranks: int, group: Any) -> list[Any]:
+    """Return what a call has returned on each rank; if it failed on one, it fails on all."""
+    failure: Exception | None = None
+    result = None
+    try:
+        result = call()
+    except Exception as error:  # the others must not wait for this rank
+        failure = error
+    results: list[Any] = [None] * n_ranks
+    torch.distributed.all_gather_object(results, (result, None if failure is None else repr(failure)), group=group)
+    if failure is not None:
+        raise failure
+    for other, (_, reason) in enumerate(results):
+        if reason is not None:
+            raise RuntimeError(f"the fit of rank {other} failed, so nothing was learnt: {reason}")
+    return [value for value, _ in results]
+
+
+def _choose_on_workers(model: Any, partition: Any, index: int, n_jobs: int | None) -> Any:
+    """Return `choose` of a partition, on a worker where the partition may not be there for this process."""
+    if not callable(partition) and not _is_dask():
+        return chosen(model, partition, index)
+    return next(_on_workers(lambda _: joblib.delayed(chosen)(model, partition, index), 1, n_jobs))
+
+
 def _fit_partition(
-    model: Any, partition: Any, index: int, n_threads: int | None, devices: queue.Queue[Any] | None
-) -> tuple[Any, Any]:
-    """Return what a model learns from a partition: its fitted first steps (None if it has none), and its last step."""
+    model: Any,
+    partition: Any,
+    index: int,
+    choices: Choices | None,
+    n_threads: int | None,
+    devices: queue.Queue[Any] | None,
+    word: str = "partition",
+) -> tuple[Any, Any, str | None]:
+    """Return what a model learns from a partition: its fitted first steps (None if it has none), and its last step.
+
+    Instead of the last step there is the reason if no image can be read and such images are skipped.
+    """
     device = None if devices is None else devices.get()
     try:
-        with own_torch_threads(n_threads):
+        with named(index, word), own_torch_threads(n_threads):
             model = clone(model)
             if device is not None:
                 model.set_params(**{name: device for name in model.get_params() if _last_part(name) == "device"})
-            X = partition() if callable(partition) else partition
-            model.fit(list(X) if isinstance(X, Iterator) else X)
-    except Exception as error:
-        error.add_note(f"(while partition {index} was learnt)")
-        raise
+            X = read_partition(partition)
+            if choices is not None:
+                check_layout(choices, X, index, word)
+            features = fit_first_steps(model, X, choices, index, word)
+            prefix, learner = (model[:-1], model[-1]) if isinstance(model, Pipeline) else (None, model)
+            learner.set_params(**chosen_parameters(learner, features, choices))
+            try:
+                learner.fit(features)
+            except ImageReadError as error:
+                if choices is None or not getattr(features, "may_skip", False):
+                    raise
+                return prefix, None, str(error)
     finally:
         if devices is not None:
             devices.put(device)
-    if isinstance(model, Pipeline):
-        return model[:-1], model[-1]
-    return None, model
+    return prefix, learner, None
 
 
-def _fit_learner(*arguments: Any) -> tuple[None, Any]:
+def _fit_learner(*arguments: Any) -> tuple[None, Any, str | None]:
     """Return the result of `_fit_partition` without the first steps: their network is sent here only once."""
-    return None, _fit_partition(*arguments)[1]
+    return (None, *_fit_partition(*arguments)[1:])
 
 
 def _last_part(name: str) -> str:
@@ -235,7 +302,9 @@ def _last_part(name: str) -> str:
 
 
 def _merged(first: Any, second: Any) -> Any:
-    """Return the merge of two learners, which do not change."""
+    """Return the merge of two learners, which do not change; None has learnt nothing."""
+    if first is None or second is None:
+        return second if first is None else first
     return copy.copy(first).merge(second)
 
 
@@ -254,34 +323,44 @@ def _merge_tree(learners: Iterable[Any], merge: Callable[[Any, Any], Any]) -> An
     return result
 
 
-def _merge_all(fits: Iterable[tuple[Any, Any]]) -> tuple[Any, Any]:
-    """Return the first steps of the first of these fits, and the merge of all last steps."""
+def _merge_all(fits: Iterable[tuple[Any, Any, str | None]]) -> tuple[Any, Any, dict[int, str]]:
+    """Return the first steps of the first of these fits, the merge of all last steps, and why some have none."""
     prefixes: list[Any] = []
+    skipped: dict[int, str] = {}
 
     def learners() -> Iterator[Any]:
-        for prefix, learner in fits:
+        for index, (prefix, learner, reason) in enumerate(fits):
             if not prefixes:
                 prefixes.append(prefix)
+            if reason is not None:
+                skipped[index] = reason
             yield learner
 
     learner = _merge_tree(learners(), _merged)
-    return prefixes[0], learner
+    return prefixes[0], learner, skipped
 
 
 def _fit_on_workers(
-    model: Any, partitions: Sequence[Any], n_jobs: int | None, n_threads: int | None
-) -> Iterator[tuple[Any, Any]]:
-    """Yield the fits of all partitions in order; if workers die, start again at the first missing partition."""
-    n_done = n_retries = 0
-    while n_done < len(partitions):
+    model: Any, partitions: Sequence[Any], choices: Choices | None, n_jobs: int | None, n_threads: int | None
+) -> Iterator[tuple[Any, Any, str | None]]:
+    """Yield the fits of all partitions in order."""
+
+    def task(index: int) -> Any:
         threads = n_threads or _share_of_threads(n_jobs, len(partitions))
-        tasks = (
-            joblib.delayed(_fit_learner if index else _fit_partition)(model, partitions[index], index, threads, None)
-            for index in range(n_done, len(partitions))
-        )
+        fit_one = joblib.delayed(_fit_learner if index else _fit_partition)
+        return fit_one(model, partitions[index], index, choices, threads, None)
+
+    return _on_workers(task, len(partitions), n_jobs)
+
+
+def _on_workers(task: Callable[[int], Any], n_tasks: int, n_jobs: int | None) -> Iterator[Any]:
+    """Yield the results of all tasks in order; if workers die, start again at the first missing one."""
+    n_done = n_retries = 0
+    while n_done < n_tasks:
+        tasks = (task(index) for index in range(n_done, n_tasks))
         try:
-            for fitted in joblib.Parallel(n_jobs=n_jobs, return_as="generator")(tasks):
-                yield fitted
+            for result in joblib.Parallel(n_jobs=n_jobs, return_as="generator")(tasks):
+                yield result
                 n_done, n_retries = n_done + 1, 0
             return
         except BrokenProcessPool as error:
@@ -296,9 +375,13 @@ def _fit_on_workers(
             )
 
 
+def _is_dask() -> bool:
+    return "dask" in type(get_active_backend()[0]).__name__.lower()
+
+
 def _share_of_threads(n_jobs: int | None, n_partitions: int) -> int | None:
     """Return the threads of each worker, so that all together have those of this process; None does not change them."""
-    if "dask" in type(get_active_backend()[0]).__name__.lower():
+    if _is_dask():
         return 1
     n_workers = min(joblib.effective_n_jobs(n_jobs), n_partitions)
     return None if n_workers == 1 else max(1, torch.get_num_threads() // n_workers)
@@ -317,7 +400,8 @@ def _resolve_devices(devices: str | Iterable[DeviceLike]) -> list[torch.device]:
 
 def _fit_on_devices(
     model: Any, partitions: Sequence[Any], devices: list[torch.device], n_threads: int | None
-) -> tuple[Any, Any]:
+) -> tuple[Any, Any, dict[int, str]]:
+    choices = first_choices(partitions, lambda index: chosen(model, partitions[index], index))
     free: queue.Queue[Any] = queue.Queue()
     for device in devices:
         free.put(device)
@@ -325,27 +409,35 @@ def _fit_on_devices(
     parallel = joblib.Parallel(n_jobs=len(devices), backend="threading", return_as="generator")
     return _merge_all(
         parallel(
-            joblib.delayed(_fit_partition)(model, partition, index, threads, free)
+            joblib.delayed(_fit_partition)(model, partition, index, choices, threads, free)
             for index, partition in enumerate(partitions)
         )
     )
 
 
-def _fit_on_dask(model: Any, partitions: Sequence[Any], n_threads: int) -> tuple[Any, Any]:
+def _fit_on_dask(model: Any, partitions: Sequence[Any], n_threads: int) -> tuple[Any, Any, dict[int, str]]:
     import dask
 
-    fit_partition, fit_learner = dask.delayed(_fit_partition), dask.delayed(_fit_learner)
-    first = fit_partition(model, partitions[0], 0, n_threads, None)
-    others = (
-        fit_learner(model, partition, index, n_threads, None)[1]
-        for index, partition in enumerate(partitions[1:], start=1)
+    choose_on_cluster = dask.delayed(chosen)
+    choices = first_choices(
+        partitions, lambda index: dask.compute(choose_on_cluster(model, partitions[index], index))[0]
     )
-    learner = _merge_tree([first[1], *others], dask.delayed(_merged))
-    return dask.compute(first[0], learner)
+    fit_partition, fit_learner = dask.delayed(_fit_partition, nout=3), dask.delayed(_fit_learner, nout=3)
+    fits = [
+        (fit_learner if index else fit_partition)(model, partition, index, choices, n_threads, None)
+        for index, partition in enumerate(partitions)
+    ]
+    learner = _merge_tree([learner for _, learner, _ in fits], dask.delayed(_merged))
+    prefix, learner, reasons = dask.compute(fits[0][0], learner, [reason for _, _, reason in fits])
+    return prefix, learner, {index: reason for index, reason in enumerate(reasons) if reason is not None}
 
 
 def _take_over(estimator: Any, prefix: Any, learner: Any) -> Any:
     """Store in the caller's estimator what was learnt; it keeps its own parameters."""
+    if hasattr(learner, "pca_"):  # chosen for this fit: the caller's are those of the next one
+        last = estimator[-1] if isinstance(estimator, Pipeline) else estimator
+        own = last.get_params()
+        learner.pca_.set_params(**{name: own[name] for name in learner.pca_.get_params() if name in own})
     if isinstance(estimator, Pipeline):
         # The worker's device is its own, and a feature cache is not sent back from a process.
         own = {name: value for name, value in estimator.get_params().items() if _last_part(name) in ("cache", "device")}

@@ -12,11 +12,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from sklearn.experimental import enable_halving_search_cv  # noqa: F401
-from sklearn.model_selection import GridSearchCV, HalvingGridSearchCV, cross_val_score, cross_validate
+from sklearn.metrics import get_scorer, make_scorer, roc_auc_score
+from sklearn.model_selection import (
+    GridSearchCV,
+    HalvingGridSearchCV,
+    RandomizedSearchCV,
+    cross_val_score,
+    cross_validate,
+)
 from sklearn.pipeline import Pipeline
 
 from ipca_sklearn import FeatureCache, PatchFeatureExtractor, PatchGaussianDetector
-from ipca_sklearn.model_selection import OneClassKFold, RepeatedOneClassKFold
+from ipca_sklearn.exceptions import SkippedImagesWarning
+from ipca_sklearn.model_selection import OneClassKFold, ReadableScorer, RepeatedOneClassKFold
 
 labels = st.lists(st.sampled_from([1, -1]), min_size=2, max_size=40).map(np.array)
 
@@ -190,3 +198,66 @@ def test_the_callbacks_of_scikit_learn_follow_a_search(
     assert counter.tasks[0] == "setup"
     assert counter.tasks[-1] == "teardown"
     assert len(counter.tasks) >= 2 + 2 * 2  # a task for each candidate and fold
+
+
+@pytest.fixture(scope="module")
+def damaged(images: tuple[list[Path], np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The same images, but of a normal and of an anomalous one only the beginning is there."""
+    folder, paths = tmp_path_factory.mktemp("damaged"), list(images[0])
+    for index in (4, 20):
+        path = folder / paths[index].name
+        path.write_bytes(paths[index].read_bytes()[:60])
+        paths[index] = path
+    return paths
+
+
+SEARCHES: dict[str, Any] = {
+    "grid": GridSearchCV,
+    "random": lambda *args, **kwargs: RandomizedSearchCV(*args, n_iter=2, **kwargs),
+    "halving": lambda *args, **kwargs: HalvingGridSearchCV(
+        *args, min_resources=11, return_train_score=False, random_state=0, **kwargs
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("scoring", ["roc_auc", "average_precision", "f1", None, ReadableScorer()], ids=str)
+@pytest.mark.parametrize("make", SEARCHES.values(), ids=SEARCHES)
+def test_unreadable_images_do_not_make_a_search_blind(
+    images: tuple[list[Path], np.ndarray], damaged: list[Path], cache: FeatureCache, make: Any, scoring: Any
+) -> None:
+    pipe = make_pipeline(cache, features__on_error="skip", detector__false_positive_rate=0.2)
+    cv = OneClassKFold(2, shuffle=True, random_state=0)
+    search = make(pipe, {"detector__n_components": [1, 2]}, scoring=scoring, cv=cv).fit(damaged, images[1])
+    assert np.isfinite(search.cv_results_["mean_test_score"]).all()
+    assert search.predict(damaged)[4] == search.predict(damaged)[20] == -1
+
+
+def test_an_unreadable_image_decides_as_predict_does_and_its_score_stays_unknown(
+    images: tuple[list[Path], np.ndarray], damaged: list[Path]
+) -> None:
+    pipe = make_pipeline(features__on_error="skip").fit(images[0][:18])
+    with pytest.warns(SkippedImagesWarning):
+        decision, scores, labels = pipe.decision_function(damaged), pipe.score_samples(damaged), pipe.predict(damaged)
+    assert np.flatnonzero(np.isnan(scores)).tolist() == [4, 20]
+    assert (decision[[4, 20]] == np.finfo(decision.dtype).min).all()
+    np.testing.assert_array_equal(decision < 0, labels == -1)
+    readable = np.delete(np.arange(22), [4, 20])
+    np.testing.assert_allclose(decision[readable], scores[readable] - pipe[-1].offset_)
+
+
+@pytest.mark.parametrize("scoring", ["roc_auc", "f1", make_scorer(roc_auc_score, response_method="decision_function")])
+def test_a_readable_scorer_gives_the_score_of_the_other_images(
+    images: tuple[list[Path], np.ndarray], damaged: list[Path], scoring: Any
+) -> None:
+    paths, y = images
+    y = np.roll(y, 3)  # so that there is something to get wrong
+    pipe = make_pipeline(features__on_error="skip").fit(paths[:18])
+    readable = np.delete(np.arange(22), [4, 20])
+    with pytest.warns(SkippedImagesWarning, match="2 of 22 images could not be read and are left out of"):
+        score = ReadableScorer(scoring)(pipe, damaged, y)
+    kept = [paths[index] for index in readable]
+    assert score == pytest.approx(get_scorer(scoring)(pipe, kept, y[readable]))
+    assert score == ReadableScorer(scoring)(pipe, kept, y[readable])
+    with pytest.warns(SkippedImagesWarning), pytest.raises(ValueError, match="none of the 2 images"):
+        ReadableScorer(scoring)(pipe, [damaged[4], damaged[20]], y[[4, 20]])

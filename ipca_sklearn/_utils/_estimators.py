@@ -54,7 +54,7 @@ def calibrated(estimator: Any, what: str) -> Any:
 def check_repeatable(model: Any) -> None:
     """Refuse steps of a pipeline that give other results in another process: random ones without an integer seed."""
     for name, step in model.steps[:-1] if isinstance(model, Pipeline) else ():
-        parameters = step.get_params(deep=False)
+        parameters = step.get_params(deep=False) if hasattr(step, "get_params") else {}  # "passthrough", or None
         random = parameters.get("augment") is not None or parameters.get("weights", "") is None
         if random and not isinstance(parameters.get("random_state"), (int, np.integer)):
             raise ValueError(

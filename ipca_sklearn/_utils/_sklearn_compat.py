@@ -15,6 +15,7 @@ from sklearn.base import _fit_context as fit_context  # validates parameters and
 from sklearn.utils._optional_dependencies import check_matplotlib_support  # the error of scikit-learn's displays
 from sklearn.utils._param_validation import Interval, RealNotInt, StrOptions, validate_params  # declared constraints
 from sklearn.utils._set_output import _wrap_data_with_container as in_container  # a data frame, if one is asked for
+from sklearn.utils.validation import _get_feature_names as feature_names  # the names of columns, or None
 from sklearn.utils.validation import _num_samples as num_samples  # the length of whatever is an X
 
 try:
@@ -34,6 +35,7 @@ __all__ = [
     "RealNotInt",
     "StrOptions",
     "check_matplotlib_support",
+    "feature_names",
     "fit_context",
     "fit_transform",
     "get_active_backend",

@@ -16,9 +16,11 @@ from torch import Tensor
 from ipca_sklearn import linalg
 from ipca_sklearn._utils._devices import resolve_device, resolve_dtype
 from ipca_sklearn._utils._estimators import set_learnt
+from ipca_sklearn._utils._layouts import check_mergeable
 from ipca_sklearn._utils._output import TableOutputMixin
 from ipca_sklearn._utils._regions import at_patches
 from ipca_sklearn._utils._sklearn_compat import CallbackSupportMixin, FitProgress, fit_context, validate_parameters
+from ipca_sklearn._utils._turns import in_turn, of_one_state, snapshot
 from ipca_sklearn._utils._typing import ArrayLike, DeviceLike, DTypeLike
 from ipca_sklearn._utils._versions import VersionedMixin
 from ipca_sklearn.decomposition._batches import StepReader, read_steps, same_region
@@ -51,6 +53,7 @@ class BasePCA(
     n_components_: int
     n_samples_seen_: int
 
+    @in_turn
     @fit_context(prefer_skip_nested_validation=True)
     def fit(self: _Self, X: ArrayLike, y: Any = None) -> _Self:
         """Learn from X and forget what was learnt before.
@@ -77,6 +80,7 @@ class BasePCA(
         steps = read_steps(self, X, reset=True)
         return self._learn(steps, None, FitProgress(self, steps.count(self.step_size), X, y))
 
+    @in_turn
     @fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self: _Self, X: ArrayLike, y: Any = None) -> _Self:
         """Go on learning from any number of samples >= 1; parameters, result and errors as in `fit`.
@@ -195,6 +199,7 @@ class BasePCA(
         )
         return self
 
+    @of_one_state
     def transform(self, X: ArrayLike) -> Any:
         """Project X on the components.
 
@@ -218,6 +223,7 @@ class BasePCA(
         check_is_fitted(self)
         return self._map_steps(read_steps(self, X, reset=False), linalg.project, self.n_components_)
 
+    @of_one_state
     def inverse_transform(self, X: ArrayLike) -> Any:
         """Return the samples that coordinates stand for: `(n, ..., k)` to `(n, ..., m)`.
 
@@ -259,12 +265,15 @@ class BasePCA(
         placed = at_patches(torch.as_tensor(joined), self.region_)
         return placed if isinstance(joined, Tensor) else placed.numpy()
 
+    @in_turn
     def _merge(self: _Self, other: Any, kind: type[BasePCA]) -> _Self:
         """Take in what `other`, which must be a `kind`, learnt from other samples."""
         check_is_fitted(self)
         if not isinstance(other, kind):
             raise TypeError(f"merge takes another {kind.__name__}, got {type(other).__name__}")
         check_is_fitted(other)
+        other = snapshot(other)
+        check_mergeable(self, other)
         mine, theirs = self._signature(), other._signature()
         if not same_region(self.region_, other.region_):
             raise ValueError("cannot merge estimators of different regions of interest: fit both alike")

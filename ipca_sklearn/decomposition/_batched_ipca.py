@@ -8,15 +8,16 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.utils.validation import check_is_fitted
-from torch import Tensor
 
 from ipca_sklearn import linalg
 from ipca_sklearn._utils._devices import resolve_device, resolve_dtype
 from ipca_sklearn._utils._sklearn_compat import Interval, RealNotInt, StrOptions
+from ipca_sklearn._utils._turns import of_one_state
 from ipca_sklearn._utils._typing import DeviceLike, DTypeLike
 from ipca_sklearn.decomposition._base import BasePCA
 from ipca_sklearn.decomposition._fitted import FittedPCA
 from ipca_sklearn.decomposition._fitted_scatter import FittedExactPCA
+from ipca_sklearn.decomposition._singular import check_regular
 
 # Directions that an update keeps for a share of the variance.
 _MOST_FOR_SHARE = 128
@@ -351,6 +352,7 @@ class BatchedIncrementalPCA(BasePCA):
             "solver": "covariance" if isinstance(fitted, FittedExactPCA) else "incremental",
         }
 
+    @of_one_state
     def get_covariance(self) -> Any:
         """Return the covariance of the model, components plus noise: (P, m, m), or (m, m) for 2-D input.
 
@@ -364,18 +366,24 @@ class BatchedIncrementalPCA(BasePCA):
         covariance.diagonal(dim1=1, dim2=2).add_(basis.noise_variance[:, None])
         return self._read(covariance)
 
+    @of_one_state
     def get_precision(self) -> Any:
         """Return the inverse of `get_covariance()`, by the matrix inversion lemma; the same shape and memory.
 
-        Cost per PCA: k m^2. Where a PCA has no noise (k = m, or samples of a lower rank than k) the covariance is
-        inverted as it is, at m^3, and must be regular.
+        Cost per PCA: k m^2.
+
+        Raises
+        ------
+        numpy.linalg.LinAlgError
+            A covariance is singular: samples that do not vary in all directions, and no noise in the others. A
+            ValueError, for tensors too; the message names the patch.
         """
         check_is_fitted(self)
         basis = self.fitted_.basis()
+        check_regular(basis, self.patch_shape_, self.region_, self.n_samples_seen_)
+        if self.n_components_ == self.n_features_in_:  # there is no noise
+            return self._read(torch.bmm(basis.components.mT / basis.variance[:, None], basis.components))
         noise = basis.noise_variance[:, None]
-        if not (noise > 0).all():
-            covariance = self.get_covariance()
-            return torch.linalg.inv(covariance) if isinstance(covariance, Tensor) else np.linalg.inv(covariance)
         excess = (basis.variance - noise).clamp_min(0)
         share = excess / (excess + noise)
         precision = torch.bmm(basis.components.mT * (share / -noise)[:, None], basis.components)

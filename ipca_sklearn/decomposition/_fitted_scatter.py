@@ -14,6 +14,7 @@ from torch import Tensor
 from ipca_sklearn import linalg
 from ipca_sklearn._utils._arrays import as_tensor
 from ipca_sklearn.decomposition._fitted import Fitted, FittedPCA
+from ipca_sklearn.decomposition._singular import whitening_operator
 
 _exact_pickles: ContextVar[bool] = ContextVar("exact_pickles", default=False)
 
@@ -121,4 +122,4 @@ class FittedCovariance(Fitted):
 
     def _make_operator(self, device: torch.device, *, ridge: float) -> linalg.DistanceOperator:  # type: ignore[override]
         """Return the operator of the Mahalanobis distance: no direction is left for a residual."""
-        return linalg.whitening_operator(self.state, ridge=ridge).to(device)
+        return whitening_operator(self.state, ridge=ridge).to(device)

@@ -152,14 +152,14 @@ def warn_of_few_normal_images(false_alarms: float, n_images: int) -> None:
             f"are {n_images}: the threshold is the lowest of them, and about {1 / (n_images + 1):.2%} of new "
             "normal images will be called anomalous",
             FewImagesWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
     elif rank < _ENOUGH_ERRORS:
         warnings.warn(
             f"{n_images} normal images are few for false_alarms={false_alarms}: from "
             f"{ceil(_ENOUGH_ERRORS / false_alarms)} on it is met to about a factor of 2",
             FewImagesWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

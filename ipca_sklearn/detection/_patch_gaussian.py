@@ -17,6 +17,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from ipca_sklearn import linalg
+from ipca_sklearn._utils._layouts import check_mergeable
 from ipca_sklearn._utils._output import TableOutputMixin
 from ipca_sklearn._utils._sklearn_compat import (
     CallbackSupportMixin,
@@ -26,6 +27,7 @@ from ipca_sklearn._utils._sklearn_compat import (
     fit_context,
     validate_parameters,
 )
+from ipca_sklearn._utils._turns import in_turn, snapshot
 from ipca_sklearn._utils._typing import ArrayLike, DeviceLike, DTypeLike
 from ipca_sklearn._utils._versions import VersionedMixin
 from ipca_sklearn.decomposition._base import BasePCA, Learning
@@ -272,6 +274,7 @@ class PatchGaussianDetector(
         self.random_state = random_state
         self.verbose = verbose
 
+    @in_turn
     @fit_context(prefer_skip_nested_validation=True)
     def fit(self, X: ArrayLike, y: Any = None) -> PatchGaussianDetector:
         """Learn from the features of normal images, forgetting what was learnt before.
@@ -281,8 +284,8 @@ class PatchGaussianDetector(
         X : PatchFeatures, array-like or tensor of shape (n, H, W, m), (n, P, m) or (n, m)
             Finite. Read one step at a time.
         y : array-like of shape (n,), default=None
-            Labels: +1 for normal images; those labelled -1 are not learnt, and a warning says how many they are. The
-            result is that of `fit` on the others. None: all images are normal. Other labels are ignored with a warning.
+            +1 for normal images; those labelled -1 are not learnt, as a warning says. Other labels are refused. Only
+            for (n, m), where scikit-learn's tools pass any y, 1 beside 0 is -1, and others are ignored with a warning.
 
         Returns
         -------
@@ -293,7 +296,7 @@ class PatchGaussianDetector(
         ------
         ValueError
             NaN or infinity, a shape that is not 2-D to 4-D, `n_components` larger than m, a device that is not there,
-            labels of another number, no normal image.
+            other labels, or not one for each image, no normal image.
         """
         steps = normal_steps(read_steps(self, X, reset=True), y)
         columns = self._choose_features(steps.n_features)
@@ -308,12 +311,10 @@ class PatchGaussianDetector(
         pca = self._new_pca(steps, 1 if cells is None else Cells.of(cells).size)
         return self._learn(steps, shape, pca, Calibration.empty(steps.n_patches), (X, y))
 
+    @in_turn
     @fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self, X: ArrayLike, y: Any = None) -> PatchGaussianDetector:
-        """Go on learning from any number of normal images >= 1; parameters, result and errors as in `fit`.
-
-        If anything goes wrong the detector stays as it was before the call.
-        """
+        """Go on learning from >= 1 normal images, as `fit`; a call that fails leaves the detector as it was."""
         if not hasattr(self, "pca_"):
             return self.fit(X, y)
         steps = normal_steps(read_steps(self, X, reset=False), y)
@@ -478,6 +479,7 @@ class PatchGaussianDetector(
             state["_scoring"] = None  # as large as the components; the next images are then scored by what is stored
         return state
 
+    @in_turn
     def merge(self, other: PatchGaussianDetector) -> PatchGaussianDetector:
         """Take in what another detector learnt from other images, as if this one had seen them too.
 
@@ -504,12 +506,15 @@ class PatchGaussianDetector(
         if not isinstance(other, PatchGaussianDetector):
             raise TypeError(f"merge takes another PatchGaussianDetector, got {type(other).__name__}")
         check_is_fitted(other)
+        other = snapshot(other)
         mine, theirs = self.get_params(), other.get_params()
         for name in ("distance", "noise_shrinkage", "image_score", "smoothing", "covariance", "ridge"):
             if mine[name] != theirs[name]:
                 raise ValueError(
                     f"cannot merge detectors of different {name} {mine[name]!r} and {theirs[name]!r}: fit both alike"
                 )
+        if self._columns() is not None:  # the PCAs know only the names of the chosen features
+            check_mergeable(self, other)
         if not np.array_equal(np.asarray(self._columns()), np.asarray(other._columns())):
             raise ValueError(
                 "cannot merge detectors that learnt from different random features: fit both with the same integer "
@@ -520,6 +525,7 @@ class PatchGaussianDetector(
                 f"cannot merge detectors of other cells: n_gaussians={self.n_gaussians} and {other.n_gaussians} divide "
                 "the patches differently; fit both alike"
             )
+        self._thresholds(), other._thresholds()  # both are scores of the kind that is computed now
         pca = copy.copy(self.pca_).merge(other.pca_)
         left_out = other._left_out.extended([self._left_out.summaries])
         best = (d._left_out if len(d._left_out) else d._calibration for d in (other, self))

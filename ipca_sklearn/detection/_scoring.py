@@ -14,6 +14,7 @@ from torch import Tensor
 from ipca_sklearn import linalg
 from ipca_sklearn._utils._devices import resolve_device
 from ipca_sklearn._utils._sklearn_compat import validate_parameters
+from ipca_sklearn._utils._turns import of_one_state
 from ipca_sklearn._utils._typing import ArrayLike, DeviceLike
 from ipca_sklearn.decomposition._base import BasePCA
 from ipca_sklearn.decomposition._batches import StepReader, read_steps
@@ -83,6 +84,7 @@ class MapScoringMixin:
         """Number of Gaussians."""
         return len(self.pca_.fitted_.state.mean)
 
+    @of_one_state
     def transform(self, X: ArrayLike) -> Any:
         """Return the anomaly maps of images: larger where a patch is more anomalous.
 
@@ -105,6 +107,7 @@ class MapScoringMixin:
         """
         return self._map_steps(X, lambda scorer, step: scorer.maps(step))
 
+    @of_one_state
     def score_samples(self, X: ArrayLike) -> Any:
         """Return how normal each image is: minus the image score of its map, so higher is more normal.
 
@@ -125,6 +128,7 @@ class MapScoringMixin:
         """
         return self._map_steps(X, lambda scorer, step: scorer.scores(step))
 
+    @of_one_state
     def score_maps(self, maps: Any) -> Any:
         """Return the scores of images from their maps, where both are wanted: the features are read once.
 
@@ -152,6 +156,7 @@ class MapScoringMixin:
         scores = -image_scores(inspected(tensor, self.region_), self.image_score)
         return scores if isinstance(maps, Tensor) else scores.numpy()
 
+    @of_one_state
     def score(self, X: ArrayLike, y: Any = None) -> float:
         """Return the mean log-likelihood of the patches of images under probabilistic PCA: higher fits better.
 
@@ -190,6 +195,7 @@ class MapScoringMixin:
         likelihoods = np.asarray(steps.map_steps(likelihoods_of, self.step_size), dtype=np.float64)
         return float(np.mean(likelihoods[~np.isnan(likelihoods)]))
 
+    @of_one_state
     def distance_operator(self, device: DeviceLike = None) -> linalg.DistanceOperator:
         """Return the matrices that give the distance of every patch from its features, to compute maps elsewhere.
 

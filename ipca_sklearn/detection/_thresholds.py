@@ -15,6 +15,7 @@ from torch import Tensor
 from ipca_sklearn._utils._estimators import set_learnt
 from ipca_sklearn._utils._labels import check_labels, normal_rows
 from ipca_sklearn._utils._sklearn_compat import validate_parameters
+from ipca_sklearn._utils._turns import in_turn, of_one_state
 from ipca_sklearn._utils._typing import ArrayLike
 from ipca_sklearn.decomposition._base import BasePCA, Learning
 from ipca_sklearn.decomposition._batches import StepReader, read_steps
@@ -65,12 +66,14 @@ class ThresholdMixin(MapScoringMixin):
     chosen_threshold_: ChosenThreshold | None
 
     @property
+    @of_one_state
     def offset_(self) -> float:
         """Images with a lower score are anomalous."""
         learnt, chosen = self._thresholds(), self._chosen()
         return learnt.offset(self.false_positive_rate) if chosen is None else chosen.offset
 
     @property
+    @of_one_state
     def map_threshold_(self) -> float:
         """Patches with a larger value of the map are anomalous."""
         learnt, chosen = self._thresholds(), self._chosen()
@@ -117,10 +120,19 @@ class ThresholdMixin(MapScoringMixin):
     def _score_parameters(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in _SCORE_PARAMETERS}
 
+    @of_one_state
     def decision_function(self, X: ArrayLike) -> Any:
-        """Return `score_samples(X) - offset_`: negative is anomalous. Parameters and errors as `score_samples`."""
-        return self.score_samples(X) - self.offset_
+        """Return `score_samples(X) - offset_`: negative is anomalous. Parameters and errors as `score_samples`.
 
+        Images that could not be read (`on_error="skip"`) get the lowest finite number: `predict` says that someone
+        should look, and scikit-learn's scorers take no NaN. `model_selection.ReadableScorer` leaves them out.
+        """
+        decision = self.score_samples(X) - self.offset_
+        if isinstance(decision, Tensor):
+            return torch.where(decision.isnan(), torch.finfo(decision.dtype).min, decision)
+        return np.where(np.isnan(decision), np.finfo(decision.dtype).min, decision)
+
+    @of_one_state
     def predict(self, X: ArrayLike) -> Any:
         """Return +1 for normal and -1 for anomalous images. Parameters and errors as `score_samples`.
 
@@ -131,6 +143,7 @@ class ThresholdMixin(MapScoringMixin):
             return torch.where(decision >= 0, 1, -1)
         return np.where(decision >= 0, 1, -1)
 
+    @of_one_state
     def predict_masks(self, X: ArrayLike) -> Any:
         """Return which patches are anomalous: `transform(X) > map_threshold_`.
 
@@ -142,6 +155,7 @@ class ThresholdMixin(MapScoringMixin):
         """
         return self.transform(X) > self.map_threshold_
 
+    @of_one_state
     def p_values(self, X: Any = None, *, scores: Any = None) -> np.ndarray:
         """Return the p-value of each image: how often a normal image scores as low.
 
@@ -173,6 +187,7 @@ class ThresholdMixin(MapScoringMixin):
         scores = self.score_samples(X) if scores is None else scores
         return reference.p_values(scores.cpu().numpy() if isinstance(scores, Tensor) else np.asarray(scores))
 
+    @in_turn
     def calibrate(self: _Self, X: ArrayLike, y: Any = None) -> _Self:
         """Make thresholds and p-values from the scores of other normal images; nothing is learnt.
 
@@ -218,6 +233,7 @@ class ThresholdMixin(MapScoringMixin):
         self._store(self._learnt_shape(), self.pca_, scores, left_out=scores)
         return self
 
+    @in_turn
     def set_threshold(
         self: _Self,
         X: ArrayLike | None = None,
@@ -432,7 +448,7 @@ class ThresholdMixin(MapScoringMixin):
                 "images that were not learnt"
             )
         if what:
-            warnings.warn(f"{n_images} images are few: {'; '.join(what)}", FewImagesWarning, stacklevel=6)
+            warnings.warn(f"{n_images} images are few: {'; '.join(what)}", FewImagesWarning, stacklevel=7)
 
     def _learnt_shape(self) -> dict[str, Any]:
         """Return what was learnt of the shape of X: features, patches, and which of them are used."""
@@ -442,7 +458,7 @@ class ThresholdMixin(MapScoringMixin):
 
 def normal_steps(steps: StepReader, y: Any) -> StepReader:
     """Leave out the samples that are labelled anomalous."""
-    rows = normal_rows(y, steps.n_samples)
+    rows = normal_rows(y, steps.n_samples, is_table=steps.patch_shape == ())
     return steps if rows is None else steps.keep(rows)
 
 

@@ -349,13 +349,14 @@ class PatchFeatureExtractor(
         settings = self.feature_settings(self._device_for(images))
         return PatchFeatures(images, np.arange(len(images)), settings, self._feature_cache())
 
-    @fit_context(prefer_skip_nested_validation=True)
-    def fit_transform(self, X: Images, y: Any = None) -> PatchFeatures:
+    def fit_transform(self, X: Images, y: Any = None) -> PatchFeatures:  # type: ignore[override]
         """Fit, and return the features of X as training images: augmented, if `augment` says so."""
-        progress = FitProgress(self, 0, X, y)
+        return self.fit(X, y).training_features(X)
+
+    def training_features(self, X: Images) -> PatchFeatures:
+        """Return the features of X as training images: those of `transform`, augmented, if `augment` says so."""
+        check_is_fitted(self)
         images = check_images(X)
-        self._make_network(images)
-        progress.end()
         settings = self.feature_settings(self._device_for(images))
         settings = replace(settings, images=replace(settings.images, augment=self.augment))
         indices = np.arange(len(images))

@@ -17,7 +17,7 @@ from sklearn.utils.validation import check_is_fitted
 from ipca_sklearn._utils._files import printable
 from ipca_sklearn._utils._typing import Image, Size
 from ipca_sklearn.exceptions import ImageReadError
-from ipca_sklearn.features._decode import read_mask, resize_and_crop, size_of
+from ipca_sklearn.features._decode import check_images, read_mask, resize_and_crop, size_of
 from ipca_sklearn.features._networks import sides_of, takes_patches
 
 # Of `image_size="auto"`: about as many pixels as the paper's square has.
@@ -92,6 +92,8 @@ class InspectedAreaMixin:
 
     image_size: Any
     crop_size: Any
+    region: Any
+    on_error: str
     max_pixels: int
     image_size_: Size
     crop_size_: Size
@@ -127,6 +129,12 @@ class InspectedAreaMixin:
             `top + i * height / H` on; columns likewise.
         """
         return covered_box(size, *self._sizes())
+
+    def first_size(self, X: Any) -> Size | None:
+        """Return the size of the first image of X that can be read, from which `fit` decides; None if it does not."""
+        if not isinstance(self.image_size, str) and self.region is None:
+            return None
+        return _first_readable(check_images(X), self.on_error, self.max_pixels)[1]
 
     def _sizes(self) -> tuple[Size, Size]:
         """Return the sizes of the resized image and of its inspected part; before a fit, if parameters have them."""

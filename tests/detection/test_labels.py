@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,13 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import Pipeline
 
 from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector
+from ipca_sklearn.inspection import ThresholdDisplay
+from ipca_sklearn.metrics import (
+    evaluation_report,
+    image_average_precision_score,
+    image_f1_max_score,
+    image_roc_auc_score,
+)
 from ipca_sklearn.model_selection import OneClassKFold
 
 RNG = np.random.default_rng(0)
@@ -55,10 +63,74 @@ def test_labels_of_normal_samples_change_nothing():
     assert detector.n_samples_seen_ == 60
 
 
-def test_labels_of_another_convention_are_ignored_with_a_word():
-    with pytest.warns(UserWarning, match=r"y has the labels \[0\] and is ignored: all 80 samples are learnt"):
-        detector = PatchGaussianDetector(2).fit(X, (Y == -1).astype(int))
-    assert detector.n_samples_seen_ == 80
+IS_DEFECT = (Y == -1).astype(int)
+ODD_LABELS = {
+    "1 for anomalous": IS_DEFECT,
+    "1 for normal": 1 - IS_DEFECT,
+    "floats": IS_DEFECT.astype(float),
+    "a list": IS_DEFECT.tolist(),
+    "bools": IS_DEFECT == 1,
+    "all True": np.ones(80, dtype=bool),
+    "all 0": np.zeros(80, dtype=int),
+    "kinds of defects": IS_DEFECT * np.arange(80) % 3,
+    "words": np.where(IS_DEFECT == 1, "defect", "good"),
+    "objects": np.where(IS_DEFECT == 1, "defect", "good").astype(object),
+    "unlabelled ones": np.where(IS_DEFECT == 1, -1, 0),
+}
+
+
+@pytest.mark.parametrize("odd", ODD_LABELS.values(), ids=ODD_LABELS)
+def test_every_reader_of_labels_refuses_those_of_another_convention(odd: Any) -> None:
+    detector = PatchGaussianDetector(2).fit(NORMAL)
+    scores = detector.score_samples(X)
+    readers: dict[str, Any] = {
+        "fit": lambda: PatchGaussianDetector(2).fit(X, odd),
+        "fit of patches": lambda: PatchGaussianDetector(2).fit(X.reshape(80, 9, 6), odd),
+        "fit of a tensor": lambda: PatchGaussianDetector(2).fit(torch.from_numpy(X), odd),
+        "partial_fit": lambda: detector.partial_fit(X, odd),
+        "calibrate": lambda: detector.calibrate(X, odd),
+        "set_threshold": lambda: detector.set_threshold(X, odd, recall=0.9),
+        "OneClassKFold": lambda: list(OneClassKFold(2).split(X, odd)),
+        "image_roc_auc_score": lambda: image_roc_auc_score(odd, scores),
+        "image_average_precision_score": lambda: image_average_precision_score(odd, scores),
+        "image_f1_max_score": lambda: image_f1_max_score(odd, scores),
+        "evaluation_report": lambda: evaluation_report(odd, scores, offset=0),
+        "ThresholdDisplay": lambda: ThresholdDisplay.from_estimator(detector, X, odd),
+    }
+    for name, read in readers.items():
+        with pytest.raises((ValueError, TypeError), match=r"labels \[.*np\.where|real numbers"):
+            read()
+            pytest.fail(f"{name} took the labels {odd[:5]}")
+    assert detector.n_samples_seen_ == 60
+
+
+def test_the_error_gives_what_to_pass_for_either_meaning_of_1() -> None:
+    for odd, as_told in ((IS_DEFECT, "np.where(column == 1, -1, 1)"), (1 - IS_DEFECT, "np.where(column == 1, 1, -1)")):
+        with pytest.raises(ValueError) as caught:
+            PatchGaussianDetector(2).fit(X, odd)
+        assert as_told in str(caught.value)
+        np.testing.assert_array_equal(eval(as_told, {"np": np, "column": odd}), Y)
+
+
+def test_a_table_learns_nothing_that_0_and_1_may_call_a_defect() -> None:
+    table = X.reshape(80, -1)
+    with pytest.warns(UserWarning, match="20 of 80 samples have the label 1 beside 0, which is read as anomalous"):
+        detector = PatchGaussianDetector(2).fit(table, IS_DEFECT)
+    assert detector.n_samples_seen_ == 60
+    assert detector.offset_ == PatchGaussianDetector(2).fit(table[Y == 1]).offset_
+    for odd in ("bools", "words", "objects"):
+        with pytest.raises(ValueError, match="labels"):
+            detector.fit(table, ODD_LABELS[odd])
+    with pytest.warns(UserWarning, match=r"y has the labels \[0, 2\] and is ignored: all 80 samples"):
+        assert detector.fit(table, np.arange(80) % 3).n_samples_seen_ == 80  # scikit-learn's tools pass any y
+
+
+def test_a_search_whose_folds_have_one_kind_says_why_its_scores_are_nan() -> None:
+    order = np.argsort(-Y, kind="stable")
+    search = GridSearchCV(PatchGaussianDetector(), {"n_components": [1]}, scoring="roc_auc", cv=3)
+    with pytest.warns(UserWarning, match=r"use cv=OneClassKFold\(\).* ROC AUC is then NaN"):
+        search.fit(X[order], Y[order])
+    assert np.isnan(search.cv_results_["mean_test_score"]).all()
 
 
 def test_bad_labels_leave_the_detector_as_it_was():

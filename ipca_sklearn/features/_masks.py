@@ -102,9 +102,9 @@ def check_proportions(size: Size, name: str, image_size: Size, image_name: str =
         return
     turned = " It fits if it is turned by 90 degrees." if same_proportions(size[::-1], image_size) else ""
     raise ValueError(
-        f"{name} has shape {tuple(size)}, its image {tuple(image_size)}{image_name and f' ({image_name})'}: a mask lies "
-        f"over the whole upright image and has its proportions.{turned} Draw or export it from the upright image; the "
-        "EXIF orientation of both is applied"
+        f"{name} has shape {tuple(size)}, its image {tuple(image_size)}{image_name and f' ({image_name})'}: a mask "
+        f"lies over the whole upright image and has its proportions.{turned} Draw or export it from the upright image; "
+        "the EXIF orientation of both is applied"
     )
 
 
@@ -141,7 +141,7 @@ def _from_pil(image: Image.Image, name: str) -> Mask:
         image.load()
         image = upright(image)
         has_palette = image.mode in ("P", "PA") and bool(image.getpalette())
-        if image.mode in ("1", "L", "I", "F") or image.mode.startswith("I;") or image.mode == "P" and not has_palette:
+        if image.mode in ("1", "L", "I", "F") or image.mode.startswith("I;") or (image.mode == "P" and not has_palette):
             values = np.asarray(image.convert("RGBA") if image.has_transparency_data else image)
         else:
             values = np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB"))
@@ -177,8 +177,8 @@ def _check_palette(marked: NDArray[np.bool_], colours: NDArray[np.uint8], name: 
     if (marked == black).any():
         what = "index 0 has a colour" if (~marked & ~black).any() else "an index above 0 is black or transparent"
         raise ImageReadError(
-            f"{name} has a palette in which {what}: by index and by colour, other pixels are marked. Store it as a grey "
-            "image with 0 where there is no defect"
+            f"{name} has a palette in which {what}: by index and by colour, other pixels are marked. Store it as a "
+            "grey image with 0 where there is no defect"
         )
 
 

@@ -40,7 +40,8 @@ def evaluate(
     ] = None,
     reviewed: ReviewedFile = None,
     picture: Annotated[
-        Path | None, typer.Option(metavar="PNG", help="Draw the ROC curves of the images, one for each type.")
+        Path | None,
+        typer.Option(metavar="PNG", help="Draw the ROC curves of all images and of each type, and the threshold."),,
     ] = None,
     pimo: Annotated[
         Path | None,
@@ -122,7 +123,7 @@ def evaluate(
         if normal.all() or not normal.any():
             warn("no ROC curve is drawn: it needs normal and anomalous images")
         else:
-            _draw(picture, draw_roc, data.test_labels, scores, data.defect_types)
+            _draw(picture, draw_roc, data.test_labels, scores, data.defect_types, detector.offset_)
     if pimo is not None:
         if report["defects"][0]["aupimo"] is None:
             warn("no PIMO curve is drawn: it needs masks, and normal images with enough pixels for AUPIMO")

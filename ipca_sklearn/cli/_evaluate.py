@@ -41,7 +41,7 @@ def evaluate(
     reviewed: ReviewedFile = None,
     picture: Annotated[
         Path | None,
-        typer.Option(metavar="PNG", help="Draw the ROC curves of all images and of each type, and the threshold."),,
+        typer.Option(metavar="PNG", help="Draw the ROC curves of all images and of each type, and the threshold."),
     ] = None,
     pimo: Annotated[
         Path | None,

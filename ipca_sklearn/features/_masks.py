@@ -210,10 +210,11 @@ def _to_255(values: NDArray[Any], name: str) -> NDArray[np.float32]:
                 f"{name} has values from {low:g} to {high:g} that are no whole numbers; floats of a mask are from 0 "
                 "to 1, or whole"
             )
-        # Halves and the smallest floats must not become 0 in float32.
-        return np.maximum(values.astype(np.float32) * 255, (values > 0) * np.float32(1e-30))
+        # The smallest floats must not become 0 in float32.
+        smallest = (values > 0).astype(np.float32) * np.float32(1e-30)
+        return np.maximum(values.astype(np.float32) * np.float32(255), smallest).astype(np.float32)
     if values.dtype == np.uint16 and high > 255:
-        return values.astype(np.float32) / 257
+        return values.astype(np.float32) / np.float32(257)
     return np.minimum(values, 255).astype(np.float32)
 
 
@@ -231,7 +232,8 @@ def _one_channel(values: NDArray[np.float32], name: str) -> NDArray[np.float32]:
             f"{name} has an alpha channel, and {what}: nothing would be marked. Store it without alpha, 0 where there "
             "is no defect"
         )
-    return np.where(coloured & visible, np.maximum(colour * (alpha / 255), 1e-30), 0)
+    shown = np.maximum(colour * (alpha / 255), 1e-30)
+    return np.where(coloured & visible, shown, 0).astype(np.float32)
 
 
 def _marked(values: NDArray[np.float32], name: str, lossy: bool) -> Mask:

@@ -9,6 +9,7 @@ __all__ = [
     "FewImagesWarning",
     "ImageReadError",
     "InconsistentPackageVersionWarning",
+    "MaskWarning",
     "MissingImageError",
     "MultiPageImageWarning",
     "SkippedImagesWarning",
@@ -32,6 +33,10 @@ class AspectRatioWarning(_ImagesWarning):
 
 class FewImagesWarning(UserWarning):
     """The images are too few for what was asked. The message says what was done, and how many images it takes."""
+
+
+class MaskWarning(UserWarning):
+    """Something of a mask is not marked, or a mask marks nothing. The message names the mask and says what to do."""
 
 
 class MissingImageError(ImageReadError, FileNotFoundError):

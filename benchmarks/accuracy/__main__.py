@@ -73,7 +73,7 @@ def ours(rows: list[Row], data: Any, cache: Path | None) -> Iterator[tuple[str, 
         stored = None if folder is None else FeatureCache(folder, max_bytes=100_000_000_000)
         extractor = PatchFeatureExtractor(rows[0].network, cache=stored, **rows[0].features).fit(data.train_paths)
         train, test = extractor.transform(data.train_paths), extractor.transform(data.test_paths)
-        masks = extractor.transform_masks(data.mask_paths)
+        masks = extractor.transform_masks(data.mask_paths, data.test_paths)
         images = shown_size(extractor.image_size_)
         if extractor.crop_size_ != extractor.image_size_:
             images += f", centre {shown_size(extractor.crop_size_)}"
@@ -123,7 +123,7 @@ def rivals(
                 found = in_fresh_process(RIVALS_MODULE, [str(job)], python=options.rival_python)
                 given = np.load(out)
                 maps, scores = given["maps"], given["scores"]
-            masks = PatchFeatureExtractor(image_size=size).transform_masks(data.mask_paths)
+            masks = PatchFeatureExtractor(image_size=size).transform_masks(data.mask_paths, data.test_paths)
             whose = (
                 "its own and our size" if our_size == RIVAL_SIZE else "its own" if size == RIVAL_SIZE else "our size"
             )
@@ -173,7 +173,7 @@ the paper's images are
 `{settings.PAPER_IMAGES}`; "our PaDiM" is `{settings.PADIM}`.
 
 Image score of ours: maximum of the map, not smoothed. Pixel figures: maps smoothed with sigma 1 on the grid, bilinear
-to the size of the inspected part, where masks are resized too, by nearest neighbour; so figures of the paper's images
+to the size of the inspected part, where masks are resized too, by area; so figures of the paper's images
 are of their centre alone. AUPRO is to 30 % false positives. AP: average precision; F1-max: the best F1 of all
 thresholds. *Model MB* is without the network: the pickle of ours, the arrays that a rival keeps.
 

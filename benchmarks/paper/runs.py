@@ -214,7 +214,8 @@ def measure(setup: Setup, extractor: PatchFeatureExtractor, data: Bunch, device:
     test_seconds = seconds(lambda: maps.append(np.asarray(detector.transform(test))), device, 1, warm_up=False)[0]
     return {
         "image_roc_auc": 100 * image_roc_auc_score(data.test_labels, -maps[0].max((1, 2))),
-        "pixel_roc_auc": 100 * pixel_roc_auc_score(extractor.transform_masks(data.mask_paths), maps[0]),
+        "pixel_roc_auc": 100
+        * pixel_roc_auc_score(extractor.transform_masks(data.mask_paths, data.test_paths), maps[0]),
         "n_train": len(data.train),
         "n_test": len(data.test),
         "train_seconds": train_seconds,

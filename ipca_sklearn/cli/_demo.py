@@ -43,7 +43,7 @@ def demo(
     maps = pipe.transform(data.test_images)
     scores = detector.score_maps(maps)
     labels = np.where(scores < detector.offset_, -1, 1)
-    masks = features.transform_masks(data.test_masks)
+    masks = features.transform_masks(data.test_masks, data.test_images)
     normal = data.test_labels == 1
     typer.echo(f"{material}: learnt {n_train} normal images of 256 x 256 in {trained - started:.1f} s")
     typer.echo(f"image ROCAUC {image_roc_auc_score(data.test_labels, scores):.3f}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +23,7 @@ from ipca_sklearn.cli._reviewed import ReviewedFile, read_reviewed
 from ipca_sklearn.cli._text import warn
 from ipca_sklearn.datasets._folders import NORMAL_TYPE, Sample, make_bunch
 from ipca_sklearn.datasets._mvtec import list_test_images
+from ipca_sklearn.exceptions import AspectRatioWarning, MaskWarning
 from ipca_sklearn.export import to_onnx
 from ipca_sklearn.metrics import evaluation_report
 
@@ -37,7 +40,8 @@ def evaluate(
     ] = None,
     reviewed: ReviewedFile = None,
     picture: Annotated[
-        Path | None, typer.Option(metavar="PNG", help="Draw the ROC curves of the images, one for each type.")
+        Path | None,
+        typer.Option(metavar="PNG", help="Draw the ROC curves of all images and of each type, and the threshold."),
     ] = None,
     pimo: Annotated[
         Path | None,
@@ -79,6 +83,12 @@ def evaluate(
         raise ValueError(f"{printable(source)} has no image that is not learnt: there is nothing to test with")
     data = make_bunch([], tests, "")
     extractor, detector = pipe[0], pipe[-1]
+    normal = data.test_labels == 1
+    # Before the network runs: a wrong mask is told at once.
+    masks = extractor.transform_masks(data.mask_paths, data.test_paths)
+    has_mask = normal | [path is not None for path in data.mask_paths]
+    if root is not None:
+        _warn_of_masks(root / "ground_truth", data.mask_paths, masks, normal, has_mask)
     features = extractor.transform(data.test_paths)
     steps: list[np.ndarray] = []
     size = detector.step_size or 16
@@ -88,25 +98,18 @@ def evaluate(
             progress.show(start + len(steps[-1]))
     maps = np.concatenate(steps)
     scores = detector.score_maps(maps)
-    masks = extractor.transform_masks(data.mask_paths)
-    normal = data.test_labels == 1
-    has_mask = normal | [path is not None for path in data.mask_paths]
-    if root is not None and not has_mask.all():
-        warn(
-            f"{np.sum(~has_mask)} of {np.sum(~normal)} anomalous images have no mask in "
-            f"{root / 'ground_truth'}: the figures of pixels leave them out"
+    with _masks_are_checked():
+        report = evaluation_report(
+            data.test_labels,
+            scores,
+            masks,
+            maps,
+            marked=maps > detector.map_threshold_,
+            offset=detector.offset_,
+            defect_types=data.defect_types,
+            has_mask=has_mask,
+            region=detector.region_,
         )
-    report = evaluation_report(
-        data.test_labels,
-        scores,
-        masks,
-        maps,
-        marked=maps > detector.map_threshold_,
-        offset=detector.offset_,
-        defect_types=data.defect_types,
-        has_mask=has_mask,
-        region=detector.region_,
-    )
     rate = asked_rate(detector.false_positive_rate, detector.calibration_scores_, detector.offset_)
     if as_json:
         typer.echo(to_json(report | {"expected_false_alarms": rate}))
@@ -120,13 +123,41 @@ def evaluate(
         if normal.all() or not normal.any():
             warn("no ROC curve is drawn: it needs normal and anomalous images")
         else:
-            _draw(picture, draw_roc, data.test_labels, scores, data.defect_types)
+            _draw(picture, draw_roc, data.test_labels, scores, data.defect_types, detector.offset_)
     if pimo is not None:
         if report["defects"][0]["aupimo"] is None:
             warn("no PIMO curve is drawn: it needs masks, and normal images with enough pixels for AUPIMO")
         else:
             shown = has_mask & (normal | masks.any(axis=(1, 2)))
-            _draw(pimo, draw_pimo, masks[shown], maps[shown], data.defect_types[shown], detector.region_)
+            with _masks_are_checked():
+                _draw(pimo, draw_pimo, masks[shown], maps[shown], data.defect_types[shown], detector.region_)
+
+
+@contextmanager
+def _masks_are_checked() -> Iterator[None]:
+    """Without warnings of masks: those that mark nothing have been named, and maps lie over them whatever the grid."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=MaskWarning)
+        warnings.filterwarnings("ignore", category=AspectRatioWarning)
+        yield
+
+
+def _warn_of_masks(
+    folder: Path, paths: list[Path | None], masks: np.ndarray, normal: np.ndarray, has_mask: np.ndarray
+) -> None:
+    """Say which anomalous images have no mask, and which masks mark nothing of what is inspected."""
+    if not has_mask.all():
+        warn(
+            f"{np.sum(~has_mask)} of {np.sum(~normal)} anomalous images have no mask in {printable(folder)}: the "
+            "figures of pixels leave them out"
+        )
+    empty = [path for path, mask in zip(paths, masks, strict=True) if path is not None and not mask.any()]
+    if empty:
+        shown = ", ".join(map(printable, empty[:3]))
+        warn(
+            f"{len(empty)} of {np.sum(~normal)} anomalous images have a mask that marks nothing of what is inspected "
+            f"({shown}{', ...' if len(empty) > 3 else ''}): their pixels count as normal"
+        )
 
 
 def _draw(path: Path, draw: Callable[..., None], *arguments: Any) -> None:

@@ -65,16 +65,25 @@ def _cell(row: dict[str, Any], key: str) -> str:
     return f"{row[key]:{form}} ({low:{form.replace('3', '2')}}-{high:{form.replace('3', '2')}})"
 
 
-def draw_roc(path: Path, labels: np.ndarray, scores: np.ndarray, defect_types: np.ndarray) -> None:
-    """Draw the ROC curves of images: of all, and of each type of defect."""
+def draw_roc(path: Path, labels: np.ndarray, scores: np.ndarray, defect_types: np.ndarray, offset: float) -> None:
+    """Draw the ROC curves of images: of all, and of each type of defect; and where the threshold lies on each."""
     plt = _pyplot()
     from sklearn.metrics import RocCurveDisplay
 
     figure, axes = plt.subplots(figsize=(6, 6), layout="constrained")
-    for name, chosen in kinds(labels == 1, defect_types):
-        RocCurveDisplay.from_predictions(
-            labels[chosen] == -1, -scores[chosen], name=name, ax=axes, plot_chance_level=name == "all"
-        )
+    false_alarms = np.mean(scores[labels == 1] < offset)
+    for number, (name, chosen) in enumerate(kinds(labels == 1, defect_types)):
+        # Curves meet in the corner, or are the same: that of all is wide and lies below, so that it is seen.
+        colour, width = ("black", 4.5) if name == "all" else (f"C{(number - 1) % 10}", 1.5)
+        found = np.mean(scores[chosen & (labels == -1)] < offset)
+        label = f"{printable(name)}: {found:.0%} found"
+        display = RocCurveDisplay.from_predictions(labels[chosen] == -1, -scores[chosen], ax=axes)
+        display.line_.set(label=f"{label}, area {display.roc_auc:.3f}", color=colour, linewidth=width)
+        marker: dict[str, Any] = {"marker": "o", "markersize": width + 5, "markeredgecolor": "white"}
+        axes.plot(false_alarms, found, color=colour, clip_on=False, zorder=5, **marker)
+    axes.plot([0, 1], [0, 1], "--", color="0.6", label="chance")
+    axes.plot([], [], "o", color="0.4", label=f"threshold {offset:.4g}: {false_alarms:.0%} false alarms")
+    axes.legend(loc="lower right")
     axes.set(xlabel="Share of normal images called anomalous", ylabel="Share of anomalous images found")
     figure.savefig(path, dpi=110)
     plt.close(figure)

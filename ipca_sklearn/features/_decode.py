@@ -1,4 +1,4 @@
-"""Paths, PIL images, arrays and tensors: checked, decoded to RGB, resized and cropped. Masks likewise.
+"""Paths, PIL images, arrays and tensors: checked, decoded to RGB, resized and cropped.
 
 The geometry is the same for every kind of input: the whole image is resized to `image_size`, whatever its shape, and
 the centre of `crop_size` is used.
@@ -278,33 +278,6 @@ def size_of(image: ImageLike, max_pixels: int = MAX_PIXELS) -> Size:
 def _upright_size(image: Image.Image) -> Size:
     width, height = image.size
     return (width, height) if orientation(image) >= 5 else (height, width)
-
-
-def read_mask(mask: ImageLike, name: str, max_pixels: int = MAX_PIXELS) -> Tensor:
-    """Return a mask as a bool tensor (H, W) on the CPU, True where it marks something.
-
-    True, 1, or 128 and more is marked. Masks with smoothed edges are cut at half: above 127 of 255; masks without
-    values above 1 (also floats, and 16 bits, which are scaled) above half of their largest value.
-
-    Parameters
-    ----------
-    mask : path, PIL image, ndarray (H, W) or (H, W, 1), or Tensor (1, H, W)
-        Arrays may also be bool, or of any integers.
-    name : str
-        The mask's name in messages.
-    max_pixels : int
-        Larger masks are not decoded.
-
-    Raises
-    ------
-    ImageReadError
-        The message names the file, or `name`. A MissingImageError if there is no such file.
-    """
-    if isinstance(mask, np.ndarray) and mask.dtype.kind in "bi":
-        mask = mask.astype(np.int64).clip(0, 255).astype(np.uint8)
-    grey = to_rgb(mask, name, max_pixels=max_pixels).amax(0).cpu()
-    threshold = float(grey.max()) / 2 if grey.max() <= 1 else 127
-    return grey > threshold
 
 
 def resize_and_crop(image: Tensor, image_size: Size, crop_size: Size, interpolation: str) -> Tensor:

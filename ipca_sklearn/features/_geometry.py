@@ -4,28 +4,31 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import torch
 import torch.nn.functional as F
 from sklearn.utils.validation import check_is_fitted
 
 from ipca_sklearn._utils._files import printable
-from ipca_sklearn._utils._typing import Image, Size
-from ipca_sklearn.exceptions import ImageReadError
-from ipca_sklearn.features._decode import check_images, read_mask, resize_and_crop, size_of
+from ipca_sklearn._utils._proportions import same_proportions
+from ipca_sklearn._utils._typing import Image, Images, Size
+from ipca_sklearn.exceptions import AspectRatioWarning, ImageReadError
+from ipca_sklearn.features._decode import check_images, resize_and_crop, size_of
+from ipca_sklearn.features._mask_areas import centre_of, shrink_mask
+from ipca_sklearn.features._masks import check_proportions, read_mask, read_masks
 from ipca_sklearn.features._networks import sides_of, takes_patches
 
 # Of `image_size="auto"`: about as many pixels as the paper's square has.
 AUTO_PIXELS = 256 * 256
 # Of `margin="auto"`: more changes nothing on the sets of docs/accuracy.md, and networks of stride 32 fit.
 AUTO_MARGIN = 16
-# By how much the proportions of a region of interest may differ from the image's: rounding of scaled masks.
-_REGION_TOLERANCE = 0.02
 
 
 def as_size(value: Any, name: str) -> Size | None:
@@ -67,16 +70,6 @@ def auto_size(size: Size, multiple: int = 32) -> Size:
     return height, width
 
 
-def cut_masks(masks: Sequence[Image | None], image_size: Size, crop_size: Size, max_pixels: int) -> np.ndarray:
-    """Return masks cut as images are, (n, *crop_size) of bool; see `PatchFeatureExtractor.transform_masks`."""
-    cut = np.zeros((len(masks), *crop_size), dtype=bool)
-    for index, mask in enumerate(masks):
-        if mask is not None:
-            marked = read_mask(mask, f"masks[{index}]", max_pixels)[None].to(torch.uint8)
-            cut[index] = resize_and_crop(marked, image_size, crop_size, "nearest")[0].numpy()
-    return cut
-
-
 def covered_box(size: Size, image_size: Size, crop_size: Size) -> tuple[float, float, float, float]:
     """Return top, left, height and width of the inspected part of an image of this size, in its own pixels."""
     # torchvision's centre crop starts at the rounded half of the difference.
@@ -98,21 +91,79 @@ class InspectedAreaMixin:
     image_size_: Size
     crop_size_: Size
 
-    def transform_masks(self, masks: Sequence[Image | None]) -> np.ndarray:
+    def transform_masks(self, masks: Sequence[Image | None], images: Images | None = None) -> np.ndarray:
         """Cut masks as the images are cut, so that they cover what maps cover (resized to `crop_size_`).
 
         Parameters
         ----------
-        masks : sequence of (path, PIL image, array (H, W) or (H, W, 1), or None)
-            True, 1, or 128 and more is anomalous (masks with smoothed edges are cut at half); None is a mask without
-            anomaly.
+        masks : sequence of (path, PIL image, array (H, W), (H, W, 1) or (H, W, C), tensor, or None)
+            Anomalous is what is not zero: True, 1, 2, 255, any colour but black. Masks with smoothed edges are cut at
+            half (see the user guide). None is a mask without anomaly.
+        images : sequence of images, default=None
+            The image of each mask, as `transform` takes them, of which the sizes are read: a mask may be larger or
+            smaller than its image, but has its proportions. None does not compare them.
 
         Returns
         -------
         ndarray of bool, shape (n, height, width)
-            Height and width are `crop_size_`.
+            Height and width are `crop_size_`. A pixel is marked if at least half of its area is; of defects too small
+            or thin for that, each pixel that they touch, so that none is lost.
+
+        Raises
+        ------
+        TypeError
+            `masks` is a single mask.
+        ValueError
+            A mask does not have the proportions of its image, or there are not as many images as masks.
+        ImageReadError
+            A mask cannot be read, or does not tell background from defect. The message names it.
+
+        Warns
+        -----
+        MaskWarning
+            Faint spots beside smoothed edges are not marked.
+        AspectRatioWarning
+            Without `images`: masks do not have the proportions of the images of the fit.
         """
-        return cut_masks(masks, *self._sizes(), self.max_pixels)
+        if isinstance(masks, (str, os.PathLike, PIL.Image.Image)):
+            raise TypeError(f"masks is a single {type(masks).__name__}; pass a list of masks, one for each image")
+        image_size, crop_size = self._sizes()
+        checked = None if images is None else check_images(images)
+        if checked is not None and len(checked) != len(masks):
+            raise ValueError(f"{len(masks)} masks for {len(checked)} images; pass one for each, None if it has none")
+        given = [(index, mask) for index, mask in enumerate(masks) if mask is not None]
+        read = read_masks([mask for _, mask in given], [f"masks[{index}]" for index, _ in given], self.max_pixels)
+        cut, stretched = np.zeros((len(masks), *crop_size), dtype=bool), []
+        for (index, _), (marked, name) in zip(given, read, strict=True):
+            size = marked.shape[0], marked.shape[1]
+            if checked is not None:
+                self._check_mask(size, name, checked[index], f"X[{index}]")
+            elif self._is_stretched(size):
+                stretched.append(name)
+            cut[index] = centre_of(shrink_mask(marked, image_size), crop_size)
+        if stretched:
+            warnings.warn(
+                f"{len(stretched)} of {len(masks)} masks have other proportions than the images of the fit "
+                f"({', '.join(stretched[:3])}{', ...' if len(stretched) > 3 else ''}) and are stretched. Pass images= "
+                "to compare each with its image",
+                AspectRatioWarning,
+                stacklevel=2,
+            )
+        return cut
+
+    def _check_mask(self, size: Size, name: str, image: Any, image_name: str) -> None:
+        try:
+            image_size = size_of(image, self.max_pixels)
+        except ImageReadError:
+            if self.on_error == "raise":
+                raise
+            return
+        shown = printable(image) if isinstance(image, (str, os.PathLike)) else image_name
+        check_proportions(size, name, image_size, shown)
+
+    def _is_stretched(self, size: Size) -> bool:
+        expected = getattr(self, "_aspect_ratio", None)
+        return expected is not None and abs(math.log(size[0] / size[1] / expected)) > math.log(1.1)
 
     def covered_box(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
         """Return the part of an image that is inspected, in the image's own pixels.
@@ -205,7 +256,7 @@ class Geometry:
         name = f"region {printable(region)}" if isinstance(region, (str, os.PathLike)) else "region"
         mask = read_mask(region, name, max_pixels)
         image, (height, width) = self.first
-        if abs(math.log(mask.shape[0] * width / (mask.shape[1] * height))) > _REGION_TOLERANCE:
+        if not same_proportions((mask.shape[0], mask.shape[1]), (height, width)):
             raise ValueError(
                 f"{name} has {mask.shape[0]} x {mask.shape[1]} pixels, {image} has {height} x {width}: a region lies "
                 "over the whole image and has its proportions; draw it on one of the images"
@@ -215,7 +266,7 @@ class Geometry:
         if not inside.any():
             raise ValueError(
                 f"{name} leaves nothing to inspect: none of the {grid_size[0]} x {grid_size[1]} patches has half of "
-                "its pixels in it. White (True, or 128 and more) is inspected"
+                "its pixels in it. White (True, anything but black) is inspected"
             )
         return inside
 

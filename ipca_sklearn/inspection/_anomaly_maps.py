@@ -11,8 +11,10 @@ from sklearn.pipeline import Pipeline
 from ipca_sklearn._utils._labels import check_labels
 from ipca_sklearn._utils._sklearn_compat import check_matplotlib_support
 from ipca_sklearn._utils._typing import ArrayLike, Image, Images
-from ipca_sklearn.features._decode import check_images, read_mask, to_rgb
+from ipca_sklearn.features._decode import check_images, to_rgb
 from ipca_sklearn.features._extractor import PatchFeatureExtractor
+from ipca_sklearn.features._mask_areas import shrink_mask
+from ipca_sklearn.features._masks import check_proportions, read_masks
 
 _SIDE = 2.3  # inches
 _ROOM_FOR_TITLE = 1.8  # inches that a title of several words needs when it stands on its end
@@ -89,8 +91,8 @@ class AnomalyMapDisplay:
         images : sequence of images
             As the extractor takes them.
         masks : sequence of (path, PIL image, array or None), or None
-            Ground truth of the images' own sizes, read as by `PatchFeatureExtractor.transform_masks`: True, 1, or 128
-            and more is anomalous. None is an image without a defect.
+            Ground truth, read as by `PatchFeatureExtractor.transform_masks`: anomalous is what is not zero. A mask has
+            the proportions of its image. None is an image without a defect.
         titles : sequence of str or None
             One per image.
         **plot_options
@@ -106,8 +108,8 @@ class AnomalyMapDisplay:
         ImportError
             Without matplotlib.
         TypeError, ValueError
-            Another estimator; `masks` or `titles` of another length than `images`; a mask of another size than its
-            image.
+            Another estimator; `masks` or `titles` of another length than `images`; a mask of other proportions than
+            its image.
 
         Examples
         --------
@@ -327,14 +329,12 @@ def _picture(image: Any, name: str, max_pixels: int) -> np.ndarray:
 
 
 def _masks(masks: Sequence[Any], pictures: Sequence[np.ndarray], max_pixels: int) -> list[np.ndarray | None]:
-    """Return masks as bool arrays of the sizes of their images."""
-    read: list[np.ndarray | None] = []
-    for index, (mask, picture) in enumerate(zip(masks, pictures, strict=True)):
-        shown = None if mask is None else read_mask(mask, f"masks[{index}]", max_pixels).cpu().numpy()
-        if shown is not None and shown.shape != picture.shape[:2]:
-            raise ValueError(
-                f"masks[{index}] has shape {shown.shape}, its image {picture.shape[:2]}; pass the mask of the original "
-                "image"
-            )
-        read.append(shown)
-    return read
+    """Return masks as bool arrays of the sizes of their images, which have the same proportions."""
+    given = [index for index, mask in enumerate(masks) if mask is not None]
+    read = read_masks([masks[index] for index in given], [f"masks[{index}]" for index in given], max_pixels)
+    shown: list[np.ndarray | None] = [None] * len(pictures)
+    for index, (marked, name) in zip(given, read, strict=True):
+        height, width = pictures[index].shape[:2]
+        check_proportions((marked.shape[0], marked.shape[1]), name, (height, width))
+        shown[index] = shrink_mask(marked, (height, width))
+    return shown

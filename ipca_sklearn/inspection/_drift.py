@@ -8,19 +8,22 @@ import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
 from ipca_sklearn._utils._sklearn_compat import check_matplotlib_support
+from ipca_sklearn.inspection._legends import legend_above
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # Decades above the alarm that are drawn; evidence grows without limit after a change.
 _DECADES_ABOVE = 3
+# What is beyond runs along the edge, this far inside of it.
+_INSET = 0.05
 
 
 class DriftDisplay:
     """Evidence that a line drifts, frame by frame, and the limit at which there is an alarm.
 
-    The evidence is drawn as powers of 10, from a tenth to a thousand times the limit. Create the display with
-    `from_monitor`.
+    The evidence is drawn as powers of 10, from a tenth to a thousand times the limit; what is beyond runs along
+    the edge, and the legend has the largest power. Create the display with `from_monitor`.
 
     Parameters
     ----------
@@ -41,7 +44,7 @@ class DriftDisplay:
         After `plot`.
     figure_ : matplotlib.figure.Figure
     line_ : matplotlib Line2D
-        The course, as powers of 10.
+        The course, as powers of 10, within the axes.
     limit_ : matplotlib Line2D
         The limit.
 
@@ -136,20 +139,25 @@ class DriftDisplay:
             _, ax = plt.subplots(figsize=(7, 3.6), layout="constrained")
         self.ax_, self.figure_ = ax, ax.figure
         limit = -np.log10(self.alpha)
-        (self.line_,) = ax.plot(self.frames, self.log_statistic / np.log(10), color="tab:blue", label="evidence")
+        bottom, top = -1, limit + _DECADES_ABOVE
+        last = max(2, *(int(frame) for frame in (*self.frames[-1:], self.alarm_at or 0, self.changed_since or 0)))
+        powers = self.log_statistic / np.log(10)
+        largest = f" (up to $10^{{{powers.max():.0f}}}$)" if len(powers) and powers.max() > top else ""
+        shown = np.clip(powers, bottom + _INSET, top - _INSET)
+        (self.line_,) = ax.plot(self.frames, shown, color="tab:blue", label=f"evidence{largest}")
         self.limit_ = ax.axhline(limit, color="black", linestyle="--", label=f"alarm at {1 / self.alpha:,.6g}")
         if self.alarm_at is not None:
             ax.axvline(self.alarm_at, color="tab:red", label=f"alarm: frame {self.alarm_at:,}")
             if self.changed_since is not None:
                 label = f"changed since about frame {self.changed_since:,}"
-                ax.axvspan(self.changed_since, self.frames[-1], color="tab:red", alpha=0.15, linewidth=0, label=label)
+                ax.axvspan(self.changed_since, last, color="tab:red", alpha=0.15, linewidth=0, label=label)
         ax.set(
             xlabel="frame",
             ylabel="evidence of a change",
-            ylim=(-1, limit + _DECADES_ABOVE),
-            xlim=(1, max(2, self.frames[-1] if len(self.frames) else 2)),
+            ylim=(bottom, top),
+            xlim=(1, last),
         )
         ax.yaxis.set_major_locator(MaxNLocator(integer=True))
         ax.yaxis.set_major_formatter(lambda power, _: f"$10^{{{power:.0f}}}$")
-        ax.legend()
+        legend_above(ax)
         return self

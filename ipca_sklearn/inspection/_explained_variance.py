@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 class ExplainedVarianceDisplay:
     """Share of the variance that the components explain, and how many components each patch needs for a given share.
 
-    The map on the left shows the components that each patch needs. The curve on the right is the share that the first
-    components explain: median, and the middle 80 % of the patches. Patches that need more components than were kept are
-    grey; many grey patches mean that `n_components` is too small.
-    Create the display with `from_estimator`.
+    The map on the left shows the components that each patch needs; patches that need more than were kept are grey. If
+    those are most of the patches, `n_components` is too small for the share, and the map shows the share that all
+    components explain instead. The curve on the right is the share that the first components explain: median, and the
+    middle 80 % of the patches. Create the display with `from_estimator`.
 
     Parameters
     ----------
@@ -136,14 +136,26 @@ class ExplainedVarianceDisplay:
 
     def _draw_map(self, axis: Axes) -> None:
         import matplotlib as mpl
+        from matplotlib.ticker import MaxNLocator
 
         k = self.explained_variance_ratio.shape[-1]
+        axis.set(xticks=[], yticks=[])
+        lacking = self.n_components_needed > k
+        if lacking.mean() > 0.5:
+            image = axis.imshow(self.explained_variance_ratio.sum(-1), cmap="viridis")
+            axis.figure.colorbar(image, ax=axis, label="share of the variance")
+            who = "no patch reaches" if lacking.all() else f"{1 - lacking.mean():.0%} of the patches reach"
+            axis.set_title(f"explained by {k} components:\n{who} {self.share:.0%}")
+            return
         colours = mpl.colormaps["viridis"].with_extremes(over="0.6")
         image = axis.imshow(self.n_components_needed, cmap=colours, vmin=0, vmax=k)
-        axis.figure.colorbar(image, ax=axis, extend="max", label=f"components (grey: more than {k})")
-        axis.set(title=f"needed for {self.share:.0%} of the variance", xticks=[], yticks=[])
+        ticks = MaxNLocator(integer=True)
+        axis.figure.colorbar(image, ax=axis, extend="max", ticks=ticks, label=f"components (grey: more than {k})")
+        axis.set_title(f"needed for {self.share:.0%} of the variance")
 
     def _draw_curve(self, axis: Axes) -> None:
+        from matplotlib.ticker import MaxNLocator
+
         k = self.explained_variance_ratio.shape[-1]
         cumulated = np.cumsum(self.explained_variance_ratio.reshape(-1, k), axis=1)
         numbers = np.arange(1, k + 1)
@@ -152,6 +164,7 @@ class ExplainedVarianceDisplay:
             axis.fill_between(numbers, low, high, alpha=0.3, label="middle 80 % of the patches")
         axis.plot(numbers, median, marker=".", label="median patch" if len(cumulated) > 1 else None)
         axis.axhline(self.share, linestyle=":", color="0.5")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set(xlabel="components", ylabel="share of the variance", ylim=(0, 1.02), title="explained variance")
         if len(cumulated) > 1:
-            axis.legend(loc="lower right")
+            axis.legend()

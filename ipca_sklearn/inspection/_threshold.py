@@ -14,6 +14,7 @@ from ipca_sklearn._utils._estimators import calibrated
 from ipca_sklearn._utils._labels import check_labels
 from ipca_sklearn._utils._sklearn_compat import check_matplotlib_support
 from ipca_sklearn._utils._typing import ArrayLike, Images
+from ipca_sklearn.inspection._legends import legend_above
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -155,7 +156,7 @@ class ThresholdDisplay:
             ax.hist(values, edges, weights=weights, label=f"{name} ({len(values)})", color=colour, alpha=0.55)
         self.line_ = ax.axvline(self.offset, color="black", linestyle="--", label=f"threshold {self.offset:.4g}")
         ax.set(xlabel="score (higher is more normal)", ylabel="share of the images")
-        ax.legend()
+        legend_above(ax)
         return self
 
     def _new_groups(self) -> list[tuple[str, np.ndarray, str]]:

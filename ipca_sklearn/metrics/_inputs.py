@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,7 +12,9 @@ import torch
 from numpy.typing import NDArray
 
 from ipca_sklearn._utils._labels import check_labels
+from ipca_sklearn._utils._proportions import same_proportions
 from ipca_sklearn._utils._typing import ArrayLike, Size
+from ipca_sklearn.exceptions import AspectRatioWarning
 
 # Pixels of maps that are resized at once: 16 MiB of float32 hide the overhead per call.
 _PIXELS_AT_ONCE = 2**22
@@ -231,9 +234,27 @@ def _check_masks_and_maps(masks: ArrayLike, maps: ArrayLike, name: str) -> tuple
     if scores.shape[1] > labels.shape[1] or scores.shape[2] > labels.shape[2]:
         raise ValueError(
             f"{name} of {scores.shape[1:]} are larger than masks of {labels.shape[1:]}: bring both to one size first, "
-            "masks by nearest neighbour."
+            "masks with `transform_masks` of the extractor, maps with `resize_maps`."
         )
+    _check_proportions(labels.shape[1:], scores.shape[1:], name)
     return as_binary(labels, "masks"), scores
+
+
+def _check_proportions(size: tuple[int, ...], grid: tuple[int, ...], name: str) -> None:
+    """Raise if masks are turned against the maps, and warn if the maps are stretched to other proportions."""
+    masks, maps = (size[0], size[1]), (grid[0], grid[1])
+    if same_proportions(maps, masks):
+        return
+    if same_proportions(maps[::-1], masks):
+        raise ValueError(
+            f"masks of shape {masks} are turned by 90 degrees against {name} of {maps}: turn them as the images are."
+        )
+    warnings.warn(
+        f"masks of shape {masks} have other proportions than {name} of {maps}, which are stretched to them: that is "
+        "right only if both cover the same part of the images",
+        AspectRatioWarning,
+        stacklevel=5,
+    )
 
 
 def _iter_maps(

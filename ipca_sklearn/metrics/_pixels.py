@@ -44,8 +44,9 @@ def pixel_roc_auc_score(masks: ArrayLike, maps: ArrayLike, *, region: ArrayLike 
     Raises
     ------
     ValueError
-        If the numbers of images differ, an input is not 3-d, the maps are larger than the masks, the masks are not
-        binary or hold one class only, a map holds NaN or infinity, or the region has another shape or is empty.
+        If the numbers of images differ, an input is not 3-d, the maps are larger than the masks or turned
+        against them, the masks are not binary or hold one class only, a map holds NaN or infinity, or the region has
+        another shape or is empty.
     TypeError
         If an input does not hold real numbers.
 

@@ -15,7 +15,7 @@ from sklearn.utils.validation import check_consistent_length
 from ipca_sklearn._utils._labels import check_labels
 from ipca_sklearn._utils._shares import clopper_pearson
 from ipca_sklearn._utils._typing import ArrayLike
-from ipca_sklearn.exceptions import FewImagesWarning
+from ipca_sklearn.exceptions import FewImagesWarning, MaskWarning
 from ipca_sklearn.metrics import _pixels, _resampling
 from ipca_sklearn.metrics._aupimo import FPR_BOUNDS, image_areas, lack_of_normal_pixels, normal_scores
 from ipca_sklearn.metrics._images import image_average_precision_score, image_f1_max_score, image_roc_auc_score
@@ -96,6 +96,10 @@ def evaluation_report(
     -----
     FewImagesWarning
         There are fewer than 30 images of a kind, or too few normal ones for AUPIMO.
+    MaskWarning
+        Anomalous images have a mask that marks nothing.
+    AspectRatioWarning
+        Masks and maps have other proportions.
 
     Notes
     -----
@@ -220,6 +224,15 @@ class _PixelSample:
         wrong = is_normal & known & ~whole.is_normal
         if wrong.any():
             raise ValueError(f"masks[{wrong.argmax()}] has anomalous pixels, and y_true says that the image is normal")
+        empty = ~is_normal & known & whole.is_normal
+        if empty.any():
+            warnings.warn(
+                f"{empty.sum()} anomalous images have a mask without an anomalous pixel, the first is "
+                f"masks[{empty.argmax()}]: their pixels count as normal. Leave them out with has_mask if they have no "
+                "mask",
+                MaskWarning,
+                stacklevel=3,
+            )
         pixels = replace(whole.only(known), is_normal=is_normal[known])
         of_marks = None
         if marked is not None:

@@ -364,3 +364,36 @@ def test_fit_shuffles_unless_told_not_to(root, tmp_path):
         paths = sorted((root / "train" / "good").iterdir())
         expected = pipe[-1].__class__(**pipe[-1].get_params()).fit(pipe[0].transform([paths[i] for i in order]))
         assert pipe[-1].offset_ == pytest.approx(expected.offset_, rel=1e-4)
+
+
+@pytest.fixture
+def tall(tmp_path):
+    """Images of 96 x 64 in MVTec AD's layout with a defect and its mask, and a model of them."""
+    rng = np.random.default_rng(0)
+    for part, n_images in (("train/good", 20), ("test/good", 3), ("test/hole", 3)):
+        for index in range(n_images):
+            save_image(tmp_path / part / f"{index}.png", rng.integers(90, 160, (96, 64, 3), dtype=np.uint8))
+    mask = np.zeros((96, 64), np.uint8)
+    mask[10:40, 20:30] = 1
+    for index in range(3):
+        save_image(tmp_path / "ground_truth" / "hole" / f"{index}_mask.png", mask)
+    run("fit", tmp_path / "train", "-o", tmp_path / "model.joblib", "--k", "2", "--device", "cpu")
+    return tmp_path
+
+
+def test_evaluate_names_a_mask_that_is_not_its_images_and_reads_classes(tall):
+    hole = tall / "ground_truth" / "hole"
+    before = run("evaluate", tall / "model.joblib", tall, "--json", "--device", "cpu")
+    mask = np.asarray(Image.open(hole / "1_mask.png"))
+    for values in (mask * 2, mask * 255):
+        save_image(hole / "1_mask.png", values)
+        after = run("evaluate", tall / "model.joblib", tall, "--json", "--device", "cpu")
+        assert json.loads(after.stdout) == json.loads(before.stdout)
+    save_image(hole / "1_mask.png", mask * 0)
+    done = run("evaluate", tall / "model.joblib", tall, "--json", "--device", "cpu")
+    assert "1 of 3 anomalous images have a mask that marks nothing of what is inspected" in done.stderr
+    assert "1_mask.png" in done.stderr
+    save_image(hole / "1_mask.png", mask.T)
+    done = run("evaluate", tall / "model.joblib", tall, "--device", "cpu", code=1)
+    assert "1_mask.png has shape (64, 96), its image (96, 64)" in done.stderr
+    assert "1.png)" in done.stderr and "turned by 90 degrees" in done.stderr

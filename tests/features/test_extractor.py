@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from scipy.ndimage import binary_dilation
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import make_pipeline
@@ -31,7 +32,8 @@ from ipca_sklearn import PatchFeatureExtractor, PatchFeatures, PatchGaussianDete
 from ipca_sklearn._utils._devices import resolve_amp
 from ipca_sklearn.features import _lazy as _lazy_features
 from ipca_sklearn.features import _loader as _image_batches
-from ipca_sklearn.features._decode import ImageReadError, read_mask
+from ipca_sklearn.features._decode import ImageReadError
+from ipca_sklearn.features._masks import read_mask
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 
@@ -739,7 +741,7 @@ MASKS = {
     "last axis": lambda m: m[..., None],
     "PIL": lambda m: Image.fromarray(m),
     "PIL grey": lambda m: Image.fromarray(m.astype(np.uint8) * 255),
-    "smoothed": lambda m: np.where(m, 200, 100).astype(np.uint8),
+    "smoothed": lambda m: np.where(m, 200, 100 * binary_dilation(m)).astype(np.uint8),
 }
 
 

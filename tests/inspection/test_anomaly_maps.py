@@ -94,6 +94,15 @@ def test_a_mask_of_another_size_is_named(pipe):
         AnomalyMapDisplay.from_estimator(pipe, [image, image], masks=[mask, mask.T])
 
 
+def test_a_mask_of_another_scale_is_drawn_over_its_image(pipe):
+    image, mask = defect()
+    for scaled in (mask.repeat(2, axis=0).repeat(2, axis=1), 2 * mask[::2, ::2].astype(np.uint8)):
+        display = AnomalyMapDisplay.from_estimator(pipe, [image], masks=[scaled])
+        shown = display.axes_[0, 1].images[0].get_array()
+        assert shown.shape == (80, 60)
+        assert np.count_nonzero(shown != mask) <= 2 * (10 + 10)  # of the smaller one, a rim of one pixel
+
+
 def test_without_masks_there_are_two_columns(pipe):
     display = AnomalyMapDisplay.from_estimator(pipe, [defect()[0]], vmin=0, vmax=9, cmap="viridis")
     assert display.axes_.shape == (1, 2)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from ipca_sklearn.exceptions import FewImagesWarning
+from ipca_sklearn.exceptions import FewImagesWarning, MaskWarning
 from ipca_sklearn.metrics import (
     aupimo_score,
     aupro_score,
@@ -220,7 +220,10 @@ def test_an_anomalous_image_without_a_visible_defect_is_no_normal_image():
     labels = np.where(masks.any((1, 2)), -1, 1)
     masks[-1] = False  # its defect lies outside of the crop
     maps[-1] += 9
-    with pytest.warns(FewImagesWarning):
+    with (
+        pytest.warns(FewImagesWarning),
+        pytest.warns(MaskWarning, match=r"1 anomalous images have a mask without an anomalous pixel.*masks\[19\]"),
+    ):
         report = evaluation_report(labels, -maps.max((1, 2)), masks, maps, n_resamples=20)
     assert report["defects"][0]["aupimo"] == pytest.approx(aupimo_score(masks[:-1], maps[:-1]), abs=1e-12)
     assert report["defects"][0]["pixel_roc_auc"] == pixel_roc_auc_score(masks, maps)

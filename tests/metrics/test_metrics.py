@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from fractions import Fraction
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn.metrics import average_precision_score, f1_score, precision_recall_curve, roc_auc_score
 
+from ipca_sklearn.exceptions import AspectRatioWarning
 from ipca_sklearn.metrics import (
     _inputs,
     _pixels,
@@ -483,6 +485,28 @@ def test_limit_is_thirty_percent_by_default():
 def test_pixel_metrics_say_what_is_wrong(metric, masks, maps, message):
     with pytest.raises(ValueError, match=message):
         metric(masks, maps)
+
+
+@pytest.mark.parametrize("form", [np.asarray, torch.from_numpy, np.ndarray.tolist])
+@pytest.mark.parametrize("metric", [*PIXEL_METRICS, pixel_f1_score])
+def test_masks_turned_against_their_maps_are_refused(metric, form):
+    masks = np.zeros((2, 24, 16), np.uint8)
+    masks[1, 3:9, 4:8] = 1
+    for maps in (np.zeros((2, 4, 6)), np.zeros((2, 8, 12))):
+        with pytest.raises(ValueError, match=rf"\(24, 16\) are turned .* against (maps|marked) of \({maps.shape[1]}, "):
+            metric(form(masks), form(maps))
+
+
+@pytest.mark.parametrize("metric", [*PIXEL_METRICS, pixel_f1_score])
+def test_maps_that_are_stretched_to_other_proportions_are_told(metric):
+    masks = np.zeros((2, 24, 40), np.uint8)
+    masks[1, 3:9, 4:8] = 1
+    with pytest.warns(AspectRatioWarning, match=r"masks of shape \(24, 40\) .* (maps|marked) of \(20, 20\)"):
+        metric(masks, np.zeros((2, 20, 20)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        metric(masks, np.zeros((2, 3, 5)))
+        metric(masks, np.zeros((2, 12, 19)))  # a grid of whole patches
 
 
 @pytest.mark.parametrize("metric", PIXEL_METRICS)

@@ -16,6 +16,7 @@ from ipca_sklearn._utils._threads import calling_modules, seeded_torch, tracing_
 from ipca_sklearn._utils._typing import Size
 from ipca_sklearn._utils._versions import OldFileError
 from ipca_sklearn.features._efficientnet_lite import LITE_NAMES
+from ipca_sklearn.features._inplace import copy_overwritten
 from ipca_sklearn.features._networks import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -90,6 +91,7 @@ class Backbone(nn.Module):
             self.network = cut.network.eval().requires_grad_(False)
             if isinstance(self.network, torch.fx.GraphModule):
                 fold_batch_norms(self.network)
+                copy_overwritten(self.network)
         self.network.to(memory_format=torch.channels_last)
 
     def label(self) -> str:

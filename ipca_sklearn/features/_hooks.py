@@ -64,10 +64,10 @@ def _keep(
     if values is None or layer in values:
         return
     value = _only_tensor(output)
-    is_last = len(values) == n_layers - 1
+    ends = len(values) == n_layers - 1 and not torch.compiler.is_exporting()
     # What follows may change the output in place, as nn.ReLU(inplace=True) does.
-    values[layer] = value.clone() if isinstance(value, Tensor) and not is_last else value
-    if is_last and not torch.compiler.is_exporting():
+    values[layer] = value.clone() if isinstance(value, Tensor) and not ends else value
+    if ends:
         raise _LastLayerReached
 
 

@@ -163,7 +163,7 @@ def _trace(network: nn.Module) -> list[str]:
     return list(tracer.node_to_qualname.values())
 
 
-def _cut_traced(network: nn.Module, nodes: dict[str, str]) -> nn.Module:
+def _cut_traced(network: nn.Module, nodes: dict[str, str]) -> torch.fx.GraphModule:
     """Return a network that returns the results of some nodes (layer to name of the node), and ends with the last."""
     # By the names of nodes, because torchvision gives a module and the last module in it two different nodes.
     cut = create_feature_extractor(
@@ -175,8 +175,8 @@ def _cut_traced(network: nn.Module, nodes: dict[str, str]) -> nn.Module:
     ).eval()
     output = next(node for node in cut.graph.nodes if node.op == "output")
     output.args = ({name: output.args[0][node] for name, node in nodes.items()},)
-    cut.recompile()
-    return cut
+    # Without the graph of training, which torchvision keeps beside it and whose modules may go.
+    return torch.fx.GraphModule(cut, cut.graph, type(network).__name__)
 
 
 def default_layers(name: str) -> tuple[str, ...]:

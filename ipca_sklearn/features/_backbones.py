@@ -156,13 +156,13 @@ class Backbone(nn.Module):
             self.shapes_of_maps()
         return self._bytes_per_image or 0
 
-    def _find_orders(self, shapes: dict[Any, tuple[int, ...] | str]) -> dict[str | int, str]:
+    def _find_orders(self, shapes: dict[Any, Any]) -> dict[str | int, str]:
         """Return the order of the axes of each layer (see `_layout`), where need be by images of other sizes."""
         possible = {layer: possible_orders(shape, self._input_size) for layer, shape in shapes.items()}
-        for layer, orders in possible.items():
-            if not orders:
+        for layer, choices in possible.items():
+            if not choices:
                 raise self._no_map(layer, shapes[layer])
-        orders = {layer: orders[0] for layer, orders in possible.items() if orders[1:] == []}
+        orders = {layer: choices[0] for layer, choices in possible.items() if len(choices) == 1}
         unclear = possible.keys() - orders.keys()
         for size in _other_sizes(self._input_size):
             if not unclear:

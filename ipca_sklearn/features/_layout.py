@@ -16,8 +16,13 @@ from ipca_sklearn._utils._typing import Size
 _MOST_EXTRA_TOKENS = 16
 
 
-def possible_orders(shape: Sequence[int], image_size: Size) -> list[str]:
-    """Return the orders in which a layer of this shape is a map of images of this size; the most usual one first."""
+def possible_orders(shape: Sequence[int] | str, image_size: Size) -> list[str]:
+    """Return the orders in which a layer of this shape is a map of images of this size; the most usual one first.
+
+    The name of a type, of what is no tensor, has none.
+    """
+    if isinstance(shape, str):
+        return []
     if len(shape) == 4:
         places = {"NCHW": shape[2:], "NHWC": shape[1:3]}
         return [order for order, (rows, columns) in places.items() if _is_proportional(rows, columns, image_size)]

@@ -263,7 +263,7 @@ def fold_batch_norms(network: torch.fx.GraphModule) -> None:
                 network.set_submodule(source.target, folded)
                 node.replace_all_uses_with(source)
             else:
-                network.set_submodule(node.target, folded)
+                network.set_submodule(str(node.target), folded)
                 with network.graph.inserting_after(source):  # what the convolution reads may be overwritten later
                     beside = network.graph.call_module(node.target, source.args, source.kwargs)
                 node.replace_all_uses_with(beside)

@@ -33,7 +33,7 @@ class Shapes(NamedTuple):
         Bytes that the largest module reads and writes, in float32.
     """
 
-    layers: dict[Any, tuple[int, ...] | str]
+    layers: dict[Any, Any]
     n_bytes: int
 
 
@@ -93,7 +93,7 @@ def _from_smaller(network: nn.Module, run: Run, size: Size) -> Shapes:
         for rows, columns in ((0, 0), (_STRIDES, 0), (0, _STRIDES), (_STRIDES, _STRIDES))
     )
     down, right = (size[0] - height) // _STRIDES, (size[1] - width) // _STRIDES
-    layers: dict[Any, tuple[int, ...] | str] = {}
+    layers: dict[Any, Any] = {}
     for layer, shape in near.layers.items():
         others = below.layers[layer], beside.layers[layer], far.layers[layer]
         if isinstance(shape, str):

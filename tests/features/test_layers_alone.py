@@ -261,3 +261,17 @@ def test_an_exported_network_of_hooks_gives_the_last_layer_as_it_was():
     hooked = HookedNetwork(network, ["first", "second"])
     exported = torch.export.export(hooked, (noise(),)).module()(noise())
     np.testing.assert_allclose(exported["second"].detach(), expected[1], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet10t", "test_resnet", "test_convnext", "test_efficientnet", "test_nfnet", "test_vit"]
+)
+def test_layers_of_timm_have_the_same_bits_alone(name):
+    timm = pytest.importorskip("timm", reason="pip install timm")
+    if not timm.is_model(name):
+        pytest.skip(f"this version of timm has no {name}")
+    together = Backbone(f"timm:{name}", None, None, 0, (160, 160))
+    with torch.inference_mode():
+        for layer, value in zip(together.layers, together(noise(160)), strict=True):
+            (alone,) = Backbone(f"timm:{name}", [layer], None, 0, (160, 160))(noise(160))
+            assert torch.equal(alone, value)

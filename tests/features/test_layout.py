@@ -141,6 +141,7 @@ def test_a_swin_of_timm_is_read_by_its_name(side):
 
 
 def test_orders_that_the_proportions_leave():
+    assert possible_orders("list", (224, 224)) == possible_orders("dict", (224, 224)) == []
     assert possible_orders((1, 96, 56, 56), (224, 224)) == ["NCHW"]
     assert possible_orders((1, 56, 56, 96), (224, 224)) == ["NHWC"]
     assert possible_orders((1, 56, 56, 56), (224, 224)) == ["NCHW", "NHWC"]

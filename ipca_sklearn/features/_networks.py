@@ -260,7 +260,7 @@ def fold_batch_norms(network: torch.fx.GraphModule) -> None:
         ):
             folded = fuse_conv_bn_eval(modules[source.target], modules[node.target])
             if len(source.users) == 1:
-                network.set_submodule(source.target, folded)
+                network.set_submodule(str(source.target), folded)
                 node.replace_all_uses_with(source)
             else:
                 network.set_submodule(str(node.target), folded)

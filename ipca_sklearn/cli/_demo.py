@@ -34,7 +34,7 @@ def demo(
     check_outputs([Output("--output", output, PICTURES)])
     matplotlib.use("Agg")  # to write a file without opening a window
     data = make_textures(n_train, n_test, material=material, random_state=seed)
-    features = PatchFeatureExtractor("efficientnet_lite0")
+    features = PatchFeatureExtractor()
     pipe = Pipeline([("features", features), ("detector", PatchGaussianDetector(k))])
     started = time.perf_counter()
     pipe.fit(data.train_images)

@@ -23,6 +23,7 @@ from ipca_sklearn.cli._outputs import MODELS, Output, changed_model, check_outpu
 from ipca_sklearn.cli._progress import Progress
 from ipca_sklearn.cli._reviewed import ReviewedFile, Ticks, read_reviewed
 from ipca_sklearn.cli._training_images import refuse_test_images, tell_copies
+from ipca_sklearn.features._networks import DEFAULT_BACKBONE
 
 Folders = Annotated[
     list[Path], typer.Argument(metavar="DIR", help="Folders or files of normal images; `-` reads paths from stdin.")
@@ -40,7 +41,7 @@ def fit(
             help="Network, as in PatchFeatureExtractor; `list` prints which there are and where their weights come "
             "from, and a pattern such as 'timm:*resnet*' those that match.",
         ),
-    ] = "efficientnet_lite0",
+    ] = DEFAULT_BACKBONE,
     k: Annotated[int, typer.Option("--k", min=1, help="Components per patch.")] = 16,
     step: Annotated[int, typer.Option(min=1, help="Images per update.")] = 16,
     false_positive_rate: Annotated[

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from scipy.stats import binomtest, ks_2samp
 
+from ipca_sklearn._utils._precision import below
+
 # A test that normal images pass warns of one set in 1000 by chance.
 _SIGNIFICANCE = 1e-3
 # The largest difference between two distributions (0 to 1) that is worth a word, however many images show it.
@@ -26,7 +28,7 @@ def asked_rate(false_positive_rate: float | str, calibration_scores: np.ndarray,
     """
     if not isinstance(false_positive_rate, str):
         return float(false_positive_rate)
-    return float((np.sum(calibration_scores < offset) + 1) / (len(calibration_scores) + 1))
+    return float((np.sum(below(calibration_scores, offset)) + 1) / (len(calibration_scores) + 1))
 
 
 def doubt_of_normal(scores: np.ndarray, calibration_scores: np.ndarray, n_alarms: int, rate: float) -> str | None:

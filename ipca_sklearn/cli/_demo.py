@@ -12,6 +12,7 @@ from sklearn.pipeline import Pipeline
 
 from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector
 from ipca_sklearn._utils._files import naming, printable
+from ipca_sklearn._utils._precision import below
 from ipca_sklearn.cli._outputs import PICTURES, Output, check_outputs
 from ipca_sklearn.datasets import make_textures
 from ipca_sklearn.inspection import AnomalyMapDisplay
@@ -42,7 +43,7 @@ def demo(
     detector = pipe["detector"]
     maps = pipe.transform(data.test_images)
     scores = detector.score_maps(maps)
-    labels = np.where(scores < detector.offset_, -1, 1)
+    labels = np.where(below(scores, detector.offset_), -1, 1)
     masks = features.transform_masks(data.test_masks)
     normal = data.test_labels == 1
     typer.echo(f"{material}: learnt {n_train} normal images of 256 x 256 in {trained - started:.1f} s")

@@ -10,6 +10,7 @@ import numpy as np
 import typer
 
 from ipca_sklearn._utils._files import naming, printable
+from ipca_sklearn._utils._precision import above, below
 from ipca_sklearn._utils._tables import to_json
 from ipca_sklearn.cli._alarms import asked_rate, doubt_of_normal
 from ipca_sklearn.cli._common import Device, ModelFile, find_images, open_model
@@ -101,7 +102,7 @@ def evaluate(
         scores,
         masks,
         maps,
-        marked=maps > detector.map_threshold_,
+        marked=above(maps, detector.map_threshold_),
         offset=detector.offset_,
         defect_types=data.defect_types,
         has_mask=has_mask,
@@ -112,7 +113,7 @@ def evaluate(
         typer.echo(to_json(report | {"expected_false_alarms": rate}))
     else:
         print_report(report)
-    n_alarms = int(np.sum(scores[normal] < detector.offset_))
+    n_alarms = int(np.sum(below(scores[normal], detector.offset_)))
     doubt = doubt_of_normal(scores[normal], detector.calibration_scores_, n_alarms, rate)
     if doubt is not None:
         warn(doubt)

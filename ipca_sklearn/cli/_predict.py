@@ -13,6 +13,7 @@ import typer
 from sklearn.pipeline import Pipeline
 
 from ipca_sklearn import SkippedImagesWarning
+from ipca_sklearn._utils._precision import below
 from ipca_sklearn.cli._alarms import doubt_of_unknown
 from ipca_sklearn.cli._common import Device, ModelFile, find_images, folders_of, open_model
 from ipca_sklearn.cli._outputs import REPORTS, TABLES, Output, check_outputs
@@ -143,7 +144,7 @@ def _score(pipe: Pipeline, paths: list[Path]) -> list[dict[str, Any]]:
         row |= {
             "score": float(score),
             "p_value": float(p_value),
-            "label": -1 if score < detector.offset_ else 1,
+            "label": -1 if below(score, detector.offset_) else 1,
             "anomaly_map": anomaly_map,
         }
         try:

@@ -18,7 +18,7 @@ from ipca_sklearn._utils._files import printable, shown_bytes
 from ipca_sklearn.cli._backbone import choose_backbone
 from ipca_sklearn.cli._commands import INTERRUPTED
 from ipca_sklearn.cli._common import Device, ModelFile, OnError, find_images, folders_of, open_model
-from ipca_sklearn.cli._learnt import not_learnt, remember, same_file
+from ipca_sklearn.cli._learnt import not_learnt, noting_pixels, pixels, remember
 from ipca_sklearn.cli._outputs import MODELS, Output, changed_model, check_outputs, check_space
 from ipca_sklearn.cli._progress import Progress
 from ipca_sklearn.cli._reviewed import ReviewedFile, Ticks, read_reviewed
@@ -110,7 +110,7 @@ def fit(
     )
     check_space([replace(file, n_bytes=need.model) for file in files])
     try:
-        with Progress(len(paths)) as progress:
+        with Progress(len(paths)) as progress, noting_pixels():
             persistence.fit_resumable(pipe, paths, checkpoint, every=checkpoint_every, callback=progress.show)
     except KeyboardInterrupt:
         saved = checkpoint.exists()
@@ -143,7 +143,8 @@ def update(
 ) -> None:
     """Learn more normal images with a model, as if they had come at the end of its training.
 
-    Files that `fit` or an earlier update has learnt are left out, so a folder that has grown can be named again. With
+    Images that `fit` or an earlier update has learnt are left out, so a folder that has grown can be named again. They
+    are known by their pixels: copies and renamed files are left out too. If no image is new, the exit code is 0. With
     --reviewed it learns the images that are ticked good in a report, with those of the folders or alone, and never one
     that is ticked as a defect. If an error occurs, the file of the model stays unchanged.
     """
@@ -157,12 +158,15 @@ def update(
     check_outputs([place], files=[*paths, *([] if reviewed is None else [reviewed])], folders=folders_of(folders))
     pipe = open_model(model, device, on_error=on_error)
     if reviewed is not None and ticks is not None:
-        paths = _choose(reviewed, ticks, paths)
+        paths = _choose(pipe, reviewed, ticks, paths)
     new = not_learnt(pipe, paths)
     if len(new) < len(paths):
         typer.echo(f"{len(paths) - len(new)} of {len(paths)} images are learnt already and left out")
     if not new:
-        raise ValueError(f"no image is new to {printable(model)}: there is nothing to learn")
+        typer.echo(f"no image is new to {printable(model)}: there is nothing to learn, and the model is as it was")
+        if output is not None:  # who named it goes on with it
+            persistence.save(pipe, output)
+        return
     paths = new
     tell_copies(paths)
     features = pipe[0].transform(paths)
@@ -185,12 +189,16 @@ def update(
     _print_summary(pipe, place.path)
 
 
-def _choose(reviewed: Path, ticks: Ticks, paths: list[Path]) -> list[Path]:
-    """Return the images of folders that are no ticked defects, and the ticked good ones; print how many these are."""
-    defects = {same_file(path) for path in ticks.defects}
-    kept = [path for path in paths if same_file(path) not in defects]
-    there = {same_file(path) for path in kept}
-    ticked = [path for path in ticks.good if same_file(path) not in there]
+def _choose(pipe: Pipeline, reviewed: Path, ticks: Ticks, paths: list[Path]) -> list[Path]:
+    """Return the images of folders that are no ticked defects, and the ticked good ones; print how many these are.
+
+    Images are compared by their pixels: a copy of a defect is not learnt either.
+    """
+    defects = set(pixels(pipe, ticks.defects))
+    kept = {path: image for path, image in zip(paths, pixels(pipe, paths), strict=True) if image not in defects}
+    good = zip(ticks.good, pixels(pipe, ticks.good), strict=True)
+    there = defects.union(kept.values())
+    ticked = [path for path, image in good if image not in there]
     left_out = {"defects": len(ticks.defects), "in the folders too": len(ticks.good) - len(ticked)}
     counts = ", ".join(f"{count} {reason}" for reason, count in left_out.items() if count)
     typer.echo(f"{printable(reviewed)}: {len(ticked)} good images" + (f"; left out: {counts}" if counts else ""))

@@ -188,7 +188,7 @@ def export(
     ] = None,
 ) -> None:
     """Write a model as one ONNX file, from images (n, 3, H, W) to scores and maps."""
-    images = find_images(check) if check else None
+    images = find_images(check, "--check") if check else None
     n_bytes = model.stat().st_size if model.is_file() else 0
     check_outputs([Output("--output", output, ONNX, n_bytes=n_bytes)], files=[model])
     with naming(output):

@@ -6,6 +6,7 @@ import re
 import warnings
 from dataclasses import replace
 from datetime import UTC, datetime
+from math import inf, nan
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,16 +18,20 @@ from ipca_sklearn import FewImagesWarning, PatchFeatureExtractor, PatchGaussianD
 from ipca_sklearn._utils._files import printable, shown_bytes
 from ipca_sklearn.cli._backbone import choose_backbone
 from ipca_sklearn.cli._commands import INTERRUPTED
-from ipca_sklearn.cli._common import Device, ModelFile, OnError, find_images, folders_of, open_model
+from ipca_sklearn.cli._common import Device, ModelFile, OnError, check_common, find_images, folders_of, open_model
 from ipca_sklearn.cli._learnt import not_learnt, noting_pixels, pixels, remember
 from ipca_sklearn.cli._outputs import MODELS, Output, changed_model, check_outputs, check_space
 from ipca_sklearn.cli._progress import Progress
 from ipca_sklearn.cli._reviewed import ReviewedFile, Ticks, read_reviewed
 from ipca_sklearn.cli._training_images import refuse_test_images, tell_copies
+from ipca_sklearn.features._decode import read_mask
 
 Folders = Annotated[
     list[Path], typer.Argument(metavar="DIR", help="Folders or files of normal images; `-` reads paths from stdin.")
 ]
+
+
+_LEAST = 5e-324  # the smallest number above 0
 
 
 def fit(
@@ -73,6 +78,14 @@ def fit(
     A checkpoint is kept beside the model until it is complete: after an interruption, the same command resumes there.
     If images have come or gone since, remove the checkpoint to start again, or bring back the images as they were.
     """
+    check_common(device, on_error)
+    size, crop = _size("--image-size", image_size, "auto"), _size("--crop-size", crop_size, "all")
+    pixels_beyond = _number("--margin", margin, int, "a number of pixels from 0 on", 0, inf)
+    rate = _number("--false-positive-rate", false_positive_rate, float, "a share above 0 and at most 0.5", _LEAST, 0.5)
+    if jobs == 0:
+        raise ValueError("--jobs 0: use a number of threads, or -1 for all cores")
+    if region is not None:
+        _check_region(region)
     paths = find_images(folders)
     checkpoint = output.parent / f"{output.name}.checkpoint"
     files = [Output("--output", output, MODELS), Output("the checkpoint", checkpoint)]
@@ -87,21 +100,16 @@ def fit(
                 "features",
                 PatchFeatureExtractor(
                     backbone,
-                    image_size=_size("--image-size", image_size),
-                    crop_size=None if crop_size == "all" else _size("--crop-size", crop_size),
-                    margin=_number_or_auto(int, margin),
+                    image_size=size,
+                    crop_size=None if crop == "all" else crop,
+                    margin=pixels_beyond,
                     region=region,
                     on_error=on_error,
                     device=device,
                     n_jobs=jobs,
                 ),
             ),
-            (
-                "detector",
-                PatchGaussianDetector(
-                    k, step_size=step, false_positive_rate=_number_or_auto(float, false_positive_rate)
-                ),
-            ),
+            ("detector", PatchGaussianDetector(k, step_size=step, false_positive_rate=rate)),
         ]
     )
     need = pipe[1].memory_needed(pipe[0].fit(paths).transform(paths))
@@ -205,22 +213,38 @@ def _choose(pipe: Pipeline, reviewed: Path, ticks: Ticks, paths: list[Path]) -> 
     return [*kept, *ticked]
 
 
-def _size(option: str, text: str) -> Any:
-    """Return a size from a command line: "auto", a side, or height x width."""
-    if text == "auto":
+def _size(option: str, text: str, word: str) -> Any:
+    """Return a size from a command line: a word that is allowed, a side, or height x width."""
+    if text == word:
         return text
-    match = re.fullmatch(r"(\d+)(?:[x,](\d+))?", text)
+    match = re.fullmatch(r"0*([1-9]\d*)(?:[x,]0*([1-9]\d*))?", text)
     if match is None:
-        raise ValueError(f"{option} {text!r} is no size: use 256 for a square, or 160x416 for height x width")
+        raise ValueError(f"{option} {text!r} is no size: use 256 for a square, 160x416 for height x width, or {word}")
     height, width = match.groups()
     return int(height) if width is None else (int(height), int(width))
 
 
-def _number_or_auto(kind: type[int | float], text: str) -> Any:
+def _number(option: str, text: str, kind: type[int | float], words: str, least: float, most: float) -> Any:
+    """Return a number from a command line, or "auto"."""
+    if text == "auto":
+        return text
     try:
-        return kind(text)
+        number = kind(text)
     except ValueError:
-        return text  # the estimator refuses all but "auto", and its error lists what is allowed
+        number = nan
+    if not least <= number <= most:
+        raise ValueError(f"{option} {text!r}: use {words}, or auto")
+    return number
+
+
+def _check_region(region: Path) -> None:
+    """Refuse a picture of the region that cannot be read, in the name of its option."""
+    try:
+        marked = read_mask(region, printable(region)).any()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--region {printable(region)}: {error}") from error
+    if not marked:
+        raise ValueError(f"--region {printable(region)}: it marks nothing; paint what is inspected white")
 
 
 def _record(folders: list[Path], n_images: int) -> dict[str, Any]:

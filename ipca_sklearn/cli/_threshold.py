@@ -45,8 +45,10 @@ def threshold(
     and so are their copies, whatever their names: images are known by their pixels.
     With --reviewed, the images ticked good in a report count as --good, and those ticked as defects as --bad.
     """
-    folders = {1: good or [], -1: bad or []}
-    paths = {label: find_images(given) if given else [] for label, given in folders.items()}
+    if sum(wish is not None for wish in (false_alarms, recall, score)) != 1:
+        raise ValueError("name one of --false-alarms, --recall and --score")
+    options, folders = {1: "--good", -1: "--bad"}, {1: good or [], -1: bad or []}
+    paths = {label: find_images(given, options[label]) if given else [] for label, given in folders.items()}
     ticks = None if reviewed is None else read_reviewed(reviewed)
     given = [*folders[1], *folders[-1], *([] if reviewed is None else [reviewed])]
     place = changed_model(model, output)
@@ -59,6 +61,12 @@ def threshold(
     if reviewed is not None and ticks is not None:
         _add(pipe, paths, ticks, reviewed)
     paths[1] = unseen(pipe, paths[1])
+    if false_alarms is not None and not paths[1]:
+        raise ValueError(
+            f"--false-alarms {false_alarms} takes images that are normal and not learnt: name some with --good"
+        )
+    if recall is not None and not paths[-1]:
+        raise ValueError(f"--recall {recall} takes images with defects: name some with --bad")
     both = paths[1] + paths[-1]
     detector = pipe[-1]
     detector.set_threshold(

@@ -8,6 +8,7 @@ import signal
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from math import isfinite
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -71,6 +72,8 @@ def watch(
         folders=[folder],
     )
     arguments = None if command is None else _arguments(command)
+    if not isfinite(command_seconds):
+        raise ValueError(f"--command-seconds {command_seconds}: name a finite number of seconds")
     watcher = FolderWatcher(folder, settle=settle, tries=tries, events=not poll)
     pipe = open_model(model, device, on_error="skip")
     watcher.batch_size = pipe[-1].step_size or watcher.batch_size

@@ -152,9 +152,9 @@ class FolderWatcher:
             raise kind(f"{printable(folder)} is no folder: name the folder in which the images appear")
         for name, value, least in (("settle", settle, 0), ("tries", tries, 1), ("batch_size", batch_size, 1)):
             if not least <= value < inf:
-                raise ValueError(f"{name}={value} must be at least {least}")
+                raise ValueError(f"{name}={value}: it must be finite, and at least {least}")
         if not 0 < interval < inf:
-            raise ValueError(f"interval={interval} must be larger than 0")
+            raise ValueError(f"interval={interval}: it must be finite, and larger than 0")
         self.settle = settle
         self.interval = interval
         self.tries = tries

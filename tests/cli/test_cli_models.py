@@ -153,7 +153,7 @@ def test_threshold_stores_what_was_chosen_and_from_what(root, tmp_path):
     assert f"chosen threshold: recall=1.0, from {good}, " in printed and "at 95%" in printed
     run("threshold", new, "--score", "-7.5")
     assert load(new)[-1].offset_ == -7.5
-    assert "recall=0.9 takes images" in run("threshold", new, "--recall", "0.9", code=1).stderr
+    assert "--recall 0.9 takes images" in run("threshold", new, "--recall", "0.9", code=1).stderr
 
 
 def test_evaluate_prints_figures_with_intervals_per_type_and_draws(root, tmp_path):
@@ -239,7 +239,7 @@ def test_export_writes_a_file_that_onnxruntime_runs(root, tmp_path):
         (["fit", ".", "-o", "m.joblib"], "no images in ."),
         (["predict", "nowhere.joblib", "x.png"], "no model at nowhere.joblib"),
         (["info", "other.joblib"], "is not a whole model file"),
-        (["fit", "x.png", "-o", "m.joblib", "--false-positive-rate", "much"], "false_positive_rate"),
+        (["fit", "x.png", "-o", "m.joblib", "--false-positive-rate", "much"], "--false-positive-rate"),
     ],
 )
 def test_errors_are_one_line_and_a_traceback_only_if_asked_for(arguments, message, tmp_path, monkeypatch):

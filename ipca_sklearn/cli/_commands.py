@@ -41,7 +41,9 @@ class Commands(TyperGroup):
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
         self._in_words_of_options: Callable[[object], str] = str  # until the command is known
-        self.commands.update({name: TyperCommand(name, help=summary) for name, (_, summary) in COMMANDS.items()})
+        self.commands.update(
+            {name: TyperCommand(name, help=summary, rich_markup_mode=None) for name, (_, summary) in COMMANDS.items()}
+        )
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Return the name of the command to be run, the command and its arguments."""
@@ -52,6 +54,11 @@ class Commands(TyperGroup):
             command = load_command(name)
             self._in_words_of_options = OptionNames(command.params)
         return name, command, rest
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write the summaries of the commands, which click would cut."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, (self.commands[name].help or "").partition("\n")[0]) for name in self.commands])
 
     def main(self, *args: Any, **options: Any) -> Any:
         """Run the command line. A reader that stops reading, as `head` does, ends it without a message."""
@@ -94,7 +101,7 @@ class Commands(TyperGroup):
 def load_command(name: str) -> Any:
     """Import the room of a command and return the command."""
     room, _ = COMMANDS[name]
-    app = typer.Typer(add_completion=False)
+    app = typer.Typer(add_completion=False, rich_markup_mode=None)
     app.command(name)(getattr(import_module(f"ipca_sklearn.cli.{room}"), name))
     return typer.main.get_command(app)
 

@@ -13,6 +13,7 @@ from sklearn.pipeline import Pipeline
 from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector
 from ipca_sklearn._utils._files import naming, printable
 from ipca_sklearn._utils._precision import below
+from ipca_sklearn.cli._alarms import WORSE
 from ipca_sklearn.cli._outputs import PICTURES, Output, check_outputs
 from ipca_sklearn.datasets import make_textures
 from ipca_sklearn.inspection import AnomalyMapDisplay
@@ -51,7 +52,7 @@ def demo(
     typer.echo(f"pixel ROCAUC {pixel_roc_auc_score(masks, maps):.3f}")
     typer.echo(f"AUPRO        {aupro_score(masks, maps):.3f}")
     typer.echo(
-        f"threshold    {-detector.offset_:.3g}: {np.sum(labels[~normal] == -1)} of {np.sum(~normal)} defects found, "
+        f"threshold    {detector.offset_:.3g} ({WORSE}): {np.sum(labels[~normal] == -1)} of {np.sum(~normal)} defects found, "
         f"{np.sum(labels[normal] == -1)} of {np.sum(normal)} normal images called anomalous"
     )
     shown = [*np.flatnonzero(~normal)[:5], *np.flatnonzero(normal)[:1]]

@@ -11,6 +11,7 @@ from sklearn.pipeline import Pipeline
 
 from ipca_sklearn import persistence
 from ipca_sklearn._utils._files import printable
+from ipca_sklearn.cli._alarms import WORSE
 from ipca_sklearn.cli._common import Device, ModelFile, OnError, find_images, folders_of, open_model
 from ipca_sklearn.cli._learnt import pixels, unseen
 from ipca_sklearn.cli._outputs import changed_model, check_outputs
@@ -80,7 +81,7 @@ def threshold(
     )
     persistence.save(pipe, place.path)
     chosen = detector.chosen_threshold_
-    typer.echo(f"{printable(place.path)}: images that score below {detector.offset_:.4g} are anomalous")
+    typer.echo(f"{printable(place.path)}: images that score below {detector.offset_:.4g} are anomalous: {WORSE}")
     typer.echo(f"false alarms: {chosen.false_alarms}")
     typer.echo(f"missed defects: {chosen.missed}")
 

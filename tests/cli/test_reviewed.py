@@ -201,7 +201,9 @@ def test_a_learnt_image_is_known_by_its_pixels(place, tmp_path):
     assert not_learnt(pipe, names) == names[2:]
 
 
-def test_fit_decodes_no_image_for_it_alone_and_a_model_from_python_says_that_it_knows_none(place, tmp_path, monkeypatch):
+def test_fit_decodes_no_image_for_it_alone_and_a_model_from_python_says_that_it_knows_none(
+    place, tmp_path, monkeypatch
+):
     def decode(*_):
         raise AssertionError("decoded again")
 

@@ -52,7 +52,8 @@ def demo(
     typer.echo(f"pixel ROCAUC {pixel_roc_auc_score(masks, maps):.3f}")
     typer.echo(f"AUPRO        {aupro_score(masks, maps):.3f}")
     typer.echo(
-        f"threshold    {detector.offset_:.3g} ({WORSE}): {np.sum(labels[~normal] == -1)} of {np.sum(~normal)} defects found, "
+        f"threshold    {detector.offset_:.3g} ({WORSE}): "
+        f"{np.sum(labels[~normal] == -1)} of {np.sum(~normal)} defects found, "
         f"{np.sum(labels[normal] == -1)} of {np.sum(normal)} normal images called anomalous"
     )
     shown = [*np.flatnonzero(~normal)[:5], *np.flatnonzero(normal)[:1]]

@@ -58,7 +58,9 @@ def watch(
         float, typer.Option(min=0, help="Seconds that a file must have stood still. 0 if files are renamed into DIR.")
     ] = 1.0,
     tries: Annotated[int, typer.Option(min=1, help="How often a file that cannot be read is tried.")] = 3,
-    poll: Annotated[bool, typer.Option("--poll", help="List DIR every second, for drives that tell no news.")] = False,
+    poll: Annotated[
+        bool, typer.Option("--poll", help="List DIR every second, for network drives without change events.")
+    ] = False,
     device: Device = "auto",
 ) -> None:
     """Score images as they appear in a folder, and append a row for each to a table.

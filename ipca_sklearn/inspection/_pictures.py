@@ -9,6 +9,7 @@ from sklearn.pipeline import Pipeline
 from torch import Tensor
 
 from ipca_sklearn._utils._files import printable
+from ipca_sklearn._utils._precision import above
 from ipca_sklearn._utils._typing import PathLike
 from ipca_sklearn.features._decode import to_rgb
 from ipca_sklearn.features._formats import MAX_PIXELS, open_image
@@ -55,7 +56,7 @@ def region_boxes(
     parameters and the form of a box are those of `hottest_box`.
     """
     peak = np.unravel_index(anomaly_map.argmax(), anomaly_map.shape)
-    regions, n_regions = label(anomaly_map > threshold)
+    regions, n_regions = label(above(anomaly_map, threshold))
     if not n_regions:
         regions = np.zeros_like(regions)
         regions[peak] = n_regions = 1
@@ -160,7 +161,7 @@ def heat_layer(estimator: Pipeline, anomaly_map: np.ndarray, size: tuple[int, in
 
 def patch_mask(estimator: Pipeline, anomaly_map: np.ndarray, size: tuple[int, int]) -> Image.Image:
     """Draw the anomalous patches of a map: white in a black picture of `size` (height, width)."""
-    marked = anomaly_map > estimator[-1].map_threshold_
+    marked = above(anomaly_map, estimator[-1].map_threshold_)
     return Image.fromarray((255 * _laid_over(estimator, marked, size, Image.Resampling.NEAREST)).astype(np.uint8))
 
 

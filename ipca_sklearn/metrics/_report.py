@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from sklearn.utils.validation import check_consistent_length
 
 from ipca_sklearn._utils._labels import check_labels
+from ipca_sklearn._utils._precision import below
 from ipca_sklearn._utils._shares import clopper_pearson
 from ipca_sklearn._utils._typing import ArrayLike
 from ipca_sklearn.exceptions import FewImagesWarning, MaskWarning
@@ -144,7 +145,7 @@ def evaluation_report(
                 row[key] = metric(labels[chosen], scores[chosen])
                 ends[key] = interval(metric, labels[chosen], scores[chosen])
         if offset is not None and row["n_images"]:
-            row[_FOUND], ends[_FOUND] = _share(scores[chosen & ~is_normal] < offset, confidence_level)
+            row[_FOUND], ends[_FOUND] = _share(below(scores[chosen & ~is_normal], offset), confidence_level)
         if sample is not None:
             figures, resampled = sample.measures(chosen[known], n_resamples, random_state)
             row |= figures
@@ -152,7 +153,7 @@ def evaluation_report(
         rows.append(row | {"intervals": ends})
     alarms, alarm_ends = None, None
     if offset is not None and is_normal.any():
-        alarms, alarm_ends = _share(scores[is_normal] < offset, confidence_level)
+        alarms, alarm_ends = _share(below(scores[is_normal], offset), confidence_level)
     return {
         "defects": rows,
         "n_normal": int(is_normal.sum()),

@@ -18,6 +18,7 @@ from torch.torch_version import TorchVersion
 
 from ipca_sklearn import linalg
 from ipca_sklearn._utils._files import printable, replacing
+from ipca_sklearn._utils._surroundings import building_networks, default_device, without_autocast
 from ipca_sklearn._utils._typing import Image, PathLike
 from ipca_sklearn.detection import PatchGaussianDetector
 from ipca_sklearn.detection._map_ops import blur_matrix, image_scores
@@ -91,6 +92,15 @@ class PatchGaussianModule(nn.Module):
         map : Tensor of shape (n, H', W')
             As `transform`: larger is more anomalous.
         """
+        if torch.compiler.is_exporting():  # a file has no surroundings
+            return self._score(images)
+        with without_autocast(), default_device(images.device):
+            if torch.compiler.is_compiling():
+                return self._score(images)
+            with linalg.full_precision():
+                return self._score(images)
+
+    def _score(self, images: Tensor) -> tuple[Tensor, Tensor]:
         distances = self._distances(self._features(images, self._inside))
         if self._place is not None:
             outside = torch.zeros_like(distances[:, :1])
@@ -114,11 +124,12 @@ class _Features(nn.Module):
         super().__init__()
         self._settings = settings.images
         self._backbone = copy.deepcopy(settings.backbone).float().cpu()
-        self.register_buffer("_mean", torch.tensor(settings.mean).view(3, 1, 1))
-        self.register_buffer("_std", torch.tensor(settings.std).view(3, 1, 1))
+        for name, values in (("_mean", settings.mean), ("_std", settings.std)):
+            per_channel = torch.tensor(values, dtype=torch.float32, device="cpu").view(3, 1, 1)
+            self.register_buffer(name, per_channel)
         _register(self, "_columns", None if columns is None else torch.from_numpy(columns))
         with torch.inference_mode():
-            layers = self._backbone(torch.zeros(1, 3, *settings.images.crop_size))
+            layers = self._backbone(torch.zeros(1, 3, *settings.images.crop_size, dtype=torch.float32, device="cpu"))
         how = settings.map_interpolation, settings.pooling_size, settings.backbone.margin
         for index, layer in enumerate(layers):
             for axis, side, patches, pixels in zip(
@@ -289,7 +300,8 @@ def to_torch(pipe: Pipeline, *, components_dtype: str = "float32") -> PatchGauss
         check_is_fitted(step)
     if steps[0].interpolation == "bilinear":
         _require_torch("bilinear resizing within a module")
-    module = PatchGaussianModule(steps[0], steps[1], getattr(torch, components_dtype))
+    with building_networks(), linalg.full_precision():
+        module = PatchGaussianModule(steps[0], steps[1], getattr(torch, components_dtype))
     return module.eval().requires_grad_(False)
 
 
@@ -363,7 +375,7 @@ def to_onnx(
         )
     expected = [] if check is None else list(_results(pipe, check_images(check), dtype))
     height, width = module.image_size
-    images = torch.zeros(2, 3, height, width + 1, dtype=getattr(torch, dtype))
+    images = torch.zeros(2, 3, height, width + 1, dtype=getattr(torch, dtype), device="cpu")
     dynamic = {"images": {0: torch.export.Dim("n"), 2: torch.export.Dim("height"), 3: torch.export.Dim("width")}}
     program = _onnx_program(
         module,

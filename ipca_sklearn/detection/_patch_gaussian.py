@@ -26,6 +26,7 @@ from ipca_sklearn._utils._sklearn_compat import (
     fit_context,
     validate_parameters,
 )
+from ipca_sklearn._utils._surroundings import own_surroundings
 from ipca_sklearn._utils._typing import ArrayLike, DeviceLike, DTypeLike
 from ipca_sklearn._utils._versions import VersionedMixin
 from ipca_sklearn.decomposition._base import BasePCA, Learning
@@ -268,7 +269,8 @@ class PatchGaussianDetector(
         """
         steps = normal_steps(read_steps(self, X, reset=True), y)
         columns = self._choose_features(steps.n_features)
-        return self._learn(steps, columns, self._new_pca(), Calibration.empty(steps.n_patches), (X, y))
+        with own_surroundings():
+            return self._learn(steps, columns, self._new_pca(), Calibration.empty(steps.n_patches), (X, y))
 
     @fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self, X: ArrayLike, y: Any = None) -> PatchGaussianDetector:
@@ -280,7 +282,8 @@ class PatchGaussianDetector(
             return self.fit(X, y)
         steps = normal_steps(read_steps(self, X, reset=False), y)
         pca = copy.copy(self.pca_).set_params(**self._pca_params())
-        return self._learn(steps, self._columns(), pca, self._calibration, (X, y))
+        with own_surroundings():
+            return self._learn(steps, self._columns(), pca, self._calibration, (X, y))
 
     def _learn(
         self,
@@ -397,6 +400,7 @@ class PatchGaussianDetector(
     def _n_features_out(self) -> int:
         return prod(self.patch_shape_)
 
+    @own_surroundings()
     def merge(self, other: PatchGaussianDetector) -> PatchGaussianDetector:
         """Take in what another detector learnt from other images, as if this one had seen them too.
 

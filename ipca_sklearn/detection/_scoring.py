@@ -12,6 +12,7 @@ from torch import Tensor
 from ipca_sklearn import linalg
 from ipca_sklearn._utils._devices import resolve_device
 from ipca_sklearn._utils._sklearn_compat import validate_parameters
+from ipca_sklearn._utils._surroundings import own_surroundings
 from ipca_sklearn._utils._typing import ArrayLike, DeviceLike
 from ipca_sklearn.decomposition._base import BasePCA
 from ipca_sklearn.decomposition._batches import StepReader, read_steps
@@ -84,6 +85,7 @@ class MapScoringMixin:
         """
         return self._map_steps(X, lambda scorer, step: scorer.scores(step))
 
+    @own_surroundings()
     def score_maps(self, maps: Any) -> Any:
         """Return the scores of images from their maps, where both are wanted: the features are read once.
 
@@ -111,6 +113,7 @@ class MapScoringMixin:
         scores = -image_scores(inspected(tensor, self.region_), self.image_score)
         return scores if isinstance(maps, Tensor) else scores.numpy()
 
+    @own_surroundings()
     def score(self, X: ArrayLike, y: Any = None) -> float:
         """Return the mean log-likelihood of the patches of images under probabilistic PCA: higher fits better.
 
@@ -191,6 +194,7 @@ class MapScoringMixin:
     def _columns(self) -> np.ndarray | None:
         return getattr(self, "feature_indices_", None)
 
+    @own_surroundings()
     def _map_steps(self, X: Any, function: Any) -> Any:
         """Return `function(scorer, step)` of all steps of X, joined."""
         check_is_fitted(self)

@@ -15,6 +15,7 @@ from torch import Tensor
 from ipca_sklearn._utils._estimators import set_learnt
 from ipca_sklearn._utils._labels import check_labels, normal_rows
 from ipca_sklearn._utils._sklearn_compat import validate_parameters
+from ipca_sklearn._utils._surroundings import own_surroundings
 from ipca_sklearn._utils._typing import ArrayLike
 from ipca_sklearn.decomposition._base import BasePCA, Learning
 from ipca_sklearn.decomposition._batches import StepReader, read_steps
@@ -62,12 +63,14 @@ class ThresholdMixin(MapScoringMixin):
     chosen_threshold_: ChosenThreshold | None
 
     @property
+    @own_surroundings()
     def offset_(self) -> float:
         """Images with a lower score are anomalous."""
         learnt, chosen = self._thresholds(), self._chosen()
         return learnt.offset(self.false_positive_rate) if chosen is None else chosen.offset
 
     @property
+    @own_surroundings()
     def map_threshold_(self) -> float:
         """Patches with a larger value of the map are anomalous."""
         learnt, chosen = self._thresholds(), self._chosen()
@@ -114,6 +117,7 @@ class ThresholdMixin(MapScoringMixin):
     def _score_parameters(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in _SCORE_PARAMETERS}
 
+    @own_surroundings()
     def decision_function(self, X: ArrayLike) -> Any:
         """Return `score_samples(X) - offset_`: negative is anomalous. Parameters and errors as `score_samples`."""
         return self.score_samples(X) - self.offset_
@@ -139,6 +143,7 @@ class ThresholdMixin(MapScoringMixin):
         """
         return self.transform(X) > self.map_threshold_
 
+    @own_surroundings()
     def p_values(self, X: Any = None, *, scores: Any = None) -> np.ndarray:
         """Return the p-value of each image: how often a normal image scores as low.
 
@@ -206,12 +211,13 @@ class ThresholdMixin(MapScoringMixin):
         validate_parameters(self)
         steps = normal_steps(read_steps(self, X, reset=False), y).take(self._columns())
         summaries: list[Tensor] = []
-        for step in steps.read(self.step_size):
-            summaries.extend(self._summaries(step, self.pca_.fitted_, self.pca_, steps))
-        if not summaries and steps.may_skip:
-            raise steps.unreadable()
-        scores = Calibration.empty(steps.n_patches).extended(part.cpu().numpy() for part in summaries)
-        self._store(self._features_in(), self._columns(), self.pca_, scores, left_out=scores)
+        with own_surroundings():
+            for step in steps.read(self.step_size):
+                summaries.extend(self._summaries(step, self.pca_.fitted_, self.pca_, steps))
+            if not summaries and steps.may_skip:
+                raise steps.unreadable()
+            scores = Calibration.empty(steps.n_patches).extended(part.cpu().numpy() for part in summaries)
+            self._store(self._features_in(), self._columns(), self.pca_, scores, left_out=scores)
         return self
 
     def set_threshold(
@@ -313,6 +319,7 @@ class ThresholdMixin(MapScoringMixin):
         )
         return self
 
+    @own_surroundings()
     def _scores_and_maxima(self, steps: StepReader, rows: np.ndarray) -> np.ndarray:
         """Return the scores of some images, and the negative maxima of their maps: (n, 2), lower is more anomalous."""
         fitted = self.pca_.fitted_

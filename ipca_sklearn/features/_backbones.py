@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ipca_sklearn._utils._surroundings import building_networks, default_device, without_autocast
 from ipca_sklearn._utils._threads import calling_modules, seeded_torch, tracing_modules
 from ipca_sklearn._utils._typing import Size
 from ipca_sklearn._utils._versions import OldFileError
@@ -84,13 +85,13 @@ class Backbone(nn.Module):
         self._compiled: Callable[[Tensor], Any] | None = None
         self._bytes_per_image: int | None = None
         self.name = source if isinstance(source, str) else type(source).__name__
-        with _BUILDING, tracing_modules(), seeded_torch(seed):
+        with _BUILDING, tracing_modules(), building_networks(), seeded_torch(seed):
             cut = _build(source, layers, weights, self._input_size)
             self.layers, self.mean, self.std = cut.layers, cut.mean, cut.std
             self.network = cut.network.eval().requires_grad_(False)
             if isinstance(self.network, torch.fx.GraphModule):
                 fold_batch_norms(self.network)
-        self.network.to(memory_format=torch.channels_last)
+            self.network.to(memory_format=torch.channels_last)
 
     def label(self) -> str:
         """Return the name as messages show it: in quotes, or the class of the user's module."""
@@ -130,8 +131,8 @@ class Backbone(nn.Module):
 
         hooks = [part.register_forward_hook(count) for part in self.modules() if not list(part.children())]
         try:
-            with torch.inference_mode(), calling_modules():
-                maps = self(torch.zeros(1, 3, *self._crop_size, device=device))
+            with torch.inference_mode(), without_autocast(), default_device(device), calling_modules():
+                maps = self(torch.zeros(1, 3, *self._crop_size, dtype=torch.float32, device=device))
         except (RuntimeError, AssertionError, IndexError, TypeError) as error:
             with_margin = f", and margin={self.margin} at each edge; 0 leaves it out" if self.margin else ""
             raise ValueError(
@@ -258,7 +259,7 @@ def _check_shapes(source: str | nn.Module, layers: Sequence[Any], crop_size: Siz
     if isinstance(source, nn.Module):
         return
     try:
-        with _BUILDING, tracing_modules(), seeded_torch(0), torch.device("meta"):
+        with _BUILDING, tracing_modules(), building_networks(), seeded_torch(0), torch.device("meta"):
             network = _build(source, layers, None, crop_size).network.eval()
             if isinstance(network, torch.fx.GraphModule):
                 fold_batch_norms(network)

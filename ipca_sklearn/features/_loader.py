@@ -247,9 +247,9 @@ def _stage(
             if settings.on_error == "raise":
                 raise
             skipped[row] = str(error)
-            images.append(torch.zeros(3, *_kept_size(settings), dtype=torch.uint8))
+            images.append(torch.zeros(3, *_kept_size(settings), dtype=torch.uint8, device="cpu"))
             continue
-        images.append(torch.as_tensor(pixels))
+        images.append(pixels if isinstance(pixels, Tensor) else torch.from_numpy(pixels))
         if n_pages > 1:
             pages[row] = f"{_name(source, batch[row])} ({n_pages} pages or frames)"
         if settings.aspect_ratio is not None and is_stretched(size, settings.aspect_ratio):

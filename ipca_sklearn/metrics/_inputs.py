@@ -11,12 +11,14 @@ import torch
 from numpy.typing import NDArray
 
 from ipca_sklearn._utils._labels import check_labels
+from ipca_sklearn._utils._surroundings import own_surroundings
 from ipca_sklearn._utils._typing import ArrayLike, Size
 
 # Pixels of maps that are resized at once: 16 MiB of float32 hide the overhead per call.
 _PIXELS_AT_ONCE = 2**22
 
 
+@own_surroundings()
 def resize_maps(maps: ArrayLike, size: Size) -> NDArray[np.float32]:
     """Resize anomaly maps bilinearly, for example from the grid of patches to the image.
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ipca_sklearn._utils._estimators import calibrated, set_learnt
 from ipca_sklearn._utils._sklearn_compat import Interval, validate_parameters
+from ipca_sklearn._utils._surroundings import own_surroundings
 from ipca_sklearn._utils._typing import ArrayLike
 from ipca_sklearn._utils._versions import VersionedMixin
 from ipca_sklearn.monitoring._bets import DIRECTIONS, log_payoffs, online_p_values
@@ -201,6 +202,7 @@ class DriftMonitor(VersionedMixin, BaseEstimator):
         """
         return cls(**parameters).fit(calibrated(detector, "calibration scores").calibration_scores_)
 
+    @own_surroundings()
     def fit(self, X: ArrayLike = (), y: Any = None) -> DriftMonitor:
         """Start, or start anew, with the scores of good images.
 
@@ -263,6 +265,7 @@ class DriftMonitor(VersionedMixin, BaseEstimator):
         """
         return self.fit(getattr(self, "calibration_scores_", ()))
 
+    @own_surroundings()
     def update_scores(self, scores: ArrayLike) -> DriftMonitor:
         """Take the scores of the next frames, in their order.
 
@@ -291,6 +294,7 @@ class DriftMonitor(VersionedMixin, BaseEstimator):
         p_values[seen] = online_p_values(ranked, new[seen], self.max_scores, self._rng)
         return self._bet(p_values, np.array(ranked))
 
+    @own_surroundings()
     def update(self, p_values: ArrayLike) -> DriftMonitor:
         """Take the p-values of the next frames, in their order.
 

@@ -495,9 +495,7 @@ def _file_calls(w: World, fresh: Fresh) -> dict[str, Call]:
             PatchGaussianDetector(4), w.X, fresh("fit.checkpoint"), every=16
         ),
         "distributed.fit": lambda: distributed.fit(BatchedIncrementalPCA(4), [w.X[:40], w.X[40:]], n_jobs=1),
-        "distributed.fit detector": lambda: distributed.fit(
-            PatchGaussianDetector(4), [w.X[:40], w.X[32:]], n_jobs=1
-        ),
+        "distributed.fit detector": lambda: distributed.fit(PatchGaussianDetector(4), [w.X[:40], w.X[32:]], n_jobs=1),
         "export.to_torch": exported,
         "export.to_torch floats": lambda: module(torch.from_numpy(w.images).movedim(-1, 1).float() / 255),
         "datasets.make_textures": lambda: datasets.make_textures(2, 2, size=64),

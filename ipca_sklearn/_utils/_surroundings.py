@@ -57,7 +57,7 @@ def own_surroundings() -> Iterator[None]:
 def default_device(device: torch.device) -> Iterator[None]:
     """Make tensors on `device` where a program has set another default device; without one nothing is changed.
 
-    For networks: their code may make tensors and name no device.
+    For code that may make tensors and name no device, such as a network.
     """
     current = torch.get_default_device()
     if current.type == "cpu" or current.type == device.type:
@@ -68,7 +68,7 @@ def default_device(device: torch.device) -> Iterator[None]:
 
 
 class _DefaultDtype:
-    """Torch's default dtype, a setting of the whole process, float32 while networks are built.
+    """Torch's default dtype, a setting of the whole process, float32 while at least one thread needs it.
 
     The first visit saves it and the last one restores it, as for `linalg.full_precision`.
     """
@@ -100,13 +100,18 @@ _default_dtype = _DefaultDtype()
 
 
 @contextmanager
-def building_networks() -> Iterator[None]:
-    """Build a network as a fresh process would: its layers name neither dtype nor device, and draw random weights."""
+def as_in_a_fresh_process(device: torch.device) -> Iterator[None]:
+    """Run code of others as a program does that has set nothing, with `device` as the default.
+
+    For what draws random numbers or makes tensors and names no dtype: the layers of a new network, and augmentations.
+    Where the program has set another default dtype than float32, all its threads see float32 meanwhile: torch has one
+    for the whole process.
+    """
     visit = Visit()
     with ExitStack() as stack:
         stack.enter_context(own_surroundings())
         stack.enter_context(without_autocast())
-        stack.enter_context(default_device(torch.device("cpu")))
+        stack.enter_context(default_device(device))
         stack.callback(_default_dtype.restore, visit)
         _default_dtype.make_float32(visit)
         yield

@@ -272,6 +272,7 @@ class BatchedIncrementalPCA(BasePCA):
     def _signature(self) -> dict[str, Any]:
         return {**super()._signature(), "centering": self.fitted_.centering}
 
+    @linalg.full_precision()
     def get_covariance(self) -> Any:
         """Return the covariance of the model, components plus noise: (P, m, m), or (m, m) for 2-D input.
 
@@ -285,6 +286,7 @@ class BatchedIncrementalPCA(BasePCA):
         covariance.diagonal(dim1=1, dim2=2).add_(basis.noise_variance[:, None])
         return self._read(covariance)
 
+    @linalg.full_precision()
     def get_precision(self) -> Any:
         """Return the inverse of `get_covariance()`, by the matrix inversion lemma; the same shape and memory.
 

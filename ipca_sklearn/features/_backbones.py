@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ipca_sklearn._utils._surroundings import building_networks, default_device, without_autocast
+from ipca_sklearn._utils._surroundings import as_in_a_fresh_process, default_device, without_autocast
 from ipca_sklearn._utils._threads import calling_modules, seeded_torch, tracing_modules
 from ipca_sklearn._utils._typing import Size
 from ipca_sklearn._utils._versions import OldFileError
@@ -85,7 +85,7 @@ class Backbone(nn.Module):
         self._compiled: Callable[[Tensor], Any] | None = None
         self._bytes_per_image: int | None = None
         self.name = source if isinstance(source, str) else type(source).__name__
-        with _BUILDING, tracing_modules(), building_networks(), seeded_torch(seed):
+        with _BUILDING, tracing_modules(), as_in_a_fresh_process(torch.device("cpu")), seeded_torch(seed):
             cut = _build(source, layers, weights, self._input_size)
             self.layers, self.mean, self.std = cut.layers, cut.mean, cut.std
             self.network = cut.network.eval().requires_grad_(False)
@@ -102,6 +102,8 @@ class Backbone(nn.Module):
 
         With `compiled=True` the network is compiled first, unless it has been.
         """
+        if next((parameter.dtype for parameter in self.network.parameters()), None) == torch.float64:
+            images = images.double()  # of a program whose default dtype it is
         if self.margin:
             images = F.pad(images, [self.margin] * 4, mode="reflect")
         output = self._run_compiled(images) if compiled else self.network(images)
@@ -259,7 +261,8 @@ def _check_shapes(source: str | nn.Module, layers: Sequence[Any], crop_size: Siz
     if isinstance(source, nn.Module):
         return
     try:
-        with _BUILDING, tracing_modules(), building_networks(), seeded_torch(0), torch.device("meta"):
+        meta = torch.device("meta")
+        with _BUILDING, tracing_modules(), as_in_a_fresh_process(meta), seeded_torch(0), meta:
             network = _build(source, layers, None, crop_size).network.eval()
             if isinstance(network, torch.fx.GraphModule):
                 fold_batch_norms(network)

@@ -18,6 +18,7 @@ from torchvision.transforms import v2
 
 from ipca_sklearn._utils._files import printable
 from ipca_sklearn._utils._sklearn_compat import LokyBackend, ProcessPoolExecutor, get_active_backend
+from ipca_sklearn._utils._surroundings import as_in_a_fresh_process
 from ipca_sklearn._utils._threads import seeded_torch, single_threaded_workers
 from ipca_sklearn._utils._typing import Image, PathLike, Size
 from ipca_sklearn.exceptions import ImageReadError
@@ -286,7 +287,7 @@ def _augment(image: Tensor, settings: ImageSettings, index: int) -> Tensor:
         return image[..., top : top + height, left : left + width]
     assert callable(settings.augment)
     (seed,) = sequence.generate_state(1, np.uint64)
-    with seeded_torch(int(seed)):
+    with seeded_torch(int(seed)), as_in_a_fresh_process(image.device):
         return settings.augment(image)
 
 

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import gc
 import hashlib
-import io
 import pickle
-import random
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import torch
 from PIL import Image
@@ -22,7 +18,6 @@ from sklearn.base import BaseEstimator
 from sklearn.pipeline import Pipeline
 from torch import Tensor, nn
 
-import ipca_sklearn.datasets
 from ipca_sklearn import (
     BatchedIncrementalPCA,
     FeatureCache,
@@ -32,7 +27,6 @@ from ipca_sklearn import (
     datasets,
     distributed,
     export,
-    features,
     inspection,
     linalg,
     metrics,
@@ -227,6 +221,7 @@ def _detector_calls(w: World) -> dict[str, Call]:
         "score": lambda: w["detector"].score(w.new),
         "memory_needed": lambda: w["detector"].memory_needed(w.X),
         "get_feature_names_out": lambda: w["detector"].get_feature_names_out(),
+        "set_params": lambda: w["detector"].set_params(false_positive_rate=0.2).offset_,
         **judged("detector"),
         **{f"{name} full": call for name, call in judged("padim").items()},
         **{
@@ -397,7 +392,7 @@ def _metric_calls(w: World) -> dict[str, Call]:
         "confidence_interval": lambda: metrics.confidence_interval(
             metrics.image_roc_auc_score, labels, scores, n_resamples=20
         ),
-        "evaluation_report": lambda: metrics.evaluation_report(labels, scores, w.masks, w.maps, n_resamples=20),
+        "evaluation_report": lambda: metrics.evaluation_report(labels, scores, n_resamples=20),
     }
     return {f"metrics.{function}": call for function, call in calls.items()}
 

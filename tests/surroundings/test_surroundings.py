@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import importlib
 import inspect
+import json
 import locale
 import os
 import pkgutil
 import random
 import shutil
 import subprocess
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -94,6 +96,21 @@ def other_seeds() -> Iterator[None]:
 
 
 @contextmanager
+def settings_of_others(folder: Path) -> Iterator[None]:
+    """How numpy prints, what scikit-learn checks, seeds, and the working directory."""
+    with ExitStack() as stack:
+        stack.enter_context(np.printoptions(precision=1, threshold=2, edgeitems=1, legacy="1.13"))
+        stack.enter_context(
+            sklearn.config_context(
+                assume_finite=True, skip_parameter_validation=True, enable_metadata_routing=True, working_memory=1
+            )
+        )
+        stack.enter_context(other_seeds())
+        stack.enter_context(contextlib.chdir(folder))
+        yield
+
+
+@contextmanager
 def decimal_comma(folder: Path) -> Iterator[None]:
     """A locale with a decimal comma, compiled here: few machines have one."""
     if shutil.which("localedef") is None:
@@ -117,10 +134,6 @@ def decimal_comma(folder: Path) -> Iterator[None]:
             locale.setlocale(locale.LC_NUMERIC, "C")
 
 
-def _of_matmul() -> str:
-    return torch.get_float32_matmul_precision()
-
-
 # Threads are not among them: their number changes the rounding of products (docs/user_guide.md).
 SURROUNDINGS: dict[str, Callable[[Path], AbstractContextManager[Any]]] = {
     "autocast to bfloat16": lambda _: torch.autocast("cpu", torch.bfloat16),
@@ -134,17 +147,14 @@ SURROUNDINGS: dict[str, Callable[[Path], AbstractContextManager[Any]]] = {
         torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms, True
     ),
     "anomaly detection": lambda _: torch.autograd.set_detect_anomaly(True),
-    "products in bfloat16": lambda _: setting(_of_matmul, torch.set_float32_matmul_precision, "medium"),
+    "products in bfloat16": lambda _: setting(
+        torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "medium"
+    ),
     "denormals are zero": lambda _: setting(lambda: False, torch.set_flush_denormal, True),
     "numpy raises": lambda _: np.errstate(all="raise"),
     "warnings are errors": lambda _: strict_warnings(),
-    "short print options": lambda _: np.printoptions(precision=1, threshold=2, edgeitems=1, legacy="1.13"),
-    "other seeds": lambda _: other_seeds(),
-    "another working directory": lambda folder: contextlib.chdir(folder),
+    "settings of what we import": settings_of_others,
     "a decimal comma": decimal_comma,
-    "scikit-learn's settings": lambda _: sklearn.config_context(
-        assume_finite=True, skip_parameter_validation=True, enable_metadata_routing=True, working_memory=1
-    ),
 }
 
 
@@ -226,6 +236,19 @@ def test_every_public_call_gives_the_same_bits_in_another_thread(world: World, p
     thread.start()
     thread.join()
     assert not found
+
+
+def test_every_public_call_gives_the_same_bits_in_another_process(
+    world: World, plain: dict[str, str], tmp_path: Path
+) -> None:
+    """With other hashes, without assertions, with warnings as errors, and with ASCII for text."""
+    settings = {"PYTHONHASHSEED": "77", "PYTHONPATH": str(Path(__file__).parents[2]), "LC_ALL": "C"}
+    settings |= {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    command = [sys.executable, "-O", "-W", "error", "-m", "tests.surroundings.calls", str(world.folder)]
+    done = subprocess.run(command, cwd=tmp_path, env=os.environ | settings, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout)
+    assert [name for name, bits in plain.items() if found[name] != bits] == []
 
 
 def test_the_table_has_every_public_call(world: World) -> None:

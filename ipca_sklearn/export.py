@@ -122,12 +122,11 @@ class _Features(nn.Module):
         super().__init__()
         self._settings = settings.images
         self._backbone = copy.deepcopy(settings.backbone).float().cpu()
-        for name, values in (("_mean", settings.mean), ("_std", settings.std)):
-            per_channel = torch.tensor(values, dtype=torch.float32, device="cpu").view(3, 1, 1)
-            self.register_buffer(name, per_channel)
+        self.register_buffer("_mean", torch.tensor(settings.mean).view(3, 1, 1))
+        self.register_buffer("_std", torch.tensor(settings.std).view(3, 1, 1))
         _register(self, "_columns", None if columns is None else torch.from_numpy(columns))
         with torch.inference_mode():
-            layers = self._backbone(torch.zeros(1, 3, *settings.images.crop_size, dtype=torch.float32, device="cpu"))
+            layers = self._backbone(torch.zeros(1, 3, *settings.images.crop_size))
         how = settings.map_interpolation, settings.pooling_size, settings.backbone.margin
         for index, layer in enumerate(layers):
             for axis, side, patches, pixels in zip(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ipca_sklearn import BatchedIncrementalPCA, PatchFeatureExtractor, PatchGaussianDetector, export, linalg
 from ipca_sklearn._utils._surroundings import as_in_a_fresh_process, default_device
-from tests.surroundings.calls import forget_derived
+from tests.surroundings.bits import forget_derived
 
 IMAGES = np.random.default_rng(0).integers(0, 255, (24, 40, 40, 3), dtype=np.uint8)
 SAMPLES = torch.randn(40, 3, 8, generator=torch.Generator().manual_seed(0))

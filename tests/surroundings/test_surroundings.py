@@ -26,7 +26,9 @@ import sklearn
 import torch
 
 import ipca_sklearn
-from tests.surroundings.calls import World, digest, forget_derived, public_calls
+from tests.surroundings.bits import digest, forget_derived
+from tests.surroundings.calls import public_calls
+from tests.surroundings.world import World
 
 # What the table lacks, and why.
 LEFT_OUT = {

@@ -277,6 +277,7 @@ class BatchedIncrementalPCA(BasePCA):
         return {**super()._signature(), "centering": self.fitted_.centering}
 
     @of_one_state
+    @linalg.full_precision()
     def get_covariance(self) -> Any:
         """Return the covariance of the model, components plus noise: (P, m, m), or (m, m) for 2-D input.
 
@@ -291,6 +292,7 @@ class BatchedIncrementalPCA(BasePCA):
         return self._read(covariance)
 
     @of_one_state
+    @linalg.full_precision()
     def get_precision(self) -> Any:
         """Return the inverse of `get_covariance()`, by the matrix inversion lemma; the same shape and memory.
 

@@ -27,6 +27,7 @@ from ipca_sklearn._utils._sklearn_compat import (
     fit_context,
     validate_parameters,
 )
+from ipca_sklearn._utils._surroundings import own_surroundings
 from ipca_sklearn._utils._turns import in_turn, snapshot
 from ipca_sklearn._utils._typing import ArrayLike, DeviceLike, DTypeLike
 from ipca_sklearn._utils._versions import VersionedMixin
@@ -272,7 +273,8 @@ class PatchGaussianDetector(
         """
         steps = normal_steps(read_steps(self, X, reset=True), y)
         columns = self._choose_features(steps.n_features)
-        return self._learn(steps, columns, self._new_pca(), Calibration.empty(steps.n_patches), (X, y))
+        with own_surroundings():
+            return self._learn(steps, columns, self._new_pca(), Calibration.empty(steps.n_patches), (X, y))
 
     @in_turn
     @fit_context(prefer_skip_nested_validation=True)
@@ -282,7 +284,8 @@ class PatchGaussianDetector(
             return self.fit(X, y)
         steps = normal_steps(read_steps(self, X, reset=False), y)
         pca = copy.copy(self.pca_).set_params(**self._pca_params())
-        return self._learn(steps, self._columns(), pca, self._calibration, (X, y))
+        with own_surroundings():
+            return self._learn(steps, self._columns(), pca, self._calibration, (X, y))
 
     def _learn(
         self,
@@ -400,6 +403,7 @@ class PatchGaussianDetector(
         return prod(self.patch_shape_)
 
     @in_turn
+    @own_surroundings()
     def merge(self, other: PatchGaussianDetector) -> PatchGaussianDetector:
         """Take in what another detector learnt from other images, as if this one had seen them too.
 

@@ -17,6 +17,7 @@ from ipca_sklearn._utils._estimators import set_learnt
 from ipca_sklearn._utils._labels import check_labels, normal_rows
 from ipca_sklearn._utils._precision import above, below, difference
 from ipca_sklearn._utils._sklearn_compat import validate_parameters
+from ipca_sklearn._utils._surroundings import own_surroundings
 from ipca_sklearn._utils._turns import in_turn, of_one_state
 from ipca_sklearn._utils._typing import ArrayLike
 from ipca_sklearn.decomposition._base import BasePCA, Learning
@@ -67,6 +68,7 @@ class ThresholdMixin(MapScoringMixin):
 
     @property
     @of_one_state
+    @own_surroundings()
     def offset_(self) -> float:
         """Images with a lower score are anomalous."""
         learnt, chosen = self._thresholds(), self._chosen()
@@ -74,6 +76,7 @@ class ThresholdMixin(MapScoringMixin):
 
     @property
     @of_one_state
+    @own_surroundings()
     def map_threshold_(self) -> float:
         """Patches with a larger value of the map are anomalous."""
         learnt, chosen = self._thresholds(), self._chosen()
@@ -121,6 +124,7 @@ class ThresholdMixin(MapScoringMixin):
         return {name: getattr(self, name) for name in _SCORE_PARAMETERS}
 
     @of_one_state
+    @own_surroundings()
     def decision_function(self, X: ArrayLike) -> Any:
         """Return `score_samples(X) - offset_`: negative is anomalous. Parameters and errors as `score_samples`.
 
@@ -156,6 +160,7 @@ class ThresholdMixin(MapScoringMixin):
         return above(self.transform(X), self.map_threshold_)
 
     @of_one_state
+    @own_surroundings()
     def p_values(self, X: Any = None, *, scores: Any = None) -> np.ndarray:
         """Return the p-value of each image: how often a normal image scores as low.
 
@@ -223,16 +228,17 @@ class ThresholdMixin(MapScoringMixin):
         check_is_fitted(self)
         validate_parameters(self)
         steps = normal_steps(read_steps(self, X, reset=False), y).take(self._columns())
-        scores = Calibration.empty(steps.n_patches)
-        if steps.n_samples and self.pca_.fitted_.state.weight >= 2:  # else no variance is known
-            summaries = self._as_scored(steps, lambda scorer, step, weight: scorer.summaries(step, weight))
-            read = ~np.isnan(summaries).any(axis=1)
-            if not read.any():
-                raise steps.unreadable()
-            summaries = summaries[read].astype(np.float64)
-            summaries[:, 0] = self.pca_.fitted_.state.weight  # not rounded: these scores need no correction
-            scores = scores.extended([summaries])
-        self._store(self._features_in(), self._columns(), self.pca_, scores, left_out=scores)
+        with own_surroundings():
+            scores = Calibration.empty(steps.n_patches)
+            if steps.n_samples and self.pca_.fitted_.state.weight >= 2:  # else no variance is known
+                summaries = self._as_scored(steps, lambda scorer, step, weight: scorer.summaries(step, weight))
+                read = ~np.isnan(summaries).any(axis=1)
+                if not read.any():
+                    raise steps.unreadable()
+                summaries = summaries[read].astype(np.float64)
+                summaries[:, 0] = self.pca_.fitted_.state.weight  # not rounded: these scores need no correction
+                scores = scores.extended([summaries])
+            self._store(self._features_in(), self._columns(), self.pca_, scores, left_out=scores)
         return self
 
     @in_turn

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ipca_sklearn._utils._surroundings import as_in_a_fresh_process
 from ipca_sklearn._utils._threads import seeded_torch, tracing_modules
 from ipca_sklearn._utils._typing import Size
 from ipca_sklearn._utils._versions import OldFileError
@@ -88,14 +89,14 @@ class Backbone(nn.Module):
         self._bytes_per_image: int | None = None
         self._orders: dict[str | int, str] = {}  # of the axes of each layer, once the shapes are known
         self.name = source if isinstance(source, str) else type(source).__name__
-        with _BUILDING, tracing_modules(), seeded_torch(seed):
+        with _BUILDING, tracing_modules(), as_in_a_fresh_process(torch.device("cpu")), seeded_torch(seed):
             cut = _build(source, layers, weights, self._input_size)
             self.layers, self.mean, self.std = cut.layers, cut.mean, cut.std
             self.network = cut.network.eval().requires_grad_(False)
             if isinstance(self.network, torch.fx.GraphModule):
                 fold_batch_norms(self.network)
                 copy_overwritten(self.network)
-        self.network.to(memory_format=torch.channels_last)
+            self.network.to(memory_format=torch.channels_last)
 
     def label(self) -> str:
         """Return the name as messages show it: in quotes, or the class of the user's module."""
@@ -106,6 +107,8 @@ class Backbone(nn.Module):
 
         With `compiled=True` the network is compiled first, unless it has been.
         """
+        if next((parameter.dtype for parameter in self.network.parameters()), None) == torch.float64:
+            images = images.double()  # of a program whose default dtype it is
         if self.margin:
             images = F.pad(images, [self.margin] * 4, mode="reflect")
         network = self._run_compiled if compiled else self.network
@@ -136,8 +139,10 @@ class Backbone(nn.Module):
             The network fails on images of this size, or gives no maps of them, or maps with channels nobody knows
             where.
         """
+        device = next((parameter.device for parameter in self.parameters()), torch.device("cpu"))
         try:
-            seen = shapes_of(self.network, self._named, self._input_size)
+            with without_autocast(), default_device(device):
+                seen = shapes_of(self.network, self._named, self._input_size)
         except (RuntimeError, AssertionError, IndexError, TypeError) as error:
             with_margin = f", and margin={self.margin} at each edge; 0 leaves it out" if self.margin else ""
             raise ValueError(
@@ -292,7 +297,8 @@ def _check_shapes(source: str | nn.Module, layers: Sequence[Any], crop_size: Siz
     if isinstance(source, nn.Module):
         return
     try:
-        with _BUILDING, tracing_modules(), seeded_torch(0), torch.device("meta"):
+        meta = torch.device("meta")
+        with _BUILDING, tracing_modules(), as_in_a_fresh_process(meta), seeded_torch(0), meta:
             network = _build(source, layers, None, crop_size).network.eval()
             if isinstance(network, torch.fx.GraphModule):
                 fold_batch_norms(network)

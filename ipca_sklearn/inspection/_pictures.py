@@ -10,11 +10,13 @@ from torch import Tensor
 
 from ipca_sklearn._utils._files import printable
 from ipca_sklearn._utils._precision import above
+from ipca_sklearn._utils._surroundings import own_surroundings
 from ipca_sklearn._utils._typing import PathLike
 from ipca_sklearn.features._decode import to_rgb
 from ipca_sklearn.features._formats import MAX_PIXELS, open_image
 
 
+@own_surroundings()
 def hottest_box(
     anomaly_map: np.ndarray, threshold: float, covered_box: tuple[float, float, float, float]
 ) -> tuple[int, int, int, int]:
@@ -73,6 +75,7 @@ def region_boxes(
     return boxes
 
 
+@own_surroundings()
 def overlay(estimator: Pipeline, anomaly_map: np.ndarray, image: Image.Image) -> Image.Image:
     """Draw a heat map over its image, which is shown in grey.
 
@@ -126,6 +129,7 @@ def overlay(estimator: Pipeline, anomaly_map: np.ndarray, image: Image.Image) ->
     return Image.fromarray((grey + 0.6 * inspected * (colours - grey)).astype(np.uint8))
 
 
+@own_surroundings()
 def heat_layer(estimator: Pipeline, anomaly_map: np.ndarray, size: tuple[int, int]) -> Image.Image:
     """Draw a heat map as a layer over its image: transparent up to the threshold for patches, colours from there on.
 

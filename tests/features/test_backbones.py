@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import linecache
 import pickle
@@ -110,7 +111,9 @@ def test_same_padding_puts_the_odd_pixel_at_the_end(size, kernel, stride):
 
 def on_meta(name, size=64):
     """Shapes of the maps, without numbers: the large networks cost nothing."""
-    with torch.device("meta"):
+    with pytest.MonkeyPatch.context() as patched, torch.device("meta"):
+        # It keeps a program's default device, as this one, away from networks.
+        patched.setattr("ipca_sklearn.features._backbones.as_in_a_fresh_process", contextlib.nullcontext)
         return shapes(make(name, crop_size=size), size)
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ipca_sklearn._utils._surroundings import as_in_a_fresh_process
+from ipca_sklearn._utils._surroundings import as_in_a_fresh_process, default_device, without_autocast
 from ipca_sklearn._utils._threads import seeded_torch, tracing_modules
 from ipca_sklearn._utils._typing import Size
 from ipca_sklearn._utils._versions import OldFileError

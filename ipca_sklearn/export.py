@@ -18,6 +18,7 @@ from torch.torch_version import TorchVersion
 
 from ipca_sklearn import linalg
 from ipca_sklearn._utils._files import printable, replacing
+from ipca_sklearn._utils._surroundings import as_in_a_fresh_process, default_device, without_autocast
 from ipca_sklearn._utils._typing import Image, PathLike
 from ipca_sklearn.detection import PatchGaussianDetector
 from ipca_sklearn.detection._map_ops import blur_matrix, image_scores
@@ -92,6 +93,13 @@ class PatchGaussianModule(nn.Module):
         map : Tensor of shape (n, H', W')
             As `transform`: larger is more anomalous.
         """
+        with without_autocast():
+            if torch.compiler.is_compiling():  # what is compiled or written has no other surroundings
+                return self._score(images)
+            with linalg.full_precision(), default_device(images.device):
+                return self._score(images)
+
+    def _score(self, images: Tensor) -> tuple[Tensor, Tensor]:
         distances = self._distances(self._features(images, self._inside))
         if self._place is not None:
             outside = torch.zeros_like(distances[:, :1])
@@ -278,7 +286,8 @@ def to_torch(pipe: Pipeline, *, components_dtype: str = "float32") -> PatchGauss
         check_is_fitted(step)
     if steps[0].interpolation == "bilinear":
         _require_torch("bilinear resizing within a module")
-    module = PatchGaussianModule(steps[0], steps[1], getattr(torch, components_dtype))
+    with as_in_a_fresh_process(torch.device("cpu")), linalg.full_precision():
+        module = PatchGaussianModule(steps[0], steps[1], getattr(torch, components_dtype))
     return module.eval().requires_grad_(False)
 
 
@@ -352,7 +361,7 @@ def to_onnx(
         )
     expected = [] if check is None else list(_results(pipe, check_images(check), dtype))
     height, width = module.image_size
-    images = torch.zeros(2, 3, height, width + 1, dtype=getattr(torch, dtype))
+    images = torch.zeros(2, 3, height, width + 1, dtype=getattr(torch, dtype), device="cpu")
     dynamic = {"images": {0: torch.export.Dim("n"), 2: torch.export.Dim("height"), 3: torch.export.Dim("width")}}
     program = _onnx_program(
         module,
@@ -423,7 +432,8 @@ def _check(content: bytes, expected: Sequence[_Result]) -> None:
 def _onnx_program(module: PatchGaussianModule, *arguments: Any, **options: Any) -> Any:
     """Return what torch.onnx.export returns, or an error that names the backbone."""
     try:
-        return torch.onnx.export(module, *arguments, **options)
+        with as_in_a_fresh_process(torch.device("cpu")):
+            return torch.onnx.export(module, *arguments, **options)
     except torch.onnx.OnnxExporterError as error:
         cause = error.__cause__ or error
         raise RuntimeError(

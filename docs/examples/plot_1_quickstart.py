@@ -21,7 +21,7 @@ print(data.train_images.shape, data.train_images.dtype)
 # A pipeline of two estimators: a frozen network describes the patches of an image, and every patch gets a Gaussian.
 pipe = Pipeline(
     [
-        ("features", PatchFeatureExtractor("efficientnet_lite0")),
+        ("features", PatchFeatureExtractor()),
         ("detector", PatchGaussianDetector(n_components=16)),
     ]
 )

@@ -16,7 +16,7 @@ from ipca_sklearn.datasets import make_textures
 from ipca_sklearn.inspection import ExplainedVarianceDisplay
 
 data = make_textures(96, 48, material="wood", random_state=0)
-extractor = PatchFeatureExtractor("efficientnet_lite0", grid_size=28).fit(data.train_images)
+extractor = PatchFeatureExtractor(grid_size=28).fit(data.train_images)
 normal = np.asarray(extractor.transform(data.train_images))
 new = np.asarray(extractor.transform(data.test_images))
 

@@ -14,7 +14,7 @@ from ipca_sklearn.datasets import make_textures
 from ipca_sklearn.inspection import ThresholdDisplay
 
 data = make_textures(300, 120, material="metal", random_state=0)
-extractor = PatchFeatureExtractor("efficientnet_lite0", grid_size=28, image_size=128)
+extractor = PatchFeatureExtractor(grid_size=28, image_size=128)
 normal = np.asarray(extractor.fit_transform(data.train_images))
 new = np.asarray(extractor.transform(data.test_images))
 

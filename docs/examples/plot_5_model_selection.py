@@ -30,7 +30,7 @@ folder = tempfile.TemporaryDirectory()
 cache = FeatureCache(folder.name, max_bytes=2_000_000_000)
 pipe = Pipeline(
     [
-        ("features", PatchFeatureExtractor("efficientnet_lite0", image_size=128, cache=cache)),
+        ("features", PatchFeatureExtractor(image_size=128, cache=cache)),
         ("detector", PatchGaussianDetector()),
     ]
 )

@@ -9,7 +9,14 @@ import typer
 from ipca_sklearn import __version__
 from ipca_sklearn.cli._commands import Commands
 
-app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+# Plain help: the tables of rich cut the names of options in narrow terminals.
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
 
 
 def _print_version(wanted: bool) -> None:

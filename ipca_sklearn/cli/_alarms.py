@@ -5,6 +5,11 @@ from __future__ import annotations
 import numpy as np
 from scipy.stats import binomtest, ks_2samp
 
+from ipca_sklearn import PatchGaussianDetector
+from ipca_sklearn._utils._precision import below
+
+# One sign for all outputs: that of `score_samples`.
+WORSE = "the lower a score, the worse"
 # A test that normal images pass warns of one set in 1000 by chance.
 _SIGNIFICANCE = 1e-3
 # The largest difference between two distributions (0 to 1) that is worth a word, however many images show it.
@@ -26,7 +31,28 @@ def asked_rate(false_positive_rate: float | str, calibration_scores: np.ndarray,
     """
     if not isinstance(false_positive_rate, str):
         return float(false_positive_rate)
-    return float((np.sum(calibration_scores < offset) + 1) / (len(calibration_scores) + 1))
+    return float((np.sum(below(calibration_scores, offset)) + 1) / (len(calibration_scores) + 1))
+
+
+def expected_rate(detector: PatchGaussianDetector) -> float:
+    """Return the share of new normal images that a detector expects to call anomalous, whatever set its threshold."""
+    chosen = detector.chosen_threshold_
+    is_chosen = chosen is not None and chosen.offset == detector.offset_
+    rate = "auto" if is_chosen else detector.false_positive_rate
+    return asked_rate(rate, detector.calibration_scores_, detector.offset_)
+
+
+def in_words(detector: PatchGaussianDetector) -> str:
+    """Return what the threshold of a detector is, which side of it is worse, and how many false alarms it expects."""
+    scores, offset = detector.calibration_scores_, detector.offset_
+    text = f"images that score below {offset:.4g} are anomalous: {WORSE}"
+    if not len(scores):
+        return f"{text}; of normal images nothing is known yet"
+    n_below = int(np.sum(below(scores, offset)))
+    return (
+        f"{text}; of new normal images about {expected_rate(detector):.1%} are expected to, as {n_below} of "
+        f"{len(scores)} did before they were learnt"
+    )
 
 
 def doubt_of_normal(scores: np.ndarray, calibration_scores: np.ndarray, n_alarms: int, rate: float) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from contextlib import ExitStack
 from importlib import import_module
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from ipca_sklearn.cli._names import OptionNames
 from ipca_sklearn.cli._text import one_line, warn
 
 # Exit codes; 2 is a wrong command line (click's), and 141 that of a Unix tool whose reader has gone.
@@ -38,14 +40,25 @@ class Commands(TyperGroup):
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
-        self.commands.update({name: TyperCommand(name, help=summary) for name, (_, summary) in COMMANDS.items()})
+        self._in_words_of_options: Callable[[object], str] = str  # until the command is known
+        self.commands.update(
+            {name: TyperCommand(name, help=summary, rich_markup_mode=None) for name, (_, summary) in COMMANDS.items()}
+        )
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Return the name of the command to be run, the command and its arguments."""
         name, command, rest = super().resolve_command(ctx, args)
         if rest[-1:] == ["--backbone"]:  # Typer has no options whose value may be left out
             rest = [*rest, "list"]
-        return name, load_command(name) if name in COMMANDS else command, rest
+        if name in COMMANDS:
+            command = load_command(name)
+            self._in_words_of_options = OptionNames(command.params)
+        return name, command, rest
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write the summaries of the commands, which click would cut."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, (self.commands[name].help or "").partition("\n")[0]) for name in self.commands])
 
     def main(self, *args: Any, **options: Any) -> Any:
         """Run the command line. A reader that stops reading, as `head` does, ends it without a message."""
@@ -67,7 +80,7 @@ class Commands(TyperGroup):
         try:
             with warnings.catch_warnings(), ExitStack() as at_the_end:
                 if not debug:
-                    warnings.showwarning = shower = _Shower()
+                    warnings.showwarning = shower = _Shower(lambda text: self._in_words_of_options(text))
                     at_the_end.callback(shower.show_totals)
                 return super().invoke(ctx)
         except BrokenPipeError:
@@ -80,14 +93,15 @@ class Commands(TyperGroup):
         except (OSError, ValueError, TypeError, ImportError, RuntimeError, MemoryError) as error:
             if debug or isinstance(error, (typer.Exit, typer.Abort)):
                 raise
-            typer.echo(f"error: {one_line(error) or type(error).__name__}", err=True)
+            message = one_line(self._in_words_of_options(error))
+            typer.echo(f"error: {message or type(error).__name__}", err=True)
             raise typer.Exit(ERROR) from error
 
 
 def load_command(name: str) -> Any:
     """Import the room of a command and return the command."""
     room, _ = COMMANDS[name]
-    app = typer.Typer(add_completion=False)
+    app = typer.Typer(add_completion=False, rich_markup_mode=None)
     app.command(name)(getattr(import_module(f"ipca_sklearn.cli.{room}"), name))
     return typer.main.get_command(app)
 
@@ -105,12 +119,13 @@ class _Shower:
     # By name, because the classes are in a room that imports scikit-learn.
     _REPEATED = ("AspectRatioWarning", "MultiPageImageWarning")
 
-    def __init__(self) -> None:
+    def __init__(self, in_words_of_options: Callable[[object], str]) -> None:
+        self._in_words_of_options = in_words_of_options
         self._counts: dict[str, tuple[int, int]] = {}  # of each remark: how often it came, and of how many images
 
     def __call__(self, message: Any, category: type[Warning], *_: Any, **__: Any) -> None:
         if category.__name__ not in self._REPEATED:
-            warn(message)
+            warn(self._in_words_of_options(message))
             return
         n_times, n_images = self._counts.get(message.remark, (0, 0))
         if not n_times:

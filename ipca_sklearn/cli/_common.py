@@ -8,10 +8,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 from sklearn.pipeline import Pipeline
 
 from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector, persistence
+from ipca_sklearn._utils._devices import resolve_device
+from ipca_sklearn._utils._files import printable
 from ipca_sklearn.datasets._folders import IMAGE_SUFFIXES, list_images
 
 ModelFile = Annotated[
@@ -23,15 +26,22 @@ OnError = Annotated[
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... or auto: a GPU if there is one.")]
 
 
-def find_images(paths: Iterable[Path]) -> list[Path]:
+def find_images(paths: Iterable[Path], option: str = "") -> list[Path]:
     """Return files as they are, and the images of folders, searched through all levels.
 
     Hidden files and folders are left out, see `list_images`. The path "-" stands for the lines of the standard input.
+    What an `option` names must be there; a file that is named as an argument is an error when it is read.
     """
+    if option:
+        for path in paths:
+            if str(path) != "-" and not path.exists():
+                raise FileNotFoundError(f"{option} {printable(path)}: there is no such file or folder")
     found = list(_find(paths))
     if not found:
+        listed = ", ".join(map(printable, paths))
         raise FileNotFoundError(
-            f"no images in {', '.join(map(str, paths))}; expected files ending in {', '.join(IMAGE_SUFFIXES)}"
+            f"{option}{': ' if option else ''}no images in {listed}; expected files ending in "
+            f"{', '.join(IMAGE_SUFFIXES)}"
         )
     return found
 
@@ -52,8 +62,16 @@ def folders_of(paths: Iterable[Path]) -> list[Path]:
     return [path for path in paths if str(path) != "-" and path.is_dir()]
 
 
+def check_common(device: str | None, on_error: str) -> None:
+    """Refuse bad values before any work is done: not all of it would use them."""
+    if on_error not in ("raise", "skip"):
+        raise ValueError(f"--on-error {on_error!r}: use raise or skip")
+    resolve_device(device, torch.device("cpu"))
+
+
 def open_model(path: Path, device: str | None, *, on_error: str = "raise") -> Pipeline:
     """Load a model, and set where it computes and what it does about images that cannot be read."""
+    check_common(device, on_error)
     pipe = persistence.load(path)
     steps = [step for _, step in pipe.steps] if isinstance(pipe, Pipeline) else []
     if [type(step) for step in steps] != [PatchFeatureExtractor, PatchGaussianDetector]:

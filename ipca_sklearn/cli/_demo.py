@@ -12,6 +12,8 @@ from sklearn.pipeline import Pipeline
 
 from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector
 from ipca_sklearn._utils._files import naming, printable
+from ipca_sklearn._utils._precision import below
+from ipca_sklearn.cli._alarms import WORSE
 from ipca_sklearn.cli._outputs import PICTURES, Output, check_outputs
 from ipca_sklearn.datasets import make_textures
 from ipca_sklearn.inspection import AnomalyMapDisplay
@@ -34,7 +36,7 @@ def demo(
     check_outputs([Output("--output", output, PICTURES)])
     matplotlib.use("Agg")  # to write a file without opening a window
     data = make_textures(n_train, n_test, material=material, random_state=seed)
-    features = PatchFeatureExtractor("efficientnet_lite0")
+    features = PatchFeatureExtractor()
     pipe = Pipeline([("features", features), ("detector", PatchGaussianDetector(k))])
     started = time.perf_counter()
     pipe.fit(data.train_images)
@@ -42,7 +44,7 @@ def demo(
     detector = pipe["detector"]
     maps = pipe.transform(data.test_images)
     scores = detector.score_maps(maps)
-    labels = np.where(scores < detector.offset_, -1, 1)
+    labels = np.where(below(scores, detector.offset_), -1, 1)
     masks = features.transform_masks(data.test_masks, data.test_images)
     normal = data.test_labels == 1
     typer.echo(f"{material}: learnt {n_train} normal images of 256 x 256 in {trained - started:.1f} s")
@@ -50,7 +52,8 @@ def demo(
     typer.echo(f"pixel ROCAUC {pixel_roc_auc_score(masks, maps):.3f}")
     typer.echo(f"AUPRO        {aupro_score(masks, maps):.3f}")
     typer.echo(
-        f"threshold    {-detector.offset_:.3g}: {np.sum(labels[~normal] == -1)} of {np.sum(~normal)} defects found, "
+        f"threshold    {detector.offset_:.3g} ({WORSE}): "
+        f"{np.sum(labels[~normal] == -1)} of {np.sum(~normal)} defects found, "
         f"{np.sum(labels[normal] == -1)} of {np.sum(normal)} normal images called anomalous"
     )
     shown = [*np.flatnonzero(~normal)[:5], *np.flatnonzero(normal)[:1]]

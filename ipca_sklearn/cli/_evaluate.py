@@ -12,8 +12,9 @@ import numpy as np
 import typer
 
 from ipca_sklearn._utils._files import naming, printable
+from ipca_sklearn._utils._precision import above, below
 from ipca_sklearn._utils._tables import to_json
-from ipca_sklearn.cli._alarms import asked_rate, doubt_of_normal
+from ipca_sklearn.cli._alarms import WORSE, doubt_of_normal, expected_rate
 from ipca_sklearn.cli._common import Device, ModelFile, find_images, open_model
 from ipca_sklearn.cli._figures import draw_pimo, draw_roc, print_report
 from ipca_sklearn.cli._learnt import unseen
@@ -56,10 +57,10 @@ def evaluate(
 
     For each type of defect: ROCAUC, average precision and the largest F1 score of images and of pixels, the share of
     images found and the F1 score of the marked pixels at the learnt thresholds, and AUPRO and AUPIMO of the regions,
-    with 95 % intervals. Good images that the model has learnt are left out. The figures of pixels are of the images
-    with a mask, inside of the region of interest. Warnings tell if images of a kind are fewer than 30, and if the
-    normal images are not those that the model expects. With --reviewed in place of a folder, the labels are the ticks
-    of a report, and there are no figures of pixels.
+    with 95 % intervals. Good images that the model has learnt are left out, and so are their copies. The figures of
+    pixels are of the images with a mask, inside of the region of interest. Warnings tell if images of a kind are fewer
+    than 30, and if the normal images are not those that the model expects. With --reviewed in place of a folder, the
+    labels are the ticks of a report, and there are no figures of pixels.
     """
     if (root is None) == (reviewed is None):
         raise ValueError("name a folder in MVTec AD's layout, or --reviewed with a file of ticks, and not both")
@@ -104,18 +105,23 @@ def evaluate(
             scores,
             masks,
             maps,
-            marked=maps > detector.map_threshold_,
+            marked=above(maps, detector.map_threshold_),
             offset=detector.offset_,
             defect_types=data.defect_types,
             has_mask=has_mask,
             region=detector.region_,
         )
-    rate = asked_rate(detector.false_positive_rate, detector.calibration_scores_, detector.offset_)
+    rate = expected_rate(detector)
     if as_json:
-        typer.echo(to_json(report | {"expected_false_alarms": rate}))
+        typer.echo(
+            to_json(
+                report | {"expected_false_alarms": rate, "offset": float(detector.offset_), "worse_scores": "lower"}
+            )
+        )
     else:
         print_report(report)
-    n_alarms = int(np.sum(scores[normal] < detector.offset_))
+        typer.echo(f"images that score below {detector.offset_:.4g} are anomalous: {WORSE}")
+    n_alarms = int(np.sum(below(scores[normal], detector.offset_)))
     doubt = doubt_of_normal(scores[normal], detector.calibration_scores_, n_alarms, rate)
     if doubt is not None:
         warn(doubt)
@@ -191,11 +197,14 @@ def info(
         "false positive rate": detector.false_positive_rate,
         "chosen threshold": None if detector.chosen_threshold_ is None else str(detector.chosen_threshold_),
         "calibrated with images": len(detector.calibration_scores_),
+        "expected share of normal images called anomalous": expected_rate(detector),
         "file, MB": round(model.stat().st_size / 1e6, 1),
     }
     if as_json:
-        typer.echo(to_json(facts))
+        typer.echo(to_json(facts | {"worse scores": "lower", "worse map values": "higher"}))
         return
+    facts["offset"] = f"{facts['offset']}: images that score lower are anomalous"
+    facts["map threshold"] = f"{facts['map threshold']}: patches with larger distances are anomalous"
     for name, value in facts.items():
         if name == "learnt from":
             for record in value:
@@ -218,7 +227,7 @@ def export(
     ] = None,
 ) -> None:
     """Write a model as one ONNX file, from images (n, 3, H, W) to scores and maps."""
-    images = find_images(check) if check else None
+    images = find_images(check, "--check") if check else None
     n_bytes = model.stat().st_size if model.is_file() else 0
     check_outputs([Output("--output", output, ONNX, n_bytes=n_bytes)], files=[model])
     with naming(output):

@@ -6,6 +6,7 @@ import re
 import warnings
 from dataclasses import replace
 from datetime import UTC, datetime
+from math import inf, nan
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,18 +16,24 @@ from sklearn.pipeline import Pipeline
 
 from ipca_sklearn import FewImagesWarning, PatchFeatureExtractor, PatchGaussianDetector, __version__, persistence
 from ipca_sklearn._utils._files import printable, shown_bytes
+from ipca_sklearn.cli._alarms import in_words
 from ipca_sklearn.cli._backbone import choose_backbone
 from ipca_sklearn.cli._commands import INTERRUPTED
-from ipca_sklearn.cli._common import Device, ModelFile, OnError, find_images, folders_of, open_model
-from ipca_sklearn.cli._learnt import not_learnt, remember, same_file
+from ipca_sklearn.cli._common import Device, ModelFile, OnError, check_common, find_images, folders_of, open_model
+from ipca_sklearn.cli._learnt import not_learnt, noting_pixels, pixels, remember
 from ipca_sklearn.cli._outputs import MODELS, Output, changed_model, check_outputs, check_space
 from ipca_sklearn.cli._progress import Progress
 from ipca_sklearn.cli._reviewed import ReviewedFile, Ticks, read_reviewed
 from ipca_sklearn.cli._training_images import refuse_test_images, tell_copies
+from ipca_sklearn.features._masks import read_mask
+from ipca_sklearn.features._networks import DEFAULT_BACKBONE
 
 Folders = Annotated[
     list[Path], typer.Argument(metavar="DIR", help="Folders or files of normal images; `-` reads paths from stdin.")
 ]
+
+
+_LEAST = 5e-324  # the smallest number above 0
 
 
 def fit(
@@ -40,11 +47,15 @@ def fit(
             help="Network, as in PatchFeatureExtractor; `list` prints which there are and where their weights come "
             "from, and a pattern such as 'timm:*resnet*' those that match.",
         ),
-    ] = "efficientnet_lite0",
+    ] = DEFAULT_BACKBONE,
     k: Annotated[int, typer.Option("--k", min=1, help="Components per patch.")] = 16,
     step: Annotated[int, typer.Option(min=1, help="Images per update.")] = 16,
     false_positive_rate: Annotated[
-        str, typer.Option(help="Share of new normal images that may be called anomalous, or auto.")
+        str,
+        typer.Option(
+            help="Share of new normal images that may be called anomalous, or auto: three robust standard "
+            "deviations below the median, which has called 1.5 to 4 % of new normal images anomalous."
+        ),
     ] = "auto",
     image_size: Annotated[
         str,
@@ -73,6 +84,14 @@ def fit(
     A checkpoint is kept beside the model until it is complete: after an interruption, the same command resumes there.
     If images have come or gone since, remove the checkpoint to start again, or bring back the images as they were.
     """
+    check_common(device, on_error)
+    size, crop = _size("--image-size", image_size, "auto"), _size("--crop-size", crop_size, "all")
+    pixels_beyond = _number("--margin", margin, int, "a number of pixels from 0 on", 0, inf)
+    rate = _number("--false-positive-rate", false_positive_rate, float, "a share above 0 and at most 0.5", _LEAST, 0.5)
+    if jobs == 0:
+        raise ValueError("--jobs 0: use a number of threads, or -1 for all cores")
+    if region is not None:
+        _check_region(region)
     paths = find_images(folders)
     checkpoint = output.parent / f"{output.name}.checkpoint"
     files = [Output("--output", output, MODELS), Output("the checkpoint", checkpoint)]
@@ -87,21 +106,16 @@ def fit(
                 "features",
                 PatchFeatureExtractor(
                     backbone,
-                    image_size=_size("--image-size", image_size),
-                    crop_size=None if crop_size == "all" else _size("--crop-size", crop_size),
-                    margin=_number_or_auto(int, margin),
+                    image_size=size,
+                    crop_size=None if crop == "all" else crop,
+                    margin=pixels_beyond,
                     region=region,
                     on_error=on_error,
                     device=device,
                     n_jobs=jobs,
                 ),
             ),
-            (
-                "detector",
-                PatchGaussianDetector(
-                    k, step_size=step, false_positive_rate=_number_or_auto(float, false_positive_rate)
-                ),
-            ),
+            ("detector", PatchGaussianDetector(k, step_size=step, false_positive_rate=rate)),
         ]
     )
     need = pipe[1].memory_needed(pipe[0].fit(paths).transform(paths))
@@ -110,7 +124,7 @@ def fit(
     )
     check_space([replace(file, n_bytes=need.model) for file in files])
     try:
-        with Progress(len(paths)) as progress:
+        with Progress(len(paths)) as progress, noting_pixels():
             persistence.fit_resumable(pipe, paths, checkpoint, every=checkpoint_every, callback=progress.show)
     except KeyboardInterrupt:
         saved = checkpoint.exists()
@@ -143,7 +157,8 @@ def update(
 ) -> None:
     """Learn more normal images with a model, as if they had come at the end of its training.
 
-    Files that `fit` or an earlier update has learnt are left out, so a folder that has grown can be named again. With
+    Images that `fit` or an earlier update has learnt are left out, so a folder that has grown can be named again. They
+    are known by their pixels: copies and renamed files are left out too. If no image is new, the exit code is 0. With
     --reviewed it learns the images that are ticked good in a report, with those of the folders or alone, and never one
     that is ticked as a defect. If an error occurs, the file of the model stays unchanged.
     """
@@ -157,12 +172,15 @@ def update(
     check_outputs([place], files=[*paths, *([] if reviewed is None else [reviewed])], folders=folders_of(folders))
     pipe = open_model(model, device, on_error=on_error)
     if reviewed is not None and ticks is not None:
-        paths = _choose(reviewed, ticks, paths)
+        paths = _choose(pipe, reviewed, ticks, paths)
     new = not_learnt(pipe, paths)
     if len(new) < len(paths):
         typer.echo(f"{len(paths) - len(new)} of {len(paths)} images are learnt already and left out")
     if not new:
-        raise ValueError(f"no image is new to {printable(model)}: there is nothing to learn")
+        typer.echo(f"no image is new to {printable(model)}: there is nothing to learn, and the model is as it was")
+        if output is not None:  # who named it goes on with it
+            persistence.save(pipe, output)
+        return
     paths = new
     tell_copies(paths)
     features = pipe[0].transform(paths)
@@ -185,34 +203,54 @@ def update(
     _print_summary(pipe, place.path)
 
 
-def _choose(reviewed: Path, ticks: Ticks, paths: list[Path]) -> list[Path]:
-    """Return the images of folders that are no ticked defects, and the ticked good ones; print how many these are."""
-    defects = {same_file(path) for path in ticks.defects}
-    kept = [path for path in paths if same_file(path) not in defects]
-    there = {same_file(path) for path in kept}
-    ticked = [path for path in ticks.good if same_file(path) not in there]
+def _choose(pipe: Pipeline, reviewed: Path, ticks: Ticks, paths: list[Path]) -> list[Path]:
+    """Return the images of folders that are no ticked defects, and the ticked good ones; print how many these are.
+
+    Images are compared by their pixels: a copy of a defect is not learnt either.
+    """
+    defects = set(pixels(pipe, ticks.defects))
+    kept = {path: image for path, image in zip(paths, pixels(pipe, paths), strict=True) if image not in defects}
+    good = zip(ticks.good, pixels(pipe, ticks.good), strict=True)
+    there = defects.union(kept.values())
+    ticked = [path for path, image in good if image not in there]
     left_out = {"defects": len(ticks.defects), "in the folders too": len(ticks.good) - len(ticked)}
     counts = ", ".join(f"{count} {reason}" for reason, count in left_out.items() if count)
     typer.echo(f"{printable(reviewed)}: {len(ticked)} good images" + (f"; left out: {counts}" if counts else ""))
     return [*kept, *ticked]
 
 
-def _size(option: str, text: str) -> Any:
-    """Return a size from a command line: "auto", a side, or height x width."""
-    if text == "auto":
+def _size(option: str, text: str, word: str) -> Any:
+    """Return a size from a command line: a word that is allowed, a side, or height x width."""
+    if text == word:
         return text
-    match = re.fullmatch(r"(\d+)(?:[x,](\d+))?", text)
+    match = re.fullmatch(r"0*([1-9]\d*)(?:[x,]0*([1-9]\d*))?", text)
     if match is None:
-        raise ValueError(f"{option} {text!r} is no size: use 256 for a square, or 160x416 for height x width")
+        raise ValueError(f"{option} {text!r} is no size: use 256 for a square, 160x416 for height x width, or {word}")
     height, width = match.groups()
     return int(height) if width is None else (int(height), int(width))
 
 
-def _number_or_auto(kind: type[int | float], text: str) -> Any:
+def _number(option: str, text: str, kind: type[int | float], words: str, least: float, most: float) -> Any:
+    """Return a number from a command line, or "auto"."""
+    if text == "auto":
+        return text
     try:
-        return kind(text)
+        number = kind(text)
     except ValueError:
-        return text  # the estimator refuses all but "auto", and its error lists what is allowed
+        number = nan
+    if not least <= number <= most:
+        raise ValueError(f"{option} {text!r}: use {words}, or auto")
+    return number
+
+
+def _check_region(region: Path) -> None:
+    """Refuse a picture of the region that cannot be read, in the name of its option."""
+    try:
+        marked = read_mask(region, printable(region)).any()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--region {printable(region)}: {error}") from error
+    if not marked:
+        raise ValueError(f"--region {printable(region)}: it marks nothing; paint what is inspected white")
 
 
 def _record(folders: list[Path], n_images: int) -> dict[str, Any]:
@@ -226,7 +264,5 @@ def _record(folders: list[Path], n_images: int) -> dict[str, Any]:
 
 def _print_summary(pipe: Pipeline, path: Path) -> None:
     detector = pipe[-1]
-    typer.echo(
-        f"{printable(path)}: {detector.n_samples_seen_} images learnt, anomalous from {-detector.offset_:.4g} on, "
-        f"{path.stat().st_size / 1e6:.1f} MB"
-    )
+    typer.echo(f"{printable(path)}: {detector.n_samples_seen_} images learnt, {path.stat().st_size / 1e6:.1f} MB")
+    typer.echo(in_words(detector))

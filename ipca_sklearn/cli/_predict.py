@@ -13,7 +13,8 @@ import typer
 from sklearn.pipeline import Pipeline
 
 from ipca_sklearn import SkippedImagesWarning
-from ipca_sklearn.cli._alarms import doubt_of_unknown
+from ipca_sklearn._utils._precision import below
+from ipca_sklearn.cli._alarms import WORSE, doubt_of_unknown
 from ipca_sklearn.cli._common import Device, ModelFile, find_images, folders_of, open_model
 from ipca_sklearn.cli._outputs import REPORTS, TABLES, Output, check_outputs
 from ipca_sklearn.cli._progress import Progress
@@ -100,6 +101,7 @@ def predict(
             if page is not None:
                 page.add(row["path"], row["score"], p_value=row["p_value"], error=row["error"], **pictures["report"])
             progress.show(number)
+    typer.echo(f"images that score below {pipe[-1].offset_:.4g} are anomalous: {WORSE}", err=True)
     doubt = doubt_of_unknown(n_alarms, len(images) - n_failed)
     if doubt is not None:
         warn(doubt)
@@ -151,7 +153,7 @@ def _score(pipe: Pipeline, paths: list[Path]) -> list[dict[str, Any]]:
         row |= {
             "score": float(score),
             "p_value": float(p_value),
-            "label": -1 if score < detector.offset_ else 1,
+            "label": -1 if below(score, detector.offset_) else 1,
             "anomaly_map": anomaly_map,
         }
         try:

@@ -8,6 +8,7 @@ import signal
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from math import isfinite
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -15,6 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from ipca_sklearn._utils._files import printable
+from ipca_sklearn.cli._alarms import WORSE
 from ipca_sklearn.cli._common import Device, ModelFile, open_model
 from ipca_sklearn.cli._latest import N_IMAGES, LatestReport
 from ipca_sklearn.cli._outputs import REPORTS, TABLES, Output, check_outputs
@@ -57,7 +59,9 @@ def watch(
         float, typer.Option(min=0, help="Seconds that a file must have stood still. 0 if files are renamed into DIR.")
     ] = 1.0,
     tries: Annotated[int, typer.Option(min=1, help="How often a file that cannot be read is tried.")] = 3,
-    poll: Annotated[bool, typer.Option("--poll", help="List DIR every second, for drives that tell no news.")] = False,
+    poll: Annotated[
+        bool, typer.Option("--poll", help="List DIR every second, for network drives without change events.")
+    ] = False,
     device: Device = "auto",
 ) -> None:
     """Score images as they appear in a folder, and append a row for each to a table.
@@ -72,6 +76,8 @@ def watch(
         folders=[folder],
     )
     arguments = None if command is None else _arguments(command)
+    if not isfinite(command_seconds):
+        raise ValueError(f"--command-seconds {command_seconds}: name a finite number of seconds")
     watcher = FolderWatcher(folder, settle=settle, tries=tries, events=not poll)
     pipe = open_model(model, device, on_error="skip")
     watcher.batch_size = pipe[-1].step_size or watcher.batch_size
@@ -96,6 +102,7 @@ def watch(
         for repeated in (AspectRatioWarning, MultiPageImageWarning):  # Python remembers each text by default
             warnings.simplefilter("always", repeated)
         typer.echo(f"watching {printable(folder)}; Ctrl-C ends it", err=True)
+        typer.echo(f"images that score below {pipe[-1].offset_:.4g} are anomalous: {WORSE}", err=True)
         if page is not None:
             page.go_on(path for path, *_ in rows.image_keys())
         idle = None if page is None else page.write_if_due

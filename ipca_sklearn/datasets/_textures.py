@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from sklearn.utils import Bunch, check_random_state
 
 from ipca_sklearn._utils._sklearn_compat import Interval, validate_params
+from ipca_sklearn._utils._surroundings import own_surroundings
 from ipca_sklearn.datasets._defects import DEFECTS, apply_defect
 from ipca_sklearn.datasets._folders import NORMAL_TYPE
 from ipca_sklearn.datasets._materials import MATERIALS, FloatArray, grid
@@ -42,6 +43,7 @@ Citation: none is needed.
     },
     prefer_skip_nested_validation=True,
 )
+@own_surroundings()
 def make_textures(
     n_train: int = 64,
     n_test: int = 32,

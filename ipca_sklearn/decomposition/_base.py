@@ -20,6 +20,7 @@ from ipca_sklearn._utils._layouts import check_mergeable
 from ipca_sklearn._utils._output import TableOutputMixin
 from ipca_sklearn._utils._regions import at_patches
 from ipca_sklearn._utils._sklearn_compat import CallbackSupportMixin, FitProgress, fit_context, validate_parameters
+from ipca_sklearn._utils._surroundings import own_surroundings
 from ipca_sklearn._utils._turns import in_turn, of_one_state, snapshot
 from ipca_sklearn._utils._typing import ArrayLike, DeviceLike, DTypeLike
 from ipca_sklearn._utils._versions import VersionedMixin
@@ -78,7 +79,8 @@ class BasePCA(
             no readable image, values whose squares overflow.
         """
         steps = read_steps(self, X, reset=True)
-        return self._learn(steps, None, FitProgress(self, steps.count(self.step_size), X, y))
+        with own_surroundings():
+            return self._learn(steps, None, FitProgress(self, steps.count(self.step_size), X, y))
 
     @in_turn
     @fit_context(prefer_skip_nested_validation=True)
@@ -90,7 +92,8 @@ class BasePCA(
         """
         fitted = getattr(self, "fitted_", None)
         steps = read_steps(self, X, reset=fitted is None)
-        return self._learn(steps, fitted, FitProgress(self, steps.count(self.step_size), X, y))
+        with own_surroundings():
+            return self._learn(steps, fitted, FitProgress(self, steps.count(self.step_size), X, y))
 
     def memory_needed(self, X: ArrayLike) -> MemoryNeed:
         """Return about how much memory `fit` takes for X, of which only shape and dtype count.
@@ -254,6 +257,7 @@ class BasePCA(
             )
         return self._map_steps(steps, linalg.reconstruct, self.n_features_in_)
 
+    @own_surroundings()
     def _map_steps(self, steps: StepReader, function: Callable[..., Tensor], width: int) -> Any:
         def step_result(step: Tensor) -> Tensor:
             device = resolve_device(self.device, step.device, required=False)
@@ -262,10 +266,11 @@ class BasePCA(
         joined = steps.map_steps(step_result, self.step_size)
         if self.region_ is None:
             return joined.reshape(steps.n_samples, *steps.patch_shape, width)
-        placed = at_patches(torch.as_tensor(joined), self.region_)
+        placed = at_patches(joined if isinstance(joined, Tensor) else torch.from_numpy(joined), self.region_)
         return placed if isinstance(joined, Tensor) else placed.numpy()
 
     @in_turn
+    @own_surroundings()
     def _merge(self: _Self, other: Any, kind: type[BasePCA]) -> _Self:
         """Take in what `other`, which must be a `kind`, learnt from other samples."""
         check_is_fitted(self)

@@ -331,8 +331,8 @@ class BatchedIncrementalPCA(BasePCA):
 
     def _merged(self, mine: FittedPCA, theirs: FittedPCA) -> FittedPCA:
         if isinstance(mine, FittedExactPCA):
-            state = linalg.merge_scatter(mine.state, theirs.state)
-            return FittedExactPCA(state, mine.array_type, mine.wanted, mine.group)
+            scatter = linalg.merge_scatter(mine.state, theirs.state)
+            return FittedExactPCA(scatter, mine.array_type, mine.wanted, mine.group)
         state = linalg.merge(
             mine.state,
             theirs.state,
@@ -353,6 +353,7 @@ class BatchedIncrementalPCA(BasePCA):
         }
 
     @of_one_state
+    @linalg.full_precision()
     def get_covariance(self) -> Any:
         """Return the covariance of the model, components plus noise: (P, m, m), or (m, m) for 2-D input.
 
@@ -367,6 +368,7 @@ class BatchedIncrementalPCA(BasePCA):
         return self._read(covariance)
 
     @of_one_state
+    @linalg.full_precision()
     def get_precision(self) -> Any:
         """Return the inverse of `get_covariance()`, by the matrix inversion lemma; the same shape and memory.
 

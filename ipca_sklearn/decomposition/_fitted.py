@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ipca_sklearn import linalg
 from ipca_sklearn._utils._arrays import as_tensor
+from ipca_sklearn._utils._surroundings import own_surroundings
 
 _Self = TypeVar("_Self", bound="Fitted")
 
@@ -63,6 +64,7 @@ class Fitted(ABC):
     def dtype(self) -> torch.dtype:
         """The dtype of what is read; sums over all samples are float64."""
 
+    @own_surroundings()
     def basis(self, device: torch.device | None = None) -> linalg.Basis:
         """Return the components on a device (None: that of the state)."""
         home = self.state.mean.device
@@ -73,6 +75,7 @@ class Fitted(ABC):
             self._bases[device] = self._bases[home].to(device)
         return self._bases[device]
 
+    @own_surroundings()
     def distance_operator(self, device: torch.device | None = None, **how: Any) -> linalg.DistanceOperator:
         """Return what `linalg.patch_distances` needs, on a device (None: that of the state).
 
@@ -137,6 +140,7 @@ class Fitted(ABC):
         arrays = {name: getattr(self.state, name).cpu().numpy() for name in self._ARRAYS}
         return {**self._settings(), "count": self.state.count, "weight": self.state.weight, **arrays}
 
+    @own_surroundings()
     def __setstate__(self, stored: dict[str, Any]) -> None:
         settings = dict(stored)
         arrays = [as_tensor(np.asarray(settings.pop(name))) for name in self._ARRAYS]
@@ -215,6 +219,7 @@ class FittedPCA(Fitted):
         """
         return min(self.n_components, max(0, int((self.weight * independent_samples(self.group) - 1) // 2)))
 
+    @own_surroundings()
     def scoring_basis(self, device: torch.device | None = None) -> linalg.Basis:
         """Return the `n_scoring_components` that distances and likelihoods use (device None: that of the state)."""
         if self.n_scoring_components == self.n_components:

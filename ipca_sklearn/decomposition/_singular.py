@@ -20,7 +20,7 @@ def check_regular(basis: linalg.Basis, patch_shape: tuple[int, ...], region: np.
     numpy.linalg.LinAlgError
         A ValueError, for numpy and torch alike. The message names the first patch without an inverse.
     """
-    n_components, n_features = basis.transform.shape[1], basis.mean.shape[1]
+    n_components, n_features = basis.variance.shape[1], basis.mean.shape[1]
     variance = basis.variance
     smallest = basis.noise_variance if n_components < n_features else variance.amin(1)
     largest = torch.maximum(variance.amax(1), basis.noise_variance)

@@ -16,6 +16,13 @@ from ipca_sklearn.exceptions import FewImagesWarning
 # An error rate is known to about a factor of 2 from this many errors.
 _ENOUGH_ERRORS = 3
 
+# A share times a number of images is a whole number to about this.
+_ROUNDING = 1e-9
+
+# Largest distance of a threshold from the score that it must leave on one side, relative to it: exported models and
+# other devices have the scores to about this.
+_MARGIN = 1e-4
+
 
 @dataclass(frozen=True)
 class ErrorRate:
@@ -125,22 +132,37 @@ def offset_for(normal: np.ndarray, anomalous: np.ndarray, false_alarms: float | 
     """Return the score below which an image is anomalous, for one of two wishes.
 
     The k-th smallest of n normal scores has an expected share k / (n + 1) of new normal scores below it, so the
-    threshold for `false_alarms` is the largest such score with no more than that. The threshold for `recall` lies just
-    above the score of the anomalous image that completes that share.
+    threshold for `false_alarms` lies just below the largest such score with no more than that. The threshold for
+    `recall` lies just above the score of the anomalous image that completes that share.
+
+    "Just" is half of the way to the next score, at most 1e-4 and at least a few units in the last place: the last
+    digits of a score depend on what its image is computed with, and must not decide. The threshold has the precision of
+    the scores.
 
     Raises
     ------
     ValueError
         There are no images of the kind that the wish is about.
     """
+    both = np.concatenate([normal, anomalous])
     if recall is not None:
         if not len(anomalous):
             raise ValueError(f"recall={recall} takes anomalous images: label them -1 in y")
-        return float(np.nextafter(np.sort(anomalous)[ceil(recall * len(anomalous)) - 1], np.inf))
+        rank = max(ceil(recall * len(anomalous) - _ROUNDING), 1)
+        return _beside(np.sort(anomalous)[rank - 1], both, np.inf)
     assert false_alarms is not None
     if not len(normal):
         raise ValueError(f"false_alarms={false_alarms} takes normal images: label them +1 in y, or leave y out")
-    return float(np.sort(normal)[max(_rank(false_alarms, len(normal)), 1) - 1])
+    return _beside(np.sort(normal)[max(_rank(false_alarms, len(normal)), 1) - 1], both, -np.inf)
+
+
+def _beside(score: Any, scores: np.ndarray, towards: float) -> float:
+    """Return a threshold just above a score (`towards=inf`), or just below it (`-inf`), apart from the other scores."""
+    noise = 16 * max(np.abs(np.spacing(score)), np.finfo(scores.dtype).tiny)
+    gaps = np.sign(towards) * (scores - score)
+    gap = gaps[gaps > 2 * noise].min(initial=np.inf)
+    margin = max(noise, min(gap / 2, _MARGIN * abs(score)))
+    return float(score + np.sign(towards).astype(scores.dtype) * scores.dtype.type(margin))
 
 
 def warn_of_few_normal_images(false_alarms: float, n_images: int) -> None:
@@ -165,4 +187,4 @@ def warn_of_few_normal_images(false_alarms: float, n_images: int) -> None:
 
 def _rank(false_alarms: float, n_images: int) -> int:
     """Return which of the sorted scores is the threshold, counted from 1; 0 if none is low enough."""
-    return int(false_alarms * (n_images + 1) + 1e-9)
+    return int(false_alarms * (n_images + 1) + _ROUNDING)

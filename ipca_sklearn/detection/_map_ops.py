@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ipca_sklearn import linalg
 from ipca_sklearn._utils._regions import at_patches
+from ipca_sklearn._utils._surroundings import own_surroundings
 from ipca_sklearn.detection._calibration import upper_quantiles
 from ipca_sklearn.detection._cells import Cells, on_patches
 
@@ -89,6 +90,7 @@ def smooth_maps(maps: Tensor, sigma: float) -> Tensor:
 
 
 @lru_cache(maxsize=32)
+@own_surroundings()
 def blur_matrix(side: int, sigma: float) -> Tensor:
     """Return the matrix (side, side) that blurs a row of values."""
     return torch.from_numpy(gaussian_filter1d(np.eye(side), sigma, axis=0))

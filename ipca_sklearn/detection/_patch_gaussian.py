@@ -27,6 +27,7 @@ from ipca_sklearn._utils._sklearn_compat import (
     fit_context,
     validate_parameters,
 )
+from ipca_sklearn._utils._surroundings import own_surroundings
 from ipca_sklearn._utils._turns import in_turn, snapshot
 from ipca_sklearn._utils._typing import ArrayLike, DeviceLike, DTypeLike
 from ipca_sklearn._utils._versions import VersionedMixin
@@ -309,7 +310,8 @@ class PatchGaussianDetector(
             **({} if columns is None else {"feature_indices_": columns}),
         }
         pca = self._new_pca(steps, 1 if cells is None else Cells.of(cells).size)
-        return self._learn(steps, shape, pca, Calibration.empty(steps.n_patches), (X, y))
+        with own_surroundings():
+            return self._learn(steps, shape, pca, Calibration.empty(steps.n_patches), (X, y))
 
     @in_turn
     @fit_context(prefer_skip_nested_validation=True)
@@ -320,7 +322,8 @@ class PatchGaussianDetector(
         steps = normal_steps(read_steps(self, X, reset=False), y)
         cells = self._cells()
         pca = copy.copy(self.pca_).set_params(**self._pca_params(steps, 1 if cells is None else cells.size))
-        return self._learn(steps, self._learnt_shape(), pca, self._calibration, (X, y))
+        with own_surroundings():
+            return self._learn(steps, self._learnt_shape(), pca, self._calibration, (X, y))
 
     def _learn(
         self,
@@ -480,6 +483,7 @@ class PatchGaussianDetector(
         return state
 
     @in_turn
+    @own_surroundings()
     def merge(self, other: PatchGaussianDetector) -> PatchGaussianDetector:
         """Take in what another detector learnt from other images, as if this one had seen them too.
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from ipca_sklearn import linalg
 from ipca_sklearn._utils._devices import resolve_device
 from ipca_sklearn._utils._sklearn_compat import validate_parameters
+from ipca_sklearn._utils._surroundings import own_surroundings
 from ipca_sklearn._utils._turns import of_one_state
 from ipca_sklearn._utils._typing import ArrayLike, DeviceLike
 from ipca_sklearn.decomposition._base import BasePCA
@@ -54,7 +55,7 @@ class ScoringModel:
 
     def __setstate__(self, stored: dict[str, Any]) -> None:
         self.weight = stored.pop("weight")
-        tensors = {name: None if array is None else torch.from_numpy(array) for name, array in stored.items()}
+        tensors: Any = {name: None if array is None else torch.from_numpy(array) for name, array in stored.items()}
         self.operator, self._make_operator = linalg.DistanceOperator(**tensors), None
 
 
@@ -129,6 +130,7 @@ class MapScoringMixin:
         return self._map_steps(X, lambda scorer, step: scorer.scores(step))
 
     @of_one_state
+    @own_surroundings()
     def score_maps(self, maps: Any) -> Any:
         """Return the scores of images from their maps, where both are wanted: the features are read once.
 
@@ -157,6 +159,7 @@ class MapScoringMixin:
         return scores if isinstance(maps, Tensor) else scores.numpy()
 
     @of_one_state
+    @own_surroundings()
     def score(self, X: ArrayLike, y: Any = None) -> float:
         """Return the mean log-likelihood of the patches of images under probabilistic PCA: higher fits better.
 
@@ -252,6 +255,7 @@ class MapScoringMixin:
     def _columns(self) -> np.ndarray | None:
         return getattr(self, "feature_indices_", None)
 
+    @own_surroundings()
     def _map_steps(self, X: Any, function: Any) -> Any:
         """Return `function(scorer, step)` of all steps of X, joined."""
         check_is_fitted(self)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from math import ceil
 from typing import Any, TypeVar
 
@@ -14,7 +15,9 @@ from torch import Tensor
 
 from ipca_sklearn._utils._estimators import set_learnt
 from ipca_sklearn._utils._labels import check_labels, normal_rows
+from ipca_sklearn._utils._precision import above, below, difference
 from ipca_sklearn._utils._sklearn_compat import validate_parameters
+from ipca_sklearn._utils._surroundings import own_surroundings
 from ipca_sklearn._utils._turns import in_turn, of_one_state
 from ipca_sklearn._utils._typing import ArrayLike
 from ipca_sklearn.decomposition._base import BasePCA, Learning
@@ -37,6 +40,7 @@ from ipca_sklearn.detection._chosen import (
     offset_for,
     warn_of_few_normal_images,
 )
+from ipca_sklearn.detection._map_ops import MapScorer
 from ipca_sklearn.detection._scoring import MapScoringMixin, ScoringModel
 from ipca_sklearn.exceptions import FewImagesWarning
 
@@ -67,6 +71,7 @@ class ThresholdMixin(MapScoringMixin):
 
     @property
     @of_one_state
+    @own_surroundings()
     def offset_(self) -> float:
         """Images with a lower score are anomalous."""
         learnt, chosen = self._thresholds(), self._chosen()
@@ -74,6 +79,7 @@ class ThresholdMixin(MapScoringMixin):
 
     @property
     @of_one_state
+    @own_surroundings()
     def map_threshold_(self) -> float:
         """Patches with a larger value of the map are anomalous."""
         learnt, chosen = self._thresholds(), self._chosen()
@@ -121,13 +127,14 @@ class ThresholdMixin(MapScoringMixin):
         return {name: getattr(self, name) for name in _SCORE_PARAMETERS}
 
     @of_one_state
+    @own_surroundings()
     def decision_function(self, X: ArrayLike) -> Any:
         """Return `score_samples(X) - offset_`: negative is anomalous. Parameters and errors as `score_samples`.
 
         Images that could not be read (`on_error="skip"`) get the lowest finite number: `predict` says that someone
         should look, and scikit-learn's scorers take no NaN. `model_selection.ReadableScorer` leaves them out.
         """
-        decision = self.score_samples(X) - self.offset_
+        decision = difference(self.score_samples(X), self.offset_)
         if isinstance(decision, Tensor):
             return torch.where(decision.isnan(), torch.finfo(decision.dtype).min, decision)
         return np.where(np.isnan(decision), np.finfo(decision.dtype).min, decision)
@@ -145,7 +152,7 @@ class ThresholdMixin(MapScoringMixin):
 
     @of_one_state
     def predict_masks(self, X: ArrayLike) -> Any:
-        """Return which patches are anomalous: `transform(X) > map_threshold_`.
+        """Return which patches are anomalous: `transform(X) > map_threshold_`, compared without rounding.
 
         Parameters and errors as `transform`.
 
@@ -153,9 +160,10 @@ class ThresholdMixin(MapScoringMixin):
         -------
         array or tensor of bool, shape (n, H, W), (n, P) or (n, 1)
         """
-        return self.transform(X) > self.map_threshold_
+        return above(self.transform(X), self.map_threshold_)
 
     @of_one_state
+    @own_surroundings()
     def p_values(self, X: Any = None, *, scores: Any = None) -> np.ndarray:
         """Return the p-value of each image: how often a normal image scores as low.
 
@@ -223,14 +231,17 @@ class ThresholdMixin(MapScoringMixin):
         check_is_fitted(self)
         validate_parameters(self)
         steps = normal_steps(read_steps(self, X, reset=False), y).take(self._columns())
-        summaries: list[Tensor] = []
-        scoring, cells = self._scoring_model(self._fitted_now()), self._cells()
-        for step in steps.read(self.step_size):
-            summaries.extend(self._summaries(step, scoring, self.pca_, steps, cells))
-        if not summaries and steps.may_skip:
-            raise steps.unreadable()
-        scores = Calibration.empty(steps.n_patches).extended(part.cpu().numpy() for part in summaries)
-        self._store(self._learnt_shape(), self.pca_, scores, left_out=scores)
+        with own_surroundings():
+            scores = Calibration.empty(steps.n_patches)
+            if steps.n_samples and self.pca_.fitted_.weight >= 2:  # else no variance is known
+                summaries = self._as_scored(steps, lambda scorer, step, weight: scorer.summaries(step, weight))
+                read = ~np.isnan(summaries).any(axis=1)
+                if not read.any():
+                    raise steps.unreadable()
+                summaries = summaries[read].astype(np.float64)
+                summaries[:, 0] = self.pca_.fitted_.weight  # not rounded: these scores need no correction
+                scores = scores.extended([summaries])
+            self._store(self._learnt_shape(), self.pca_, scores, left_out=scores)
         return self
 
     @in_turn
@@ -310,10 +321,15 @@ class ThresholdMixin(MapScoringMixin):
             labels = np.ones(steps.n_samples) if y is None else check_labels(y)
             if len(labels) != steps.n_samples:
                 raise ValueError(f"y has {len(labels)} labels and X has {steps.n_samples} samples: give one for each")
-            normal, anomalous = (self._scores_and_maxima(steps, np.flatnonzero(labels == kind)) for kind in (1, -1))
+            summaries = self._as_scored(steps, lambda scorer, step, weight: scorer.summaries(step, weight)[:, 1:3])
+            read = ~np.isnan(summaries).any(axis=1)
+            # Scores, and the negative maxima of the maps: lower is more anomalous.
+            normal, anomalous = (
+                summaries[read & (labels == kind)] * np.array([1, -1], summaries.dtype) for kind in (1, -1)
+            )
         if score is None:
-            offset, below = (offset_for(normal[:, part], anomalous[:, part], false_alarms, recall) for part in (0, 1))
-            map_threshold: float | None = -below
+            offset, of_maps = (offset_for(normal[:, part], anomalous[:, part], false_alarms, recall) for part in (0, 1))
+            map_threshold: float | None = -of_maps
             if false_alarms is not None:
                 warn_of_few_normal_images(false_alarms, len(normal))
         else:
@@ -324,8 +340,8 @@ class ThresholdMixin(MapScoringMixin):
             offset,
             map_threshold,
             "".join(f"{name}={value}" for name, value in wishes.items() if value is not None),
-            ErrorRate.of(normal[:, 0] < offset, confidence),
-            ErrorRate.of(anomalous[:, 0] >= offset, confidence),
+            ErrorRate.of(below(normal[:, 0], offset), confidence),
+            ErrorRate.of(~below(anomalous[:, 0], offset), confidence),
             confidence,
             source,
             self.pca_.fitted_.weight,
@@ -333,15 +349,20 @@ class ThresholdMixin(MapScoringMixin):
         )
         return self
 
-    def _scores_and_maxima(self, steps: StepReader, rows: np.ndarray) -> np.ndarray:
-        """Return the scores of some images, and the negative maxima of their maps: (n, 2), lower is more anomalous."""
+    def _as_scored(self, steps: StepReader, function: Callable[[MapScorer, Tensor, float], Tensor]) -> np.ndarray:
+        """Return `function(scorer, step, weight)` of all steps, for images that are scored as `score_samples` does.
+
+        That is in the same steps, because the last digits depend on what an image is computed with, and in the dtype of
+        X. Images that could not be read are NaN.
+        """
         fitted, cells = self._fitted_now(), self._cells()
-        parts = [np.empty((0, 2))]
-        for step in steps.keep(rows).read(self.step_size) if len(rows) else ():
+
+        def result_of(step: Tensor) -> Tensor:
             scorer = self._scorer(self._operator(fitted, step.device), steps, cells)
-            summaries = scorer.summaries(step, fitted.weight).cpu().numpy()
-            parts.append(np.stack([summaries[:, 1], -summaries[:, 2]], axis=1))
-        return np.concatenate(parts)
+            return function(scorer, step, fitted.weight)
+
+        values = steps.map_steps(result_of, self.step_size)
+        return values.cpu().numpy() if isinstance(values, Tensor) else values
 
     def _summaries(
         self, step: Tensor, scoring: ScoringModel, pca: BasePCA, steps: StepReader, cells: Cells | None

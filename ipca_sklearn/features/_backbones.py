@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,10 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ipca_sklearn._utils._threads import calling_modules, seeded_torch, tracing_modules
+from ipca_sklearn._utils._surroundings import as_in_a_fresh_process, default_device, without_autocast
+from ipca_sklearn._utils._threads import seeded_torch, tracing_modules
 from ipca_sklearn._utils._typing import Size
 from ipca_sklearn._utils._versions import OldFileError
 from ipca_sklearn.features._efficientnet_lite import LITE_NAMES
+from ipca_sklearn.features._hooks import only_tensor
+from ipca_sklearn.features._inplace import copy_overwritten
+from ipca_sklearn.features._layout import as_map, order_told, possible_orders
 from ipca_sklearn.features._networks import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -25,6 +28,7 @@ from ipca_sklearn.features._networks import (
     build_torchvision,
     fold_batch_norms,
 )
+from ipca_sklearn.features._shapes import shape_of, shapes_of, shapes_of_copy
 from ipca_sklearn.features._timm import build_timm
 from ipca_sklearn.features._weights import Weights
 
@@ -83,14 +87,16 @@ class Backbone(nn.Module):
         self._input_size = _with_margin(crop_size, margin)
         self._compiled: Callable[[Tensor], Any] | None = None
         self._bytes_per_image: int | None = None
+        self._orders: dict[str | int, str] = {}  # of the axes of each layer, once the shapes are known
         self.name = source if isinstance(source, str) else type(source).__name__
-        with _BUILDING, tracing_modules(), seeded_torch(seed):
+        with _BUILDING, tracing_modules(), as_in_a_fresh_process(torch.device("cpu")), seeded_torch(seed):
             cut = _build(source, layers, weights, self._input_size)
             self.layers, self.mean, self.std = cut.layers, cut.mean, cut.std
             self.network = cut.network.eval().requires_grad_(False)
             if isinstance(self.network, torch.fx.GraphModule):
                 fold_batch_norms(self.network)
-        self.network.to(memory_format=torch.channels_last)
+                copy_overwritten(self.network)
+            self.network.to(memory_format=torch.channels_last)
 
     def label(self) -> str:
         """Return the name as messages show it: in quotes, or the class of the user's module."""
@@ -101,9 +107,19 @@ class Backbone(nn.Module):
 
         With `compiled=True` the network is compiled first, unless it has been.
         """
+        if next((parameter.dtype for parameter in self.network.parameters()), None) == torch.float64:
+            images = images.double()  # of a program whose default dtype it is
         if self.margin:
             images = F.pad(images, [self.margin] * 4, mode="reflect")
-        output = self._run_compiled(images) if compiled else self.network(images)
+        network = self._run_compiled if compiled else self.network
+        values = self._named(network, images)
+        if not self._orders:  # otherwise they are known from the fit, or from the file
+            self._orders = self._find_orders({layer: shape_of(value) for layer, value in values.items()})
+        return [self._as_map(values[layer], layer) for layer in self.layers]
+
+    def _named(self, network: Callable[[Tensor], Any], images: Tensor) -> dict[str | int, Any]:
+        """Return the layers of images with their margin by name, in the order of `layers`."""
+        output = network(images)
         # Both torchvision and timm return the maps in the order of the network, not in the order asked for.
         values = output if isinstance(output, dict) else dict(zip(sorted(self.layers), output, strict=True))
         for layer in self.layers:
@@ -112,7 +128,7 @@ class Backbone(nn.Module):
                     f"layer {layer!r} of backbone {self.label()} does not run on images {tuple(images.shape)}; choose "
                     "a module in layers= that is called for all images"
                 )
-        return [self._as_map(values[layer], layer) for layer in self.layers]
+        return {layer: only_tensor(values[layer]) for layer in self.layers}
 
     def shapes_of_maps(self) -> list[tuple[int, int, int]]:
         """Return channels, rows and columns of the map of each layer, of a blank image.
@@ -120,35 +136,64 @@ class Backbone(nn.Module):
         Raises
         ------
         ValueError
-            The network fails on images of this size.
+            The network fails on images of this size, or gives no maps of them, or maps with channels nobody knows
+            where.
         """
         device = next((parameter.device for parameter in self.parameters()), torch.device("cpu"))
-        held = [0]
-
-        def count(_: nn.Module, given: Any, result: Any) -> None:
-            held.append(sum(value.numel() * 4 for value in (*given, result) if isinstance(value, Tensor)))
-
-        hooks = [part.register_forward_hook(count) for part in self.modules() if not list(part.children())]
         try:
-            with torch.inference_mode(), calling_modules():
-                maps = self(torch.zeros(1, 3, *self._crop_size, device=device))
+            with without_autocast(), default_device(device):
+                seen = shapes_of(self.network, self._named, self._input_size)
         except (RuntimeError, AssertionError, IndexError, TypeError) as error:
             with_margin = f", and margin={self.margin} at each edge; 0 leaves it out" if self.margin else ""
             raise ValueError(
                 f"backbone {self.label()} fails on images of {self._input_size[0]} x {self._input_size[1]} pixels "
                 f"(image_size, or crop_size of larger images{with_margin}): {error}"
             ) from error
-        finally:
-            for hook in hooks:
-                hook.remove()
-        self._bytes_per_image = max(held)
-        return [(layer.shape[1], layer.shape[2], layer.shape[3]) for layer in maps]
+        self._bytes_per_image = seen.n_bytes
+        if not self._orders:
+            self._orders = self._find_orders(seen.layers)
+        maps = (self._as_map(torch.empty(seen.layers[layer], device="meta"), layer).shape[1:] for layer in self.layers)
+        return [(channels, rows, columns) for channels, rows, columns in maps]
 
     def bytes_per_image(self) -> int:
         """Return the bytes that the largest layer reads and writes for an image, in float32."""
         if self._bytes_per_image is None:
             self.shapes_of_maps()
         return self._bytes_per_image or 0
+
+    def _find_orders(self, shapes: dict[Any, Any]) -> dict[str | int, str]:
+        """Return the order of the axes of each layer (see `_layout`), where need be by images of other sizes."""
+        possible = {layer: possible_orders(shape, self._input_size) for layer, shape in shapes.items()}
+        for layer, choices in possible.items():
+            if not choices:
+                raise self._no_map(layer, shapes[layer])
+        orders = {layer: choices[0] for layer, choices in possible.items() if len(choices) == 1}
+        unclear = possible.keys() - orders.keys()
+        for size in _other_sizes(self._input_size):
+            if not unclear:
+                break
+            try:
+                others = shapes_of_copy(self.network, self._named, size).layers
+            except Exception:  # it takes no images of this size, and says so in its own way
+                continue
+            told = {layer: order_told(shapes[layer], others[layer]) for layer in unclear}
+            orders |= {layer: order for layer, order in told.items() if order in possible[layer]}
+            unclear -= orders.keys()
+        stated = getattr(self._source[0], "output_fmt", None) or getattr(self.network, "output_fmt", None)
+        stated = getattr(stated, "value", stated)  # timm's is an enumeration
+        for layer in unclear:
+            if stated in possible[layer]:
+                orders[layer] = str(stated)
+            elif len(shapes[layer]) == 3:
+                orders[layer] = "NLC"
+            else:
+                raise ValueError(
+                    f"layer {layer!r} of backbone {self.label()} gives {shapes[layer]} for an image of "
+                    f"{self._input_size[0]} x {self._input_size[1]}: whether the channels come first or last cannot be "
+                    "told, because no other size of images tells it. Set the attribute output_fmt of the module to "
+                    "'NCHW' or 'NHWC', or choose another image_size or layer"
+                )
+        return orders
 
     def normalization(self, wanted: str | Sequence[Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Return mean and standard deviation of each channel: the weights' own, ImageNet's, or those that are given.
@@ -185,32 +230,29 @@ class Backbone(nn.Module):
             ) from error
 
     def _as_map(self, value: Any, layer: str | int) -> Tensor:
-        if isinstance(value, Tensor) and value.ndim == 3:  # tokens of a transformer, the class token in front
-            rows, columns = _token_grid(value.shape[1], self._input_size)
-            if rows == 0:
-                height, width = self._input_size
-                raise ValueError(
-                    f"layer {layer!r} of backbone {self.label()} gives {value.shape[1]} tokens, which are no grid "
-                    f"of the proportions of images of {height} x {width}; set image_size to one number, or choose "
-                    "another in layers="
-                )
-            return value[:, -rows * columns :].unflatten(1, (rows, columns)).permute(0, 3, 1, 2)
-        if not isinstance(value, Tensor) or value.ndim != 4:
-            shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        shape = shape_of(value)
+        order = self._orders[layer]
+        if order not in possible_orders(shape, self._input_size):
+            raise self._no_map(layer, shape)
+        found = as_map(value, order, self._input_size)
+        if 0 in found.shape[2:]:
+            height, width = self._input_size
             raise ValueError(
-                f"layer {layer!r} of backbone {self.label()} gives {shape}, not a map (n, C, H, W) or tokens "
-                "(n, T, C); choose another in layers="
+                f"layer {layer!r} of backbone {self.label()} gives {value.shape[order.index('L')]} tokens, which are "
+                f"no grid of the proportions of images of {height} x {width}; set image_size to one number, or choose "
+                "another in layers="
             )
-        channels_last = isinstance(self._source[0], str) and self.name.startswith("swin")
-        value = value.permute(0, 3, 1, 2) if channels_last else value
-        # Maps have about the proportions of the image, up to a row or a column that a stride has cut off.
-        (height, width), (rows, columns) = self._input_size, value.shape[2:]
-        if max((rows - 1) * width / height - columns, (columns - 1) * height / width - rows) >= 1:
-            raise ValueError(
-                f"layer {layer!r} of backbone {self.label()} gives {tuple(value.shape)}, which is no map (n, C, H, W) "
-                f"of images of {height} x {width}; choose another in layers=, or move the channels to the front"
-            )
-        return value
+        return found
+
+    def _no_map(self, layer: str | int, shape: tuple[int, ...] | str) -> ValueError:
+        what = f"layer {layer!r} of backbone {self.label()} gives {shape}"
+        if len(shape) != 4 or isinstance(shape, str):
+            return ValueError(f"{what}, not a map (n, C, H, W) or tokens (n, T, C); choose another in layers=")
+        height, width = self._input_size
+        return ValueError(
+            f"{what}, which is no map (n, C, H, W) or (n, H, W, C) of images of {height} x {width}; choose another in "
+            "layers="
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         weights = {key: value.cpu().numpy() for key, value in self.network.state_dict().items()}
@@ -219,6 +261,7 @@ class Backbone(nn.Module):
             "layers": self.layers,
             "crop_size": self._crop_size,
             "margin": self.margin,
+            "orders": self._orders,
             "weights": weights,
         }
 
@@ -229,6 +272,7 @@ class Backbone(nn.Module):
         source, layers, crop_size, margin = (state[name] for name in ("source", "layers", "crop_size", "margin"))
         _check_shapes(source, layers, _with_margin(crop_size, margin), state["weights"])
         Backbone.__init__(self, source, layers, None, 0, crop_size, margin)
+        self._orders = dict(state.get("orders", {}))  # those of older files are found anew
         self.network.load_state_dict(
             {key: torch.from_numpy(np.array(value)) for key, value in state["weights"].items()}
         )
@@ -238,15 +282,10 @@ def _with_margin(size: Size, margin: int) -> Size:
     return size[0] + 2 * margin, size[1] + 2 * margin
 
 
-def _token_grid(n_tokens: int, image_size: Size) -> Size:
-    """Return rows and columns of tokens: the largest grid with the proportions of the image.
-
-    The tokens that are left over, in front, are those of the class and registers.
-    """
-    divisor = math.gcd(*image_size)
-    rows, columns = (side // divisor for side in image_size)
-    times = math.isqrt(n_tokens // (rows * columns))
-    return rows * times, columns * times
+def _other_sizes(size: Size) -> list[Size]:
+    """Return sizes with other sides of which a network may take one: by steps of its strides, twice, and half."""
+    height, width = size
+    return [(height + 64, width + 64), (height + 32, width + 32), (2 * height, 2 * width), (height // 2, width // 2)]
 
 
 def _check_shapes(source: str | nn.Module, layers: Sequence[Any], crop_size: Size, weights: dict[str, Any]) -> None:
@@ -258,7 +297,8 @@ def _check_shapes(source: str | nn.Module, layers: Sequence[Any], crop_size: Siz
     if isinstance(source, nn.Module):
         return
     try:
-        with _BUILDING, tracing_modules(), seeded_torch(0), torch.device("meta"):
+        meta = torch.device("meta")
+        with _BUILDING, tracing_modules(), as_in_a_fresh_process(meta), seeded_torch(0), meta:
             network = _build(source, layers, None, crop_size).network.eval()
             if isinstance(network, torch.fx.GraphModule):
                 fold_batch_norms(network)

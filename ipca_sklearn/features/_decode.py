@@ -7,7 +7,8 @@ the centre of `crop_size` is used.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,18 @@ from ipca_sklearn.features._formats import (
     upright,
 )
 from ipca_sklearn.features._resize import resize, to_unit_floats
+
+_listeners: list[Callable[[PathLike, Tensor], None]] = []
+
+
+@contextmanager
+def telling(listener: Callable[[PathLike, Tensor], None]) -> Iterator[None]:
+    """Call a listener with the path and the pixels of each file that the threads of this process decode."""
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)
 
 
 def check_images(X: Images) -> Any:
@@ -167,7 +180,10 @@ def decode(image: PathLike | Image.Image, name: str, max_pixels: int) -> tuple[T
     """Return a file or a PIL image like `to_rgb`, and its number of pages or frames, of which it is the first."""
     if not isinstance(image, Image.Image):
         with open_image(image, max_pixels) as opened:
-            return _from_pil(opened, printable(image)), count_pages(opened)
+            pixels = _from_pil(opened, printable(image))
+            for listener in _listeners:
+                listener(image, pixels)
+            return pixels, count_pages(opened)
     check_decoder(image, name)
     if getattr(image, "tile", None):  # it is yet to be decoded
         check_pixels(image.size, name, max_pixels)

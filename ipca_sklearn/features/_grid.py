@@ -11,8 +11,11 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from ipca_sklearn._utils._surroundings import own_surroundings
+
 
 @lru_cache(maxsize=64)
+@own_surroundings()
 def resize_matrix(
     side: int, patches: int, interpolation: str, pooling_size: int, margin: int, length: int, device: torch.device
 ) -> Tensor:
@@ -22,7 +25,7 @@ def resize_matrix(
     Neighbours in the margin count for the average, those outside of the values do not.
     """
     reach = pooling_size // 2
-    patch = torch.arange(-reach, patches + reach)
+    patch = torch.arange(-reach, patches + reach, device="cpu")
     # One division of integers, so that a position between two values is exactly there.
     above, below = ((2 * patch + 1) * length + 2 * patches * margin) * side, 2 * patches * (length + 2 * margin)
     centre = above.double() / below
@@ -33,7 +36,7 @@ def resize_matrix(
         centre = (centre - 0.5).clamp(0, side - 1)
         at = centre.floor().long()
         share = centre - at
-    weights = torch.zeros(len(patch), side, dtype=torch.float64)
+    weights = torch.zeros(len(patch), side, dtype=torch.float64, device="cpu")
     weights.scatter_add_(1, at[:, None], (1 - share)[:, None])
     weights.scatter_add_(1, (at + 1).clamp(max=side - 1)[:, None], share[:, None])
     weights *= is_there[:, None]

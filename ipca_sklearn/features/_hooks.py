@@ -63,15 +63,15 @@ def _keep(
     values = passes.get(_this_thread())
     if values is None or layer in values:
         return
-    value = _only_tensor(output)
-    is_last = len(values) == n_layers - 1
+    value = only_tensor(output)
+    ends = len(values) == n_layers - 1 and not torch.compiler.is_exporting()
     # What follows may change the output in place, as nn.ReLU(inplace=True) does.
-    values[layer] = value.clone() if isinstance(value, Tensor) and not is_last else value
-    if is_last and not torch.compiler.is_exporting():
+    values[layer] = value.clone() if isinstance(value, Tensor) and not ends else value
+    if ends:
         raise _LastLayerReached
 
 
-def _only_tensor(output: Any) -> Any:
+def only_tensor(output: Any) -> Any:
     """Return the tensor in a tuple, list or mapping that holds only one; anything else as it is."""
     items = output.values() if isinstance(output, Mapping) else output if isinstance(output, (tuple, list)) else ()
     tensors = [item for item in items if isinstance(item, Tensor)]

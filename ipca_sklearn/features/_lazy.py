@@ -18,6 +18,7 @@ from numpy.typing import DTypeLike
 from torch import Tensor
 
 from ipca_sklearn._utils._regions import at_patches
+from ipca_sklearn._utils._surroundings import default_device, own_surroundings
 from ipca_sklearn._utils._threads import calling_modules
 from ipca_sklearn.exceptions import AspectRatioWarning, ImageReadError, MultiPageImageWarning, SkippedImagesWarning
 from ipca_sklearn.features._cache import FeatureCache, StoredFeatures
@@ -278,8 +279,12 @@ class PatchFeatures:
     def _read(self, size: int, reuse: bool, remarks: _Remarks) -> Iterator[tuple[Tensor, dict[int, str]]]:
         """Yield batches and skipped rows, and add to the remarks."""
         settings, device, limit = self._settings, self.device, self._settings.images.batch_size
-        settings.backbone.to(device)  # another reader may have moved it, or it comes from a pickle
-        mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (settings.mean, settings.std))
+        with own_surroundings():
+            settings.backbone.to(device)  # another reader may have moved it, or it comes from a pickle
+        mean, std = (
+            torch.tensor(values, dtype=torch.float32, device=device).view(3, 1, 1)
+            for values in (settings.mean, settings.std)
+        )
         # The network takes several whole tensors of `size` at once, if they fit. Such a group shares one memory.
         length = size * max(1, limit // size)
         groups = [self._indices[start : start + length] for start in range(0, len(self), length)]
@@ -291,7 +296,7 @@ class PatchFeatures:
         with closing(read_batches(self._images, to_load, settings.images)) as loaded:
             for group, rows_missing, in_group in zip(groups, missing, batches, strict=True):
                 if memory is None or not reuse:
-                    memory = torch.empty(len(group), *settings.kept_shape, device=device)
+                    memory = torch.empty(len(group), *settings.kept_shape, dtype=torch.float32, device=device)
                 features = memory[: len(group)]
                 skipped: dict[int, str] = {}
                 for rows in in_group:
@@ -321,7 +326,7 @@ class PatchFeatures:
         if not len(rows):
             return skipped
         on_cpu = features.device.type == "cpu"
-        host = features if on_cpu else torch.empty(features.shape)
+        host = features if on_cpu else torch.empty(features.shape, dtype=torch.float32, device="cpu")
 
         def read(row: int) -> bool:
             return stored.read(group[row], host[row].numpy())
@@ -387,7 +392,7 @@ def _run_network(images: Tensor, out: Tensor, settings: FeatureSettings) -> None
         images = F.pad(images, (0, 0, 0, 0, 0, 0, 0, n_missing))
     amp_dtype = settings.amp_dtype
     size = settings.network_batch(images.device)
-    with torch.inference_mode(), full_precision(), calling_modules():
+    with torch.inference_mode(), full_precision(), default_device(images.device), calling_modules():
         for some, out_of_some in zip(images.split(size), out.split(size), strict=True):
             with torch.autocast(images.device.type, amp_dtype, enabled=amp_dtype is not None):
                 layers = settings.backbone(some, compiled=settings.compile)

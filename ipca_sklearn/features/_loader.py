@@ -18,6 +18,7 @@ from torchvision.transforms import v2
 
 from ipca_sklearn._utils._files import printable
 from ipca_sklearn._utils._sklearn_compat import LokyBackend, ProcessPoolExecutor, get_active_backend
+from ipca_sklearn._utils._surroundings import as_in_a_fresh_process
 from ipca_sklearn._utils._threads import seeded_torch, single_threaded_workers
 from ipca_sklearn._utils._typing import Image, PathLike, Size
 from ipca_sklearn.exceptions import ImageReadError
@@ -248,9 +249,9 @@ def _stage(
             if settings.on_error == "raise":
                 raise
             skipped[row] = str(error)
-            images.append(torch.zeros(3, *_kept_size(settings), dtype=torch.uint8))
+            images.append(torch.zeros(3, *_kept_size(settings), dtype=torch.uint8, device="cpu"))
             continue
-        images.append(torch.as_tensor(pixels))
+        images.append(pixels if isinstance(pixels, Tensor) else torch.from_numpy(pixels))
         if n_pages > 1:
             pages[row] = f"{_name(source, batch[row])} ({n_pages} pages or frames)"
         if settings.aspect_ratio is not None and is_stretched(size, settings.aspect_ratio):
@@ -287,7 +288,7 @@ def _augment(image: Tensor, settings: ImageSettings, index: int) -> Tensor:
         return image[..., top : top + height, left : left + width]
     assert callable(settings.augment)
     (seed,) = sequence.generate_state(1, np.uint64)
-    with seeded_torch(int(seed)):
+    with seeded_torch(int(seed)), as_in_a_fresh_process(image.device):
         # A copy: a callable may write to it, and the pixels may be the user's own, or one channel three times.
         return settings.augment(to_unit_floats(image).clone(memory_format=torch.contiguous_format))
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -11,16 +13,19 @@ import torch
 import torchvision
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+from torchvision.models.feature_extraction import NodePathTracer, create_feature_extractor
 
 from ipca_sklearn._utils._typing import Size
 from ipca_sklearn.features._efficientnet_lite import LITE_NAMES, EfficientNetLite, SamePadConv2d, lite_weights
 from ipca_sklearn.features._hooks import HookedNetwork
+from ipca_sklearn.features._inplace import lost_in_tracing
 from ipca_sklearn.features._weights import Weights, failed_download, is_file, load_file, nearest
 
 # Divides the maps of all layers of a pyramid evenly.
 _STRIDE = 32
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# Its weights come as a package: the class works without a download where that is installed.
+DEFAULT_BACKBONE = "efficientnet_lite0"
 # EfficientNet-Lite was trained on pixels from -1 to 1 (timm: tf_efficientnet_lite*'s mean and std).
 LITE_MEAN, LITE_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 
@@ -38,8 +43,11 @@ _DEFAULT_LAYERS = {
     r"vit_[bl]_\d+": tuple(f"encoder.layers.encoder_layer_{i}" for i in (2, 5, 8)),
 }
 
-# How torchvision traces a network: this layer computes its padding from the size, which tracing would fix.
-_TRACING: dict[str, Any] = {"tracer_kwargs": {"leaf_modules": [SamePadConv2d]}, "suppress_diff_warning": True}
+# Modules that tracing does not enter: torchvision's own, and one whose padding depends on the size of the image.
+_LEAVES = [
+    SamePadConv2d,
+    *(part for part in vars(torchvision.ops).values() if isinstance(part, type) and issubclass(part, nn.Module)),
+]
 
 
 class CutNetwork(NamedTuple):
@@ -119,26 +127,58 @@ def _cut(network: nn.Module, layers: Sequence[Any], label: str) -> CutNetwork:
     # Tracing may leave its proxies in attributes. The weights are shared: they are only read.
     traced = copy.deepcopy(network, {id(parameter): parameter for parameter in network.parameters()})
     try:
-        nodes = get_graph_node_names(traced, **_TRACING)[1]
+        nodes = _trace(traced.eval())
         see = "torchvision.models.feature_extraction.get_graph_node_names"
     except Exception as error:  # the forward of a user's module may raise anything when it is traced
         nodes = []
         see = f"its named_modules(), because torch.fx cannot trace it ({error})"
-    prefixes = {name[: match.start()] for name in nodes for match in re.finditer(r"\.|$", name)}
+    prefixes = {name[: match.start()]: name for name in nodes for match in re.finditer(r"\.|$", name)}
     modules = {name for name, _ in network.named_modules()}
     for layer in layers:
-        if layer not in prefixes | modules:
-            near = nearest(str(layer), sorted(prefixes | modules))
+        if layer not in prefixes.keys() | modules:
+            near = nearest(str(layer), sorted(prefixes.keys() | modules))
             raise ValueError(f"backbone {label} has no layer {layer!r}{near}; see {see}")
     names = tuple(str(layer) for layer in layers)
-    if prefixes.issuperset(names):
-        return CutNetwork(create_feature_extractor(traced, list(names), **_TRACING), names)
+    if prefixes.keys() >= set(names):
+        return CutNetwork(_cut_traced(traced, {name: prefixes[name] for name in names}), names)
     if not modules.issuperset(names):
         raise ValueError(
             f"backbone {label} cannot give layers={list(names)} together: {sorted(set(names) - modules)} are no "
-            f"modules, and {sorted(set(names) - prefixes)} are modules that torch.fx does not show; choose one kind"
+            f"modules, and {sorted(set(names) - prefixes.keys())} are modules that torch.fx does not show; choose one "
+            "kind"
         )
     return CutNetwork(HookedNetwork(network, names), names)
+
+
+def _trace(network: nn.Module) -> list[str]:
+    """Return the names of the nodes of a network, in the order of the pass.
+
+    Raises
+    ------
+    ValueError
+        The graph would not compute what the network computes.
+    """
+    tracer = NodePathTracer(leaf_modules=_LEAVES, autowrap_modules=(math, torchvision.ops))
+    lost = lost_in_tracing(tracer.trace(network), network)
+    if lost is not None:
+        raise ValueError(f"the result of {lost}, which works in place, is not used")
+    return list(tracer.node_to_qualname.values())
+
+
+def _cut_traced(network: nn.Module, nodes: dict[str, str]) -> torch.fx.GraphModule:
+    """Return a network that returns the results of some nodes (layer to name of the node), and ends with the last."""
+    # By the names of nodes, because torchvision gives a module and the last module in it two different nodes.
+    cut = create_feature_extractor(
+        network,
+        train_return_nodes={name: name for name in nodes},
+        eval_return_nodes={node: node for node in nodes.values()},
+        tracer_kwargs={"leaf_modules": list(_LEAVES)},
+        suppress_diff_warning=True,
+    ).eval()
+    output = next(node for node in cut.graph.nodes if node.op == "output")
+    output.args = ({name: output.args[0][node] for name, node in nodes.items()},)
+    # Without the graph of training, which torchvision keeps beside it and whose modules may go.
+    return torch.fx.GraphModule(cut, cut.graph, type(network).__name__)
 
 
 def default_layers(name: str) -> tuple[str, ...]:
@@ -199,21 +239,34 @@ def shown(size: Size) -> int | Size:
 
 
 def fold_batch_norms(network: torch.fx.GraphModule) -> None:
-    """Fold every batch norm into the convolution before it, where nothing else reads that convolution's output."""
+    """Fold every batch norm into the convolution before it.
+
+    Where others read that convolution too, because it is a layer that is kept, it stays and the folded one comes
+    beside it: a layer has the same bits whichever others are kept.
+    """
     modules = dict(network.named_modules())
+    calls = Counter(node.target for node in network.graph.nodes if node.op == "call_module")
     for node in list(network.graph.nodes):
         if node.op != "call_module":
             continue
         _fold_within(modules[node.target])
-        source = node.args[0]
+        source = node.args[0] if node.args else None
         if (
             type(modules[node.target]) is nn.BatchNorm2d
+            and isinstance(source, torch.fx.Node)
             and source.op == "call_module"
             and isinstance(modules[source.target], nn.Conv2d)
-            and len(source.users) == 1
+            and calls[source.target] == calls[node.target] == 1
         ):
-            network.set_submodule(source.target, fuse_conv_bn_eval(modules[source.target], modules[node.target]))
-            node.replace_all_uses_with(source)
+            folded = fuse_conv_bn_eval(modules[source.target], modules[node.target])
+            if len(source.users) == 1:
+                network.set_submodule(str(source.target), folded)
+                node.replace_all_uses_with(source)
+            else:
+                network.set_submodule(str(node.target), folded)
+                with network.graph.inserting_after(source):  # what the convolution reads may be overwritten later
+                    beside = network.graph.call_module(node.target, source.args, source.kwargs)
+                node.replace_all_uses_with(beside)
             network.graph.erase_node(node)
     network.delete_all_unused_submodules()
     network.recompile()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from ipca_sklearn._utils._typing import Size
 from ipca_sklearn.features._networks import CutNetwork, check_patches
@@ -36,7 +37,9 @@ def build_timm(name: str, layers: Sequence[Any] | None, weights: Weights, crop_s
     if getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False):
         options["img_size"] = crop_size
     try:
-        layers = _default_layers(timm.create_model(name, **options).feature_info) if layers is None else layers
+        if layers is None:
+            with torch.random.fork_rng(devices=[]):  # random weights are the same, whoever names the layers
+                layers = _default_layers(timm.create_model(name, **options).feature_info)
         indices = tuple(int(layer) for layer in layers)
         network: Any = timm.create_model(name, pretrained=weights is not None, out_indices=indices, **options)
     except OSError as error:

@@ -9,6 +9,7 @@ import numpy as np
 from sklearn.pipeline import Pipeline
 
 from ipca_sklearn._utils._labels import check_labels
+from ipca_sklearn._utils._precision import above
 from ipca_sklearn._utils._sklearn_compat import check_matplotlib_support
 from ipca_sklearn._utils._typing import ArrayLike, Image, Images
 from ipca_sklearn.features._decode import check_images, to_rgb
@@ -214,7 +215,7 @@ class AnomalyMapDisplay:
         threshold = -estimator[-1].offset_
         rows = []
         for score, index in zip(scores[worst], chosen, strict=True):
-            called = "anomalous" if score > threshold else "normal"
+            called = "anomalous" if above(score, threshold) else "normal"
             title = "" if titles is None else f"{titles[index]}\n"
             rows.append(f"{title}score {score:.3g}, threshold {threshold:.3g}:\ncalled {called}")
         return cls.from_estimator(

@@ -9,11 +9,14 @@ from sklearn.pipeline import Pipeline
 from torch import Tensor
 
 from ipca_sklearn._utils._files import printable
+from ipca_sklearn._utils._precision import above
+from ipca_sklearn._utils._surroundings import own_surroundings
 from ipca_sklearn._utils._typing import PathLike
 from ipca_sklearn.features._decode import to_rgb
 from ipca_sklearn.features._formats import MAX_PIXELS, open_image
 
 
+@own_surroundings()
 def hottest_box(
     anomaly_map: np.ndarray, threshold: float, covered_box: tuple[float, float, float, float]
 ) -> tuple[int, int, int, int]:
@@ -55,7 +58,7 @@ def region_boxes(
     parameters and the form of a box are those of `hottest_box`.
     """
     peak = np.unravel_index(anomaly_map.argmax(), anomaly_map.shape)
-    regions, n_regions = label(anomaly_map > threshold)
+    regions, n_regions = label(above(anomaly_map, threshold))
     if not n_regions:
         regions = np.zeros_like(regions)
         regions[peak] = n_regions = 1
@@ -72,6 +75,7 @@ def region_boxes(
     return boxes
 
 
+@own_surroundings()
 def overlay(estimator: Pipeline, anomaly_map: np.ndarray, image: Image.Image) -> Image.Image:
     """Draw a heat map over its image, which is shown in grey.
 
@@ -125,6 +129,7 @@ def overlay(estimator: Pipeline, anomaly_map: np.ndarray, image: Image.Image) ->
     return Image.fromarray((grey + 0.6 * inspected * (colours - grey)).astype(np.uint8))
 
 
+@own_surroundings()
 def heat_layer(estimator: Pipeline, anomaly_map: np.ndarray, size: tuple[int, int]) -> Image.Image:
     """Draw a heat map as a layer over its image: transparent up to the threshold for patches, colours from there on.
 
@@ -160,7 +165,7 @@ def heat_layer(estimator: Pipeline, anomaly_map: np.ndarray, size: tuple[int, in
 
 def patch_mask(estimator: Pipeline, anomaly_map: np.ndarray, size: tuple[int, int]) -> Image.Image:
     """Draw the anomalous patches of a map: white in a black picture of `size` (height, width)."""
-    marked = anomaly_map > estimator[-1].map_threshold_
+    marked = above(anomaly_map, estimator[-1].map_threshold_)
     return Image.fromarray((255 * _laid_over(estimator, marked, size, Image.Resampling.NEAREST)).astype(np.uint8))
 
 

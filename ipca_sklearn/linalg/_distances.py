@@ -222,7 +222,7 @@ def _by_numba(group: int) -> Callable[..., Tensor]:
 
 
 def _by_matrix_products(samples: Tensor, mean: Tensor, rows: Tensor, *factors: Tensor | None) -> Tensor:
-    return distances_from_centred(samples.sub(mean).transpose(0, 1), rows, *factors).mT
+    return _distances_here(samples.sub(mean).transpose(0, 1), rows, *factors).mT
 
 
 def distances_from_centred(
@@ -230,8 +230,8 @@ def distances_from_centred(
 ) -> Tensor:
     """Return the distances of centred samples, in one piece: the formula of `DistanceOperator` and nothing else.
 
-    It has no chunks, no threads and no global settings, so `torch.export` and `torch.onnx.export` can follow it inside
-    a module. `patch_distances` calls it once per chunk of patches where numba is not at hand.
+    It has no chunks and no threads, and while a compiler follows it no global settings, so `torch.export` and
+    `torch.onnx.export` can follow it inside a module. Else it computes in full precision (`full_precision`).
 
     Parameters
     ----------
@@ -257,6 +257,15 @@ def distances_from_centred(
     >>> distances_from_centred(torch.tensor([[[9.0, 4.0]]]), axis, None, one / 3, one)
     tensor([[5.]])
     """
+    if torch.compiler.is_compiling():
+        return _distances_here(centred, rows, transform, scale, precision)
+    with full_precision():
+        return _distances_here(centred, rows, transform, scale, precision)
+
+
+def _distances_here(
+    centred: Tensor, rows: Tensor, transform: Tensor | None, scale: Tensor | None, precision: Tensor | None
+) -> Tensor:
     projected = torch.bmm(centred, rows.mT)
     if transform is not None:
         projected = torch.bmm(projected, transform.mT)

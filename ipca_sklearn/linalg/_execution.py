@@ -15,6 +15,7 @@ from weakref import WeakSet
 
 import torch
 
+from ipca_sklearn._utils._surroundings import without_autocast
 from ipca_sklearn._utils._threads import Visit, kept_workers
 
 # cuSOLVER's batched eigensolver slows down past this many matrices.
@@ -77,10 +78,11 @@ def for_each_chunk(
         for chunk in chunks:
             attempt(chunk)
         return
-    inference = torch.is_inference_mode_enabled()  # of the calling thread alone: workers write to its tensors
+    # Of the calling thread alone: workers write to its tensors.
+    inference, with_gradients = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
 
     def in_worker(chunk: slice) -> None:
-        with torch.inference_mode(inference):
+        with torch.inference_mode(inference), torch.set_grad_enabled(with_gradients):
             attempt(chunk)
 
     with kept_workers(n_threads) as pool:
@@ -181,10 +183,11 @@ _matmul_precision = _MatmulPrecision()
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """Compute float32 matrix products without TF32 and bfloat16, whatever the global setting allows.
+    """Compute float32 matrix products without TF32 and bfloat16, whatever the program has set.
 
     `torch.set_float32_matmul_precision` is a setting of the whole process. While at least one thread is inside this
-    block it is "highest", and then again what it was before. Blocks may nest and overlap in time.
+    block it is "highest", and then again what it was before. `torch.autocast`, a setting of the calling thread, is off.
+    Blocks may nest and overlap in time.
 
     Notes
     -----
@@ -205,6 +208,7 @@ def full_precision() -> Iterator[None]:
     visit = Visit()
     try:
         _matmul_precision.raise_to_highest(visit)
-        yield
+        with without_autocast():
+            yield
     finally:
         _matmul_precision.restore(visit)

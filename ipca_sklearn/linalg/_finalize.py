@@ -114,9 +114,12 @@ class Basis:
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Basis:
         """Return the basis on another device or in another dtype. Tensors that need no change are shared."""
-        tensors = (self.rows, self.transform, self.variance, self.mean, self.noise_variance, self.feature_variance)
-        moved = (None if tensor is None else tensor.to(device=device, dtype=dtype) for tensor in tensors)
-        return Basis(*moved, n_kept=None if self.n_kept is None else self.n_kept.to(device))  # type: ignore[arg-type]
+        tensors = (self.variance, self.mean, self.noise_variance, self.feature_variance)
+        variance, mean, noise_variance, feature_variance = (tensor.to(device=device, dtype=dtype) for tensor in tensors)
+        rows = self.rows.to(device=device, dtype=dtype)
+        transform = None if self.transform is None else self.transform.to(device=device, dtype=dtype)
+        n_kept = None if self.n_kept is None else self.n_kept.to(device)
+        return Basis(rows, transform, variance, mean, noise_variance, feature_variance, n_kept)
 
 
 def variance_left(feature_variance: Tensor, variance: Tensor, n_kept: Tensor | int) -> Tensor:

@@ -100,11 +100,11 @@ def unpack(n_features: int, arrays: dict[str, np.ndarray]) -> Tensor:
     low, packed = np.asarray(arrays["low"]), np.asarray(arrays["high"])
     high = np.empty(2 * len(packed), np.int32)
     high[::2], high[1::2] = packed & 15, packed >> 4
-    levels = torch.from_numpy(((high[: len(low)] << 16) | low) - _LARGEST).view(len(diagonal), -1)
-    matrix = torch.empty(len(diagonal), n_features, n_features)
-    rows, columns = torch.tril_indices(n_features, n_features, -1)
-    matrix[:, rows, columns] = levels.float()
-    matrix[:, columns, rows] = levels.float()
-    matrix = _scattered(matrix, diagonal.sqrt())
-    matrix.diagonal(dim1=1, dim2=2).copy_(diagonal)
-    return matrix
+    levels = torch.from_numpy(((high[: len(low)] << 16) | low) - _LARGEST).view(len(diagonal), -1).float()
+    below, beside = torch.tril_indices(n_features, n_features, -1)
+    scattered = torch.empty(len(diagonal), n_features, n_features)
+    scattered[:, below, beside] = levels
+    scattered[:, beside, below] = levels
+    scattered = _scattered(scattered, diagonal.sqrt())
+    scattered.diagonal(dim1=1, dim2=2).copy_(diagonal)
+    return scattered

@@ -100,7 +100,8 @@ def empty_scatter(
     >>> empty_scatter(3, 8).matrix.shape
     torch.Size([3, 8, 8])
     """
-    matrix = torch.zeros(n_patches, n_features, n_features, dtype=dtype, device=device)
+    size = n_patches, n_features, n_features
+    matrix = torch.zeros(size, dtype=dtype or torch.float32, device=device or "cpu")
     mean = matrix.new_zeros(n_patches, n_features, dtype=sums_dtype(matrix.device))
     return ScatterState(matrix, mean, 0, 0)
 

@@ -11,6 +11,7 @@ import torch
 from scipy.linalg import helmert
 from torch import Tensor
 
+from ipca_sklearn._utils._surroundings import own_surroundings
 from ipca_sklearn.linalg._execution import for_each_chunk, full_precision
 from ipca_sklearn.linalg._solvers import Solver, get_solver
 
@@ -99,9 +100,9 @@ def empty_state(
     n_features : int
         m.
     dtype : torch.dtype, optional
-        float32 or float64: the dtype of the state and of everything computed from it. None is torch's default.
+        float32 or float64: the dtype of the state and of everything computed from it. None is float32.
     device : torch.device or str, optional
-        Device of the state and of everything computed from it. None is torch's default.
+        Device of the state and of everything computed from it. None is the CPU.
 
     Returns
     -------
@@ -115,7 +116,7 @@ def empty_state(
     >>> state.rows.shape, state.count
     (torch.Size([3, 0, 8]), 0)
     """
-    rows = torch.zeros(n_patches, 0, n_features, dtype=dtype, device=device)
+    rows = torch.zeros(n_patches, 0, n_features, dtype=dtype or torch.float32, device=device or "cpu")
     zeros = rows.new_zeros(n_patches, n_features, dtype=sums_dtype(rows.device))
     return State(rows, zeros, zeros, 0, 0)
 
@@ -126,6 +127,7 @@ def sums_dtype(device: torch.device) -> torch.dtype:
 
 
 @lru_cache(maxsize=32)
+@own_surroundings()
 def _helmert(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return the orthogonal Helmert matrix: row 0 averages (times sqrt(size)), the other rows sum to zero."""
     return torch.from_numpy(helmert(size, full=True)).to(dtype=dtype, device=device)

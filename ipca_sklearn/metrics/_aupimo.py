@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ipca_sklearn._utils._surroundings import own_surroundings
 from ipca_sklearn._utils._typing import ArrayLike
 from ipca_sklearn.exceptions import FewImagesWarning
 from ipca_sklearn.metrics._inputs import Pixels
@@ -49,6 +50,7 @@ class PimoCurves:
     fpr_bounds: tuple[float, float]
 
 
+@own_surroundings()
 def aupimo_score(
     masks: ArrayLike,
     maps: ArrayLike,
@@ -131,6 +133,7 @@ def aupimo_score(
     return float(np.nanmean(_areas(pixels, normal_scores(pixels, fpr_bounds), fpr_bounds)))
 
 
+@own_surroundings()
 def pimo_curves(
     masks: ArrayLike,
     maps: ArrayLike,
@@ -240,7 +243,7 @@ def normal_scores(pixels: Pixels, fpr_bounds: tuple[float, float]) -> NDArray[An
             f"and {fpr_bounds[1]:g}, so AUPIMO is coarse: use more normal images, larger fpr_bounds, or maps with "
             "fewer ties",
             FewImagesWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
     return normal
 

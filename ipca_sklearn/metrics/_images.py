@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from ipca_sklearn._utils._surroundings import own_surroundings
 from ipca_sklearn._utils._typing import ArrayLike
 from ipca_sklearn.metrics._inputs import check_image_scores
 from ipca_sklearn.metrics._pixels import f1_max
 
 
+@own_surroundings()
 def image_roc_auc_score(y_true: ArrayLike, y_score: ArrayLike) -> float:
     """Area under the ROC curve of image scores.
 
@@ -47,6 +49,7 @@ def image_roc_auc_score(y_true: ArrayLike, y_score: ArrayLike) -> float:
     return float(roc_auc_score(is_normal, scores))
 
 
+@own_surroundings()
 def image_average_precision_score(y_true: ArrayLike, y_score: ArrayLike) -> float:
     """Average precision of image scores, where an anomalous image is what is to be found.
 
@@ -81,6 +84,7 @@ def image_average_precision_score(y_true: ArrayLike, y_score: ArrayLike) -> floa
     return float(average_precision_score(~is_normal, -scores.astype(float)))
 
 
+@own_surroundings()
 def image_f1_max_score(y_true: ArrayLike, y_score: ArrayLike) -> float:
     """Largest F1 score of images over all thresholds, where an anomalous image is what is to be found.
 

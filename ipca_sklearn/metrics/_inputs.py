@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ipca_sklearn._utils._labels import check_labels
 from ipca_sklearn._utils._proportions import same_proportions
+from ipca_sklearn._utils._surroundings import own_surroundings
 from ipca_sklearn._utils._typing import ArrayLike, Size
 from ipca_sklearn.exceptions import AspectRatioWarning
 
@@ -20,6 +21,7 @@ from ipca_sklearn.exceptions import AspectRatioWarning
 _PIXELS_AT_ONCE = 2**22
 
 
+@own_surroundings()
 def resize_maps(maps: ArrayLike, size: Size) -> NDArray[np.float32]:
     """Resize anomaly maps bilinearly, for example from the grid of patches to the image.
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ipca_sklearn._utils._surroundings import own_surroundings
 from ipca_sklearn._utils._typing import ArrayLike
 from ipca_sklearn.metrics import _resampling
 from ipca_sklearn.metrics._aupimo import FPR_BOUNDS, aupimo_score, normal_scores
@@ -40,6 +41,7 @@ _OF_PIXELS: dict[Any, Callable[..., Floats]] = {
 }
 
 
+@own_surroundings()
 def confidence_interval(
     metric: Callable[..., float],
     y_true: ArrayLike,

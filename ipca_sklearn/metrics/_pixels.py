@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from ipca_sklearn._utils._surroundings import own_surroundings
 from ipca_sklearn._utils._typing import ArrayLike
 from ipca_sklearn.metrics._inputs import Pixels, as_binary, as_real_array, enlarge
 
@@ -22,6 +23,7 @@ from ipca_sklearn.metrics._inputs import Pixels, as_binary, as_real_array, enlar
 _COUNTS_AT_ONCE = 2**18
 
 
+@own_surroundings()
 def pixel_roc_auc_score(masks: ArrayLike, maps: ArrayLike, *, region: ArrayLike | None = None) -> float:
     """Area under the ROC curve over all pixels of all images.
 
@@ -76,6 +78,7 @@ def pixel_roc_auc_score(masks: ArrayLike, maps: ArrayLike, *, region: ArrayLike 
     return roc_auc(*Pixels.of(masks, maps, region).split())
 
 
+@own_surroundings()
 def pixel_average_precision_score(masks: ArrayLike, maps: ArrayLike, *, region: ArrayLike | None = None) -> float:
     """Average precision over all pixels of all images: the area under the precision-recall curve, in steps.
 
@@ -111,6 +114,7 @@ def pixel_average_precision_score(masks: ArrayLike, maps: ArrayLike, *, region: 
     return average_precision(*Pixels.of(masks, maps, region).split())
 
 
+@own_surroundings()
 def pixel_f1_max_score(masks: ArrayLike, maps: ArrayLike, *, region: ArrayLike | None = None) -> float:
     """Largest F1 score over all thresholds, of all pixels of all images.
 
@@ -147,6 +151,7 @@ def pixel_f1_max_score(masks: ArrayLike, maps: ArrayLike, *, region: ArrayLike |
     return f1_max(*Pixels.of(masks, maps, region).split())
 
 
+@own_surroundings()
 def pixel_f1_score(masks: ArrayLike, marked: ArrayLike, *, region: ArrayLike | None = None) -> float:
     """F1 score of the pixels that a model marks as anomalous, of all images.
 
@@ -190,6 +195,7 @@ def pixel_f1_score(masks: ArrayLike, marked: ArrayLike, *, region: ArrayLike | N
     return float(f1(*mask_counts(pixels, bits).sum(axis=0)))
 
 
+@own_surroundings()
 def aupro_score(
     masks: ArrayLike,
     maps: ArrayLike,

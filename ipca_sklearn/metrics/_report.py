@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from sklearn.utils.validation import check_consistent_length
 
 from ipca_sklearn._utils._labels import check_labels
+from ipca_sklearn._utils._precision import below
 from ipca_sklearn._utils._shares import clopper_pearson
+from ipca_sklearn._utils._surroundings import own_surroundings
 from ipca_sklearn._utils._typing import ArrayLike
 from ipca_sklearn.exceptions import FewImagesWarning, MaskWarning
 from ipca_sklearn.metrics import _pixels, _resampling
@@ -34,6 +36,7 @@ _OF_MARKED = "pixel_f1"
 _FOUND = "found"
 
 
+@own_surroundings()
 def evaluation_report(
     y_true: ArrayLike,
     y_score: ArrayLike,
@@ -144,7 +147,7 @@ def evaluation_report(
                 row[key] = metric(labels[chosen], scores[chosen])
                 ends[key] = interval(metric, labels[chosen], scores[chosen])
         if offset is not None and row["n_images"]:
-            row[_FOUND], ends[_FOUND] = _share(scores[chosen & ~is_normal] < offset, confidence_level)
+            row[_FOUND], ends[_FOUND] = _share(below(scores[chosen & ~is_normal], offset), confidence_level)
         if sample is not None:
             figures, resampled = sample.measures(chosen[known], n_resamples, random_state)
             row |= figures
@@ -152,7 +155,7 @@ def evaluation_report(
         rows.append(row | {"intervals": ends})
     alarms, alarm_ends = None, None
     if offset is not None and is_normal.any():
-        alarms, alarm_ends = _share(scores[is_normal] < offset, confidence_level)
+        alarms, alarm_ends = _share(below(scores[is_normal], offset), confidence_level)
     return {
         "defects": rows,
         "n_normal": int(is_normal.sum()),
@@ -185,7 +188,7 @@ def _warn_of_few(is_normal: NDArray[np.bool_], names: NDArray[Any], confidence_l
             f"fewer than {_MIN_IMAGES} images of these kinds: {', '.join(few)}. Their figures may be far from those of "
             f"other images: the {confidence_level:.0%} intervals are wide, and yet too narrow as a rule",
             FewImagesWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
@@ -247,7 +250,7 @@ class _PixelSample:
             of_normal = normal_scores(pixels, FPR_BOUNDS)
             kinds.append(of_normal)
         else:
-            warnings.warn(f"there is no AUPIMO: {lack}", FewImagesWarning, stacklevel=4)
+            warnings.warn(f"there is no AUPIMO: {lack}", FewImagesWarning, stacklevel=5)
         counts = PixelCounts.of(pixels, _resampling.shared_thresholds(*kinds))
         return cls(pixels, counts, of_marks, of_normal)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ipca_sklearn._utils._estimators import calibrated, set_learnt
 from ipca_sklearn._utils._sklearn_compat import Interval, validate_parameters
+from ipca_sklearn._utils._surroundings import own_surroundings
 from ipca_sklearn._utils._turns import in_turn
 from ipca_sklearn._utils._typing import ArrayLike
 from ipca_sklearn._utils._versions import VersionedMixin
@@ -203,6 +204,7 @@ class DriftMonitor(VersionedMixin, BaseEstimator):
         return cls(**parameters).fit(calibrated(detector, "calibration scores").calibration_scores_)
 
     @in_turn
+    @own_surroundings()
     def fit(self, X: ArrayLike = (), y: Any = None) -> DriftMonitor:
         """Start, or start anew, with the scores of good images.
 
@@ -267,6 +269,7 @@ class DriftMonitor(VersionedMixin, BaseEstimator):
         return self.fit(getattr(self, "calibration_scores_", ()))
 
     @in_turn
+    @own_surroundings()
     def update_scores(self, scores: ArrayLike) -> DriftMonitor:
         """Take the scores of the next frames, in their order.
 
@@ -296,6 +299,7 @@ class DriftMonitor(VersionedMixin, BaseEstimator):
         return self._bet(p_values, np.array(ranked))
 
     @in_turn
+    @own_surroundings()
     def update(self, p_values: ArrayLike) -> DriftMonitor:
         """Take the p-values of the next frames, in their order.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -25,6 +26,8 @@ _BETWEEN_LISTINGS = 30.0
 _PAUSE_PER_LISTING = 4
 # Seconds that an event may take to arrive before there are taken to be none.
 _EVENT_DELAY = 5.0
+# Seconds for which the images of a folder that is away, or cannot be listed, are remembered.
+_LONGEST_ABSENCE = 600.0
 _RETRY = 0.5  # seconds, doubled with each try
 
 
@@ -115,8 +118,9 @@ class FolderWatcher:
     -----
     *Memory.* A digest of 16 bytes is kept for each image that was given and lies in the folder, in all about 9 MB for
     100,000 images. Images that have left the folder are forgotten with the next listing; one that comes back after that
-    is new. With 100,000 images in the folder a process took 51 MB more at most, listings included, and with 100,000
-    that came and left, 100 at a time, 4 MB.
+    is new. The images of a subfolder that is away, or cannot be listed for a moment (a network drive), are remembered
+    for ten minutes: they are not given again when it is back. With 100,000 images in the folder a process took 51 MB
+    more at most, listings included, and with 100,000 that came and left, 100 at a time, 4 MB.
 
     *Same content.* Two files of one path, size and time of change are taken to be the same. The content is not read.
 
@@ -152,9 +156,9 @@ class FolderWatcher:
             raise kind(f"{printable(folder)} is no folder: name the folder in which the images appear")
         for name, value, least in (("settle", settle, 0), ("tries", tries, 1), ("batch_size", batch_size, 1)):
             if not least <= value < inf:
-                raise ValueError(f"{name}={value} must be at least {least}")
+                raise ValueError(f"{name}={value}: it must be finite, and at least {least}")
         if not 0 < interval < inf:
-            raise ValueError(f"interval={interval} must be larger than 0")
+            raise ValueError(f"interval={interval}: it must be finite, and larger than 0")
         self.settle = settle
         self.interval = interval
         self.tries = tries
@@ -167,7 +171,8 @@ class FolderWatcher:
         self._is_away = False
         self._next_listing = -inf
         self._waiting: dict[str, _Waiting] = {}
-        self._given: set[bytes] = set()
+        self._given: dict[bytes, str] = {}  # digest of an image, and the folder that it lies in
+        self._missed: dict[str, float] = {}  # folders of these that are away, and since when
         self._untold: dict[str, float] = {}  # what a listing has found before an event told of it, and when
 
     def __enter__(self) -> FolderWatcher:
@@ -263,7 +268,7 @@ class FolderWatcher:
         tries = image.tries + 1
         if tries >= self.tries or status_of(image.path) is None:
             return False
-        self._given.discard(digest_of(image.key))
+        self._given.pop(digest_of(image.key), None)
         now = time.monotonic() if now is None else now
         due = now + max(self.settle, _RETRY) * 2**image.tries
         self._waiting[image.path] = _Waiting(image.n_bytes, image.modified_ns, due, tries)
@@ -300,7 +305,7 @@ class FolderWatcher:
                 complete.append(image)
             else:
                 self._waiting[path] = _Waiting(*status, now + self.settle)
-        self._given.update(digest_of(image.key) for image in complete)
+        self._given.update((digest_of(image.key), _folder_of(image.path)) for image in complete)
         return sorted(complete, key=lambda image: (image.modified_ns, image.path))
 
     def _is_as_it_was(self, image: NewImage) -> bool:
@@ -308,7 +313,7 @@ class FolderWatcher:
         status = status_of(image.path)
         if status is None or status == (image.n_bytes, image.modified_ns):
             return True
-        self._given.discard(digest_of(image.key))
+        self._given.pop(digest_of(image.key), None)
         self._notice((image.path, *status), time.monotonic())
         return False
 
@@ -326,7 +331,8 @@ class FolderWatcher:
         is_first = identity != self._identity
         if is_first:
             self._begin(identity, now)
-        there = set()
+        there: set[bytes] = set()
+        away = self._folders_away()  # before and after the listing, which may have come between
         for path in _list_quietly(self.folder):
             status = status_of(path)
             if status is None:  # it has gone, or is a link to a file that is yet to come
@@ -339,9 +345,16 @@ class FolderWatcher:
             if not is_first and self._events is not None and told is not None and path not in self._waiting:
                 self._untold.setdefault(path, now)
             self._notice((path, *status), now)
-        self._given = there
+        away |= self._folders_away()
+        self._missed = {folder: self._missed.get(folder, now) for folder in away}
+        short = {folder for folder, since in self._missed.items() if now - since <= _LONGEST_ABSENCE}
+        self._given = {digest: folder for digest, folder in self._given.items() if digest in there or folder in short}
         seconds = self.interval if self._events is None else max(self.interval, _BETWEEN_LISTINGS)
         self._next_listing = now + max(seconds, _PAUSE_PER_LISTING * (time.monotonic() - start))
+
+    def _folders_away(self) -> set[str]:
+        """Return the folders of images that were given which cannot be listed now."""
+        return {folder for folder in set(self._given.values()) if not _can_be_listed(folder)}
 
     def _begin(self, identity: tuple[int, int], now: float) -> None:
         """Start with a folder: observe it, then learn what is done of what is there."""
@@ -355,12 +368,12 @@ class FolderWatcher:
                 self._go_without_events(printable(error), now)
         self._waiting.clear()
         self._untold.clear()
-        self._given = set()
+        self._given = {}
         images = list_images(self.folder, recursive=True)  # the only one whose warnings are shown
         if self.done is not None:
             statuses = ((path, status_of(path)) for path in images)
             there = {digest_of((path, *status)) for path, status in statuses if status is not None}
-            self._given = {digest for key in self.done() if (digest := digest_of(key)) in there}
+            self._given = {digest: _folder_of(key[0]) for key in self.done() if (digest := digest_of(key)) in there}
         self._identity = identity
 
     def _go_without_events(self, reason: str, now: float) -> None:
@@ -381,6 +394,18 @@ class FolderWatcher:
             elif self._events.wait(min(left, 0.2)):
                 time.sleep(0.02)  # events come in groups
                 return
+
+
+def _folder_of(path: str) -> str:
+    return sys.intern(os.path.dirname(path))  # one string for all of its images
+
+
+def _can_be_listed(folder: str) -> bool:
+    try:
+        os.scandir(folder).close()
+    except OSError:
+        return False
+    return True
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:

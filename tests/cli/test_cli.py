@@ -40,7 +40,7 @@ def test_demo_prints_figures_and_writes_a_picture(tmp_path):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["--material", "lether"], "leather"), (["--k", "500"], "n_components=500 is larger than n_features=256")],
+    [(["--material", "lether"], "leather"), (["--k", "500"], "--k 500 is larger than n_features=256")],
 )
 def test_demo_errors_are_one_line_without_a_traceback(arguments, message, tmp_path):
     options = ["-o", str(tmp_path / "x.png"), "--n-train", "4", "--n-test", "2"]

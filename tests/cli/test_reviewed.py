@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from typer.testing import CliRunner
 
 from ipca_sklearn._utils._tables import as_cell, of_cell
@@ -19,7 +19,7 @@ from ipca_sklearn.cli import app
 from ipca_sklearn.cli._learnt import not_learnt, remember
 from ipca_sklearn.cli._reviewed import read_reviewed
 from ipca_sklearn.datasets import make_textures
-from ipca_sklearn.persistence import load
+from ipca_sklearn.persistence import load, save
 
 SETTINGS = ["--image-size", "64", "--crop-size", "64", "--k", "4", "--device", "cpu"]
 
@@ -119,7 +119,7 @@ def test_update_learns_what_is_ticked_good_and_never_a_defect(place, ticks, tmp_
     run("update", place / "model.joblib", place / "good", "-o", by_folder, "--device", "cpu")
     np.testing.assert_array_equal(load(model)[-1].calibration_scores_, load(by_folder)[-1].calibration_scores_)
     # The same ticks again: all are learnt by now.
-    assert "there is nothing to learn" in run("update", model, "--reviewed", ticks, "--device", "cpu", code=1).stderr
+    assert "there is nothing to learn" in run("update", model, "--reviewed", ticks, "--device", "cpu").stdout
     assert load(model)[-1].n_samples_seen_ == 60
     assert str(ticks) in run("info", model).stdout
 
@@ -153,17 +153,106 @@ def test_a_ticked_image_that_could_not_be_read_is_not_taken_for_learnt(place, tm
 def test_a_folder_that_has_grown_is_learnt_from_where_it_was(place, tmp_path):
     folder, model = tmp_path / "train", tmp_path / "model.joblib"
     folder.symlink_to(place / "train")
-    done = run("update", place / "model.joblib", folder, "-o", model, "--device", "cpu", code=1)
-    assert "no image is new to" in done.stderr and not model.exists()
+    before = (place / "model.joblib").stat()
+    done = run("update", place / "model.joblib", folder, "--device", "cpu")
+    assert "no image is new to" in done.stdout and (place / "model.joblib").stat() == before
+    run("update", place / "model.joblib", folder, "-o", model, "--device", "cpu")
+    assert load(model)[-1].n_samples_seen_ == 40  # the output is there, whether an image was new or not
     done = run("update", place / "model.joblib", folder, place / "good", "-o", model, "--device", "cpu")
     assert "40 of 60 images are learnt already and left out" in done.stdout and "60 images learnt" in done.stdout
-    replaced = tmp_path / "replaced"
-    shutil.copytree(place / "good", replaced)  # what has another place, size or time is another image
-    assert len(not_learnt(load(model), sorted(replaced.iterdir()))) == 20
     pipe, gone = load(model), tmp_path / "gone.png"  # deleted after it was learnt: the model is kept all the same
     remember(pipe, [gone])
-    shutil.copy(place / "good" / "00.png", gone)
+    shutil.copy(place / "defect" / "00.png", gone)
     assert not_learnt(pipe, [gone]) == [gone]
+
+
+def saved_again(image, target):
+    """Yield the same pixels in other files, and one of other pixels at the end."""
+    picture = Image.open(image)
+    shutil.copy(image, target / "copy.png")
+    shutil.copy2(image, target / "with_its_times.png")
+    (target / "link.png").symlink_to(image)
+    (target / "hard_link.png").hardlink_to(image)
+    picture.save(target / "packed.png", compress_level=9)
+    picture.save(target / "other.tif")
+    picture.save(target / "other.bmp")
+    text = PngImagePlugin.PngInfo()
+    text.add_text("Rating", "5")
+    picture.save(target / "rated.png", pnginfo=text)
+    return sorted(target.iterdir())
+
+
+def test_a_learnt_image_is_known_by_its_pixels(place, tmp_path):
+    pipe = load(place / "model.joblib")
+    learnt = sorted((place / "train").iterdir())
+    assert not_learnt(pipe, saved_again(learnt[0], tmp_path)) == []
+    other = np.asarray(Image.open(learnt[0])).copy()
+    other[0, 0, 0] ^= 1
+    for name in ("one_level.png", "copy.png"):  # also where a learnt one was
+        Image.fromarray(other).save(tmp_path / name)
+        assert not_learnt(pipe, [tmp_path / name]) == [tmp_path / name]
+    grey = tmp_path / "grey.png"
+    Image.fromarray(np.full((8, 8), 100, np.uint8)).save(grey)
+    remember(pipe, [grey])
+    Image.fromarray(np.full((8, 8), 25700, np.uint16)).save(tmp_path / "grey16.png")
+    Image.fromarray(np.full((8, 8, 3), 100, np.uint8)).save(tmp_path / "colour.png")
+    Image.fromarray(np.full((8, 8), 25701, np.uint16)).save(tmp_path / "grey16_other.png")
+    names = [tmp_path / f"{name}.png" for name in ("grey16", "colour", "grey16_other")]
+    assert not_learnt(pipe, names) == names[2:]
+
+
+def test_fit_decodes_no_image_for_it_alone_and_a_model_from_python_says_that_it_knows_none(
+    place, tmp_path, monkeypatch
+):
+    def decode(*_):
+        raise AssertionError("decoded again")
+
+    monkeypatch.setattr("ipca_sklearn.cli._learnt.decode", decode)
+    model = tmp_path / "model.joblib"
+    run("fit", place / "good", "-o", model, *SETTINGS)
+    monkeypatch.undo()
+    assert not_learnt(load(model), saved_again(place / "good" / "03.png", tmp_path)[1:2]) == []
+    pipe = load(model)
+    del pipe.learnt_images_
+    save(pipe, model)
+    done = run("update", model, place / "good", "--device", "cpu")
+    assert "does not know its images" in done.stderr and load(model)[-1].n_samples_seen_ == 40
+
+
+def test_a_copied_training_folder_sets_tests_and_teaches_nothing(place, ticks, tmp_path):
+    copied, model = tmp_path / "copied", tmp_path / "model.joblib"
+    copied.mkdir()
+    for number, image in enumerate(sorted((place / "train").iterdir())):
+        shutil.copy(image, copied / f"renamed{number}.png")
+        os.utime(copied / f"renamed{number}.png", (1, 1))
+    done = run("update", place / "model.joblib", copied, "-o", model, "--device", "cpu")
+    assert "40 of 40 images are learnt already" in done.stdout and load(model)[-1].n_samples_seen_ == 40
+    options = ["--false-alarms", "0.1", "--device", "cpu"]
+    done = run("threshold", place / "model.joblib", "--good", copied, *options, "-o", model, code=1)
+    assert "40 of 40 good images were learnt" in done.stderr
+    done = run("threshold", place / "model.joblib", "--good", copied, "--good", place / "good", *options, "-o", model)
+    assert "40 of 60 good images were learnt" in done.stderr
+    alone = tmp_path / "alone.joblib"
+    run("threshold", place / "model.joblib", "--good", place / "good", *options, "-o", alone)
+    assert load(model)[-1].offset_ == load(alone)[-1].offset_
+    root = tmp_path / "root"
+    shutil.copytree(copied, root / "test" / "good")
+    shutil.copytree(place / "defect", root / "test" / "defect")
+    done = run("evaluate", place / "model.joblib", root, "--json", "--device", "cpu")
+    assert "40 of 40 good images were learnt" in done.stderr and json.loads(done.stdout)["n_normal"] == 0
+
+
+def test_a_copy_of_a_ticked_image_is_that_image(place, ticks, tmp_path):
+    folder, model = tmp_path / "more", tmp_path / "model.joblib"
+    folder.mkdir()
+    shutil.copy(place / "defect" / "00.png", folder / "defect.png")
+    shutil.copy(place / "good" / "00.png", folder / "good.png")
+    done = run("update", place / "model.joblib", folder, "--reviewed", ticks, "-o", model, "--device", "cpu")
+    assert "19 good images; left out: 10 defects, 1 in the folders too" in done.stdout
+    assert load(model)[-1].n_samples_seen_ == 60
+    wrong = run("threshold", place / "model.joblib", "--bad", folder, "--reviewed", ticks, "--recall", "0.5",
+                "--device", "cpu", code=1)  # fmt: skip
+    assert "good/00.png is of --bad, and ticked otherwise" in wrong.stderr
 
 
 def test_threshold_by_ticks_is_that_by_folders(place, ticks, tmp_path):

@@ -293,6 +293,41 @@ def test_a_folder_that_goes_forgets_nothing_and_another_in_its_place_is_compared
     assert names(watcher.look(6.0)) == ["b.png"]
 
 
+def test_a_subfolder_that_was_away_for_a_moment_is_not_given_again(incoming, tmp_path):
+    put(incoming, "camera/a.png", modified=1)
+    put(incoming, "b.png", modified=2)
+    watcher = polling(incoming, settle=0)
+    assert names(watcher.look(0.0)) == ["a.png", "b.png"]
+    (incoming / "camera").rename(tmp_path / "away")
+    os.remove(incoming / "b.png")
+    assert watcher.look(2.0) == [] and len(watcher._given) == 1  # a file that has gone is forgotten
+    (tmp_path / "away").rename(incoming / "camera")
+    put(incoming, "camera/new.png")
+    assert names(watcher.look(4.0)) == ["new.png"]
+    assert watcher.look(6.0) == []
+    (incoming / "camera").rename(tmp_path / "away")
+    assert watcher.look(8.0) == []
+    assert watcher.look(10.0 + folder_module._LONGEST_ABSENCE) == [] and not watcher._given
+    (tmp_path / "away").rename(incoming / "camera")
+    assert names(watcher.look(2000.0)) == ["a.png", "new.png"]
+
+
+def test_a_folder_that_cannot_be_listed_for_a_moment_is_not_given_again(incoming, monkeypatch):
+    put(incoming, "a.png", modified=1)
+    put(incoming, "camera/b.png", modified=2)
+    watcher = polling(incoming, settle=0)
+    assert names(watcher.look(0.0)) == ["a.png", "b.png"]
+
+    def refuses(folder):
+        raise OSError("stale file handle")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(folder_module, "list_images", lambda *_, **__: [])
+        patch.setattr(folder_module.os, "scandir", refuses)
+        assert watcher.look(2.0) == []
+    assert watcher.look(4.0) == []
+
+
 def test_events_tell_of_files_and_of_renames(incoming):
     pytest.importorskip("watchdog")
     with FolderWatcher(incoming, settle=0.05) as watcher:

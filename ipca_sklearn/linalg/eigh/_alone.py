@@ -99,7 +99,7 @@ def _first_finite(routines: Sequence[Callable[[], tuple]]) -> tuple[Tensor, Tens
     """Return the first result that is finite, of routines for the same finite matrix."""
     for routine in routines:
         try:
-            result = [torch.as_tensor(part) for part in routine()]
+            result = [part if isinstance(part, Tensor) else torch.from_numpy(part) for part in routine()]
         except (torch.linalg.LinAlgError, np.linalg.LinAlgError):
             continue
         if all(bool(torch.isfinite(part).all()) for part in result):

@@ -140,7 +140,8 @@ def triton_works(device: torch.device, dtype: torch.dtype) -> bool:
     """Return whether the Triton kernel compiles on this GPU and its results are right; warn once if not."""
     if find_spec("triton") is None:
         return False
-    rows = torch.randn(4, 40, 60, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    generator = torch.Generator("cpu").manual_seed(0)
+    rows = torch.randn(4, 40, 60, generator=generator, dtype=torch.float64, device="cpu")
     gram = rows @ rows.mT
     try:
         values, vectors = (result.cpu().double() for result in _triton(gram.to(device, dtype), 20))

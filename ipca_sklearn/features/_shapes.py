@@ -1,0 +1,124 @@
+"""The shapes of what a network returns for images of a size, without the memory of a pass over images of that size."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from ipca_sklearn._utils._threads import calling_modules, tracing_modules
+from ipca_sklearn._utils._typing import Size
+
+# Images of fewer pixels are passed through the network itself, which also shows that it works.
+_MOST_PIXELS = 512 * 512
+# Of the smaller images that stand for a large one: the rest of a division by this, which strides divide, stays.
+_STRIDES = 64
+
+Run: TypeAlias = Callable[[nn.Module, Tensor], Mapping[Any, Any]]
+
+
+class Shapes(NamedTuple):
+    """What a network returns for one image, by layer.
+
+    Parameters
+    ----------
+    layers : dict
+        Shape of each layer, or the name of the type of what is no tensor.
+    n_bytes : int
+        Bytes that the largest module reads and writes, in float32.
+    """
+
+    layers: dict[Any, Any]
+    n_bytes: int
+
+
+def shape_of(value: Any) -> tuple[int, ...] | str:
+    """Return the shape of a tensor, or the name of the type of anything else."""
+    return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+
+
+def shapes_of(network: nn.Module, run: Run, size: Size) -> Shapes:
+    """Return the shapes for a blank image; `run(network, images)` returns layers by name.
+
+    Large images are not passed through the network. Their shapes come from torch's device "meta", which holds no
+    numbers. A network that asks for numbers is given four smaller images instead: the sides of maps, and the
+    number of tokens, grow evenly with the sides of an image. One that takes neither gets the large image.
+
+    Raises
+    ------
+    Exception
+        What the network raises.
+    """
+    if math.prod(size) > _MOST_PIXELS:
+        try:
+            return shapes_of_copy(network, run, size)
+        except Exception:  # it may raise anything, and what it raises for the image itself is what counts
+            return _pass(network, run, size)
+    return _pass(network, run, size)
+
+
+def shapes_of_copy(network: nn.Module, run: Run, size: Size) -> Shapes:
+    """Return the shapes for a blank image of any size; the network itself sees none, which it could remember."""
+    tensors = [*network.parameters(), *network.buffers()]
+    try:
+        return _pass(_copy(network, [_without_numbers(tensor) for tensor in tensors]), run, size)
+    except Exception:  # whatever "meta" does not do
+        copied = _copy(network, tensors)
+    return _pass(copied, run, size) if math.prod(size) <= _MOST_PIXELS else _from_smaller(copied, run, size)
+
+
+def _copy(network: nn.Module, tensors: list[Tensor]) -> nn.Module:
+    """Return a copy with these in the places of its parameters and buffers."""
+    originals = itertools.chain(network.parameters(), network.buffers())
+    replaced = {id(original): tensor for original, tensor in zip(originals, tensors, strict=True)}
+    with tracing_modules():  # the copy of a traced network compiles its source
+        return copy.deepcopy(network, replaced)
+
+
+def _without_numbers(tensor: Tensor) -> Tensor:
+    there = torch.empty_like(tensor, device="meta")
+    return nn.Parameter(there, requires_grad=False) if isinstance(tensor, nn.Parameter) else there
+
+
+def _from_smaller(network: nn.Module, run: Run, size: Size) -> Shapes:
+    """Extrapolate from four images; sides of maps grow by steps, and so their products are bilinear."""
+    height, width = (min(side, 3 * _STRIDES + side % _STRIDES) for side in size)
+    near, below, beside, far = (
+        _pass(network, run, (height + rows, width + columns))
+        for rows, columns in ((0, 0), (_STRIDES, 0), (0, _STRIDES), (_STRIDES, _STRIDES))
+    )
+    down, right = (size[0] - height) // _STRIDES, (size[1] - width) // _STRIDES
+    layers: dict[Any, Any] = {}
+    for layer, shape in near.layers.items():
+        others = below.layers[layer], beside.layers[layer], far.layers[layer]
+        if isinstance(shape, str):
+            layers[layer] = shape
+            continue
+        layers[layer] = tuple(
+            first + down * (second - first) + right * (third - first) + down * right * (fourth - second - third + first)
+            for first, second, third, fourth in zip(shape, *others, strict=True)
+        )
+    n_bytes = far.n_bytes * math.prod(size) // ((height + _STRIDES) * (width + _STRIDES))
+    return Shapes(layers, n_bytes)
+
+
+def _pass(network: nn.Module, run: Run, size: Size) -> Shapes:
+    device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
+    held = [0]
+
+    def count(_: nn.Module, given: Any, result: Any) -> None:
+        held.append(sum(value.numel() * 4 for value in (*given, result) if isinstance(value, Tensor)))
+
+    hooks = [part.register_forward_hook(count) for part in network.modules() if not list(part.children())]
+    try:
+        with torch.inference_mode(), calling_modules():
+            values = run(network, torch.zeros(1, 3, *size, device=device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return Shapes({layer: shape_of(value) for layer, value in values.items()}, max(held))

@@ -1,0 +1,190 @@
+"""Options: whole in the help of any width, and named by the errors about their values."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from ipca_sklearn.cli import app
+from ipca_sklearn.cli._commands import COMMANDS, load_command
+from ipca_sklearn.cli._names import OptionNames
+
+FIT = ("fit", "good", "-o", "new.joblib", "--device", "cpu", "--image-size", "32", "--crop-size", "32", "--k", "2")
+THRESHOLD = ("threshold", "model.joblib")
+WATCH = ("watch", "model.joblib", "good", "-o", "rows.csv")
+DEVICES = ("x", "cuda:99")
+# For each option that takes a value: a command line that needs nothing else, and bad values.
+BAD = {
+    "fit": {
+        "--output": (FIT, ["new.txt", "nowhere/new.joblib", "good"]),
+        "--backbone": (FIT, ["x", "timm:x", "zz*"]),
+        "--k": (FIT, ["0", "x", "100000"]),
+        "--step": (FIT, ["0", "x"]),
+        "--false-positive-rate": (FIT, ["x", "0", "0.6", "nan", "-1"]),
+        "--image-size": (FIT, ["x", "0", "0x5", "-1", "5x", "16"]),
+        "--crop-size": (FIT, ["x", "0", "auto", "64"]),
+        "--margin": (FIT, ["x", "-1", "1.5", "nan", "1000"]),
+        "--region": (FIT, ["nowhere.png", "good", "text.png", "black.png"]),
+        "--on-error": (FIT, ["x", ""]),
+        "--checkpoint-every": (FIT, ["0", "x"]),
+        "--device": (FIT, DEVICES),
+        "--jobs": (FIT, ["0", "x"]),
+    },
+    "update": {
+        "--reviewed": (("update", "model.joblib"), ["nowhere.csv"]),
+        "--output": (("update", "model.joblib", "good"), ["new.txt", "good"]),
+        "--on-error": (("update", "model.joblib", "good"), ["x"]),
+        "--device": (("update", "model.joblib", "good"), DEVICES),
+    },
+    "predict": {
+        "--output": (("predict", "model.joblib", "good"), ["rows.txt", "good"]),
+        "--maps": (("predict", "model.joblib", "good"), ["text.png", "good"]),
+        "--masks": (("predict", "model.joblib", "good"), ["text.png", "good"]),
+        "--report": (("predict", "model.joblib", "good"), ["page.txt", "good"]),
+        "--picture-size": (("predict", "model.joblib", "good"), ["-1", "x"]),
+        "--device": (("predict", "model.joblib", "good"), DEVICES),
+    },
+    "watch": {
+        "--output": (("watch", "model.joblib", "good"), ["rows.txt", "good"]),
+        "--report": (WATCH, ["page.txt", "good"]),
+        "--command": (WATCH, ["", "no-such-program", "'"]),
+        "--command-seconds": (WATCH, ["0", "nan", "inf", "x"]),
+        "--settle": (WATCH, ["-1", "nan", "inf", "x"]),
+        "--tries": (WATCH, ["0", "x"]),
+        "--device": (WATCH, DEVICES),
+    },
+    "evaluate": {
+        "--reviewed": (("evaluate", "model.joblib"), ["nowhere.csv"]),
+        "--picture": (("evaluate", "model.joblib", "."), ["roc.txt", "good"]),
+        "--pimo": (("evaluate", "model.joblib", "."), ["roc.txt", "good"]),
+        "--device": (("evaluate", "model.joblib", "."), DEVICES),
+    },
+    "threshold": {
+        "--good": ((*THRESHOLD, "--false-alarms", "0.1"), ["nowhere", "empty"]),
+        "--bad": ((*THRESHOLD, "--recall", "1"), ["nowhere", "empty"]),
+        "--reviewed": ((*THRESHOLD, "--recall", "1"), ["nowhere.csv"]),
+        "--false-alarms": ((*THRESHOLD, "--good", "new"), ["0", "1", "nan", "x"]),
+        "--recall": ((*THRESHOLD, "--bad", "good"), ["0", "1.1", "nan", "x"]),
+        "--score": (THRESHOLD, ["nan", "inf", "x"]),
+        "--confidence": ((*THRESHOLD, "--score", "-1"), ["0", "1", "nan", "x"]),
+        "--output": ((*THRESHOLD, "--score", "-1"), ["new.txt", "good"]),
+        "--on-error": ((*THRESHOLD, "--score", "-1"), ["x"]),
+        "--device": ((*THRESHOLD, "--score", "-1"), DEVICES),
+    },
+    "info": {},
+    "export": {
+        "--output": (("export", "model.joblib"), ["new.txt", "good"]),
+        "--dtype": (("export", "model.joblib", "-o", "new.onnx"), ["x", "float64"]),
+        "--check": (("export", "model.joblib", "-o", "new.onnx"), ["nowhere", "empty"]),
+    },
+    "demo": {
+        "--output": (("demo",), ["picture.txt", "good"]),
+        "--material": (("demo",), ["x"]),
+        "--n-train": (("demo",), ["0", "x"]),
+        "--n-test": (("demo",), ["1", "x"]),
+        "--k": (("demo", "--n-train", "2", "--n-test", "2"), ["0", "x", "100000"]),
+        "--seed": (("demo",), ["-1", "x"]),
+    },
+}
+
+
+def options_of(name):
+    """Return the options of a command that take a value, by their long names."""
+    return {
+        next(option for option in parameter.opts if option.startswith("--")): parameter
+        for parameter in load_command(name).params
+        if parameter.opts[0].startswith("-")
+    }
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    place = tmp_path_factory.mktemp("options")
+    for folder, seed in (("good", 0), ("new", 1)):
+        (place / folder).mkdir()
+        for number, image in enumerate(np.random.default_rng(seed).integers(0, 255, (4, 32, 32, 3), dtype=np.uint8)):
+            Image.fromarray(image).save(place / folder / f"{number}.png")
+    (place / "empty").mkdir()
+    (place / "text.png").write_text("no image")
+    Image.new("L", (32, 32)).save(place / "black.png")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        done = CliRunner().invoke(app, [*FIT[:3], "model.joblib", *FIT[4:]])
+    assert done.exit_code == 0, done.output
+    return place
+
+
+def test_every_option_with_a_value_has_a_bad_one_here():
+    for name in COMMANDS:
+        with_values = {option for option, parameter in options_of(name).items() if not parameter.is_flag}
+        assert set(BAD[name]) == with_values - {"--help"}, name
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_an_error_about_an_option_names_it(name, place, monkeypatch):
+    monkeypatch.chdir(place)
+    before = {path: path.stat().st_mtime_ns for path in place.rglob("*")}
+    for option, (arguments, values) in BAD[name].items():
+        for value in values:
+            done = CliRunner().invoke(app, [*arguments, option, value])
+            case = f"{name} {option} {value!r}: {done.stderr}"
+            assert done.exit_code in (1, 2), case
+            error = done.stderr.strip().splitlines()[-1]
+            assert error.lower().startswith("error: "), case
+            assert re.search(rf"(?<![\w-]){option}(?![\w-])", error) or "ticks" in case or "nowhere.csv" in error, case
+            in_python = [parameter.name for parameter in options_of(name).values() if "_" in parameter.name]
+            for parameter in (*in_python, "n_components", "step_size", "n_jobs", "random_state"):
+                assert not re.search(rf"(?<![\w/-]){parameter}\b", error), case
+    assert {path: path.stat().st_mtime_ns for path in place.rglob("*")} == before
+
+
+def test_wishes_of_a_threshold_are_named_as_options(place, monkeypatch):
+    monkeypatch.chdir(place)
+    for arguments in ([], ["--score", "1", "--recall", "1"]):
+        error = CliRunner().invoke(app, [*THRESHOLD, *arguments]).stderr
+        assert "one of --false-alarms, --recall and --score" in error
+    for wish, folder in (("--false-alarms", "--good"), ("--recall", "--bad")):
+        error = CliRunner().invoke(app, [*THRESHOLD, wish, "0.5"]).stderr
+        assert f"{wish} 0.5 takes" in error and f"name some with {folder}" in error
+    told = CliRunner().invoke(app, [*THRESHOLD, "--good", "new", "--false-alarms", "0.1", "-o", "t.joblib"])
+    assert told.exit_code == 0 and "--false-alarms 0.1 takes the scores of 9 normal images" in told.stderr
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        (
+            "n_components=9 is larger than n_features=8; lower n_components",
+            "--k 9 is larger than n_features=8; lower --k",
+        ),
+        ("The 'step_size' parameter of PatchGaussianDetector must be", "--step must be"),
+        ("takes one of image_size=, crop_size= and margin=", "takes one of --image-size, --crop-size and --margin"),
+        ("no image at /in/margin=3/step_size.png", "no image at /in/margin=3/step_size.png"),
+        ("the margin and the region of the device", "the margin and the region of the device"),
+        ("margin='x' is wrong", "--margin 'x' is wrong"),
+        ("set on_error='skip'", "set --on-error 'skip'"),
+        ("n_jobs == 0 in Parallel", "--jobs 0 in Parallel"),
+    ],
+)
+def test_only_names_of_parameters_are_put_in_other_words(message, expected):
+    assert OptionNames(load_command("fit").params)(message) == expected
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80, 120])
+@pytest.mark.parametrize("name", ["", *COMMANDS])
+def test_no_option_is_cut_in_the_help(name, columns):
+    text = CliRunner().invoke(app, [*name.split(), "--help"], terminal_width=columns).output
+    assert "…" not in text and max(map(len, text.splitlines())) <= max(columns, 60)
+    if not name:
+        for command, (_, summary) in COMMANDS.items():
+            assert re.search(rf"^  {command} ", text, re.MULTILINE)
+            if columns >= 80:
+                assert summary in " ".join(text.split())
+        return
+    for option, parameter in options_of(name).items():
+        for spelling in (option, *parameter.opts, *parameter.secondary_opts):
+            assert re.search(rf"(?<![\w-]){spelling}(?![\w-])", text), spelling

@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import copy
 import time
-from collections import deque
 from math import prod
 from numbers import Integral, Real
 from typing import Any
 
-import numpy as np
-import torch
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, OutlierMixin, TransformerMixin
-from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
-from torch import Tensor
 
 from ipca_sklearn import linalg
-from ipca_sklearn._utils._layouts import check_mergeable
 from ipca_sklearn._utils._output import TableOutputMixin
 from ipca_sklearn._utils._sklearn_compat import (
     CallbackSupportMixin,
@@ -34,27 +28,14 @@ from ipca_sklearn._utils._versions import VersionedMixin
 from ipca_sklearn.decomposition._base import BasePCA, Learning
 from ipca_sklearn.decomposition._batched_ipca import BatchedIncrementalPCA
 from ipca_sklearn.decomposition._batches import StepReader, read_steps
-from ipca_sklearn.decomposition._fitted import Fitted
 from ipca_sklearn.decomposition._fitted_scatter import FittedExactPCA, pickles_are_exact
-from ipca_sklearn.decomposition._full_covariance import FullCovariance
 from ipca_sklearn.decomposition._memory import MemoryNeed
-from ipca_sklearn.detection._calibration import (
-    FEW_IMAGES,
-    MAX_IMAGES,
-    N_BLOCKS,
-    Calibration,
-    first_scored_image,
-    split_for_calibration,
-)
-from ipca_sklearn.detection._cells import Cells, partition
-from ipca_sklearn.detection._scoring import ScoringModel
+from ipca_sklearn.detection._calibration import Calibration, split_for_calibration
+from ipca_sklearn.detection._calibrator import Calibrator, KnownScores, n_kept
+from ipca_sklearn.detection._cells import Cells
+from ipca_sklearn.detection._gaussians import PCA_PARAMETERS, choose_cells, choose_features, new_pca, pca_parameters
+from ipca_sklearn.detection._merging import check_same_kind
 from ipca_sklearn.detection._thresholds import ThresholdMixin, normal_steps
-
-_PCA_PARAMETERS = set(BatchedIncrementalPCA().get_params()) - {"whiten"}
-_FULL_PARAMETERS = set(FullCovariance().get_params())
-
-# n_components="auto": of patches that have a Gaussian each (the paper's choice), and of those that share one.
-_N_COMPONENTS, _N_SHARED_COMPONENTS = 16, 64
 
 
 class PatchGaussianDetector(
@@ -209,7 +190,7 @@ class PatchGaussianDetector(
     """
 
     _parameter_constraints: dict = {  # noqa: RUF012  (scikit-learn's own form)
-        **{name: BatchedIncrementalPCA._parameter_constraints[name] for name in sorted(_PCA_PARAMETERS)},
+        **{name: BatchedIncrementalPCA._parameter_constraints[name] for name in sorted(PCA_PARAMETERS)},
         "n_components": [*BatchedIncrementalPCA._parameter_constraints["n_components"], StrOptions({"auto"})],
         "n_gaussians": [Interval(Integral, 1, None, closed="left"), None],
         "distance": [StrOptions(set(linalg.DISTANCES))],
@@ -300,8 +281,8 @@ class PatchGaussianDetector(
             other labels, or not one for each image, no normal image.
         """
         steps = normal_steps(read_steps(self, X, reset=True), y)
-        columns = self._choose_features(steps.n_features)
-        cells = self._new_cells(steps)
+        columns = choose_features(self.n_random_features, self.random_state, steps.n_features)
+        cells = choose_cells(self.n_gaussians, steps)
         shape = {
             "patch_shape_": steps.patch_shape,
             "region_": steps.region,
@@ -309,9 +290,9 @@ class PatchGaussianDetector(
             **steps.features_in,
             **({} if columns is None else {"feature_indices_": columns}),
         }
-        pca = self._new_pca(steps, 1 if cells is None else Cells.of(cells).size)
+        pca = self._new_pca(steps.n_features, 1 if cells is None else Cells.of(cells).size)
         with own_surroundings():
-            return self._learn(steps, shape, pca, Calibration.empty(steps.n_patches), (X, y))
+            return self._learn(steps, shape, pca, KnownScores.none(steps.n_patches), (X, y))
 
     @in_turn
     @fit_context(prefer_skip_nested_validation=True)
@@ -321,95 +302,66 @@ class PatchGaussianDetector(
             return self.fit(X, y)
         steps = normal_steps(read_steps(self, X, reset=False), y)
         cells = self._cells()
-        pca = copy.copy(self.pca_).set_params(**self._pca_params(steps, 1 if cells is None else cells.size))
+        group = 1 if cells is None else cells.size
+        pca = copy.copy(self.pca_).set_params(**pca_parameters(self.get_params(), steps.n_features, group))
         with own_surroundings():
-            return self._learn(steps, self._learnt_shape(), pca, self._calibration, (X, y))
+            return self._learn(steps, self._learnt_shape(), pca, self._known_scores(), (X, y))
 
     def _learn(
         self,
         steps: StepReader,
         shape: dict[str, Any],
         pca: BasePCA,
-        calibration: Calibration,
-        told: tuple[Any, Any],
+        known: KnownScores,
+        callback_data: tuple[Any, Any],
     ) -> PatchGaussianDetector:
         """Score each step before it is learnt, learn it, and store the result when all steps are done.
 
-        `told` are X and y as callbacks get them.
+        `callback_data` are X and y as callbacks get them.
         """
         if self.smoothing > 0 and len(steps.patch_shape) != 2:
             raise ValueError(
                 f"smoothing={self.smoothing} needs X of shape (n, H, W, m), not patches of shape {steps.patch_shape}"
             )
         began = time.perf_counter()
-        columns, cells = shape.get("feature_indices_"), shape["cells_"]
-        cells = None if cells is None else Cells.of(cells)
-        learnt, held_out = split_for_calibration(steps.take(columns), self.calibration)
-        progress = FitProgress(self, learnt.count(self.step_size), *told)
-        prequential = self.calibration == "prequential"
+        cells = None if shape["cells_"] is None else Cells.of(shape["cells_"])
+        learnt, held_out = split_for_calibration(steps.take(shape.get("feature_indices_")), self.calibration)
+        progress = FitProgress(self, learnt.count(self.step_size), *callback_data)
         start = getattr(pca, "fitted_", None)
         learning = Learning(pca, start, 1 if cells is None else cells.size)
-        n_kept = self._n_kept(learnt, learning.n_samples)
-        pca.check_memory(learnt, n_kept=n_kept, n_gaussians=None if cells is None else len(cells.slots))
-        first_scored = first_scored_image(learning.n_samples, learnt) if prequential else np.inf
-        few = n_kept > 0
-        scoring = self._scoring_model(start) if start is None or self._scoring is None else self._scoring
-        # Tensors stay on their device until the end, so that the host does not wait for a GPU at every step.
-        summaries: deque[Tensor] = deque(maxlen=MAX_IMAGES)
-        images: list[Tensor] = []
+        calibrator = Calibrator(
+            pca,
+            start,
+            known.model,
+            learnt,
+            cells,
+            operator_of=lambda fitted: self._operator(fitted, fitted.state.mean.device),
+            scorer_of=lambda operator: self._scorer(operator, learnt, cells),
+            prequential=self.calibration == "prequential",
+        )
+        pca.check_memory(learnt, n_kept=calibrator.n_kept, n_gaussians=None if cells is None else len(cells.slots))
         with learnt.overflow_named():
             for step in learnt.read(self.step_size):
-                if few:
-                    images.append(step.clone())
-                scoring = self._renewed(scoring, learning.fitted, first_scored - len(step))
-                if learning.n_samples + len(step) > first_scored:
-                    summaries.extend(self._summaries(step, scoring, pca, learnt, cells))
+                calibrator.see(step, learning.fitted)
                 learning.advance(step if cells is None else cells.samples(step))
                 progress.step()
             if learning.fitted is None:  # there are images, but all of them were skipped
                 raise learnt.unreadable()
-            if prequential and not few and learning.n_samples <= FEW_IMAGES:  # most images were skipped
-                images = [step.clone() for step in learnt.read(self.step_size)]
-            left_out = self._leave_out(torch.cat(images), start, pca, learnt, cells, N_BLOCKS) if images else []
-            if held_out is not None:
-                scoring = self._scoring_model(learning.fitted)
-                for step in held_out.read(self.step_size):
-                    summaries.extend(self._summaries(step, scoring, pca, learnt, cells))
+            calibrator.finish(learning.fitted, held_out)
         pca.store(learning.fitted, learnt if cells is None else cells.reader(learnt))
-        old_left_out = Calibration.empty(steps.n_patches) if start is None else self._left_out
         self._store(
             shape,
             pca,
-            calibration.extended(part.cpu().numpy() for part in summaries),
-            old_left_out.extended(part.cpu().numpy() for part in left_out),
-            chosen=None if start is None else self._chosen(),
-            scoring=scoring if isinstance(learning.fitted, FittedExactPCA) else None,
+            known.earlier.extended(calibrator.summaries),
+            known.left_out.extended(calibrator.left_out),
+            chosen=known.chosen,
+            scoring=calibrator.model if isinstance(learning.fitted, FittedExactPCA) and held_out is None else None,
         )
         progress.end()
         if self.verbose and not progress.is_watched:
             seconds = time.perf_counter() - began
             print(f"[PatchGaussianDetector] {self.n_samples_seen_} images learnt, the last ones in {seconds:.1f} s")
         return self
-
-    def _renewed(self, scoring: ScoringModel, fitted: Fitted | None, first_scored: float) -> ScoringModel:
-        """Return the model that scores the next step: what is learnt so far, or one of at least half of it.
-
-        Scatter matrices are decomposed again when the weight has doubled, since each time costs as much as learning a
-        hundred images. So that a loop of `partial_fit` gives the scores of `fit`, that depends on the weight alone.
-        """
-        if not isinstance(fitted, FittedExactPCA):
-            return self._scoring_model(fitted)
-        if fitted.weight < 2 * scoring.weight:
-            return scoring
-        renewed = self._scoring_model(fitted)
-        if 2 * renewed.weight > first_scored:  # before that it is renewed once more, and scores nothing
-            _ = renewed.operator  # at once: learning overwrites the matrices
-        return renewed
-
-    def _n_kept(self, steps: StepReader, n_before: int) -> int:
-        """Return how many images are kept until the end, because few images are scored by models of the others."""
-        few = self.calibration == "prequential" and n_before + steps.n_samples <= FEW_IMAGES
-        return steps.n_samples if few else 0
 
     def memory_needed(self, X: ArrayLike) -> MemoryNeed:
         """Return about how much memory `fit` takes for X, of which only shape and dtype count.
@@ -436,39 +388,15 @@ class PatchGaussianDetector(
         validate_parameters(self)
         steps = read_steps(self, X, reset=True)
         n_gaussians = min(self.n_gaussians or steps.n_patches, steps.n_patches)
-        taken = steps.take(self._choose_features(steps.n_features))
-        pca = self._new_pca(taken, -(-steps.n_patches // n_gaussians))
-        return pca.need(taken, n_kept=self._n_kept(steps, 0), n_gaussians=n_gaussians)
+        taken = steps.take(choose_features(self.n_random_features, self.random_state, steps.n_features))
+        pca = self._new_pca(taken.n_features, -(-steps.n_patches // n_gaussians))
+        kept = n_kept(0, steps, prequential=self.calibration == "prequential")
+        return pca.need(taken, n_kept=kept, n_gaussians=n_gaussians)
 
-    def _pca_params(self, steps: StepReader, group: int) -> dict[str, Any]:
-        """Return the parameters of the PCA, whose samples come in groups: those of an image."""
-        mine = self.get_params()
-        if self.n_components == "auto":
-            most = _N_COMPONENTS if group == 1 else _N_SHARED_COMPONENTS
-            n_features = self.n_random_features or steps.n_features
-            mine["n_components"] = max(1, min(most, n_features // 2))
-        mine["forgetting_factor"] **= 1 / group
-        return {name: mine[name] for name in (_FULL_PARAMETERS if self.covariance == "full" else _PCA_PARAMETERS)}
-
-    def _new_pca(self, steps: StepReader, group: int) -> BasePCA:
-        if self.covariance == "low_rank":
-            return BatchedIncrementalPCA(**self._pca_params(steps, group))
-        self._check_full_distance()
-        return FullCovariance(**self._pca_params(steps, group))
-
-    def _new_cells(self, steps: StepReader) -> np.ndarray | None:
-        """Return which patches share a Gaussian; None is one for each."""
-        if self.n_gaussians is None or self.n_gaussians >= steps.n_patches:
-            return None
-        return partition(steps.patch_shape, steps.region, self.n_gaussians)
-
-    def _choose_features(self, n_features: int) -> np.ndarray | None:
-        if self.n_random_features is None:
-            return None
-        if self.n_random_features > n_features:
-            raise ValueError(f"n_random_features={self.n_random_features} of n_features={n_features}: lower it")
-        rng = check_random_state(self.random_state)
-        return np.sort(rng.choice(n_features, self.n_random_features, replace=False))
+    def _new_pca(self, n_features: int, group: int) -> BasePCA:
+        if self.covariance == "full":
+            self._check_full_distance()
+        return new_pca(self.get_params(), n_features, group)
 
     transform = ThresholdMixin.transform  # scikit-learn's set_output takes the methods of the class itself
 
@@ -511,24 +439,7 @@ class PatchGaussianDetector(
             raise TypeError(f"merge takes another PatchGaussianDetector, got {type(other).__name__}")
         check_is_fitted(other)
         other = snapshot(other)
-        mine, theirs = self.get_params(), other.get_params()
-        for name in ("distance", "noise_shrinkage", "image_score", "smoothing", "covariance", "ridge"):
-            if mine[name] != theirs[name]:
-                raise ValueError(
-                    f"cannot merge detectors of different {name} {mine[name]!r} and {theirs[name]!r}: fit both alike"
-                )
-        if self._columns() is not None:  # the PCAs know only the names of the chosen features
-            check_mergeable(self, other)
-        if not np.array_equal(np.asarray(self._columns()), np.asarray(other._columns())):
-            raise ValueError(
-                "cannot merge detectors that learnt from different random features: fit both with the same integer "
-                "random_state"
-            )
-        if not np.array_equal(np.asarray(self.cells_), np.asarray(other.cells_)):
-            raise ValueError(
-                f"cannot merge detectors of other cells: n_gaussians={self.n_gaussians} and {other.n_gaussians} divide "
-                "the patches differently; fit both alike"
-            )
+        check_same_kind(self, other)
         self._thresholds(), other._thresholds()  # both are scores of the kind that is computed now
         pca = copy.copy(self.pca_).merge(other.pca_)
         left_out = other._left_out.extended([self._left_out.summaries])

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,40 +22,6 @@ from ipca_sklearn.decomposition._fitted import Fitted
 from ipca_sklearn.decomposition._fitted_scatter import FittedCovariance, FittedExactPCA
 from ipca_sklearn.detection._cells import Cells, on_patches
 from ipca_sklearn.detection._map_ops import MapScorer, image_scores, inspected
-
-
-class ScoringModel:
-    """What scores images that are learnt next: the distance operator of a model, made when it is first used.
-
-    Parameters
-    ----------
-    weight : float
-        Weight of the images that the model has learnt; 0 if there is none yet.
-    make_operator : callable or None
-        Returns the operator.
-    """
-
-    def __init__(self, weight: float, make_operator: Callable[[], linalg.DistanceOperator] | None) -> None:
-        self.weight = weight
-        self._make_operator = make_operator
-
-    @cached_property
-    def operator(self) -> linalg.DistanceOperator:
-        """The distance operator of the model."""
-        assert self._make_operator is not None, "nothing is learnt yet"
-        operator, self._make_operator = self._make_operator(), None
-        return operator
-
-    def __getstate__(self) -> dict[str, Any]:
-        operator = self.operator.folded()
-        tensors = {name: getattr(operator, name) for name in ("mean", "rows", "transform", "scale", "precision")}
-        arrays = {name: None if tensor is None else tensor.cpu().numpy() for name, tensor in tensors.items()}
-        return {"weight": self.weight, **arrays}
-
-    def __setstate__(self, stored: dict[str, Any]) -> None:
-        self.weight = stored.pop("weight")
-        tensors: Any = {name: None if array is None else torch.from_numpy(array) for name, array in stored.items()}
-        self.operator, self._make_operator = linalg.DistanceOperator(**tensors), None
 
 
 class MapScoringMixin:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from math import ceil
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from scipy.stats import beta
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
@@ -20,19 +18,17 @@ from ipca_sklearn._utils._sklearn_compat import validate_parameters
 from ipca_sklearn._utils._surroundings import own_surroundings
 from ipca_sklearn._utils._turns import in_turn, of_one_state
 from ipca_sklearn._utils._typing import ArrayLike
-from ipca_sklearn.decomposition._base import BasePCA, Learning
+from ipca_sklearn.decomposition._base import BasePCA
 from ipca_sklearn.decomposition._batches import StepReader, read_steps
 from ipca_sklearn.decomposition._fitted import Fitted, independent_samples
 from ipca_sklearn.decomposition._fitted_scatter import FittedExactPCA
 from ipca_sklearn.detection._calibration import (
     FEW_IMAGES,
-    LARGEST_CORRECTION,
     Calibration,
     LearningCurve,
     ReferenceScores,
-    leave_out,
 )
-from ipca_sklearn.detection._cells import Cells
+from ipca_sklearn.detection._calibrator import KnownScores, ScoringModel
 from ipca_sklearn.detection._chosen import (
     ChosenThreshold,
     ErrorRate,
@@ -40,20 +36,15 @@ from ipca_sklearn.detection._chosen import (
     offset_for,
     warn_of_few_normal_images,
 )
+from ipca_sklearn.detection._few_images import what_few_images_do
 from ipca_sklearn.detection._map_ops import MapScorer
-from ipca_sklearn.detection._scoring import MapScoringMixin, ScoringModel
+from ipca_sklearn.detection._scoring import MapScoringMixin
 from ipca_sklearn.exceptions import FewImagesWarning
 
 _Self = TypeVar("_Self", bound="ThresholdMixin")
 
 # Thresholds are of no use for scores that are computed in another way.
 _SCORE_PARAMETERS = ("n_components", "distance", "noise_shrinkage", "ridge", "image_score", "smoothing")
-
-# Scores from which a median absolute deviation makes a threshold that is worth the name.
-_ENOUGH_FOR_AUTO = 20
-
-# Scores below a threshold from which the share of new scores below it is known to about a factor 2.
-_ENOUGH_TIMES_RATE = 3
 
 
 class ThresholdMixin(MapScoringMixin):
@@ -113,15 +104,32 @@ class ThresholdMixin(MapScoringMixin):
         """Return the scores that thresholds are made from, if they are scores of the kind that is computed now."""
         check_is_fitted(self)
         validate_parameters(self)
-        now = self._score_parameters()
-        changed = [name for name, value in self._scored_by.items() if now[name] != value]
+        changed = self._changed_since()
         if changed:
-            listed = ", ".join(f"{name}={self._scored_by[name]!r}, now {now[name]!r}" for name in changed)
             raise ValueError(
-                f"the thresholds are for scores with {listed}: fit again, or call calibrate with normal images that "
+                f"the thresholds are for scores with {changed}: fit again, or call calibrate with normal images that "
                 "were not learnt"
             )
         return self._reference
+
+    def _changed_since(self) -> str:
+        """Return which parameters of the scores have changed since the scores that set the threshold were computed."""
+        now = self._score_parameters()
+        changed = [name for name, value in self._scored_by.items() if now[name] != value]
+        return ", ".join(f"{name}={self._scored_by[name]!r}, now {now[name]!r}" for name in changed)
+
+    def _known_scores(self) -> KnownScores:
+        """Return what `partial_fit` goes on from: nothing, with a warning, if scores are computed differently now."""
+        changed = self._changed_since()
+        if not changed:
+            return KnownScores(self._calibration, self._left_out, self._scoring, self._chosen())
+        warnings.warn(
+            f"the scores that set the threshold were computed with {changed}: only the images of this call set it now. "
+            "Call calibrate with normal images that were not learnt to set it from more",
+            UserWarning,
+            stacklevel=5,
+        )
+        return KnownScores.none(self._calibration.n_patches)
 
     def _score_parameters(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in _SCORE_PARAMETERS}
@@ -364,49 +372,6 @@ class ThresholdMixin(MapScoringMixin):
         values = steps.map_steps(result_of, self.step_size)
         return values.cpu().numpy() if isinstance(values, Tensor) else values
 
-    def _summaries(
-        self, step: Tensor, scoring: ScoringModel, pca: BasePCA, steps: StepReader, cells: Cells | None
-    ) -> list[Tensor]:
-        """Return the summaries of images that are not learnt yet, for the calibration.
-
-        Nothing is known before the first step. Each half of that step is then scored by a model of the other half.
-        """
-        if scoring.weight == 0:
-            return self._leave_out(step, None, pca, steps, cells, n_blocks=2)
-        if scoring.weight < 2:  # no variance is known
-            return []
-        return [self._scorer(scoring.operator, steps, cells).summaries(step, scoring.weight)]
-
-    def _scoring_model(self, fitted: Fitted | None) -> ScoringModel:
-        if fitted is None:
-            return ScoringModel(0, None)
-        return ScoringModel(fitted.weight, lambda: self._operator(fitted, fitted.state.mean.device))
-
-    def _leave_out(
-        self,
-        images: Tensor,
-        start: Fitted | None,
-        pca: BasePCA,
-        steps: StepReader,
-        cells: Cells | None,
-        n_blocks: int,
-    ) -> list[Tensor]:
-        """Return the summaries of images, each by a model of all others but some. `start` has learnt none of them."""
-        size = 1 if cells is None else cells.size
-
-        def learn(fitted: Fitted | None, others: Tensor) -> Fitted:
-            learning = Learning(pca, fitted, size)
-            for step in others.split(self.step_size or len(others)):
-                learning.advance(step if cells is None else cells.samples(step))
-            return learning.fitted
-
-        if start is None and len(images) < 2:
-            return []
-        summaries: list[Tensor] = []
-        for fitted, block in leave_out(learn, start, images, n_blocks):
-            summaries += self._summaries(block, self._scoring_model(fitted), pca, steps, cells)
-        return summaries
-
     def _store(
         self,
         shape: dict[str, Any],
@@ -444,32 +409,9 @@ class ThresholdMixin(MapScoringMixin):
 
     def _warn_of_few_images(self, fitted: Fitted, reference: ReferenceScores) -> None:
         """Say what few images do to the scores and to the thresholds."""
-        n_images, n_scores = fitted.count, len(reference.scores)
-        what = []
-        if fitted.n_scoring_components < fitted.n_components and self.distance in ("ppca", "factor_analysis"):
-            enough = ceil((2 * fitted.n_components + 1) / independent_samples(fitted.group))
-            what.append(
-                f"distances use {fitted.n_scoring_components} of {fitted.n_components} components, because the noise "
-                f"is not known otherwise: {enough} images make all of them useful"
-            )
-        if n_scores == 0:
-            what.append("there is no threshold, so predict calls everything normal")
-        elif self.false_positive_rate == "auto":
-            if n_scores < _ENOUGH_FOR_AUTO:
-                what.append(f"the threshold comes from {n_scores} scores, and {_ENOUGH_FOR_AUTO} make it reliable")
-        elif n_scores < (needed := ceil(_ENOUGH_TIMES_RATE / float(self.false_positive_rate))):
-            low, high = _realised_rates(float(self.false_positive_rate), n_scores)
-            what.append(
-                f"false_positive_rate={self.false_positive_rate} takes the scores of {needed} images to be met, and "
-                f"there are {n_scores}: {low:.1%} to {high:.1%} of normal images will be called anomalous"
-            )
-        if reference.correction > LARGEST_CORRECTION:
-            what.append(
-                "the thresholds are from scores of models that had learnt far fewer images; call calibrate with normal "
-                "images that were not learnt"
-            )
+        what = what_few_images_do(fitted, reference, self.distance, self.false_positive_rate)
         if what:
-            warnings.warn(f"{n_images} images are few: {'; '.join(what)}", FewImagesWarning, stacklevel=7)
+            warnings.warn(f"{fitted.count} images are few: {'; '.join(what)}", FewImagesWarning, stacklevel=7)
 
     def _learnt_shape(self) -> dict[str, Any]:
         """Return what was learnt of the shape of X: features, patches, and which of them are used."""
@@ -481,10 +423,3 @@ def normal_steps(steps: StepReader, y: Any) -> StepReader:
     """Leave out the samples that are labelled anomalous."""
     rows = normal_rows(y, steps.n_samples, is_table=steps.patch_shape == ())
     return steps if rows is None else steps.keep(rows)
-
-
-def _realised_rates(rate: float, n_scores: int) -> tuple[float, float]:
-    """Return the middle 80 % of the shares of new scores below a threshold: a beta distribution, for any scores."""
-    rank = max(1.0, rate * (n_scores + 1))  # fewer scores than 1 / rate: the threshold is the lowest one
-    low, high = beta.ppf([0.1, 0.9], rank, n_scores + 1 - rank)
-    return float(low), float(high)

@@ -1,0 +1,38 @@
+"""Which detectors can be merged."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ipca_sklearn._utils._layouts import check_mergeable
+
+# Parameters that both must share: scores of one kind, from Gaussians of one kind.
+_SHARED = ("distance", "noise_shrinkage", "image_score", "smoothing", "covariance", "ridge")
+
+
+def check_same_kind(mine: Any, theirs: Any) -> None:
+    """Raise a ValueError if two fitted detectors differ in more than the images that they have learnt.
+
+    What their PCAs must share is compared when these are merged.
+    """
+    for name in _SHARED:
+        one, other = getattr(mine, name), getattr(theirs, name)
+        if one != other:
+            raise ValueError(f"cannot merge detectors of different {name} {one!r} and {other!r}: fit both alike")
+    columns, their_columns = (getattr(detector, "feature_indices_", None) for detector in (mine, theirs))
+    if columns is not None:  # the PCAs know only the names of the chosen features
+        check_mergeable(mine, theirs)
+    if not np.array_equal(np.asarray(columns), np.asarray(their_columns)):
+        raise ValueError(
+            "cannot merge detectors that learnt from different random features: fit both with the same integer "
+            "random_state"
+        )
+    if mine.patch_shape_ == theirs.patch_shape_ and not np.array_equal(
+        np.asarray(mine.cells_), np.asarray(theirs.cells_)
+    ):
+        raise ValueError(
+            f"cannot merge detectors of other cells: n_gaussians={mine.n_gaussians} and {theirs.n_gaussians} divide "
+            "the patches differently, or the regions of interest are others; fit both alike"
+        )

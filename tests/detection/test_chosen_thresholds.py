@@ -49,7 +49,8 @@ def test_recall_is_kept_and_one_more_would_be_lost(detector):
     assert np.sum(detector.predict_masks(BAD).any(axis=1)) == 45
 
 
-def test_a_score_is_taken_as_it_is_with_and_without_images(detector):
+def test_a_score_is_taken_as_it_is_with_and_without_images():
+    detector = PatchGaussianDetector(2, image_score="max").fit(NORMAL[:200])
     detector.set_threshold(score=-3.5)
     assert (detector.offset_, detector.map_threshold_) == (-3.5, 3.5)
     assert detector.chosen_threshold_.false_alarms.n_images == 0

@@ -18,7 +18,7 @@ PCA_PARAMETERS = set(BatchedIncrementalPCA().get_params()) - {"whiten"}
 _FULL_PARAMETERS = set(FullCovariance().get_params())
 
 # n_components="auto": of patches that have a Gaussian each (the paper's choice), and of those that share one.
-_N_COMPONENTS, _N_SHARED_COMPONENTS = 16, 64
+_N_COMPONENTS, _N_SHARED_COMPONENTS = 16, 96
 
 
 def choose_features(n_random_features: int | None, random_state: Any, n_features: int) -> np.ndarray | None:

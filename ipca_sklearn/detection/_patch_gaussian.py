@@ -54,7 +54,7 @@ class PatchGaussianDetector(
     ----------
     n_components : int, float in (0, 1), "auto" or None, default="auto"
         Directions kept per Gaussian, k; a share of the variance or None as in :class:`BatchedIncrementalPCA`. `"auto"`
-        is 64 where patches share a Gaussian and 16 where each has its own (the paper), and at most m / 2. Where the
+        is 96 where patches share a Gaussian and 16 where each has its own (the paper), and at most m / 2. Where the
         scatter matrices are kept (`solver`), another number on a fitted detector takes effect at once.
     n_gaussians : int or None, default=256
         Number of Gaussians, at most. Neighbouring patches share one: the inspected patches are divided into so many

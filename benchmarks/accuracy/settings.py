@@ -13,8 +13,9 @@ LITE0, LITE2 = "efficientnet_lite0", "efficientnet_lite2"
 OURS: dict[str, Any] = {}
 PAPER_IMAGES = {**PAPER_GEOMETRY, "normalization": "imagenet", "map_interpolation": "nearest", "pooling_size": 1}
 # Parameters of the detector.
-PAPER_DISTANCE = {"distance": "mahalanobis", "centering": "deferred"}
-PADIM = {"covariance": "full", "distance": "mahalanobis", "n_random_features": 100, "random_state": 0}
+ONE_PER_PATCH: dict[str, Any] = {"n_gaussians": None, "image_score": "max"}
+PAPER_DISTANCE = {**ONE_PER_PATCH, "distance": "mahalanobis", "centering": "deferred"}
+PADIM = {**ONE_PER_PATCH, "covariance": "full", "distance": "mahalanobis", "n_random_features": 100, "random_state": 0}
 
 
 @dataclass(frozen=True)
@@ -67,30 +68,29 @@ RIVALS = (PADIM_RIVAL, PATCHCORE_RIVAL)
 
 def rows(ks: Sequence[int]) -> list[Row]:
     """Return the rows of the main table; those of the same features follow each other."""
-    variants = {
-        "default": {},
-        "residual": {"distance": "residual"},
-        "mahalanobis": {"distance": "mahalanobis"},
-        "the paper's distance": PAPER_DISTANCE,
-    }
-    table = [Row(LITE0, method, k, OURS, gaussian) for k in ks for method, gaussian in variants.items()]
+    table = [Row(LITE0, "default")]
+    table += [Row(LITE0, "default", k) for k in (32, 64, 128)]
+    table += [Row(LITE0, f"n_gaussians={count}", None, OURS, {"n_gaussians": count}) for count in (1024, 64, 1)]
+    table += [Row(LITE0, "one per patch", k, OURS, ONE_PER_PATCH) for k in ks]
+    table += [Row(LITE0, "residual", None, OURS, {"distance": "residual"})]
+    table += [Row(LITE0, "the paper's distance", k, OURS, PAPER_DISTANCE) for k in ks]
     table += [Row(LITE0, "our PaDiM", None, OURS, PADIM)]
-    table += [Row(LITE0, "default", k, {"margin": 0}) for k in ks]
-    table += [Row(LITE0, "default", k, PAPER_GEOMETRY) for k in ks]
+    table += [Row(LITE0, "default", None, {"margin": 0}), Row(LITE0, "default", None, PAPER_GEOMETRY)]
     table += [Row(LITE0, "the paper", k, PAPER_IMAGES, PAPER_DISTANCE) for k in ks]
-    table += [Row(LITE2, "default", k, features) for features in (OURS, PAPER_GEOMETRY) for k in ks]
-    return table
+    return [*table, Row(LITE2, "default")]
 
 
 def changes() -> list[Row]:
-    """Return the rows of `--parameters`: one parameter at a time, with k = 32."""
+    """Return the rows of `--parameters`: one parameter at a time."""
     of_detector = {
         "default": {},
+        "n_components=0.99": {"n_components": 0.99},
         "noise_shrinkage=0": {"noise_shrinkage": 0.0},
         "noise_shrinkage=1": {"noise_shrinkage": 1.0},
         'distance="ppca"': {"distance": "ppca"},
+        'image_score="max"': {"image_score": "max"},
+        "image_score=0.02": {"image_score": 0.02},
         "smoothing=1": {"smoothing": 1.0},
-        "n_oversamples=16": {"n_oversamples": 16},
     }
     of_extractor = {
         'normalization="imagenet"': {"normalization": "imagenet"},
@@ -104,5 +104,5 @@ def changes() -> list[Row]:
         "image_size=256, crop_size=224": {"image_size": 256, "crop_size": 224},
         "image_size=320": {"image_size": 320},
     }
-    table = [Row(LITE0, change, 32, OURS, gaussian) for change, gaussian in of_detector.items()]
-    return table + [Row(LITE0, change, 32, features) for change, features in of_extractor.items()]
+    table = [Row(LITE0, change, None, OURS, gaussian) for change, gaussian in of_detector.items()]
+    return table + [Row(LITE0, change, None, features) for change, features in of_extractor.items()]

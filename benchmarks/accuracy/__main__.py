@@ -170,7 +170,8 @@ cent. *Images*: the size that all are resized to, and how; the default takes abo
 256 x 256 pixels in the proportions of the first training image, with a margin mirrored around them for the network;
 the paper's images are
 `{settings.PAPER_GEOMETRY}`. *Methods*: "default" is
-`PatchGaussianDetector(k)` (256 Gaussians, k = 96 where none is given); "one per patch" is `{settings.ONE_PER_PATCH}`; "the paper's distance" is `{settings.PAPER_DISTANCE}`, and "the paper" has it on
+`PatchGaussianDetector(k)` (256 Gaussians, and k = 96 where none is given); "one per patch" is
+`{settings.ONE_PER_PATCH}`; "the paper's distance" is `{settings.PAPER_DISTANCE}`, and "the paper" has it on
 `{settings.PAPER_IMAGES}`; "our PaDiM" is `{settings.PADIM}`.
 
 Image score of ours: mean of the largest 0.5 % of the map, and its maximum where there is a Gaussian per patch; not

@@ -270,7 +270,7 @@ class _PixelSample:
         if self.counts is None or not _has_both(pixels):
             return figures, resampled
         normal, anomalous = pixels.split()
-        regions = _pixels.label_regions(pixels.defects, 2)
+        regions = _pixels.label_defects(pixels.defects, 2)
         sums = self.counts.only(chosen).sums(weights)
         both = sums.normal, sums.anomalous
         figures["pixel_roc_auc"] = _pixels.roc_auc(normal, anomalous)

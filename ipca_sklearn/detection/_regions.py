@@ -16,6 +16,7 @@ from ipca_sklearn._utils._precision import above
 from ipca_sklearn._utils._surroundings import own_surroundings
 from ipca_sklearn._utils._typing import ArrayLike, Size
 from ipca_sklearn.detection._linkage import merge_near
+from ipca_sklearn.detection._outlines import outlines_of
 from ipca_sklearn.exceptions import SkippedImagesWarning
 
 Box = tuple[float, float, float, float]
@@ -54,8 +55,15 @@ class Defect:
 
     @property
     def outlines(self) -> list[NDArray[np.int64]]:
-        """The polygons (n, 2) around its parts and its holes, as x and y of corners of pixels; see `traced`."""
-        return traced(self.mask, self.box[:2])
+        """The polygons (n, 2) around its parts, as x and y of corners of pixels; a slit leads to each hole.
+
+        A part is what hangs together by edges. The first pixel of an image has the corners (0, 0) and (1, 1).
+        """
+        patches = self._patches
+        if patches is None or patches.overlap:
+            return outlines_of(self.mask, *map(np.arange, np.add(self.box[2:], 1)), self.box[:2])
+        edges = (np.append(first, last[-1]) for first, last in (patches.rows, patches.columns))
+        return outlines_of(patches.inside, *edges, self.box[:2])
 
     def as_dict(self) -> dict[str, Any]:
         """Return numbers by their names, for tables and JSON."""
@@ -221,12 +229,16 @@ class _Patches:
     rows: NDArray[np.int64]
     columns: NDArray[np.int64]
 
+    @property
+    def overlap(self) -> bool:
+        """Whether several patches share a pixel: the image is smaller than its map."""
+        return any((first[1:] < last[:-1]).any() for first, last in (self.rows, self.columns))
+
     def painted(self) -> NDArray[np.bool_]:
         """Return the pixels (height, width) of the box that belong to the defect."""
         (top, bottom), (left, right) = self.rows, self.columns
-        if (top[1:] >= bottom[:-1]).all() and (left[1:] >= right[:-1]).all():
+        if not self.overlap:
             return self.inside.repeat(bottom - top, axis=0).repeat(right - left, axis=1)
-        # An image smaller than its map: several patches share a pixel.
         mask = np.zeros((int(bottom.max()), int(right.max())), dtype=bool)
         row, column = np.nonzero(self.inside)
         mask[top[row], left[column]] = True
@@ -322,42 +334,6 @@ def _pixels_of(start: float, length: float, n_patches: int, side: int) -> NDArra
     edges = np.ceil(np.round(start + np.arange(n_patches + 1) * (length / n_patches) - 0.5, 6)).astype(np.int64)
     first = edges[:-1].clip(0, side - 1)
     return np.stack([first, np.maximum(edges[1:].clip(0, side), first + 1)])
-
-
-def traced(mask: NDArray[np.bool_], corner: tuple[int, int] = (0, 0)) -> list[NDArray[np.int64]]:
-    """Return the polygons around the parts of a mask and around its holes, as x and y of corners of pixels.
-
-    The mask lies to the right of each polygon: parts go round clockwise (as seen with y downwards), holes the other
-    way. Parts that share a corner only have a polygon each.
-    """
-    padded = np.pad(mask, 1).astype(np.int8)
-    # Each side of a pixel between inside and outside is a step from one corner to the next.
-    down, across = np.diff(padded, axis=0)[:, 1:-1], np.diff(padded, axis=1)[1:-1]
-    steps: dict[tuple[int, int], list[tuple[int, int]]] = {}
-    for change, forward, (dx, dy) in ((down, 1, (1, 0)), (across, -1, (0, 1))):
-        for y, x in np.argwhere(change == forward).tolist():
-            steps.setdefault((x, y), []).append((dx, dy))
-        for y, x in np.argwhere(change == -forward).tolist():
-            steps.setdefault((x + dx, y + dy), []).append((-dx, -dy))
-    polygons = []
-    while steps:
-        start = at = next(iter(steps))
-        came: tuple[int, int] | None = None
-        points = []
-        while at in steps:
-            ways = steps[at]
-            # Where two parts touch, turn right: round the same part.
-            way = ways[0] if came is None or len(ways) == 1 else (-came[1], came[0])
-            ways.remove(way)
-            if not ways:
-                del steps[at]
-            if way != came:
-                points.append(at)
-            at, came = (at[0] + way[0], at[1] + way[1]), way
-            if at == start and (at not in steps or (-came[1], came[0]) not in steps[at]):
-                break
-        polygons.append(np.array(points) + corner[::-1])
-    return polygons
 
 
 def _as_maps(maps: Any) -> NDArray[Any]:

@@ -16,7 +16,7 @@ from sklearn.pipeline import make_pipeline
 
 from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector
 from ipca_sklearn.detection import find_defects
-from ipca_sklearn.detection._regions import label_regions, traced
+from ipca_sklearn.detection._regions import label_regions
 from ipca_sklearn.exceptions import SkippedImagesWarning
 
 small_maps = hnp.arrays(np.float32, hnp.array_shapes(min_dims=2, max_dims=2, max_side=7), elements=st.integers(0, 3))
@@ -85,16 +85,20 @@ def test_turned_and_scaled_maps_have_the_same_regions(values, distance, connecti
     assert measured(values.astype(np.float64) * 1024, 1024.0) == expected
 
 
-@given(hnp.arrays(bool, hnp.array_shapes(min_dims=2, max_dims=2, max_side=7)))
-def test_outlines_enclose_exactly_the_mask(mask):
-    filled = np.zeros(mask.shape, int)
-    for polygon in traced(mask):
-        ends = np.roll(polygon, -1, axis=0)
-        for (x, y), (x2, y2) in zip(polygon, ends, strict=True):
-            assert (x == x2) != (y == y2)
-            if x == x2:  # what lies to the right of an upward side is inside, of a downward one outside
-                filled[min(y, y2) : max(y, y2), x:] += 1 if y2 < y else -1
-    np.testing.assert_array_equal(filled, mask)
+@given(hnp.arrays(bool, hnp.array_shapes(min_dims=2, max_dims=2, max_side=8)), st.integers(1, 3))
+def test_outlines_enclose_exactly_the_mask(marked, scale):
+    size = marked.shape[0] * scale, marked.shape[1] * scale
+    painted = np.zeros(size, int)
+    for defect in find_defects(marked[None], 0.5, image_sizes=size)[0]:
+        assert len(defect.outlines) == label_regions(defect.mask, 1)[1]
+        for polygon in defect.outlines:
+            (x, y), (x2, y2) = polygon.T, np.roll(polygon, -1, axis=0).T
+            assert ((x != x2) | (y != y2)).all()
+            for row in range(size[0]):
+                crosses = (y <= row) != (y2 <= row)  # the line through the centres of the row's pixels
+                at = x[crosses] + (row + 0.5 - y[crosses]) / (y2 - y)[crosses] * (x2 - x)[crosses]
+                painted[row] += (at[:, None] > np.arange(size[1]) + 0.5).sum(axis=0) % 2
+    np.testing.assert_array_equal(painted, np.kron(marked, np.ones((scale, scale), int)))
 
 
 def test_p_values_count_the_normal_maxima_that_are_as_large():

@@ -149,7 +149,7 @@ class LabelmeFolder:
             for polygon in defect.outlines
         ]
         self._folder.mkdir(parents=True, exist_ok=True)
-        content = {
+        content: dict[str, Any] = {
             "version": "5.5.0",
             "flags": {},
             "shapes": shapes,

@@ -266,7 +266,7 @@ def draw(pipe: Pipeline, row: dict[str, Any], with_map: bool, page: HtmlReport |
             pictures["report"] = {
                 "image": image,
                 "heat_map": heat_layer(pipe, row["anomaly_map"], _fitting(row["size"], 2 * page.thumbnail_size)),
-                "boxes": [defect.box for defect in row["defects"]],
+                "boxes": boxes_of(row["defects"], row["anomaly_map"], pipe[0].covered_box(row["size"])),
                 "size": row["size"],
             }
     except ImportError:  # of matplotlib: not the image's fault

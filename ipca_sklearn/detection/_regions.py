@@ -61,9 +61,10 @@ class Defect:
         """
         patches = self._patches
         if patches is None or patches.overlap:
-            return outlines_of(self.mask, *map(np.arange, np.add(self.box[2:], 1)), self.box[:2])
-        edges = (np.append(first, last[-1]) for first, last in (patches.rows, patches.columns))
-        return outlines_of(patches.inside, *edges, self.box[:2])
+            rows, columns = (np.arange(side + 1) for side in self.box[2:])
+            return outlines_of(self.mask, rows, columns, self.box[:2])
+        rows, columns = (np.append(first, last[-1]) for first, last in (patches.rows, patches.columns))
+        return outlines_of(patches.inside, rows, columns, self.box[:2])
 
     def as_dict(self) -> dict[str, Any]:
         """Return numbers by their names, for tables and JSON."""

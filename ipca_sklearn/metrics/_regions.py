@@ -262,7 +262,7 @@ class RegionCounts:
             rows.append(row)
         return rows
 
-    def _per_image(self, values: NDArray[Any]) -> NDArray[np.float64]:
+    def _per_image(self, values: NDArray[Any]) -> NDArray[Any]:
         return np.bincount(self.image, weights=values, minlength=len(self.n_false))
 
 

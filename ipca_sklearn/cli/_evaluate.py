@@ -56,11 +56,12 @@ def evaluate(
     """Test a model on labelled images in MVTec AD's layout.
 
     For each type of defect: ROCAUC, average precision and the largest F1 score of images and of pixels, the share of
-    images found and the F1 score of the marked pixels at the learnt thresholds, and AUPRO and AUPIMO of the regions,
-    with 95 % intervals. Good images that the model has learnt are left out, and so are their copies. The figures of
-    pixels are of the images with a mask, inside of the region of interest. Warnings tell if images of a kind are fewer
-    than 30, and if the normal images are not those that the model expects. With --reviewed in place of a folder, the
-    labels are the ticks of a report, and there are no figures of pixels.
+    images found and the F1 score of the marked pixels at the learnt thresholds, AUPRO and AUPIMO of the regions, and at
+    the learnt threshold how much of each defect is marked (PRO), the F1 score of defects and how many are found by
+    their size, with 95 % intervals. Good images that the model has learnt are left out, and so are their copies. The
+    figures of pixels are of the images with a mask, inside of the region of interest. Warnings tell if images of a kind
+    are fewer than 30, and if the normal images are not those that the model expects. With --reviewed in place of a
+    folder, the labels are the ticks of a report, and there are no figures of pixels.
     """
     if (root is None) == (reviewed is None):
         raise ValueError("name a folder in MVTec AD's layout, or --reviewed with a file of ticks, and not both")

@@ -27,6 +27,7 @@ _TABLES = {
         "pixel_f1": "F1 of masks",
     },
     "regions": {"aupro": "AUPRO", "aupro_0.05": "AUPRO 5 %", "aupimo": "AUPIMO"},
+    "defects": {"pro": "PRO", "region_f1": "F1 of defects"},
 }
 _PERCENT = ("found",)
 
@@ -43,6 +44,7 @@ def print_report(report: dict[str, Any]) -> None:
             cells = (f"  {_cell(row, key):<18}" for key in columns)
             typer.echo(f"{name:{width}}  {row[counted]:5d}{''.join(cells)}".rstrip())
         typer.echo("")
+    _print_sizes(rows[0]["found_by_size"])
     typer.echo(
         f"after each figure its {report['confidence_level']:.0%} interval, from {report['n_resamples']} resamples of "
         "the images; of shares of images, that of Clopper and Pearson"
@@ -55,6 +57,18 @@ def print_report(report: dict[str, Any]) -> None:
         f"{report['false_alarms']:.0%} ({low:.0%}-{high:.0%}) of {report['n_normal']} normal images are called "
         "anomalous"
     )
+
+
+def _print_sizes(classes: list[dict[str, Any]] | None) -> None:
+    """Print how many defects of each size are found."""
+    if classes is None:
+        return
+    typer.echo("defects found, by the side of a square of their area in pixels of the resized image:")
+    for row in classes:
+        name = f"{row['from']:g} to {row['to']:g}" if row["to"] is not None else f"{row['from']:g} and more"
+        share = "" if row["found"] is None else " ({:.0%}, {:.0%}-{:.0%})".format(row["found"], *row["interval"])
+        typer.echo(f"  {name:<12} {row['n_found']} of {row['n_defects']}{share}")
+    typer.echo("")
 
 
 def _cell(row: dict[str, Any], key: str) -> str:

@@ -18,6 +18,8 @@ ONNX = (".onnx",)
 PICTURES = (".png", ".jpg", ".jpeg", ".pdf", ".svg", ".tif", ".tiff", ".webp")
 REPORTS = (".html", ".htm")
 TABLES = (".csv", ".jsonl")
+LINES = (".jsonl",)
+COCO = (".json",)
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class Output:
         What the name of a file may end in. "" is a name without a suffix, and () is any name.
     names : sequence of str or None, default=None
         Makes it a folder: the files that will be written into it.
+    replaces : bool, default=True
+        Whether files that are there are replaced.
     n_bytes : int, default=0
         Its size, where that is known in advance.
     """
@@ -42,6 +46,7 @@ class Output:
     path: Path
     suffixes: tuple[str, ...] = ()
     names: Sequence[str] | None = None
+    replaces: bool = True
     n_bytes: int = 0
 
     def __str__(self) -> str:
@@ -93,6 +98,11 @@ def check_outputs(
         if _identity(file) in read:
             meant = printable(read[_identity(file)])
             raise ValueError(f"{output} would overwrite {meant}, which is read: write to another place")
+    for output, file in old:
+        if not output.replaces:
+            raise FileExistsError(
+                f"{output}: {printable(file)} is there, and may hold somebody's work: name a new folder"
+            )
     for output in wanted:
         _check_apart(output, inputs, sources)
     for number, output in enumerate(wanted):
@@ -160,6 +170,8 @@ def _check_place(output: Output) -> None:
 def _check_apart(output: Output, files: Sequence[Path], folders: Sequence[Path]) -> None:
     """Refuse pictures among the images that are read: they would be images of the next run."""
     if output.names is not None:
+        if not any(file.suffix.lower() in IMAGE_SUFFIXES for file in output.files()):
+            return
         images = {file.parent for file in files if file.suffix.lower() in IMAGE_SUFFIXES}
         # Links inside a folder lead to others, which are searched with it.
         searched = {place for place in images if any(place.is_relative_to(folder) for folder in folders)}

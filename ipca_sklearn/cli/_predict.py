@@ -6,6 +6,8 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from enum import StrEnum
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,18 +17,38 @@ from sklearn.pipeline import Pipeline
 from ipca_sklearn import SkippedImagesWarning
 from ipca_sklearn._utils._precision import below
 from ipca_sklearn.cli._alarms import WORSE, doubt_of_unknown
+from ipca_sklearn.cli._annotations import CocoFile, DefectLines, LabelmeFolder, labelme_names
 from ipca_sklearn.cli._common import Device, ModelFile, find_images, folders_of, open_model
-from ipca_sklearn.cli._outputs import REPORTS, TABLES, Output, check_outputs
+from ipca_sklearn.cli._outputs import COCO, LINES, REPORTS, TABLES, Output, check_outputs
 from ipca_sklearn.cli._progress import Progress
 from ipca_sklearn.cli._table import COLUMNS, Table
 from ipca_sklearn.cli._text import one_line, warn
 from ipca_sklearn.cli._writing import PictureFolder, picture_names
+from ipca_sklearn.detection import find_defects
 from ipca_sklearn.features._decode import size_of
-from ipca_sklearn.inspection import HtmlReport, hottest_box, overlay
-from ipca_sklearn.inspection._pictures import heat_layer, open_upright, patch_mask, region_boxes
+from ipca_sklearn.inspection import HtmlReport, overlay
+from ipca_sklearn.inspection._pictures import boxes_of, defect_mask, heat_layer, map_of_pixels, open_upright
 
 UNREADABLE = 3  # exit code
 MANY = 2000  # images of a report: with more, large pictures make a page that browsers open slowly
+
+
+class MapsFormat(StrEnum):
+    """What `--maps` writes."""
+
+    PNG = "png"
+    NPY = "npy"
+    TIFF = "tiff"
+
+
+DefectsFile = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Write the list of defects of each image: .jsonl, a line per image."),
+]
+MinArea = Annotated[float, typer.Option(min=0, help="Leave out defects of fewer pixels of the image.")]
+MergeDistance = Annotated[
+    float, typer.Option(min=0, help="Regions with at most so many pixels between them are one defect.")
+]
 
 
 def predict(
@@ -35,8 +57,19 @@ def predict(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Table to write: .csv or .jsonl; `-` is CSV on stdout.")
     ] = Path("-"),
-    maps: Annotated[Path | None, typer.Option(metavar="DIR", help="Write heat maps over the images, as PNG.")] = None,
-    masks: Annotated[Path | None, typer.Option(metavar="DIR", help="Write masks of anomalous patches, as PNG.")] = None,
+    defects: DefectsFile = None,
+    maps: Annotated[Path | None, typer.Option(metavar="DIR", help="Write heat maps over the images.")] = None,
+    maps_format: Annotated[
+        MapsFormat,
+        typer.Option(help="What --maps writes: pictures, or float32 numbers in the size of the image."),
+    ] = MapsFormat.PNG,
+    masks: Annotated[Path | None, typer.Option(metavar="DIR", help="Write masks of the defects, as PNG.")] = None,
+    export_coco: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the defects for labelling tools: one .json file (COCO).")
+    ] = None,
+    export_labelme: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write the defects for labelme: a .json file per image.")
+    ] = None,
     report: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write an HTML page of all images, sorted by score.")
     ] = None,
@@ -48,22 +81,34 @@ def predict(
             f"for more than {MANY} images]",
         ),
     ] = None,
+    min_area: MinArea = 0,
+    merge_distance: MergeDistance = 0,
     device: Device = "auto",
 ) -> None:
-    """Score images, and write tables, heat maps, masks and a report.
+    """Score images, and write tables, lists of defects, heat maps, masks and a report.
 
     The columns are path, score (higher is more normal), p-value, label (+1 normal, -1 anomalous), the box around the
-    hottest region in pixels of the image, and error. An image that cannot be read is a row with its error, and the exit
-    code is then 3.
+    worst defect in pixels of the image (or around the patch with the largest value, if there is no defect), number and
+    area of the defects, and error. A defect is a connected region of patches above the threshold for patches; an image
+    can have one and yet score normal. An image that cannot be read is a row with its error, and the exit code is 3.
     """
+    check_region_options(min_area, merge_distance)
+    if maps is None and maps_format != MapsFormat.PNG:
+        raise ValueError(f"--maps-format {maps_format.value} is what --maps writes: name a folder with --maps DIR")
     images = find_images(paths)
-    names = picture_names(images)
+    names, map_names = picture_names(images), picture_names(images, f".{maps_format.value}")
+    file_names = labelme_names(images)
     check_outputs(
         [
             None if str(output) == "-" else Output("--output", output, TABLES),
             None if report is None else Output("--report", report, REPORTS),
-            None if maps is None else Output("--maps", maps, names=names),
+            None if defects is None else Output("--defects", defects, LINES),
+            None if maps is None else Output("--maps", maps, names=map_names),
             None if masks is None else Output("--masks", masks, names=names),
+            None if export_coco is None else Output("--export-coco", export_coco, COCO),
+            None
+            if export_labelme is None
+            else Output("--export-labelme", export_labelme, names=file_names, replaces=False),
         ],
         files=[model, *images],
         folders=folders_of(paths),
@@ -86,21 +131,34 @@ def predict(
                 )
             )
         map_folder = None if maps is None else stack.enter_context(PictureFolder("--maps", maps))
+        lists = None if defects is None else DefectLines(defects, stack)
+        coco = None if export_coco is None else stack.enter_context(CocoFile(export_coco, images))
+        labelme = None if export_labelme is None else LabelmeFolder(export_labelme)
         mask_folder = None if masks is None else stack.enter_context(PictureFolder("--masks", masks))
         rows_in_terminal = str(output) == "-" and sys.stdout.isatty()
         progress = stack.enter_context(Progress(len(images), plain=rows_in_terminal))
-        for number, (row, name) in enumerate(zip(rows(pipe, images), names, strict=True), 1):
-            pictures = draw(pipe, row, maps is not None, page)
+        found = rows(pipe, images, min_area, merge_distance)
+        for index, row in enumerate(found):
+            pictures = draw(pipe, row, maps is not None and maps_format == MapsFormat.PNG, page)
             table.write(row)
             n_failed += row["error"] is not None
             n_alarms += row["label"] == -1
+            if lists is not None:
+                lists.write(row)
             if map_folder is not None and "map" in pictures:
-                map_folder.save(pictures["map"], name)
-            if mask_folder is not None and "size" in row:
-                mask_folder.save(patch_mask(pipe, row["anomaly_map"], row["size"]), name)
+                map_folder.save(pictures["map"], map_names[index])
+            if "size" in row:
+                if map_folder is not None and maps_format != MapsFormat.PNG:
+                    map_folder.save(map_of_pixels(pipe, row["anomaly_map"], row["size"]), map_names[index])
+                if mask_folder is not None:
+                    mask_folder.save(defect_mask(row["defects"], row["size"]), names[index])
+                if coco is not None:
+                    coco.add(images[index], row["size"], row["defects"])
+                if labelme is not None:
+                    labelme.add(images[index], file_names[index], row["size"], row["defects"])
             if page is not None:
                 page.add(row["path"], row["score"], p_value=row["p_value"], error=row["error"], **pictures["report"])
-            progress.show(number)
+            progress.show(index + 1)
     typer.echo(f"images that score below {pipe[-1].offset_:.4g} are anomalous: {WORSE}", err=True)
     doubt = doubt_of_unknown(n_alarms, len(images) - n_failed)
     if doubt is not None:
@@ -128,14 +186,23 @@ def _picture_size(wanted: int | None, n_images: int) -> int | None:
     return 640 if wanted is None else wanted or None
 
 
-def rows(pipe: Pipeline, paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
-    """Yield a row per image, with its map and its size. One step of images is in memory at a time."""
+def check_region_options(min_area: float, merge_distance: float) -> None:
+    """Refuse numbers of pixels that are none."""
+    for option, value in (("--min-area", min_area), ("--merge-distance", merge_distance)):
+        if not isfinite(value):
+            raise ValueError(f"{option} {value}: name a finite number of pixels")
+
+
+def rows(
+    pipe: Pipeline, paths: Sequence[Path], min_area: float = 0, merge_distance: float = 0
+) -> Iterator[dict[str, Any]]:
+    """Yield a row per image, with its map, its size and its defects. One step of images is in memory at a time."""
     size = pipe[-1].step_size or 16
     for start in range(0, len(paths), size):
-        yield from _score(pipe, list(paths[start : start + size]))
+        yield from _score(pipe, list(paths[start : start + size]), min_area, merge_distance)
 
 
-def _score(pipe: Pipeline, paths: list[Path]) -> list[dict[str, Any]]:
+def _score(pipe: Pipeline, paths: list[Path], min_area: float, merge_distance: float) -> list[dict[str, Any]]:
     extractor, detector = pipe[0], pipe[-1]
     features = extractor.transform(paths)
     with warnings.catch_warnings():
@@ -161,8 +228,24 @@ def _score(pipe: Pipeline, paths: list[Path]) -> list[dict[str, Any]]:
         except Exception as error:  # the file has gone or changed since it was scored
             row["error"] = _undrawable(error)
             continue
-        box = hottest_box(anomaly_map, detector.map_threshold_, extractor.covered_box(row["size"]))
+        (defects,) = find_defects(
+            anomaly_map[None],
+            detector.map_threshold_,
+            min_area=min_area,
+            merge_distance=merge_distance,
+            image_sizes=row["size"],
+            covered_box=extractor.covered_box,
+            region=detector.region_,
+            normal_maxima=detector.calibration_maxima_,
+        )
+        assert defects is not None
+        box = boxes_of(defects, anomaly_map, extractor.covered_box(row["size"]))[0]
         row |= zip(("top", "left", "height", "width"), box, strict=True)
+        row |= {
+            "defects": defects,
+            "n_defects": len(defects),
+            "defect_area": sum(defect.area for defect in defects),
+        }
     return found
 
 
@@ -183,7 +266,7 @@ def draw(pipe: Pipeline, row: dict[str, Any], with_map: bool, page: HtmlReport |
             pictures["report"] = {
                 "image": image,
                 "heat_map": heat_layer(pipe, row["anomaly_map"], _fitting(row["size"], 2 * page.thumbnail_size)),
-                "boxes": region_boxes(row["anomaly_map"], pipe[-1].map_threshold_, pipe[0].covered_box(row["size"])),
+                "boxes": boxes_of(row["defects"], row["anomaly_map"], pipe[0].covered_box(row["size"])),
                 "size": row["size"],
             }
     except ImportError:  # of matplotlib: not the image's fault

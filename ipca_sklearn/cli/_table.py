@@ -11,7 +11,7 @@ from ipca_sklearn._utils._files import naming, printable
 from ipca_sklearn._utils._tables import as_cell, to_json
 from ipca_sklearn.cli._text import standard_output
 
-COLUMNS = ("path", "score", "p_value", "label", "top", "left", "height", "width", "error")
+COLUMNS = ("path", "score", "p_value", "label", "top", "left", "height", "width", "n_defects", "defect_area", "error")
 
 
 class Table:

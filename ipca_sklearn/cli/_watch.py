@@ -8,6 +8,7 @@ import signal
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from math import isfinite
 from pathlib import Path
 from types import FrameType
@@ -17,10 +18,11 @@ import typer
 
 from ipca_sklearn._utils._files import printable
 from ipca_sklearn.cli._alarms import WORSE
+from ipca_sklearn.cli._annotations import DefectLines
 from ipca_sklearn.cli._common import Device, ModelFile, open_model
 from ipca_sklearn.cli._latest import N_IMAGES, LatestReport
-from ipca_sklearn.cli._outputs import REPORTS, TABLES, Output, check_outputs
-from ipca_sklearn.cli._predict import draw
+from ipca_sklearn.cli._outputs import LINES, REPORTS, TABLES, Output, check_outputs
+from ipca_sklearn.cli._predict import DefectsFile, MergeDistance, MinArea, check_region_options, draw
 from ipca_sklearn.cli._predict import rows as score_rows
 from ipca_sklearn.cli._text import warn
 from ipca_sklearn.exceptions import AspectRatioWarning, MultiPageImageWarning
@@ -38,6 +40,7 @@ def watch(
         Path, typer.Argument(metavar="DIR", help="Folder in which images appear, searched through all levels.")
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Table to append to, or to begin: .csv or .jsonl.")],
+    defects: DefectsFile = None,
     report: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help=f"Write an HTML page of the latest {N_IMAGES} images, once a minute."),
@@ -62,6 +65,8 @@ def watch(
     poll: Annotated[
         bool, typer.Option("--poll", help="List DIR every second, for network drives without change events.")
     ] = False,
+    min_area: MinArea = 0,
+    merge_distance: MergeDistance = 0,
     device: Device = "auto",
 ) -> None:
     """Score images as they appear in a folder, and append a row for each to a table.
@@ -70,8 +75,13 @@ def watch(
     after a kill or a power cut. The columns are path, size in bytes, time of change in nanoseconds since 1970, those of
     `predict`, and whether there was a drift alarm. An image that cannot be read is a row with its error.
     """
+    check_region_options(min_area, merge_distance)
     check_outputs(
-        [Output("--output", output, TABLES), None if report is None else Output("--report", report, REPORTS)],
+        [
+            Output("--output", output, TABLES),
+            None if defects is None else Output("--defects", defects, LINES),
+            None if report is None else Output("--report", report, REPORTS),
+        ],
         files=[model],
         folders=[folder],
     )
@@ -95,10 +105,17 @@ def watch(
         )
 
     def score(paths: Sequence[str]) -> Iterator[dict[str, Any]]:
-        return score_rows(pipe, [Path(path) for path in paths])
+        return score_rows(pipe, [Path(path) for path in paths], min_area, merge_distance)
 
     counts: Counter[str] = Counter()
-    with watcher, RowFile(output) as rows, _Signals(watcher) as signals, warnings.catch_warnings():
+    with (
+        ExitStack() as stack,
+        watcher,
+        RowFile(output) as rows,
+        _Signals(watcher) as signals,
+        warnings.catch_warnings(),
+    ):
+        lists = None if defects is None else DefectLines(defects, stack, append=True)
         for repeated in (AspectRatioWarning, MultiPageImageWarning):  # Python remembers each text by default
             warnings.simplefilter("always", repeated)
         typer.echo(f"watching {printable(folder)}; Ctrl-C ends it", err=True)
@@ -110,6 +127,8 @@ def watch(
             counts["images"] += 1
             counts["anomalous"] += row["label"] == -1
             counts["unreadable"] += row["score"] is None
+            if lists is not None:
+                lists.write(row)
             if arguments is not None and row["label"] == -1:
                 failure = run_command(
                     arguments, {name: row.get(name) for name in rows.columns}, seconds=command_seconds

@@ -8,22 +8,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
+import numpy as np
 from PIL import Image
 
 from ipca_sklearn._utils._files import naming, printable
 from ipca_sklearn.cli._text import warn
 
 _LONGEST_NAME = 255  # bytes, on most file systems
-_OURS = re.compile(r"\d{6,}_.*\.png", re.DOTALL)
+_OURS = re.compile(r"\d{6,}_.*\.(png|npy|tiff)", re.DOTALL)
 
 
-def picture_names(images: Sequence[Path]) -> list[str]:
+def picture_names(images: Sequence[Path], end: str = ".png") -> list[str]:
     """Return a name of a picture for each image; the number keeps images of one name in two folders apart."""
-    return [_picture_name(number, path) for number, path in enumerate(images, 1)]
+    return [_picture_name(number, path, end) for number, path in enumerate(images, 1)]
 
 
-def _picture_name(number: int, path: Path) -> str:
-    start, end = f"{number:06d}_", ".png"
+def _picture_name(number: int, path: Path, end: str) -> str:
+    start = f"{number:06d}_"
     stem = os.fsencode(path.stem)
     room = _LONGEST_NAME - len(start) - len(end)
     # Cut at a whole character, if the name has these.
@@ -63,9 +64,14 @@ class PictureFolder:
                 f"{first}: remove them, or name a new folder for each run"
             )
 
-    def save(self, picture: Image.Image, name: str) -> None:
-        """Write a picture."""
+    def save(self, picture: Image.Image | np.ndarray, name: str) -> None:
+        """Write a picture, or a map of numbers as its name ends in .npy or .tiff."""
         self._folder.mkdir(parents=True, exist_ok=True)
         with naming(self._folder / name):
-            picture.save(self._folder / name)
+            if isinstance(picture, Image.Image):
+                picture.save(self._folder / name)
+            elif name.endswith(".npy"):
+                np.save(self._folder / name, picture)
+            else:
+                Image.fromarray(picture).save(self._folder / name, compression="tiff_deflate")
         self._old.discard(name)

@@ -127,6 +127,8 @@ class PatchGaussianDetector(
         Patches with larger values of the map are anomalous; infinity until two images have been seen.
     calibration_scores_ : ndarray of shape (n_calibration,)
         Scores of unseen normal images, from which `offset_` was made, in the order of the images.
+    calibration_maxima_ : ndarray of shape (n_calibration,)
+        Largest values of their maps: the reference of the p-values of regions.
     n_samples_seen_ : int
         Number of images learnt.
     n_features_in_ : int

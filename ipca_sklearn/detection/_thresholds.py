@@ -38,6 +38,7 @@ from ipca_sklearn.detection._chosen import (
 )
 from ipca_sklearn.detection._few_images import what_few_images_do
 from ipca_sklearn.detection._map_ops import MapScorer
+from ipca_sklearn.detection._regions import Defect, predict_regions
 from ipca_sklearn.detection._scoring import MapScoringMixin
 from ipca_sklearn.exceptions import FewImagesWarning
 
@@ -91,6 +92,12 @@ class ThresholdMixin(MapScoringMixin):
         """Scores of unseen normal images."""
         check_is_fitted(self)
         return self._reference.scores
+
+    @property
+    def calibration_maxima_(self) -> np.ndarray:
+        """Largest values of the maps of the same images."""
+        check_is_fitted(self)
+        return self._reference.maxima
 
     def set_params(self: _Self, **params: Any) -> _Self:
         """Set parameters; those of the threshold take effect at once, and a warning says if scores are too few."""
@@ -169,6 +176,36 @@ class ThresholdMixin(MapScoringMixin):
         array or tensor of bool, shape (n, H, W), (n, P) or (n, 1)
         """
         return above(self.transform(X), self.map_threshold_)
+
+    @of_one_state
+    @own_surroundings()
+    def predict_regions(
+        self, X: ArrayLike, *, min_area: float = 0, merge_distance: float = 0, image_sizes: Any = None
+    ) -> list[list[Defect] | None]:
+        """Return the defects of each image: the connected regions of `predict_masks`, in pixels of the original image.
+
+        Parameters
+        ----------
+        X : PatchFeatures, array-like or tensor of shape (n, H, W, m)
+            Features of the shape that was learnt. PatchFeatures know the sizes of their images, and which part the
+            patches cover (resizing, crop).
+        min_area, merge_distance : float, default=0
+            In pixels of the image; see :func:`~ipca_sklearn.detection.find_defects`.
+        image_sizes : (int, int), sequence of (int, int), or None, default=None
+            Height and width of the images. None: those of PatchFeatures; of arrays, a pixel is a patch.
+
+        Returns
+        -------
+        list of (list of Defect, or None)
+            The defect of the largest value first, and None for an image that could not be read. The p-value of a defect
+            is how often the map of an unseen normal image has so large a value anywhere.
+
+        Raises
+        ------
+        NotFittedError, ValueError
+            As `transform`, also for features without a grid, and as `find_defects`.
+        """
+        return predict_regions(self, X, min_area, merge_distance, image_sizes)
 
     @of_one_state
     @own_surroundings()

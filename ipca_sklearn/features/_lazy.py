@@ -20,9 +20,11 @@ from torch import Tensor
 from ipca_sklearn._utils._regions import at_patches
 from ipca_sklearn._utils._surroundings import default_device, own_surroundings
 from ipca_sklearn._utils._threads import calling_modules
+from ipca_sklearn._utils._typing import Size
 from ipca_sklearn.exceptions import AspectRatioWarning, ImageReadError, MultiPageImageWarning, SkippedImagesWarning
 from ipca_sklearn.features._cache import FeatureCache, StoredFeatures
 from ipca_sklearn.features._decode import size_of
+from ipca_sklearn.features._geometry import covered_box
 from ipca_sklearn.features._grid import write_on_grid
 from ipca_sklearn.features._loader import read_batches
 from ipca_sklearn.features._settings import FeatureSettings
@@ -132,12 +134,8 @@ class PatchFeatures:
         """Return what decoding takes if all images are as large as the first one."""
         if isinstance(self._images, (np.ndarray, Tensor)) or len(self._indices) == 0:
             return 0
-        images = self._settings.images
-        try:
-            n_pixels = math.prod(size_of(self._images[self._indices[0]], images.max_pixels))
-        except ImageReadError:  # said when it is read
-            return 0
-        return _BYTES_PER_PIXEL * n_pixels * images.n_jobs
+        size = self._size_of(self._indices[0])
+        return 0 if size is None else _BYTES_PER_PIXEL * math.prod(size) * self._settings.images.n_jobs
 
     @property
     def may_skip(self) -> bool:
@@ -151,6 +149,20 @@ class PatchFeatures:
     def skipped(self) -> dict[int, str]:
         """Images that the last complete pass over them could not read: positions in X of `transform`, and reasons."""
         return self._record.reasons
+
+    def image_sizes(self) -> list[Size | None]:
+        """Return height and width of the upright original images, from their headers; None where one cannot be read."""
+        return [self._size_of(index) for index in self._indices]
+
+    def _size_of(self, index: int) -> Size | None:
+        try:
+            return size_of(self._images[index], self._settings.images.max_pixels)
+        except ImageReadError:  # said when it is read
+            return None
+
+    def covered_box(self, size: Size) -> tuple[float, float, float, float]:
+        """Return top, left, height and width of what the patches cover of an image, as the extractor's method."""
+        return covered_box(size, self._settings.images.image_size, self._settings.images.crop_size)
 
     def __len__(self) -> int:
         return len(self._indices)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from math import ceil
+
 import numpy as np
 from PIL import Image
-from scipy.ndimage import find_objects, label, maximum
 from sklearn.pipeline import Pipeline
 from torch import Tensor
 
 from ipca_sklearn._utils._files import printable
-from ipca_sklearn._utils._precision import above
 from ipca_sklearn._utils._surroundings import own_surroundings
 from ipca_sklearn._utils._typing import PathLike
+from ipca_sklearn.detection import Defect, find_defects
 from ipca_sklearn.features._decode import to_rgb
 from ipca_sklearn.features._formats import MAX_PIXELS, open_image
 
@@ -50,29 +52,38 @@ def hottest_box(
 
 
 def region_boxes(
-    anomaly_map: np.ndarray, threshold: float, covered_box: tuple[float, float, float, float], max_boxes: int = 20
+    anomaly_map: np.ndarray,
+    threshold: float,
+    covered_box: tuple[float, float, float, float],
+    max_boxes: int | None = None,
 ) -> list[tuple[int, int, int, int]]:
     """Return the boxes around the anomalous regions of a map, that of its largest value first.
 
     At least one: where no value is above the threshold, it is the box of the patch with the largest value. The
     parameters and the form of a box are those of `hottest_box`.
     """
-    peak = np.unravel_index(anomaly_map.argmax(), anomaly_map.shape)
-    regions, n_regions = label(above(anomaly_map, threshold))
-    if not n_regions:
-        regions = np.zeros_like(regions)
-        regions[peak] = n_regions = 1
-    heights = maximum(anomaly_map, regions, np.arange(1, n_regions + 1))
-    places = find_objects(regions)
+    return boxes_of(_defects(anomaly_map, threshold, covered_box), anomaly_map, covered_box)[:max_boxes]
+
+
+def boxes_of(
+    defects: Sequence[Defect], anomaly_map: np.ndarray, covered_box: tuple[float, float, float, float]
+) -> list[tuple[int, int, int, int]]:
+    """Return the boxes of defects; without any, that of the patch with the largest value."""
+    if not defects:
+        peak = np.zeros_like(anomaly_map)
+        peak.flat[anomaly_map.argmax()] = 1
+        defects = _defects(peak, 0, covered_box)
+    return [defect.box for defect in defects]
+
+
+def _defects(
+    anomaly_map: np.ndarray, threshold: float, covered_box: tuple[float, float, float, float]
+) -> Sequence[Defect]:
+    """Return the defects of an image that is at least as large as what its map covers."""
     top, left, height, width = covered_box
-    y, x = height / anomaly_map.shape[0], width / anomaly_map.shape[1]
-    boxes = []
-    for number in np.argsort(-heights, kind="stable")[:max_boxes]:
-        row, column = places[number]
-        first = round(top + row.start * y), round(left + column.start * x)
-        last = round(top + row.stop * y), round(left + column.stop * x)
-        boxes.append((*first, last[0] - first[0], last[1] - first[1]))
-    return boxes
+    size = max(1, ceil(top + height)), max(1, ceil(left + width))
+    (defects,) = find_defects(anomaly_map[None], threshold, image_sizes=size, covered_box=lambda _: covered_box)
+    return defects or ()
 
 
 @own_surroundings()
@@ -165,8 +176,28 @@ def heat_layer(estimator: Pipeline, anomaly_map: np.ndarray, size: tuple[int, in
 
 def patch_mask(estimator: Pipeline, anomaly_map: np.ndarray, size: tuple[int, int]) -> Image.Image:
     """Draw the anomalous patches of a map: white in a black picture of `size` (height, width)."""
-    marked = above(anomaly_map, estimator[-1].map_threshold_)
-    return Image.fromarray((255 * _laid_over(estimator, marked, size, Image.Resampling.NEAREST)).astype(np.uint8))
+    (defects,) = find_defects(
+        anomaly_map[None],
+        estimator[-1].map_threshold_,
+        image_sizes=size,
+        covered_box=estimator[0].covered_box,
+        region=estimator[-1].region_,
+    )
+    return defect_mask(defects or (), size)
+
+
+def defect_mask(defects: Sequence[Defect], size: tuple[int, int]) -> Image.Image:
+    """Draw defects: white in a black picture of `size` (height, width)."""
+    pixels = np.zeros(size, dtype=np.uint8)
+    for defect in defects:
+        top, left, height, width = defect.box
+        pixels[top : top + height, left : left + width][defect.mask] = 255
+    return Image.fromarray(pixels)
+
+
+def map_of_pixels(estimator: Pipeline, anomaly_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return a map as float32 of the size of its image: bilinear between the patches, 0 where nothing is inspected."""
+    return _laid_over(estimator, anomaly_map, size, Image.Resampling.BILINEAR)
 
 
 def _laid_over(

@@ -16,6 +16,7 @@ from ipca_sklearn.metrics._pixels import (
     pixel_f1_score,
     pixel_roc_auc_score,
 )
+from ipca_sklearn.metrics._regions import found_by_size, pro_score, region_f1_score
 from ipca_sklearn.metrics._report import evaluation_report
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "aupro_score",
     "confidence_interval",
     "evaluation_report",
+    "found_by_size",
     "image_average_precision_score",
     "image_f1_max_score",
     "image_roc_auc_score",
@@ -32,5 +34,7 @@ __all__ = [
     "pixel_f1_max_score",
     "pixel_f1_score",
     "pixel_roc_auc_score",
+    "pro_score",
+    "region_f1_score",
     "resize_maps",
 ]

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from ipca_sklearn._utils._surroundings import own_surroundings
 from ipca_sklearn._utils._typing import ArrayLike
+from ipca_sklearn.detection._regions import label_regions
 from ipca_sklearn.metrics._inputs import Pixels, as_binary, as_real_array, enlarge
 
 # Anomalous pixels that are counted at once: the counts take a few int64 and float64 arrays of this length.
@@ -264,7 +264,7 @@ def aupro_score(
     check_max_fpr(max_fpr)
     pixels = Pixels.of(masks, maps, region)
     normal, anomalous = pixels.split()
-    return aupro(normal, anomalous, *label_regions(pixels.defects, connectivity), max_fpr)
+    return aupro(normal, anomalous, *label_defects(pixels.defects, connectivity), max_fpr)
 
 
 def roc_auc(normal: NDArray[Any], anomalous: NDArray[Any]) -> float:
@@ -354,15 +354,11 @@ def _confusions(normal: NDArray[Any], anomalous: NDArray[Any]) -> Iterator[tuple
         yield anomalous.size - np.searchsorted(anomalous, anomalous[part], side="left"), false
 
 
-def label_regions(defects: NDArray[np.bool_], connectivity: int) -> tuple[NDArray[np.integer], int]:
+def label_defects(defects: NDArray[np.bool_], connectivity: int) -> tuple[NDArray[np.integer], int]:
     """Return the region of each anomalous pixel, in the order of the masks, and the number of regions."""
-    if connectivity not in (1, 2):
-        raise ValueError(f"connectivity={connectivity!r} must be 1 (four neighbours) or 2 (eight neighbours).")
-    structure = ndimage.generate_binary_structure(2, connectivity)
-    parts, n_regions = [], 0
+    parts, n_regions = [np.empty(0, np.int32)], 0
     for mask in defects:
-        if mask.any():
-            labels, n_found = ndimage.label(mask, structure)
-            parts.append(labels[mask] + np.int32(n_regions - 1))
-            n_regions += n_found
+        labels, n_found = label_regions(mask, connectivity)
+        parts.append(labels[mask] + np.int32(n_regions - 1))
+        n_regions += n_found
     return np.concatenate(parts), n_regions

@@ -23,6 +23,7 @@ from ipca_sklearn.metrics._aupimo import FPR_BOUNDS, image_areas, lack_of_normal
 from ipca_sklearn.metrics._images import image_average_precision_score, image_f1_max_score, image_roc_auc_score
 from ipca_sklearn.metrics._inputs import Pixels, as_real_array
 from ipca_sklearn.metrics._intervals import check_resampling, confidence_interval
+from ipca_sklearn.metrics._regions import SIDES, RegionCounts
 from ipca_sklearn.metrics._resampling import PixelCounts, percentile_interval, resampled_weights, strata_of
 
 _MIN_IMAGES = 30
@@ -32,7 +33,8 @@ _OF_IMAGES: dict[str, Callable[..., float]] = {
     "image_f1_max": image_f1_max_score,
 }
 _OF_MAPS = ("pixel_roc_auc", "pixel_average_precision", "pixel_f1_max", "aupro", "aupro_0.05", "aupimo")
-_OF_MARKED = "pixel_f1"
+_OF_MARKED = ("pixel_f1", "pro", "region_f1")
+_SIZES = "found_by_size"
 _FOUND = "found"
 
 
@@ -65,7 +67,7 @@ def evaluation_report(
     masks, maps : array-like, default=None
         As in :func:`pixel_roc_auc_score`; without them there are no figures of pixels.
     marked : array-like of shape (n_images, map_height, map_width), default=None
-        `predict_masks` of the detector: for the F1 score at the learnt threshold.
+        `predict_masks` of the detector: for the figures at the learnt threshold.
     offset : float, default=None
         `offset_` of the detector, for the shares of images that score below it.
     defect_types : array-like of str, shape (n_images,), default=None
@@ -82,10 +84,11 @@ def evaluation_report(
     dict
         `"defects"` is a list of rows, for `"all"` and for each type: `"defects"` (its name), `"n_images"` and
         `"n_masks"`; `"image_roc_auc"`, `"image_average_precision"`, `"image_f1_max"`, `"found"` (the share below the
-        offset), `"pixel_roc_auc"`, `"pixel_average_precision"`, `"pixel_f1_max"`, `"pixel_f1"` (of `marked`),
-        `"aupro"`, `"aupro_0.05"` and `"aupimo"`, or None for what the images do not give; and `"intervals"`, a dict
-        from these names to (low, high). `"n_normal"`, `"false_alarms"`, `"false_alarms_interval"`, `"n_resamples"`
-        and `"confidence_level"` are of all.
+        offset), `"pixel_roc_auc"`, `"pixel_average_precision"`, `"pixel_f1_max"`, `"pixel_f1"` (of `marked`), `"pro"`
+        and `"region_f1"` (of its regions), `"aupro"`, `"aupro_0.05"` and `"aupimo"`, or None for what the images do not
+        give; `"found_by_size"`, the rows of :func:`found_by_size`; and `"intervals"`, a dict from these names to (low,
+        high). `"n_normal"`, `"false_alarms"`, `"false_alarms_interval"`, `"n_resamples"` and `"confidence_level"` are
+        of all.
 
     Raises
     ------
@@ -140,7 +143,7 @@ def evaluation_report(
     for name, chosen in kinds(is_normal, names):
         row: dict[str, Any] = {"defects": name, "n_images": int(np.sum(chosen & ~is_normal))}
         row["n_masks"] = 0 if sample is None else int(np.sum(chosen & known & ~is_normal))
-        row |= dict.fromkeys((*_OF_IMAGES, _FOUND, *_OF_MAPS, _OF_MARKED))
+        row |= dict.fromkeys((*_OF_IMAGES, _FOUND, *_OF_MAPS, *_OF_MARKED, _SIZES))
         ends: dict[str, tuple[float, float]] = {}
         if len(np.unique(is_normal[chosen])) == 2:
             for key, metric in _OF_IMAGES.items():
@@ -152,6 +155,7 @@ def evaluation_report(
             figures, resampled = sample.measures(chosen[known], n_resamples, random_state)
             row |= figures
             ends |= {key: percentile_interval(values, confidence_level) for key, values in resampled.items()}
+            row[_SIZES] = sample.found_by_size(chosen[known], confidence_level)
         rows.append(row | {"intervals": ends})
     alarms, alarm_ends = None, None
     if offset is not None and is_normal.any():
@@ -204,6 +208,8 @@ class _PixelSample:
         None if there are only normal or only anomalous pixels.
     of_marks : ndarray of shape (n, 3) or None
         See `mask_counts`.
+    of_regions : RegionCounts or None
+        Of the same images.
     normal : ndarray or None
         Sorted scores of the normal images' pixels; None if they are too few for AUPIMO.
     """
@@ -211,6 +217,7 @@ class _PixelSample:
     pixels: Pixels
     counts: PixelCounts | None
     of_marks: NDArray[np.int64] | None
+    of_regions: RegionCounts | None
     normal: NDArray[Any] | None
 
     @classmethod
@@ -237,11 +244,13 @@ class _PixelSample:
                 stacklevel=3,
             )
         pixels = replace(whole.only(known), is_normal=is_normal[known])
-        of_marks = None
+        of_marks = of_regions = None
         if marked is not None:
-            of_marks = _pixels.mask_counts(*_pixels.check_marked(masks, marked, region))[known]
+            checked = _pixels.check_marked(masks, marked, region)
+            of_marks = _pixels.mask_counts(*checked)[known]
+            of_regions = RegionCounts.of_pixels(*checked).only(known)
         if not _has_both(pixels):
-            return cls(pixels, None, of_marks, None)
+            return cls(pixels, None, of_marks, of_regions, None)
         normal, anomalous = pixels.split()
         anomalous.sort()
         kinds, of_normal = [normal, anomalous], None
@@ -252,7 +261,13 @@ class _PixelSample:
         else:
             warnings.warn(f"there is no AUPIMO: {lack}", FewImagesWarning, stacklevel=5)
         counts = PixelCounts.of(pixels, _resampling.shared_thresholds(*kinds))
-        return cls(pixels, counts, of_marks, of_normal)
+        return cls(pixels, counts, of_marks, of_regions, of_normal)
+
+    def found_by_size(self, chosen: NDArray[np.bool_], confidence_level: float) -> list[dict[str, Any]] | None:
+        """Return how many defects of each size are found among some of the images."""
+        if self.of_regions is None or not self.pixels.defects[chosen].any():
+            return None
+        return self.of_regions.only(chosen).by_size(SIDES, confidence_level)
 
     def measures(
         self, chosen: NDArray[np.bool_], n_resamples: int, seed: int | None
@@ -263,14 +278,16 @@ class _PixelSample:
             return {}, {}
         weights = resampled_weights(strata_of(pixels), n_resamples, seed)
         figures, resampled = {}, {}
-        if self.of_marks is not None:
-            of_marks = self.of_marks[chosen]
-            figures[_OF_MARKED] = float(_pixels.f1(*of_marks.sum(axis=0)))
-            resampled[_OF_MARKED] = _pixels.f1(*(weights @ of_marks).T)
+        if self.of_marks is not None and self.of_regions is not None:
+            of_marks, of_regions = self.of_marks[chosen], self.of_regions.only(chosen)
+            figures["pixel_f1"] = float(_pixels.f1(*of_marks.sum(axis=0)))
+            resampled["pixel_f1"] = _pixels.f1(*(weights @ of_marks).T)
+            figures["pro"], resampled["pro"] = of_regions.pro(), of_regions.pro(weights)
+            figures["region_f1"], resampled["region_f1"] = of_regions.f1(), of_regions.f1(weights)
         if self.counts is None or not _has_both(pixels):
             return figures, resampled
         normal, anomalous = pixels.split()
-        regions = _pixels.label_regions(pixels.defects, 2)
+        regions = _pixels.label_defects(pixels.defects, 2)
         sums = self.counts.only(chosen).sums(weights)
         both = sums.normal, sums.anomalous
         figures["pixel_roc_auc"] = _pixels.roc_auc(normal, anomalous)

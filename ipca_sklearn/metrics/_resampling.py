@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ipca_sklearn.metrics._aupimo import rising_area
 from ipca_sklearn.metrics._inputs import Pixels
-from ipca_sklearn.metrics._pixels import label_regions
+from ipca_sklearn.metrics._pixels import label_defects
 
 Floats: TypeAlias = NDArray[np.float64]
 
@@ -79,7 +79,7 @@ class PixelCounts:
         """Count pixels between thresholds, see `shared_thresholds`."""
         n, n_bins = len(pixels), len(thresholds)
         normal, anomalous, overlap = (np.zeros((n, n_bins), np.float32) for _ in range(3))
-        regions, n_regions = label_regions(pixels.defects, connectivity)
+        regions, n_regions = label_defects(pixels.defects, connectivity)
         shares = 1 / np.bincount(regions, minlength=n_regions)[regions]
         index = n_seen = 0
         for defects, scores in pixels.parts():

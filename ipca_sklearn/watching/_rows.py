@@ -33,6 +33,8 @@ COLUMNS: dict[str, Any] = {
     "left": int,
     "height": int,
     "width": int,
+    "n_defects": int,
+    "defect_area": int,
     "drift": int,
     "error": str,
 }

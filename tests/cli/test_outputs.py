@@ -37,6 +37,8 @@ def place(tmp_path, monkeypatch):
     (tmp_path / "linked").symlink_to("new")
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "file").write_text("")
+    (tmp_path / "hand").mkdir()
+    (tmp_path / "hand" / "b.json").write_text("{}")
     os.mkfifo("pipe.html")
     return tmp_path
 
@@ -61,6 +63,9 @@ def contents(folder):
         ("predict x.joblib new -o r.html --report r.html", "ends in neither .csv nor .jsonl"),
         ("predict x.joblib new --maps same --masks same", "--maps same and --masks same are the same place"),
         ("predict x.joblib new --maps same --masks ./x/../same", "are the same place"),
+        ("predict x.joblib new --maps new --maps-format tiff", "is, contains or lies in the folder new"),
+        ("predict x.joblib new --export-labelme hand", "hand/b.json is there"),
+        ("predict x.joblib new --export-coco c.json --defects c.json", "does not end in .jsonl"),
         ("predict x.joblib new --maps new", "is, contains or lies in the folder new"),
         ("predict x.joblib new --maps new/maps", "is, contains or lies in the folder new"),
         ("predict x.joblib new --masks .", "is, contains or lies in the folder new"),
@@ -101,6 +106,7 @@ def test_outputs_that_would_do_harm_are_refused_before_any_work(place, command, 
         "export x.joblib -o y.onnx",
         "predict x.joblib new --maps m --masks n --report r.HTML -o r.csv",
         "predict x.joblib new/a.png --maps new_maps",
+        "predict x.joblib new --export-labelme new --maps new/maps --maps-format npy",
         "predict x.joblib new -o new/rows.csv",
         "update x.joblib new -o x.joblib",
         "update x.joblib new",

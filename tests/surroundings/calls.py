@@ -19,6 +19,7 @@ from ipca_sklearn import (
     PatchFeatures,
     PatchGaussianDetector,
     datasets,
+    detection,
     distributed,
     export,
     inspection,
@@ -42,7 +43,7 @@ def public_calls(w: World) -> dict[str, Call]:
     for name, new in (("BatchedIncrementalPCA", "pca"), ("FullCovariance", "full")):
         calls |= _pca_calls(w, name, new)
     calls |= _detector_calls(w) | _extractor_calls(w, fresh) | _linalg_calls(w) | _metric_calls(w)
-    calls |= _picture_calls(w, fresh) | _file_calls(w, fresh) | _monitor_calls(w)
+    calls |= _region_calls(w) | _picture_calls(w, fresh) | _file_calls(w, fresh) | _monitor_calls(w)
     return calls
 
 
@@ -96,6 +97,7 @@ def _detector_calls(w: World) -> dict[str, Call]:
             "decision_function": lambda: w[model].decision_function(w.new),
             "predict": lambda: w[model].predict(w.new),
             "predict_masks": lambda: w[model].predict_masks(w.new),
+            "predict_regions": lambda: w[model].predict_regions(w.new, image_sizes=(40, 40), merge_distance=10),
             "p_values": lambda: w[model].p_values(w.new),
             "score_maps": lambda: w[model].score_maps(w.maps[:6, :4, :4]),
             "distance_operator": lambda: w[model].distance_operator(),
@@ -126,7 +128,14 @@ def _detector_calls(w: World) -> dict[str, Call]:
             for distance in linalg.DISTANCES
         },
     }
-    for name in ("calibration_scores_", "map_threshold_", "offset_", "n_samples_seen_", "region_"):
+    for name in (
+        "calibration_scores_",
+        "calibration_maxima_",
+        "map_threshold_",
+        "offset_",
+        "n_samples_seen_",
+        "region_",
+    ):
         calls[name] = lambda name=name: getattr(w["detector"], name)
     return {f"PatchGaussianDetector.{method}": call for method, call in calls.items()}
 
@@ -175,6 +184,8 @@ def _extractor_calls(w: World, fresh: Fresh) -> dict[str, Call]:
     of_features: dict[str, Call] = {
         "read": lambda: [batch.clone() for batch, _ in lazy().read(5)],
         "batches": lambda: [batch.clone() for batch in lazy().batches(5)],
+        "covered_box": lambda: lazy().covered_box((80, 60)),
+        "image_sizes": lambda: lazy().image_sizes(),
         **{
             name: lambda name=name: getattr(lazy(), name)
             for name in ("device", "dtype", "may_skip", "memory_needed", "ndim", "region", "shape", "skipped")
@@ -285,6 +296,9 @@ def _metric_calls(w: World) -> dict[str, Call]:
         "aupimo_score": lambda: metrics.aupimo_score(w.masks, w.maps, fpr_bounds=(1e-3, 0.1)),
         "pimo_curves": lambda: metrics.pimo_curves(w.masks, w.maps, fpr_bounds=(1e-3, 0.1)),
         "pixel_f1_score": lambda: metrics.pixel_f1_score(w.masks, w.maps > 0.7),
+        "region_f1_score": lambda: metrics.region_f1_score(w.masks, w.maps > 0.7),
+        "pro_score": lambda: metrics.pro_score(w.masks, w.maps > 0.7),
+        "found_by_size": lambda: metrics.found_by_size(w.masks, w.maps > 0.7),
         "resize_maps": lambda: metrics.resize_maps(w.maps, (40, 30)),
         "confidence_interval": lambda: metrics.confidence_interval(
             metrics.image_roc_auc_score, labels, scores, n_resamples=20
@@ -292,6 +306,20 @@ def _metric_calls(w: World) -> dict[str, Call]:
         "evaluation_report": lambda: metrics.evaluation_report(labels, scores, n_resamples=20),
     }
     return {f"metrics.{function}": call for function, call in calls.items()}
+
+
+def _region_calls(w: World) -> dict[str, Call]:
+    def defect() -> detection.Defect:
+        defects = detection.find_defects(w.maps[:1], 0.5, image_sizes=(80, 60), merge_distance=3)[0]
+        assert defects
+        return defects[0]
+
+    return {
+        "detection.find_defects": lambda: detection.find_defects(w.maps, 0.7, normal_maxima=w.maps[:, 0, 0]),
+        "Defect.mask": lambda: defect().mask,
+        "Defect.outlines": lambda: defect().outlines,
+        "Defect.as_dict": lambda: defect().as_dict(),
+    }
 
 
 def _picture_calls(w: World, fresh: Fresh) -> dict[str, Call]:

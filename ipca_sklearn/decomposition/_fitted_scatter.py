@@ -66,6 +66,7 @@ class FittedExactPCA(FittedPCA):
 
     def __init__(self, state: linalg.ScatterState, array_type: str, n_components: int | float, group: int = 1) -> None:
         super().__init__(state, array_type, n_components, group=group)  # type: ignore[arg-type]
+        self._decomposed: list[linalg.Basis] = []  # the one with the most components so far
 
     @property
     def dtype(self) -> torch.dtype:
@@ -73,17 +74,26 @@ class FittedExactPCA(FittedPCA):
         return self.state.matrix.dtype
 
     def with_components(self, n_components: int | float) -> FittedExactPCA:
-        """Return the same Gaussians with another number of components; nothing is learnt."""
+        """Return the same Gaussians with another number of components; nothing is learnt.
+
+        The eigendecomposition is shared: it is done again only for more components than any of them has asked for.
+        """
         if n_components == self.wanted:
             return self
-        return FittedExactPCA(self.state, self.array_type, n_components, self.group)
+        other = FittedExactPCA(self.state, self.array_type, n_components, self.group)
+        other._decomposed = self._decomposed
+        return other
 
     @property
     def _most_components(self) -> int:
         return self.state.mean.shape[1]
 
     def _finalized(self, n_components: int) -> linalg.Basis:
-        return linalg.finalize_scatter(self.state, n_components=n_components)
+        basis = self._decomposed[0] if self._decomposed else None
+        if basis is None or basis.variance.shape[1] < n_components:
+            basis = linalg.finalize_scatter(self.state, n_components=n_components)
+            self._decomposed[:] = [basis]
+        return linalg.leading_components(basis, n_components)
 
     def _sums(self) -> tuple[Tensor, ...]:
         return (self.state.sum_of_squares,)

@@ -255,9 +255,9 @@ class BatchedIncrementalPCA(BasePCA):
         squares tells no deviations below sqrt(eps) times the largest apart, which an update does: so on demand only for
         others.
         """
+        n_rows = self._n_rows(self._initial_n_components(n_samples, n_features), n_features)
         if self.solver != "auto" or self.centering != "incremental":
             return self.solver == "covariance"
-        n_rows = self._n_rows(self._initial_n_components(n_samples, n_features), n_features)
         return group > 1 and n_features <= n_rows + (self.step_size * group if self.step_size else n_samples)
 
     def with_components(self, n_components: int | float) -> BatchedIncrementalPCA:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,31 +55,32 @@ def fit_together(detectors: Sequence[PatchGaussianDetector], X: ArrayLike, y: An
     Returns
     -------
     int
-        How often the images were learnt.
-
-    Raises
-    ------
-    ValueError
-        As the `fit` of any of them. Some detectors may then be fitted, and others not.
+        How often the images were learnt. A detector that cannot be fitted, or not with the others, is left as it was:
+        its own `fit` says why.
     """
     groups: list[tuple[dict[str, Any], list[PatchGaussianDetector]]] = []
     for detector in detectors:
-        validate_parameters(detector)
-        learning = _what_is_learnt(detector, X)
+        try:
+            learning = _what_is_learnt(detector, X)
+        except Exception:
+            continue
         for of_group, members in groups:
             if of_group == learning:
                 members.append(detector)
                 break
         else:
             groups.append((learning, [detector]))
+    n_fits = 0
     for _, members in groups:
-        leader = members[0] if len(members) == 1 else _Together.of(members)
-        leader.fit(X, y)
-    return len(groups)
+        with suppress(Exception):
+            (members[0] if len(members) == 1 else _Together.of(members)).fit(X, y)
+            n_fits += 1
+    return n_fits
 
 
 def _what_is_learnt(detector: PatchGaussianDetector, X: ArrayLike) -> dict[str, Any]:
-    """Return the parameters that learning from X depends on."""
+    """Return the parameters that learning from X depends on; an error if there is something wrong with them."""
+    validate_parameters(detector)
     parameters = {name: value for name, value in detector.get_params().items() if name not in _NOT_LEARNT}
     steps = read_steps(detector, X, reset=True)
     labels = detector._new_cells(steps)

@@ -279,7 +279,7 @@ class BatchedIncrementalPCA(BasePCA):
 
     def _n_rows(self, n_components: int | float, n_features: int) -> int:
         """Return how many directions an update keeps."""
-        most = n_components if isinstance(n_components, int) else min(n_features, _MOST_FOR_SHARE)
+        most = int(n_components) if isinstance(n_components, Integral) else min(n_features, _MOST_FOR_SHARE)
         return most + self.n_oversamples
 
     def _numbers_per_feature(self, n_samples: int, n_features: int, group: int) -> tuple[float, float, float]:

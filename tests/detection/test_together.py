@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -102,16 +103,16 @@ def test_one_that_cannot_be_fitted_is_left_alone() -> None:
             detector.fit(X)
 
 
+def counted(calls: list[str], name: str, function: Any, *args: Any, **how: Any) -> Any:
+    calls.append(name)
+    return function(*args, **how)
+
+
 @pytest.mark.parametrize("n", [30, 90])
 def test_the_work_is_that_of_one_fit(monkeypatch: pytest.MonkeyPatch, n: int) -> None:
     calls: list[str] = []
     for name in ("update_scatter", "finalize_scatter"):
-
-        def counted(*args: Any, name: str = name, function: Any = getattr(linalg, name), **how: Any) -> Any:
-            calls.append(name)
-            return function(*args, **how)
-
-        monkeypatch.setattr(linalg, name, counted)
+        monkeypatch.setattr(linalg, name, partial(counted, calls, name, getattr(linalg, name)))
     X, new = features(n), features(5, seed=1)
     PatchGaussianDetector(6, n_gaussians=9).fit(X).score_samples(new)
     of_one = sorted(calls)

@@ -64,7 +64,7 @@ def assert_same_search(ours: Any, theirs: Any) -> None:
 
 GRID: Any = [
     {"n_components": [1, 5], "distance": ["residual", "factor_analysis"]},
-    {"n_components": np.arange(3, 5), "smoothing": [0.0, 1.0], "image_score": ["max", 0.1], "step_size": [8, 16]},
+    {"n_components": np.arange(3, 5), "smoothing": [1.0], "image_score": ["max"], "step_size": [8, 16]},
 ]
 
 
@@ -90,7 +90,7 @@ def test_results_are_those_of_scikit_learn(data: Data, parameters: dict[str, Any
     theirs = GridSearchCV(detector(), GRID, **parameters).fit(X, y)
     ours = DetectorGridSearchCV(detector(), GRID, **parameters).fit(X, y)
     assert_same_search(ours, theirs)
-    assert ours.n_fits_ == 2 * ours.n_splits_  # of 20 candidates: two sizes of a step
+    assert ours.n_fits_ == 2 * ours.n_splits_  # of 8 candidates: two sizes of a step
     if parameters.get("refit", True):
         np.testing.assert_array_equal(ours.decision_function(X), theirs.decision_function(X))
 

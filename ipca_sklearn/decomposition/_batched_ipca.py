@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from numbers import Integral, Real
 from typing import Any
 
@@ -217,7 +218,7 @@ class BatchedIncrementalPCA(BasePCA):
         if fitted is None:
             n_components = self._initial_n_components(n_samples, n_features)
             dtype = resolve_dtype(self.dtype, step.dtype)
-            exact = self._is_exact(n_samples, n_features, group)
+            exact = self.keeps_scatter(n_samples, n_features, group)
             empty = linalg.empty_scatter if exact else linalg.empty_state
             state: Any = empty(n_patches, n_features, dtype=dtype, device=device)
         else:
@@ -245,26 +246,45 @@ class BatchedIncrementalPCA(BasePCA):
             state, owned = advanced, True
         return FittedPCA(state, "torch", n_components, self.centering, group)
 
-    def _is_exact(self, n_samples: int, n_features: int, group: int) -> bool:
-        """Return whether the scatter matrices are kept.
+    def keeps_scatter(self, n_samples: int, n_features: int, group: int) -> bool:
+        """Return whether the scatter matrices are kept, if the first step has `n_samples` samples for each Gaussian.
+
+        :meta private:
 
         For samples in groups, where an update of the whole step would decompose an m x m matrix anyway. A sum of
         squares tells no deviations below sqrt(eps) times the largest apart, which an update does: so on demand only for
         others.
         """
+        n_rows = self._n_rows(self._initial_n_components(n_samples, n_features), n_features)
         if self.solver != "auto" or self.centering != "incremental":
             return self.solver == "covariance"
-        n_rows = self._n_rows(self._initial_n_components(n_samples, n_features), n_features)
         return group > 1 and n_features <= n_rows + (self.step_size * group if self.step_size else n_samples)
+
+    def with_components(self, n_components: int | float) -> BatchedIncrementalPCA:
+        """Return this PCA, which keeps scatter matrices, with another number of components; what is learnt is shared.
+
+        :meta private:
+
+        Raises
+        ------
+        ValueError
+            As by the fit.
+        """
+        other = copy.copy(self).set_params(n_components=n_components)
+        other._initial_n_components(self.n_samples_seen_, self.n_features_in_)
+        fitted = self.fitted_.with_components(n_components)
+        fitted.check_share()
+        other.fitted_, other.n_components_ = fitted, fitted.n_components
+        return other
 
     def _n_rows(self, n_components: int | float, n_features: int) -> int:
         """Return how many directions an update keeps."""
-        most = n_components if isinstance(n_components, int) else min(n_features, _MOST_FOR_SHARE)
+        most = int(n_components) if isinstance(n_components, Integral) else min(n_features, _MOST_FOR_SHARE)
         return most + self.n_oversamples
 
     def _numbers_per_feature(self, n_samples: int, n_features: int, group: int) -> tuple[float, float, float]:
         n_rows = self._n_rows(self._initial_n_components(n_samples, n_features), n_features)
-        if self._is_exact(n_samples, n_features, group):
+        if self.keeps_scatter(n_samples, n_features, group):
             return n_features, 1.5 * n_features + 2 * n_rows, 1
         # Measured: the rows are held 3.2 to 3.6 times (two versions, those that score, and work).
         return n_rows, 3.5 * n_rows, 2

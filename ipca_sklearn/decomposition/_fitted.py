@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from numbers import Integral
 from typing import Any, TypeVar
 
 import numpy as np
@@ -182,7 +183,7 @@ class FittedPCA(Fitted):
         group: int = 1,
     ) -> None:
         super().__init__(state, array_type, group)
-        self.wanted = n_components
+        self.wanted = int(n_components) if isinstance(n_components, Integral) else n_components  # numpy's integers too
         self.centering = centering
         self._scoring_basis: linalg.Basis | None = None
 

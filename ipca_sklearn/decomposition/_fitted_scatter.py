@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,22 @@ def _set_packed_state(fitted: Any, stored: dict[str, Any]) -> None:
     fitted.__init__(state, array_type="numpy", **settings)
 
 
+@dataclass
+class _Decomposition:
+    """The eigendecomposition that the same Gaussians share, whatever their number of components.
+
+    Parameters
+    ----------
+    most : int
+        Components that somebody wants.
+    basis : linalg.Basis or None
+        The components; None before they are read.
+    """
+
+    most: int
+    basis: linalg.Basis | None = None
+
+
 class FittedExactPCA(FittedPCA):
     """P truncated PCAs that are computed from their scatter matrices: exact, with any number of components.
 
@@ -66,6 +83,7 @@ class FittedExactPCA(FittedPCA):
 
     def __init__(self, state: linalg.ScatterState, array_type: str, n_components: int | float, group: int = 1) -> None:
         super().__init__(state, array_type, n_components, group=group)  # type: ignore[arg-type]
+        self._decomposition = _Decomposition(self._most_wanted)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -73,17 +91,32 @@ class FittedExactPCA(FittedPCA):
         return self.state.matrix.dtype
 
     def with_components(self, n_components: int | float) -> FittedExactPCA:
-        """Return the same Gaussians with another number of components; nothing is learnt."""
+        """Return the same Gaussians with another number of components; nothing is learnt.
+
+        Their eigendecomposition is one, with the most components that any of them wants when it is done.
+        """
         if n_components == self.wanted:
             return self
-        return FittedExactPCA(self.state, self.array_type, n_components, self.group)
+        other = FittedExactPCA(self.state, self.array_type, n_components, self.group)
+        other._decomposition = self._decomposition
+        other._decomposition.most = max(other._decomposition.most, other._most_wanted)
+        return other
+
+    @property
+    def _most_wanted(self) -> int:
+        return self.wanted if isinstance(self.wanted, int) else self._most_components
 
     @property
     def _most_components(self) -> int:
         return self.state.mean.shape[1]
 
     def _finalized(self, n_components: int) -> linalg.Basis:
-        return linalg.finalize_scatter(self.state, n_components=n_components)
+        shared = self._decomposition
+        basis = shared.basis
+        if basis is None or basis.variance.shape[1] < n_components:
+            n_decomposed = max(n_components, shared.most)
+            shared.basis = basis = linalg.finalize_scatter(self.state, n_components=n_decomposed)
+        return linalg.leading_components(basis, n_components)
 
     def _sums(self) -> tuple[Tensor, ...]:
         return (self.state.sum_of_squares,)

@@ -40,7 +40,7 @@ from ipca_sklearn.linalg._distances import (
     patch_distances,
 )
 from ipca_sklearn.linalg._execution import full_precision
-from ipca_sklearn.linalg._finalize import Basis, finalize, keep_share
+from ipca_sklearn.linalg._finalize import Basis, finalize, keep_share, leading_components
 from ipca_sklearn.linalg._projection import project, reconstruct
 from ipca_sklearn.linalg._rounded import pack, unpack
 from ipca_sklearn.linalg._scatter import (
@@ -74,6 +74,7 @@ __all__ = [
     "finalize_scatter",
     "full_precision",
     "keep_share",
+    "leading_components",
     "log_likelihood",
     "merge",
     "merge_scatter",

@@ -129,6 +129,37 @@ def variance_left(feature_variance: Tensor, variance: Tensor, n_kept: Tensor | i
     return torch.where(n_left > 0, left / n_left.clamp_min(1), 0)
 
 
+def leading_components(basis: Basis, n_components: int) -> Basis:
+    """Return the first components of a basis: the bits that `finalize_scatter` gives for so many.
+
+    Parameters
+    ----------
+    basis : Basis
+        Without `transform`, as from `finalize_scatter`.
+    n_components : int
+        At most those of `basis`.
+
+    Returns
+    -------
+    Basis
+
+    Examples
+    --------
+    >>> import torch
+    >>> from ipca_sklearn import linalg
+    >>> samples = torch.randn(40, 3, 8, generator=torch.Generator().manual_seed(0))
+    >>> state = linalg.update_scatter(linalg.empty_scatter(3, 8), samples)
+    >>> two = linalg.leading_components(linalg.finalize_scatter(state), 2)
+    >>> torch.equal(two.variance, linalg.finalize_scatter(state, n_components=2).variance)
+    True
+    """
+    if n_components == basis.variance.shape[1]:
+        return basis
+    rows, variance = basis.rows[:, :n_components].contiguous(), basis.variance[:, :n_components].contiguous()
+    noise_variance = variance_left(basis.feature_variance, variance, n_components)
+    return Basis(rows, None, variance, basis.mean, noise_variance, basis.feature_variance)
+
+
 def keep_share(basis: Basis, share: float) -> tuple[Basis, Tensor]:
     """Keep as few components of each PCA as explain more than a share of its variance, as scikit-learn's PCA does.
 

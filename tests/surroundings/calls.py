@@ -243,6 +243,7 @@ def _linalg_calls(w: World) -> dict[str, Call]:
         "update_scatter": lambda: linalg.update_scatter(w.scatter, w.step),
         "merge_scatter": lambda: linalg.merge_scatter(w.scatter, w.scatter),
         "finalize_scatter": lambda: linalg.finalize_scatter(w.scatter),
+        "leading_components": lambda: linalg.leading_components(linalg.finalize_scatter(w.scatter), 2),
         "whitening_operator": lambda: linalg.whitening_operator(w.scatter, ridge=0.01),
         "project": lambda: linalg.project(w.basis, w.step, whiten=True),
         "reconstruct": lambda: linalg.reconstruct(w.basis, w.step[..., :4], whiten=True),

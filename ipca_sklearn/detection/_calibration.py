@@ -26,6 +26,9 @@ N_BLOCKS = 8
 # Scores that were corrected by more than this, because their models had learnt far fewer images, are a guess.
 LARGEST_CORRECTION = 0.2
 
+# Logarithm of the distances by which a model that scores in place of a newer one may differ from it.
+_LARGEST_FALL = 0.1
+
 # How much the slope of a learning curve differs between kinds of images.
 _SLOPE_DEVIATION = 0.2
 
@@ -120,6 +123,15 @@ class LearningCurve:
         if distance == "mahalanobis":  # directions of few images have variance that others do not have there
             return cls(n_directions, False, 1, -0.3, per_image)
         return cls(n_directions, True, 0.5, 0.7, per_image)
+
+    def outdates(self, before: float, now: float) -> bool:
+        """Return whether a model of weight `before` is too far from one of weight `now` to score in its place.
+
+        It is when the weight has doubled, or when distances have fallen by a tenth (the formula, linear in 1 / n).
+        """
+        slope = abs(self.slope) + 0.5 * self.divided
+        fall = slope * (self.n_directions + 1) / self.per_image * (1 / max(before, 1) - 1 / max(now, 1))
+        return now >= 2 * before or fall > _LARGEST_FALL
 
     def correction(self, learnt: np.ndarray, distances: np.ndarray, weight: float) -> np.ndarray:
         """Return the factors that turn distances by models of weights `learnt` into those by a model of `weight`."""

@@ -47,6 +47,7 @@ from ipca_sklearn.detection._calibration import (
     split_for_calibration,
 )
 from ipca_sklearn.detection._cells import Cells, partition
+from ipca_sklearn.detection._copies import check_copies, group_size, images_per_step, samples_of
 from ipca_sklearn.detection._scoring import ScoringModel
 from ipca_sklearn.detection._thresholds import ThresholdMixin, normal_steps
 
@@ -345,10 +346,12 @@ class PatchGaussianDetector(
         columns, cells = shape.get("feature_indices_"), shape["cells_"]
         cells = None if cells is None else Cells.of(cells)
         learnt, held_out = split_for_calibration(steps.take(columns), self.calibration)
-        progress = FitProgress(self, learnt.count(self.step_size), *told)
+        group, step_size = group_size(cells, steps.n_copies), images_per_step(self.step_size, steps.n_copies)
+        progress = FitProgress(self, learnt.count(step_size), *told)
         prequential = self.calibration == "prequential"
         start = getattr(pca, "fitted_", None)
-        learning = Learning(pca, start, 1 if cells is None else cells.size)
+        check_copies(start, group, steps.n_copies)
+        learning = Learning(pca, start, group)
         n_kept = self._n_kept(learnt, learning.n_samples)
         pca.check_memory(learnt, n_kept=n_kept, n_gaussians=None if cells is None else len(cells.slots))
         first_scored = first_scored_image(learning.n_samples, learnt) if prequential else np.inf
@@ -358,18 +361,18 @@ class PatchGaussianDetector(
         summaries: deque[Tensor] = deque(maxlen=MAX_IMAGES)
         images: list[Tensor] = []
         with learnt.overflow_named():
-            for step in learnt.read(self.step_size):
+            for step in learnt.read(step_size, copies=True):
                 if few:
                     images.append(step.clone())
                 scoring = self._renewed(scoring, learning.fitted, first_scored - len(step))
                 if learning.n_samples + len(step) > first_scored:
                     summaries.extend(self._summaries(step, scoring, pca, learnt, cells))
-                learning.advance(step if cells is None else cells.samples(step))
+                learning.advance(samples_of(step, cells))
                 progress.step()
             if learning.fitted is None:  # there are images, but all of them were skipped
                 raise learnt.unreadable()
             if prequential and not few and learning.n_samples <= FEW_IMAGES:  # most images were skipped
-                images = [step.clone() for step in learnt.read(self.step_size)]
+                images = [step.clone() for step in learnt.read(step_size, copies=True)]
             left_out = self._leave_out(torch.cat(images), start, pca, learnt, cells, N_BLOCKS) if images else []
             if held_out is not None:
                 scoring = self._scoring_model(learning.fitted)
@@ -392,17 +395,19 @@ class PatchGaussianDetector(
         return self
 
     def _renewed(self, scoring: ScoringModel, fitted: Fitted | None, first_scored: float) -> ScoringModel:
-        """Return the model that scores the next step: what is learnt so far, or one of at least half of it.
+        """Return the model that scores the next step: what is learnt so far, or one that is not far from it.
 
-        Scatter matrices are decomposed again when the weight has doubled, since each time costs as much as learning a
-        hundred images. So that a loop of `partial_fit` gives the scores of `fit`, that depends on the weight alone.
+        Each decomposition of scatter matrices costs as much as learning a hundred images (`LearningCurve.outdates`). So
+        that a loop of `partial_fit` gives the scores of `fit`, that depends on the weight alone.
         """
         if not isinstance(fitted, FittedExactPCA):
             return self._scoring_model(fitted)
-        if fitted.weight < 2 * scoring.weight:
+        wanted = fitted.wanted  # of a share of the variance the number takes a decomposition
+        curve = self._curve(fitted, wanted if isinstance(wanted, int) else fitted.state.mean.shape[1] // 2)
+        if not curve.outdates(scoring.weight, fitted.weight):
             return scoring
         renewed = self._scoring_model(fitted)
-        if 2 * renewed.weight > first_scored:  # before that it is renewed once more, and scores nothing
+        if not curve.outdates(renewed.weight, first_scored):  # else it is renewed once more, and scores nothing
             _ = renewed.operator  # at once: learning overwrites the matrices
         return renewed
 
@@ -447,7 +452,7 @@ class PatchGaussianDetector(
             most = _N_COMPONENTS if group == 1 else _N_SHARED_COMPONENTS
             n_features = self.n_random_features or steps.n_features
             mine["n_components"] = max(1, min(most, n_features // 2))
-        mine["forgetting_factor"] **= 1 / group
+        mine["forgetting_factor"] **= 1 / (group * (1 + steps.n_copies))
         return {name: mine[name] for name in (_FULL_PARAMETERS if self.covariance == "full" else _PCA_PARAMETERS)}
 
     def _new_pca(self, steps: StepReader, group: int) -> BasePCA:
@@ -528,6 +533,11 @@ class PatchGaussianDetector(
             raise ValueError(
                 f"cannot merge detectors of other cells: n_gaussians={self.n_gaussians} and {other.n_gaussians} divide "
                 "the patches differently; fit both alike"
+            )
+        if self.pca_.fitted_.group != other.pca_.fitted_.group:
+            raise ValueError(
+                "cannot merge detectors that learnt other numbers of augmented copies of each image: fit both with the "
+                "same n_augmented"
             )
         self._thresholds(), other._thresholds()  # both are scores of the kind that is computed now
         pca = copy.copy(self.pca_).merge(other.pca_)

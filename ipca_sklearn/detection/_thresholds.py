@@ -40,6 +40,7 @@ from ipca_sklearn.detection._chosen import (
     offset_for,
     warn_of_few_normal_images,
 )
+from ipca_sklearn.detection._copies import group_size, images_of, images_per_step, samples_of
 from ipca_sklearn.detection._map_ops import MapScorer
 from ipca_sklearn.detection._scoring import MapScoringMixin, ScoringModel
 from ipca_sklearn.exceptions import FewImagesWarning
@@ -375,7 +376,10 @@ class ThresholdMixin(MapScoringMixin):
             return self._leave_out(step, None, pca, steps, cells, n_blocks=2)
         if scoring.weight < 2:  # no variance is known
             return []
-        return [self._scorer(scoring.operator, steps, cells).summaries(step, scoring.weight)]
+        return [self._scorer(scoring.operator, steps, cells).summaries(images_of(step), scoring.weight)]
+
+    def _curve(self, fitted: Fitted, n_components: int) -> LearningCurve:
+        return LearningCurve.of(self.distance, self.covariance, n_components, independent_samples(fitted.group))
 
     def _scoring_model(self, fitted: Fitted | None) -> ScoringModel:
         if fitted is None:
@@ -392,12 +396,12 @@ class ThresholdMixin(MapScoringMixin):
         n_blocks: int,
     ) -> list[Tensor]:
         """Return the summaries of images, each by a model of all others but some. `start` has learnt none of them."""
-        size = 1 if cells is None else cells.size
+        group = group_size(cells, steps.n_copies)
 
         def learn(fitted: Fitted | None, others: Tensor) -> Fitted:
-            learning = Learning(pca, fitted, size)
-            for step in others.split(self.step_size or len(others)):
-                learning.advance(step if cells is None else cells.samples(step))
+            learning = Learning(pca, fitted, group)
+            for step in others.split(images_per_step(self.step_size, steps.n_copies) or len(others)):
+                learning.advance(samples_of(step, cells))
             return learning.fitted
 
         if start is None and len(images) < 2:
@@ -427,7 +431,7 @@ class ThresholdMixin(MapScoringMixin):
         calibration = calibration.kept(fitted.count, fitted.weight, renewed=renewed)
         if fitted.count > FEW_IMAGES:
             left_out = Calibration.empty(left_out.n_patches)
-        curve = LearningCurve.of(self.distance, self.covariance, pca.n_components_, independent_samples(fitted.group))
+        curve = self._curve(fitted, pca.n_components_)
         reference = (left_out if len(left_out) else calibration).corrected_to(fitted.weight, curve)
         learnt = {
             **shape,

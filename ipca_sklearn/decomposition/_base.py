@@ -122,12 +122,14 @@ class BasePCA(
         dtype = resolve_dtype(self.dtype, steps.dtype)
         n_in_step = steps.n_samples if self.step_size is None else min(self.step_size, steps.n_samples)
         n_gaussians = n_gaussians or steps.n_patches
-        group = -(-steps.n_patches // n_gaussians)
-        kept, held, sums = self._numbers_per_feature(n_in_step * group, steps.n_features, group)
+        n_of_each = 1 + steps.n_copies
+        n_in_step = max(n_in_step, n_of_each)
+        group = -(-steps.n_patches // n_gaussians) * n_of_each
+        kept, held, sums = self._numbers_per_feature(n_in_step * group // n_of_each, steps.n_features, group)
         model = n_gaussians * steps.n_features * (dtype.itemsize * kept + 8 * sums)
         learning = n_gaussians * steps.n_features * (dtype.itemsize * held + 3 * 8 * sums)
         # Measured: kept samples are held 2.8 times.
-        learning += steps.n_patches * steps.n_features * dtype.itemsize * (n_in_step + 3 * n_kept)
+        learning += steps.n_patches * steps.n_features * dtype.itemsize * (n_in_step + 3 * n_kept * n_of_each)
         return MemoryNeed(round(model), round(learning) + steps.memory_needed)
 
     def check_memory(self, steps: StepReader, *, n_kept: int = 0, n_gaussians: int | None = None) -> None:
@@ -146,6 +148,11 @@ class BasePCA(
 
     def _learn(self: _Self, steps: StepReader, fitted: Fitted | None, progress: FitProgress) -> _Self:
         """Store `fitted` (None: nothing) with all steps added."""
+        if steps.n_copies:
+            raise ValueError(
+                f"{type(self).__name__} learns no augmented copies of images: set n_augmented=0, or learn with a "
+                "PatchGaussianDetector"
+            )
         self.check_memory(steps)
         learning = Learning(self, fitted)
         with steps.overflow_named():

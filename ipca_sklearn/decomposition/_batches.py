@@ -39,6 +39,9 @@ class LazySource(Protocol):
         The patches that `read` yields, as (b, P, m); None is all, as (b, H, W, m). A source may do without it.
     memory_needed : int
         Bytes that reading takes besides the batch. A source may do without it.
+    n_copies : int
+        Augmented copies of each sample, which `read_copies(size, reuse=...)` yields after it, as `read` does. A source
+        may do without both.
     """
 
     @property
@@ -144,15 +147,20 @@ class StepReader:
         """Whether there may be fewer samples than `n_samples`, which only reading them tells."""
         return isinstance(self.source, LazySource) and self.source.may_skip
 
+    @property
+    def n_copies(self) -> int:
+        """Augmented copies that each sample has."""
+        return int(getattr(self.source, "n_copies", 0)) if isinstance(self.source, LazySource) else 0
+
     def count(self, size: int | None) -> int:
         """Return the number of steps of `size` samples."""
         return 1 if size is None else -(-self.n_samples // size)
 
-    def read(self, size: int | None) -> Iterator[Tensor]:
+    def read(self, size: int | None, *, copies: bool = False) -> Iterator[Tensor]:
         """Yield X in steps of `size` samples, the last one shorter; None yields all of them at once.
 
-        A step is shorter by the images that could not be read and are skipped: the samples of a step do not depend on
-        where reading began.
+        With `copies`, steps of a source that has some are (b, 1 + n_copies, P, m), else (b, P, m). A step is shorter by
+        the images that could not be read and are skipped: the samples of a step do not depend on where reading began.
 
         Raises
         ------
@@ -160,30 +168,36 @@ class StepReader:
             A step holds NaN or infinity; the message says between which samples. On a GPU this is raised when all
             steps have been read, or by `check_finite`, so that the host does not wait for each step.
         """
-        for step, skipped in self._read(size):
+        n_of_each = 1 + self.n_copies if copies else 1
+        for step, skipped in self._read(size, n_of_each):
+            if n_of_each > 1:
+                step = step.unflatten(0, (-1, n_of_each))
             if skipped:
                 kept = np.setdiff1d(np.arange(len(step)), list(skipped))
                 step = step[torch.from_numpy(kept).to(step.device)]
             if len(step):
                 yield step
 
-    def _read(self, size: int | None) -> Iterator[tuple[Tensor, dict[int, str]]]:
-        """Yield steps with zeros in the rows of skipped images, and these rows with their reasons."""
+    def _read(self, size: int | None, n_of_each: int = 1) -> Iterator[tuple[Tensor, dict[int, str]]]:
+        """Yield steps with zeros for skipped images, and their numbers with the reasons.
+
+        Each image has `n_of_each` consecutive rows.
+        """
         start = 0
-        for batch, skipped in self._batches(self.n_samples if size is None else size):
+        for batch, skipped in self._batches(self.n_samples if size is None else size, copies=n_of_each > 1):
             step = self._patches_of(batch)
             if self.columns is not None:
                 step = step[..., torch.from_numpy(self.columns).to(step.device)]
             step = step.to(_floating(step.dtype))
             if skipped:
-                step[list(skipped)] = 0
+                step.unflatten(0, (-1, n_of_each))[list(skipped)] = 0
                 self._first_reason = self._first_reason or next(iter(skipped.values()))
             # Both extremes are NaN if any value is, and they need no mask as large as the step.
             finite = torch.isfinite(torch.stack(torch.aminmax(step))).all()
-            self._unchecked.append((start, len(step), finite))
+            self._unchecked.append((start, len(step) // n_of_each, finite))
             if self._checks_at_once(step):
                 self.check_finite()
-            start += len(step)
+            start += len(step) // n_of_each
             yield step, skipped
         self.check_finite()
 
@@ -193,9 +207,11 @@ class StepReader:
             return batch.reshape(batch.shape[0], self.n_patches, -1)
         return batch[:, torch.from_numpy(self.region).to(batch.device)]
 
-    def _batches(self, size: int) -> Iterator[tuple[Tensor, dict[int, str]]]:
+    def _batches(self, size: int, *, copies: bool) -> Iterator[tuple[Tensor, dict[int, str]]]:
         if isinstance(self.source, LazySource):
-            yield from self.source.read(size, reuse=True)  # no step is needed after the next one is read
+            source: Any = self.source
+            read = source.read_copies if copies else source.read
+            yield from read(size, reuse=True)  # no step is needed after the next one is read
             return
         for start in range(0, self.n_samples, size):
             block = self.source[start : start + size]

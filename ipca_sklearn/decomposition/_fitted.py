@@ -149,9 +149,14 @@ class Fitted(ABC):
         self.__init__(state, array_type="numpy", **settings)  # type: ignore[misc]
 
 
+# Patches over which the features of a network depend on each other, as an area: a value of the coarsest layer covers 16
+# of them with the default network. Measured with cells of 16, 64 and all patches (docs/dev_notes.md).
+_DEPENDENT_PATCHES = 25
+
+
 def independent_samples(group: int) -> float:
     """Return how many independent samples the neighbouring patches of one image count as (docs/dev_notes.md)."""
-    return group**0.5
+    return 1 + (group - 1) / _DEPENDENT_PATCHES
 
 
 class FittedPCA(Fitted):

@@ -15,7 +15,7 @@ from torch import Tensor
 from ipca_sklearn import linalg
 from ipca_sklearn.decomposition._base import BasePCA, Learning
 from ipca_sklearn.decomposition._batches import StepReader
-from ipca_sklearn.decomposition._fitted import Fitted
+from ipca_sklearn.decomposition._fitted import Fitted, independent_samples
 from ipca_sklearn.decomposition._fitted_scatter import FittedExactPCA
 from ipca_sklearn.detection._calibration import (
     FEW_IMAGES,
@@ -27,7 +27,12 @@ from ipca_sklearn.detection._calibration import (
 )
 from ipca_sklearn.detection._cells import Cells
 from ipca_sklearn.detection._chosen import ChosenThreshold
+from ipca_sklearn.detection._copies import group_size, images_of, images_per_step, samples_of
 from ipca_sklearn.detection._map_ops import MapScorer
+
+# Logarithm by which distances fall from one independent sample to very many, with 96 directions, times that number; and
+# by how much those of the model that scores may differ from those of a new one.
+_FALL, _LARGEST_FALL = 120, 0.1
 
 _OPERATOR_TENSORS = ("mean", "rows", "transform", "scale", "precision")
 
@@ -48,10 +53,15 @@ class ScoringModel:
         self.weight = weight
         self._make_operator = make_operator
 
-    @property
-    def until(self) -> float:
-        """Number of images from which on a newer model should score: as many again as count in this one."""
-        return self.count + self.weight
+    def outdated(self, count: float, weight: float, per_image: float) -> bool:
+        """Return whether a model of so many images, and this weight of them, should score in place of this one.
+
+        When distances by a new model would be a tenth smaller (the learning curve, linear in 1 / n, of as many
+        directions as are kept by default), the weight has doubled, or, with forgetting, as many images as count in this
+        one have come. `per_image` is the number of independent samples that a Gaussian gets of an image.
+        """
+        fall = _FALL / per_image * (1 / max(self.weight, 1) - 1 / max(weight, 1))
+        return fall > _LARGEST_FALL or weight >= 2 * self.weight or count - self.count >= self.weight
 
     @cached_property
     def operator(self) -> linalg.DistanceOperator:
@@ -172,7 +182,8 @@ class Calibrator:
     def finish(self, fitted: Fitted, held_out: StepReader | None) -> None:
         """Score the images that are held out, and few images by models of the others."""
         if self._prequential and not self.n_kept and fitted.count <= FEW_IMAGES:  # most images were skipped
-            self._images = [step.clone() for step in self._steps.read(self._pca.step_size)]
+            step_size = images_per_step(self._pca.step_size, self._steps.n_copies)
+            self._images = [step.clone() for step in self._steps.read(step_size, copies=True)]
         if self._images:
             self._left_out = self._by_models_of_the_others(torch.cat(self._images), self._start, N_BLOCKS)
         if held_out is not None:
@@ -193,15 +204,17 @@ class Calibrator:
     def _renew(self, fitted: Fitted | None, first_scored: float) -> None:
         """Take what is learnt so far as the model that scores, or keep one that has learnt at least half of it.
 
-        Scatter matrices are decomposed again when the number of images has doubled (or, with forgetting, as many have
-        come as count), since each time costs as much as learning a hundred images. That does not depend on how images
-        are divided among calls, so that a loop of `partial_fit` gives the scores of `fit`.
+        Scatter matrices are decomposed again when it makes a difference (`ScoringModel.outdated`): each time costs as
+        much as learning a hundred images. When that is does not depend on how images are divided among calls: a loop
+        of `partial_fit` gives the scores of `fit`.
         """
         if not isinstance(fitted, FittedExactPCA):
             self.model = self._model_of(fitted)
-        elif fitted.count >= self.model.until:
+            return
+        per_image = independent_samples(fitted.group)
+        if self.model.outdated(fitted.count, fitted.weight, per_image):
             self.model = self._model_of(fitted)
-            if self.model.until > first_scored:  # else it is renewed before anything is scored
+            if not self.model.outdated(first_scored, first_scored, per_image):  # else it is renewed before it scores
                 _ = self.model.operator  # at once: learning overwrites the matrices
 
     def _model_of(self, fitted: Fitted | None) -> ScoringModel:
@@ -212,7 +225,7 @@ class Calibrator:
     def _scores(self, step: Tensor, model: ScoringModel) -> list[Tensor]:
         if model.weight < 2:  # no variance is known
             return []
-        return [self._scorer_of(model.operator).summaries(step, model.weight)]
+        return [self._scorer_of(model.operator).summaries(images_of(step), model.weight)]
 
     def _by_models_of_the_others(self, images: Tensor, start: Fitted | None, n_blocks: int) -> list[Tensor]:
         """Return the summaries of images, each by a model of all others but some. `start` has learnt none of them."""
@@ -224,10 +237,10 @@ class Calibrator:
         return summaries
 
     def _learn(self, fitted: Fitted | None, images: Tensor) -> Fitted:
-        cells = self._cells
-        learning = Learning(self._pca, fitted, 1 if cells is None else cells.size)
-        for step in images.split(self._pca.step_size or len(images)):
-            learning.advance(step if cells is None else cells.samples(step))
+        n_copies = self._steps.n_copies
+        learning = Learning(self._pca, fitted, group_size(self._cells, n_copies))
+        for step in images.split(images_per_step(self._pca.step_size, n_copies) or len(images)):
+            learning.advance(samples_of(step, self._cells))
         return learning.fitted
 
 

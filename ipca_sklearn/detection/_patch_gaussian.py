@@ -33,6 +33,7 @@ from ipca_sklearn.decomposition._memory import MemoryNeed
 from ipca_sklearn.detection._calibration import Calibration, split_for_calibration
 from ipca_sklearn.detection._calibrator import Calibrator, KnownScores, n_kept
 from ipca_sklearn.detection._cells import Cells
+from ipca_sklearn.detection._copies import check_copies, group_size, images_per_step, samples_of
 from ipca_sklearn.detection._gaussians import PCA_PARAMETERS, choose_cells, choose_features, new_pca, pca_parameters
 from ipca_sklearn.detection._merging import check_same_kind
 from ipca_sklearn.detection._thresholds import ThresholdMixin, normal_steps
@@ -292,7 +293,8 @@ class PatchGaussianDetector(
             **steps.features_in,
             **({} if columns is None else {"feature_indices_": columns}),
         }
-        pca = self._new_pca(steps.n_features, 1 if cells is None else Cells.of(cells).size)
+        group = group_size(None if cells is None else Cells.of(cells), steps.n_copies)
+        pca = self._new_pca(steps.n_features, group)
         with own_surroundings():
             return self._learn(steps, shape, pca, KnownScores.none(steps.n_patches), (X, y))
 
@@ -304,7 +306,7 @@ class PatchGaussianDetector(
             return self.fit(X, y)
         steps = normal_steps(read_steps(self, X, reset=False), y)
         cells = self._cells()
-        group = 1 if cells is None else cells.size
+        group = group_size(cells, steps.n_copies)
         pca = copy.copy(self.pca_).set_params(**pca_parameters(self.get_params(), steps.n_features, group))
         with own_surroundings():
             return self._learn(steps, self._learnt_shape(), pca, self._known_scores(), (X, y))
@@ -328,9 +330,11 @@ class PatchGaussianDetector(
         began = time.perf_counter()
         cells = None if shape["cells_"] is None else Cells.of(shape["cells_"])
         learnt, held_out = split_for_calibration(steps.take(shape.get("feature_indices_")), self.calibration)
-        progress = FitProgress(self, learnt.count(self.step_size), *callback_data)
+        step_size = images_per_step(self.step_size, steps.n_copies)
+        progress = FitProgress(self, learnt.count(step_size), *callback_data)
         start = getattr(pca, "fitted_", None)
-        learning = Learning(pca, start, 1 if cells is None else cells.size)
+        check_copies(start, group_size(cells, steps.n_copies), steps.n_copies)
+        learning = Learning(pca, start, group_size(cells, steps.n_copies))
         calibrator = Calibrator(
             pca,
             start,
@@ -343,9 +347,9 @@ class PatchGaussianDetector(
         )
         pca.check_memory(learnt, n_kept=calibrator.n_kept, n_gaussians=None if cells is None else len(cells.slots))
         with learnt.overflow_named():
-            for step in learnt.read(self.step_size):
+            for step in learnt.read(step_size, copies=True):
                 calibrator.see(step, learning.fitted)
-                learning.advance(step if cells is None else cells.samples(step))
+                learning.advance(samples_of(step, cells))
                 progress.step()
             if learning.fitted is None:  # there are images, but all of them were skipped
                 raise learnt.unreadable()

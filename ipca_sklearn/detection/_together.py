@@ -20,10 +20,12 @@ from ipca_sklearn.decomposition._batches import StepReader, read_steps
 from ipca_sklearn.decomposition._fitted import Fitted
 from ipca_sklearn.decomposition._fitted_scatter import FittedExactPCA
 from ipca_sklearn.detection._calibration import Calibration
+from ipca_sklearn.detection._calibrator import ScoringModel
 from ipca_sklearn.detection._cells import Cells
+from ipca_sklearn.detection._copies import group_size
+from ipca_sklearn.detection._gaussians import choose_cells, pca_parameters
 from ipca_sklearn.detection._map_ops import MapScorer
 from ipca_sklearn.detection._patch_gaussian import PatchGaussianDetector
-from ipca_sklearn.detection._scoring import ScoringModel
 
 # Parameters of scores and thresholds: learning does not depend on them.
 _NOT_LEARNT = {
@@ -83,9 +85,9 @@ def _what_is_learnt(detector: PatchGaussianDetector, X: ArrayLike) -> dict[str, 
     validate_parameters(detector)
     parameters = {name: value for name, value in detector.get_params().items() if name not in _NOT_LEARNT}
     steps = read_steps(detector, X, reset=True)
-    labels = detector._new_cells(steps)
-    group = 1 if labels is None else Cells.of(labels).size
-    pca = detector._new_pca(steps, group)
+    labels = choose_cells(detector.n_gaussians, steps)
+    group = group_size(None if labels is None else Cells.of(labels), steps.n_copies)
+    pca = detector._new_pca(steps.n_features, group)
     if isinstance(pca, BatchedIncrementalPCA):
         parameters["n_components"] = pca.n_components
         n_in_step = min(pca.step_size or steps.n_samples, steps.n_samples)
@@ -111,12 +113,13 @@ class _Together(PatchGaussianDetector):
         together._members = [(member, None) for member in members]
         return together
 
-    def _new_pca(self, steps: StepReader, group: int) -> BasePCA:
-        wanted = [member._pca_params(steps, group).get("n_components") for member, _ in self._members]
+    def _new_pca(self, n_features: int, group: int) -> BasePCA:
+        parameters = [pca_parameters(member.get_params(), n_features, group) for member, _ in self._members]
+        wanted = [of_member.get("n_components") for of_member in parameters]
         # What needs most directions comes first: its decomposition serves the others. A share may need all.
         most = [np.inf if isinstance(value, float) else value or 0 for value in wanted]
         self._members = [(self._members[number][0], wanted[number]) for number in np.argsort(most)[::-1]]
-        return self._members[0][0]._new_pca(steps, group)
+        return self._members[0][0]._new_pca(n_features, group)
 
     def _operator(self, fitted: Fitted, device: torch.device) -> Any:
         return [member._operator(_cut(fitted, wanted), device) for member, wanted in self._members]
@@ -174,4 +177,4 @@ def _cut_pca(pca: BasePCA, wanted: Any) -> BasePCA:
 
 def _share_of_scoring(scoring: ScoringModel, number: int) -> ScoringModel:
     make: Any = None if scoring.weight == 0 else lambda: scoring.operator[number]  # type: ignore[index]
-    return ScoringModel(scoring.weight, make)
+    return ScoringModel(scoring.count, scoring.weight, make)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from enum import Enum
 from numbers import Integral
@@ -13,28 +13,28 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
-from joblib import effective_n_jobs
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from ipca_sklearn._utils import _digests
-from ipca_sklearn._utils._devices import resolve_amp, resolve_device
+from ipca_sklearn._utils._devices import resolve_device
 from ipca_sklearn._utils._output import TableOutputMixin
 from ipca_sklearn._utils._sklearn_compat import CallbackSupportMixin, FitProgress, Interval, StrOptions, fit_context
 from ipca_sklearn._utils._typing import DeviceLike, Image, Images, PathLike
 from ipca_sklearn._utils._versions import VersionedMixin
+from ipca_sklearn.features._augment import AUGMENTATIONS, Augment, check_augment
 from ipca_sklearn.features._backbones import Backbone
 from ipca_sklearn.features._cache import FeatureCache
+from ipca_sklearn.features._copies import AugmentedFeatures
 from ipca_sklearn.features._decode import check_images
 from ipca_sklearn.features._formats import MAX_PIXELS
 from ipca_sklearn.features._geometry import Geometry, InspectedAreaMixin, as_size
 from ipca_sklearn.features._lazy import PatchFeatures, SkippedImages
-from ipca_sklearn.features._loader import decodes_in_processes
 from ipca_sklearn.features._networks import DEFAULT_BACKBONE
 from ipca_sklearn.features._resize import INTERPOLATIONS
-from ipca_sklearn.features._settings import FeatureSettings, ImageSettings, check_augment
+from ipca_sklearn.features._settings import FeatureSettings, settings_of
 from ipca_sklearn.features._weights import Weights
 
 
@@ -88,11 +88,17 @@ class PatchFeatureExtractor(
     interpolation : {"bilinear", "nearest"}, default="bilinear"
         How images are resized. `"bilinear"` averages pixels where an image shrinks (antialiased). `"nearest"` is the
         paper's: it keeps one pixel of several and ignores the others, so fine textures alias.
-    augment : {"random_crop"}, callable or None, default=None
+    augment : {"flip", "random_crop", "rotation"}, sequence of these, callable or None, default=None
         Applied by `fit_transform`, and so by the fit of a pipeline, to each resized image (3, height, width), float32
         in [0, 1]; `transform` never augments. `"random_crop"` takes `crop_size` at a random place, not at the centre.
-        A callable returns an image, whose centre of `crop_size` is used. Random numbers that it draws from torch's
-        global generator follow `random_state`; one thread at a time augments.
+        `"rotation"` turns the image by any angle and fills its corners with mirrored pixels, `"flip"` mirrors left and
+        right, top and bottom, or both. A callable returns an image. The centre of `crop_size` of the result is used.
+        Random numbers that a callable draws from torch's global generator follow `random_state`; one thread at a time
+        augments.
+    n_augmented : int, default=0
+        With a number, training images are learnt as they are, and `augment` makes so many copies of each: samples of
+        the same image for a :class:`PatchGaussianDetector`, which do not set its thresholds. For few images, and for
+        parts that lie at any angle. 0 augments the training images themselves.
     batch_size : int, default=8
         Images that are prepared together and pass through the network at once. On a CPU the network takes as many of
         them at a time as stay near its cache, unless it is compiled: two of 256 x 256 pixels, larger ones alone.
@@ -201,7 +207,8 @@ class PatchFeatureExtractor(
         "margin": [StrOptions({"auto"}), Interval(Integral, 0, None, closed="left")],
         "region": [str, os.PathLike, PIL.Image.Image, np.ndarray, Tensor, None],
         "interpolation": [StrOptions(set(INTERPOLATIONS))],
-        "augment": [StrOptions({"random_crop"}), callable, None],
+        "augment": [StrOptions(set(AUGMENTATIONS)), list, tuple, callable, None],
+        "n_augmented": [Interval(Integral, 0, None, closed="left")],
         "batch_size": [Interval(Integral, 1, None, closed="left")],
         "normalization": [StrOptions({"weights", "imagenet"}), tuple, list],
         "map_interpolation": [StrOptions(set(INTERPOLATIONS))],
@@ -228,7 +235,8 @@ class PatchFeatureExtractor(
         margin: str | int = "auto",
         region: Image | None = None,
         interpolation: str = "bilinear",
-        augment: str | Callable[[Tensor], Tensor] | None = None,
+        augment: Augment = None,
+        n_augmented: int = 0,
         batch_size: int = 8,
         normalization: str | Sequence[Any] = "weights",
         map_interpolation: str = "bilinear",
@@ -252,6 +260,7 @@ class PatchFeatureExtractor(
         self.region = region
         self.interpolation = interpolation
         self.augment = augment
+        self.n_augmented = n_augmented
         self.batch_size = batch_size
         self.normalization = normalization
         self.map_interpolation = map_interpolation
@@ -304,7 +313,7 @@ class PatchFeatureExtractor(
         if self.pooling_size % 2 == 0:
             raise ValueError(f"pooling_size={self.pooling_size} is even: a neighbourhood has its patch in the middle")
         geometry = Geometry.of(images, self)
-        check_augment(self.augment, geometry.image_size, geometry.crop_size)
+        check_augment(self.augment, self.n_augmented, geometry.image_size, geometry.crop_size)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         backbone = Backbone(self.backbone, self.layers, self.weights, seed, geometry.crop_size, geometry.margin)
         shapes = backbone.shapes_of_maps()
@@ -360,11 +369,15 @@ class PatchFeatureExtractor(
     def training_features(self, X: Images) -> PatchFeatures:
         """Return the features of X as training images: those of `transform`, augmented, if `augment` says so."""
         check_is_fitted(self)
+        check_augment(self.augment, self.n_augmented, self.image_size_, self.crop_size_)
         images = check_images(X)
         settings = self.feature_settings(self._device_for(images))
-        settings = replace(settings, images=replace(settings.images, augment=self.augment))
-        indices = np.arange(len(images))
-        return PatchFeatures(images, indices, settings, self._feature_cache(), self._training_record)
+        changed = replace(settings.images, augment=self.augment, n_augmented=self.n_augmented)
+        augmented, indices = replace(settings, images=changed), np.arange(len(images))
+        cache, record = self._feature_cache(), self._training_record
+        if self.n_augmented:
+            return AugmentedFeatures(images, indices, settings, augmented, cache, record)
+        return PatchFeatures(images, indices, augmented, cache, record)
 
     def _device_for(self, images: Any) -> DeviceLike:
         if self.device is None and isinstance(images[0], Tensor):
@@ -390,33 +403,7 @@ class PatchFeatureExtractor(
             A frozen record. Its network is the extractor's own: copy it before you change it.
         """
         check_is_fitted(self)
-        chosen = resolve_device(self.device if device is None else device, torch.device("cpu"), required=False)
-        return FeatureSettings(
-            backbone=self._backbone,
-            mean=self._mean,
-            std=self._std,
-            map_interpolation=self.map_interpolation,
-            pooling_size=self.pooling_size,
-            grid_size=self.grid_size_,
-            n_features=self.n_features_out_,
-            region=self.region_,
-            images=ImageSettings(
-                image_size=self.image_size_,
-                crop_size=self.crop_size_,
-                interpolation=self.interpolation,
-                aspect_ratio=self._aspect_ratio,
-                augment=None,
-                seed=self._seed,
-                batch_size=self.batch_size,
-                on_error=self.on_error,
-                max_pixels=self.max_pixels,
-                n_jobs=effective_n_jobs(self.n_jobs),
-                processes=decodes_in_processes(),
-                device=chosen,
-            ),
-            amp_dtype=resolve_amp(self.amp, chosen),
-            compile=self.compile,
-        )
+        return settings_of(self, self.device if device is None else device)
 
     def weights_digest(self) -> str:
         """Return a digest of the network's weights, which tells networks of the same name apart."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Executor, Future
@@ -17,11 +16,11 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from ipca_sklearn._utils._files import printable
-from ipca_sklearn._utils._sklearn_compat import LokyBackend, ProcessPoolExecutor, get_active_backend
-from ipca_sklearn._utils._surroundings import as_in_a_fresh_process
-from ipca_sklearn._utils._threads import seeded_torch, single_threaded_workers
+from ipca_sklearn._utils._sklearn_compat import ProcessPoolExecutor
+from ipca_sklearn._utils._threads import single_threaded_workers
 from ipca_sklearn._utils._typing import Image, PathLike, Size
 from ipca_sklearn.exceptions import ImageReadError
+from ipca_sklearn.features._augment import augmented
 from ipca_sklearn.features._decode import (
     check_range,
     decode,
@@ -32,7 +31,6 @@ from ipca_sklearn.features._decode import (
     to_rgb,
     value_range,
 )
-from ipca_sklearn.features._resize import to_unit_floats
 from ipca_sklearn.features._settings import ImageSettings
 
 # image_size, size of the part that is kept, interpolation
@@ -69,19 +67,6 @@ class _Staged(NamedTuple):
     ready: torch.cuda.Event | None
 
 
-def decodes_in_processes() -> bool:
-    """Whether the user asked for processes with :func:`joblib.parallel_config`; threads are the default."""
-    backend = get_active_backend(prefer="threads")[0]
-    if not isinstance(backend, LokyBackend) and not getattr(backend, "uses_threads", False):
-        warnings.warn(
-            f"images are decoded by threads: joblib's {type(backend).__name__} is not used here, only "
-            "'threading' and 'loky'",
-            UserWarning,
-            stacklevel=4,
-        )
-    return isinstance(backend, LokyBackend)
-
-
 def read_batches(images: Any, batches: Sequence[np.ndarray], settings: ImageSettings) -> Generator[Batch]:
     """Yield each batch of images on the device.
 
@@ -95,7 +80,7 @@ def read_batches(images: Any, batches: Sequence[np.ndarray], settings: ImageSett
     images : list, ndarray (n, H, W, C) or Tensor (n, C, H, W)
         Checked by `check_images`. A batch from an array or a tensor is one piece of work; in a list, each image is.
     batches : sequence of ndarray of int
-        Indices of the images of each batch.
+        Indices of the images of each batch. Copies of an image (`settings.n_augmented`) come one after the other.
     settings : ImageSettings
         How images are read.
 
@@ -126,10 +111,12 @@ def read_batches(images: Any, batches: Sequence[np.ndarray], settings: ImageSett
             decoders = stack.enter_context(single_threaded_workers(settings.n_jobs))
             stager = stack.enter_context(single_threaded_workers(1))
         processes = stack.enter_context(_processes(settings.n_jobs)) if settings.processes else None
+        position = 0
         try:
             for batch in batches:
                 parts = _submit(images, batch, settings, stream, decoders, processes)
-                stage = partial(_stage, images, parts, batch, settings, stream)
+                stage = partial(_stage, images, parts, batch, settings, stream, position)
+                position += len(batch)
                 # In the reader's own thread, as a callable of the user may need it (its device, its context).
                 staged = stage if settings.augment is not None else stager.submit(stage).result
                 waiting.append((len(batch), parts, staged))
@@ -186,9 +173,11 @@ def _submit(
     if not isinstance(images, list):
         return [decoders.submit(_prepare_batch, images, batch, geometry, stream)]
     parts: list[Future[Any]] = []
-    for index in batch:
+    for row, index in enumerate(batch):
         image, name = images[index], f"X[{index}]"
-        if processes is not None and isinstance(image, (str, os.PathLike)):
+        if row and index == batch[row - 1]:  # another copy of it
+            parts.append(parts[-1])
+        elif processes is not None and isinstance(image, (str, os.PathLike)):
             parts.append(processes.submit(_prepare_file, image, name, geometry, settings.max_pixels))
         else:
             parts.append(decoders.submit(_prepare, image, name, geometry, settings.max_pixels, stream))
@@ -235,9 +224,14 @@ def _take(images: Any, batch: np.ndarray) -> Any:
 
 
 def _stage(
-    source: Any, parts: list[Future[Any]], batch: np.ndarray, settings: ImageSettings, stream: _Stream
+    source: Any,
+    parts: list[Future[Any]],
+    batch: np.ndarray,
+    settings: ImageSettings,
+    stream: _Stream,
+    position: int,
 ) -> _Staged:
-    """Put the parts of a batch together, on the device."""
+    """Put the parts of a batch together, on the device. `position` of its first image tells copies apart."""
     images: Any = []
     skipped: dict[int, str] = {}
     pages: dict[int, str] = {}
@@ -261,7 +255,9 @@ def _stage(
         if images[0].ndim == 4:  # the whole batch is one part
             (images,) = images
         if settings.augment is not None:
-            images = [_augment(image, settings, int(index)) for image, index in zip(images, batch, strict=True)]
+            copies = (position + np.arange(len(batch))) % max(settings.n_augmented, 1)
+            each = zip(images, batch.tolist(), copies.tolist(), strict=True)
+            images = [augmented(image, settings, index, copy) for image, index, copy in each]
             images = [v2.functional.center_crop(image, list(settings.crop_size)) for image in images]
         on_device = load_batch(images, settings.device)
         return _Staged(Batch(on_device, skipped, pages, stretched), None if stream is None else stream.record_event())
@@ -276,21 +272,6 @@ def _name(images: Any, index: int) -> str:
 def is_stretched(size: Size, aspect_ratio: float) -> bool:
     """Whether an image has another aspect ratio than this one, by more than a tenth."""
     return abs(np.log(size[0] / size[1] / aspect_ratio)) > np.log(1.1)
-
-
-def _augment(image: Tensor, settings: ImageSettings, index: int) -> Tensor:
-    """Augment an image. Its random numbers depend on the seed and on its position in X alone."""
-    sequence = np.random.SeedSequence([settings.seed, index])
-    if settings.augment == "random_crop":  # by a generator of its own: other threads draw from torch's
-        height, width = settings.crop_size
-        room = np.subtract(settings.image_size, settings.crop_size) + 1
-        top, left = np.random.default_rng(sequence).integers(0, room)
-        return image[..., top : top + height, left : left + width]
-    assert callable(settings.augment)
-    (seed,) = sequence.generate_state(1, np.uint64)
-    with seeded_torch(int(seed)), as_in_a_fresh_process(image.device):
-        # A copy: a callable may write to it, and the pixels may be the user's own, or one channel three times.
-        return settings.augment(to_unit_floats(image).clone(memory_format=torch.contiguous_format))
 
 
 def _receive(staged: _Staged) -> Batch:

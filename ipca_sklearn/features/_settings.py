@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 import torchvision
-from torch import Tensor
+from joblib import effective_n_jobs
 
+from ipca_sklearn._utils._devices import resolve_amp, resolve_device
 from ipca_sklearn._utils._digests import new_digest, weights_digest
-from ipca_sklearn._utils._typing import Size
+from ipca_sklearn._utils._sklearn_compat import LokyBackend, get_active_backend
+from ipca_sklearn._utils._typing import DeviceLike, Size
+from ipca_sklearn.features._augment import Augment
 from ipca_sklearn.features._backbones import Backbone
 from ipca_sklearn.features._resize import PIXELS_VERSION
 
@@ -29,8 +33,10 @@ class ImageSettings:
         How images are resized.
     aspect_ratio : float or None
         Height / width that images should have; the others are counted in a warning. None: any.
-    augment : {"random_crop"}, callable or None
+    augment : str, sequence of str, callable or None
         Applied to each resized image (3, *image_size); the result of a callable is cropped.
+    n_augmented : int
+        Copies that are made of each image; 0 augments the image itself.
     seed : int
         For the random numbers of `augment`.
     batch_size : int
@@ -50,7 +56,8 @@ class ImageSettings:
     crop_size: Size
     interpolation: str
     aspect_ratio: float | None
-    augment: str | Callable[[Tensor], Tensor] | None
+    augment: Augment
+    n_augmented: int
     seed: int
     batch_size: int
     on_error: str
@@ -58,15 +65,6 @@ class ImageSettings:
     n_jobs: int
     processes: bool
     device: torch.device
-
-
-def check_augment(augment: str | Callable[[Tensor], Tensor] | None, image_size: Size, crop_size: Size) -> None:
-    """Raise a ValueError if random crops would all be the whole image."""
-    if isinstance(augment, str) and crop_size == image_size:
-        raise ValueError(
-            f"augment='random_crop' has nothing to choose from: the crop is the whole resized image, {image_size[0]} x "
-            f"{image_size[1]} pixels. Set crop_size to less than that (None is all of it), or augment=None"
-        )
 
 
 # Pixels that a network takes at once on a CPU: two images of 256 x 256. More are slower, because the maps between its
@@ -139,3 +137,48 @@ class FeatureSettings:
         digest = new_digest()
         digest.update(repr(parts).encode())
         return digest.hexdigest()
+
+
+def decodes_in_processes() -> bool:
+    """Whether the user asked for processes with :func:`joblib.parallel_config`; threads are the default."""
+    backend = get_active_backend(prefer="threads")[0]
+    if not isinstance(backend, LokyBackend) and not getattr(backend, "uses_threads", False):
+        warnings.warn(
+            f"images are decoded by threads: joblib's {type(backend).__name__} is not used here, only "
+            "'threading' and 'loky'",
+            UserWarning,
+            stacklevel=5,
+        )
+    return isinstance(backend, LokyBackend)
+
+
+def settings_of(extractor: Any, device: DeviceLike) -> FeatureSettings:
+    """Return how a fitted `PatchFeatureExtractor` turns images into features on a device, without augmentation."""
+    chosen = resolve_device(device, torch.device("cpu"), required=False)
+    return FeatureSettings(
+        backbone=extractor._backbone,
+        mean=extractor._mean,
+        std=extractor._std,
+        map_interpolation=extractor.map_interpolation,
+        pooling_size=extractor.pooling_size,
+        grid_size=extractor.grid_size_,
+        n_features=extractor.n_features_out_,
+        region=extractor.region_,
+        images=ImageSettings(
+            image_size=extractor.image_size_,
+            crop_size=extractor.crop_size_,
+            interpolation=extractor.interpolation,
+            aspect_ratio=extractor._aspect_ratio,
+            augment=None,
+            n_augmented=0,
+            seed=extractor._seed,
+            batch_size=extractor.batch_size,
+            on_error=extractor.on_error,
+            max_pixels=extractor.max_pixels,
+            n_jobs=effective_n_jobs(extractor.n_jobs),
+            processes=decodes_in_processes(),
+            device=chosen,
+        ),
+        amp_dtype=resolve_amp(extractor.amp, chosen),
+        compile=extractor.compile,
+    )

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from sklearn.exceptions import NotFittedError
 
 from ipca_sklearn import PatchGaussianDetector
+from ipca_sklearn.decomposition._fitted import independent_samples
 from ipca_sklearn.detection._calibration import (
     FEW_IMAGES,
     MAX_IMAGES,
@@ -465,3 +466,51 @@ def test_a_ridge_that_is_set_after_fit_takes_effect():
     detector = PatchGaussianDetector(**parameters).fit(X).set_params(ridge=10.0)
     expected = PatchGaussianDetector(**parameters, ridge=10.0).fit(X)
     np.testing.assert_array_equal(detector.transform(X), expected.transform(X))
+
+
+@pytest.mark.parametrize("distance", ["factor_analysis", "ppca", "residual", "mahalanobis"])
+def test_a_model_scores_in_place_of_a_newer_one_until_distances_have_changed(distance):
+    curve = LearningCurve.of(distance, "low_rank", 64, independent_samples(16))
+    for before in (16, 64, 100, 1000, 100_000):
+        newer = [now for now in range(before, 2 * before + 1, max(1, before // 50)) if curve.outdates(before, now)]
+        assert newer and not curve.outdates(before, before)
+        first = newer[0]
+        assert all(curve.outdates(before, now) for now in (first, first + 1, 2 * first, 10 * first))  # from then on
+        if before >= 100:  # all components are in use: the whole formula, not the linear one
+            weights = np.array([float(before)] * 20 + [float(first)] * 20)
+            factors = curve.correction(weights, np.ones(40), 1e9)
+            assert abs(np.log(factors[0] / factors[-1])) < 0.2
+    assert curve.outdates(0, 1)
+
+
+@pytest.mark.parametrize("n_gaussians", [4, 16])
+def test_scores_of_fits_come_from_models_near_the_final_one(n_gaussians):
+    X = np.random.default_rng(0).normal(size=(160, 8, 8, 40)) * np.geomspace(5, 1, 40)
+    detector = PatchGaussianDetector(16, n_gaussians=n_gaussians, step_size=8).fit(X)
+    curve = LearningCurve.of("factor_analysis", "low_rank", 16, independent_samples(64 // n_gaussians))
+    learnt = detector._calibration.summaries[:, 0]
+    assert len(learnt) == 80
+    for weight, n_before in zip(learnt, range(80, 160), strict=True):
+        assert not curve.outdates(weight, n_before // 8 * 8)
+
+
+@given(st.integers(1, 5000), st.integers(1, 5000))
+def test_more_patches_of_an_image_tell_more_but_less_than_as_many_images(first, second):
+    few, many = sorted((first, second))
+    assert 1 <= independent_samples(few) <= independent_samples(many) <= many
+    assert independent_samples(1) == 1
+
+
+@pytest.mark.parametrize("n_gaussians", [4, 1])
+@pytest.mark.parametrize("n", [40, 120])
+def test_scores_of_unseen_images_are_those_that_new_images_get_with_shared_gaussians(n, n_gaussians):
+    """Patches of an image that share most of what varies, as those of a network do."""
+
+    def draw(n, seed):
+        rng = np.random.default_rng(seed)
+        shared, own = rng.normal(size=(n, 2, 2, 40)), rng.normal(size=(n, 8, 8, 40))
+        return (np.repeat(np.repeat(shared, 4, 1), 4, 2) * 3 + own) * np.geomspace(5, 1, 40)
+
+    detector = PatchGaussianDetector(16, n_gaussians=n_gaussians, step_size=8).fit(draw(n, 0))
+    expected = np.median(detector.score_samples(draw(200, 1)))
+    np.testing.assert_allclose(np.median(detector.calibration_scores_), expected, rtol=0.1)

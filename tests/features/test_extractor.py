@@ -797,7 +797,7 @@ def test_a_bad_mask_is_named():
         ({"image_size": 0}, "'image_size' parameter"),
         ({"crop_size": 64.0}, "'crop_size' parameter"),
         ({"interpolation": "cubic"}, "'interpolation' parameter"),
-        ({"augment": "flip"}, "'augment' parameter"),
+        ({"augment": "zoom"}, "'augment' parameter"),
         ({"batch_size": 0}, "'batch_size' parameter"),
         ({"grid_size": 0}, "'grid_size' parameter"),
         ({"amp": "yes"}, "'amp' parameter"),

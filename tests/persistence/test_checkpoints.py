@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.base import clone
 from sklearn.exceptions import InconsistentVersionWarning
 from sklearn.pipeline import Pipeline
 
@@ -346,3 +347,11 @@ class Unread:
 
 
 UNREAD = Unread()
+
+
+@pytest.mark.parametrize("every", [4, 16])
+def test_thresholds_of_shared_gaussians_are_those_of_one_fit(tmp_path, every):
+    X = np.random.default_rng(0).normal(size=(70, 6, 6, 12))
+    detector = PatchGaussianDetector(1, n_gaussians=4, step_size=4)
+    resumed = fit_resumable(clone(detector), X, tmp_path / "checkpoint", every=every)
+    assert resumed.offset_ == detector.fit(X).offset_

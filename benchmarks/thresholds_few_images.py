@@ -1,0 +1,123 @@
+"""Thresholds of few images and of merged detectors, beside those that 200 unseen normal images would give.
+
+The normal images of a set are put in random order. A detector learns from the first of them, or several detectors learn
+from parts of them and are merged. The last 200 are new: the share of them that is called anomalous is the realised rate
+of false alarms, and the threshold that calls just the nominal share of them so is the best that could be had.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import sys
+import warnings
+from collections.abc import Sequence
+from itertools import zip_longest
+
+import numpy as np
+from tqdm import tqdm
+
+from benchmarks.common.features import add_set_options, features_on_disk, image_sets
+from benchmarks.common.images import PAPER_GEOMETRY
+from benchmarks.common.reports import argument_parser, environment, markdown_table, read_results, write_results
+from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector
+from ipca_sklearn.exceptions import FewImagesWarning
+
+RATE = 0.05
+N_NEW = 200
+N_IMAGES = (10, 15, 20, 25, 32, 33, 40, 48, 64, 100)
+PARTITIONS = ((20, 20), (20,) * 8, (30, 30), (60, 60), (50,) * 3, (40, 20, 80), (10,) * 16)
+METHOD = """\
+EfficientNet-Lite0 on a grid of 28 x 28, images as in the paper (256 x 256, nearest, the centre 224 x 224), otherwise the defaults
+(k = 16, steps of 16), false_positive_rate = {rate}. Means over
+{repeats} random orders of the normal images. *False alarms*: share of {new} new normal images called anomalous, in per cent
+(the middle 80 % of the orders). *Found*: share of the anomalous images called so, and in brackets the share that the threshold
+finds which calls {rate:.0%} of the {new} new images anomalous. *Warned*: share of the fits with a `FewImagesWarning`."""  # noqa: E501 (a paragraph of Markdown)
+
+Result = tuple[float, float, float, bool]
+Results = dict[str, list[Result]]
+
+
+def fitted(parts: Sequence[np.ndarray]) -> tuple[PatchGaussianDetector, bool]:
+    """Return the merge of detectors that learnt one part each, and whether a warning said that images are few."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        detectors = [PatchGaussianDetector(false_positive_rate=RATE).fit(part) for part in parts]
+        if len(parts) > 1:
+            caught.clear()
+        while len(detectors) > 1:  # in a tree, as `distributed.fit` does
+            pairs = zip_longest(detectors[::2], detectors[1::2])
+            detectors = [first if second is None else copy.copy(first).merge(second) for first, second in pairs]
+    return detectors[0], any(issubclass(warning.category, FewImagesWarning) for warning in caught)
+
+
+def measured(sizes: Sequence[int], normal: np.ndarray, anomalous: np.ndarray, seed: int) -> Result:
+    """Return the rate of false alarms, the share found, the share found by the best threshold, and the warning."""
+    order = np.random.default_rng(seed).permutation(len(normal))
+    learnt = normal[order[: sum(sizes)]]
+    detector, warned = fitted(np.split(learnt, np.cumsum(sizes)[:-1]))
+    new = detector.score_samples(normal[order[-N_NEW:]])
+    bad = detector.score_samples(anomalous)
+    best = np.quantile(new, RATE)
+    return float(np.mean(new < detector.offset_)), float(np.mean(bad < detector.offset_)), np.mean(bad < best), warned
+
+
+def row(sizes: Sequence[int], results: Sequence[Result]) -> list[str]:
+    """Return a row of the table."""
+    alarms, found, best, warned = 100 * np.array(results, dtype=float).T
+    low, high = np.quantile(alarms, [0.1, 0.9])
+    return [
+        f"{len(sizes)} x {sizes[0]}" if len(set(sizes)) == 1 and len(sizes) > 1 else " + ".join(map(str, sizes)),
+        f"{alarms.mean():.1f} ({low:.1f} - {high:.1f})",
+        f"{found.mean():.1f} ({best.mean():.1f})",
+        f"{warned.mean():.0f} %",
+    ]
+
+
+def measured_set(normal: np.ndarray, anomalous: np.ndarray, options: argparse.Namespace, name: str) -> Results:
+    """Return the results of all repeats by the sizes of the parts, as "20 + 20"."""
+    values = {}
+    for sizes in tqdm([*((n,) for n in options.n_images), *PARTITIONS], desc=name, unit="row"):
+        if sum(sizes) + N_NEW <= len(normal):
+            results = [measured(sizes, normal, anomalous, seed) for seed in range(options.repeats)]
+            values[" + ".join(map(str, sizes))] = results
+            print(name, row(sizes, results), file=sys.stderr)
+    return values
+
+
+def tables(values: Results) -> str:
+    """Return a table of detectors that learnt all their images, and one of merged detectors."""
+    by_sizes = {tuple(map(int, key.split(" + "))): results for key, results in values.items()}
+    titles = {"images": False, "images of each partition": True}
+    return "\n\n".join(
+        markdown_table(
+            [title, "false alarms", "found (best)", "warned"],
+            [row(sizes, results) for sizes, results in by_sizes.items() if (len(sizes) > 1) == merged],
+        )
+        for title, merged in titles.items()
+    )
+
+
+def main() -> None:
+    parser = argument_parser("benchmarks.thresholds_few_images", __doc__)
+    add_set_options(parser, ["fabric", "metal", "wood"])
+    parser.add_argument("--n-images", type=int, nargs="+", default=N_IMAGES)
+    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--resume", action="store_true", help="keep the sets that the results file already has")
+    options = parser.parse_args()
+    values: dict[str, Results] = read_results(options, "thresholds_few_images")["sets"] if options.resume else {}
+    for name, (normal, anomalous) in image_sets(options).items():
+        if name not in values:
+            extractor = PatchFeatureExtractor("efficientnet_lite0", grid_size=28, **PAPER_GEOMETRY)
+            with features_on_disk(extractor, normal) as good, features_on_disk(extractor, anomalous) as bad:
+                values[name] = measured_set(good, bad, options, name)
+        method = METHOD.format(rate=RATE, repeats=options.repeats, new=N_NEW)
+        parts = ["# Few images and merged detectors: false alarms and defects found", method, environment()]
+        parts += [f"## {name}\n\n{tables(results)}" for name, results in values.items()]
+        write_results(
+            options, "thresholds_few_images", "\n\n".join(parts), {"environment": environment(), "sets": values}
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -96,6 +96,8 @@ class FeatureSettings:
         Of mixed precision; None is float32.
     compile : bool
         Whether the network is compiled.
+    engine : str
+        What runs the network on a CPU; see `engines.choose`.
     """
 
     backbone: Backbone
@@ -109,6 +111,7 @@ class FeatureSettings:
     images: ImageSettings
     amp_dtype: torch.dtype | None
     compile: bool
+    engine: str
 
     def network_batch(self, device: torch.device) -> int:
         """Return how many images the network takes at once: on a CPU as many as stay near its cache."""
@@ -126,11 +129,15 @@ class FeatureSettings:
         """Shape of what is kept of one image: (P, m) for the P patches of a region, (H, W, m) without one."""
         return self.shape if self.region is None else (int(self.region.sum()), self.n_features)
 
-    def digest(self) -> str:
-        """Return a digest of all that the features of an unaugmented image depend on besides its pixels."""
+    def digest(self, rounded_by: str = "") -> str:
+        """Return a digest of all that the features of an unaugmented image depend on besides its pixels.
+
+        In float32, engines differ by no more than batches of other sizes do. In mixed precision `rounded_by` names
+        the one.
+        """
         images = self.images
         parts = (
-            (torch.__version__, torchvision.__version__, images.device.type, self.amp_dtype, self.compile),
+            (torch.__version__, torchvision.__version__, images.device.type, self.amp_dtype, self.compile, rounded_by),
             (PIXELS_VERSION, images.image_size, images.crop_size, images.interpolation, self.mean, self.std),
             (self.map_interpolation, self.pooling_size, self.grid_size, self.backbone.layers, self.backbone.margin),
             None if self.region is None else self.region.tobytes(),

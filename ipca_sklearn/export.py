@@ -24,7 +24,7 @@ from ipca_sklearn.detection import PatchGaussianDetector
 from ipca_sklearn.detection._map_ops import blur_matrix, image_scores
 from ipca_sklearn.features import PatchFeatureExtractor
 from ipca_sklearn.features._decode import check_images, load_batch, resize_and_crop, to_rgb
-from ipca_sklearn.features._grid import on_grid, resize_matrix
+from ipca_sklearn.features._patch_network import PatchNetwork
 from ipca_sklearn.features._resize import to_unit_floats
 from ipca_sklearn.features._settings import FeatureSettings
 
@@ -122,27 +122,13 @@ class _Features(nn.Module):
     def __init__(self, settings: FeatureSettings, columns: np.ndarray | None) -> None:
         super().__init__()
         self._settings = settings.images
-        self._backbone = copy.deepcopy(settings.backbone).float().cpu()
+        self._network = PatchNetwork(settings, copy.deepcopy(settings.backbone).float().cpu())
         self.register_buffer("_mean", torch.tensor(settings.mean).view(3, 1, 1))
         self.register_buffer("_std", torch.tensor(settings.std).view(3, 1, 1))
         _register(self, "_columns", None if columns is None else torch.from_numpy(columns))
-        with torch.inference_mode():
-            layers = self._backbone(torch.zeros(1, 3, *settings.images.crop_size))
-        how = settings.map_interpolation, settings.pooling_size, settings.backbone.margin
-        for index, layer in enumerate(layers):
-            for axis, side, patches, pixels in zip(
-                ("rows", "columns"), layer.shape[2:], settings.grid_size, settings.images.crop_size, strict=True
-            ):
-                matrix = resize_matrix(side, patches, *how, pixels, torch.device("cpu"))
-                self.register_buffer(f"_{axis}_{index}", matrix.clone())
 
     def forward(self, images: Tensor, inside: Tensor | None) -> Tensor:
-        layers = self._backbone((self._cut(images) - self._mean) / self._std)
-        resized = [
-            on_grid(layer, self.get_buffer(f"_rows_{index}"), self.get_buffer(f"_columns_{index}"))
-            for index, layer in enumerate(layers)
-        ]
-        features = torch.cat(resized, dim=3).flatten(1, 2)
+        features = self._network((self._cut(images) - self._mean) / self._std).flatten(1, 2)
         if inside is not None:
             features = features[:, inside]
         if self._columns is not None:

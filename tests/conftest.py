@@ -9,6 +9,9 @@ from pathlib import Path
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Each of the many small networks of the tests would be compiled: those of tests/features/test_engines.py are.
+os.environ.setdefault("IPCA_SKLEARN_ENGINE", "torch")
+
 import pytest
 import torch
 from hypothesis import settings

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -15,11 +14,7 @@ from ipca_sklearn._utils._surroundings import as_in_a_fresh_process
 from ipca_sklearn._utils._threads import seeded_torch
 from ipca_sklearn._utils._typing import Size
 from ipca_sklearn.features._resize import to_unit_floats
-
-if TYPE_CHECKING:
-    from ipca_sklearn.features._settings import ImageSettings
-
-Augment: TypeAlias = str | Sequence[str] | Callable[[Tensor], Tensor] | None
+from ipca_sklearn.features._settings import Augment, ImageSettings
 
 AUGMENTATIONS = ("flip", "random_crop", "rotation")
 

@@ -70,6 +70,10 @@ class Backbone(nn.Module):
         The backbone's name, or the class of the user's module.
     mean, std : tuple of float
         What the weights were trained with: one per channel.
+    is_own : bool
+        Whether it is a module of the user's.
+    engines : dict
+        What `engines.choose` has compiled or decided for it. Copies and pickles have none.
     """
 
     def __init__(
@@ -89,6 +93,8 @@ class Backbone(nn.Module):
         self._bytes_per_image: int | None = None
         self._orders: dict[str | int, str] = {}  # of the axes of each layer, once the shapes are known
         self.name = source if isinstance(source, str) else type(source).__name__
+        self.is_own = not isinstance(source, str)
+        self.engines: dict[Any, Any] = {}
         with _BUILDING, tracing_modules(), as_in_a_fresh_process(torch.device("cpu")), seeded_torch(seed):
             cut = _build(source, layers, weights, self._input_size)
             self.layers, self.mean, self.std = cut.layers, cut.mean, cut.std
@@ -97,6 +103,11 @@ class Backbone(nn.Module):
                 fold_batch_norms(self.network)
                 copy_overwritten(self.network)
             self.network.to(memory_format=torch.channels_last)
+
+    def axes(self) -> list[str]:
+        """Return the order of the axes of each layer (see `_layout`)."""
+        self.bytes_per_image()
+        return [self._orders[layer] for layer in self.layers]
 
     def label(self) -> str:
         """Return the name as messages show it: in quotes, or the class of the user's module."""

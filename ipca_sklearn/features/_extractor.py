@@ -23,23 +23,24 @@ from ipca_sklearn._utils._devices import resolve_device
 from ipca_sklearn._utils._output import TableOutputMixin
 from ipca_sklearn._utils._sklearn_compat import CallbackSupportMixin, FitProgress, Interval, StrOptions, fit_context
 from ipca_sklearn._utils._typing import DeviceLike, Image, Images, PathLike
-from ipca_sklearn._utils._versions import VersionedMixin
-from ipca_sklearn.features._augment import AUGMENTATIONS, Augment, check_augment
+from ipca_sklearn.features import engines
+from ipca_sklearn.features._augment import AUGMENTATIONS, check_augment
 from ipca_sklearn.features._backbones import Backbone
 from ipca_sklearn.features._cache import FeatureCache
 from ipca_sklearn.features._copies import AugmentedFeatures
 from ipca_sklearn.features._decode import check_images
 from ipca_sklearn.features._formats import MAX_PIXELS
 from ipca_sklearn.features._geometry import Geometry, InspectedAreaMixin, as_size
-from ipca_sklearn.features._lazy import PatchFeatures, SkippedImages
+from ipca_sklearn.features._lazy import PatchFeatures
 from ipca_sklearn.features._networks import DEFAULT_BACKBONE
 from ipca_sklearn.features._resize import INTERPOLATIONS
-from ipca_sklearn.features._settings import FeatureSettings, settings_of
+from ipca_sklearn.features._settings import Augment, FeatureSettings, settings_of
+from ipca_sklearn.features._training_record import TrainingRecordMixin, unchanged_after_error
 from ipca_sklearn.features._weights import Weights
 
 
 class PatchFeatureExtractor(
-    VersionedMixin, CallbackSupportMixin, TableOutputMixin, InspectedAreaMixin, TransformerMixin, BaseEstimator
+    TrainingRecordMixin, CallbackSupportMixin, TableOutputMixin, InspectedAreaMixin, TransformerMixin, BaseEstimator
 ):
     """Describe every patch of an image by the layers of a frozen network (paper, Fig. 1).
 
@@ -125,6 +126,10 @@ class PatchFeatureExtractor(
     compile : bool, default=False
         Compile the network with :func:`torch.compile` when it is first used, in every process. Short batches are
         filled up to `batch_size`, so that no other size is compiled. Pays off for many images.
+    engine : {"auto", "torch", "openvino", "onnxruntime"}, default="auto"
+        What runs the network on a CPU. `"auto"` is the first of OpenVINO (the extra `fast`) and onnxruntime that is
+        installed, takes the network and agrees with torch on a trial image to 1e-4 of each layer's largest value; else
+        torch, and `engine_` says why. They compile a network, in seconds, when it is first used (see the guide).
     cache : str, path, FeatureCache or None, default=None
         A folder that keeps the features of each image, so that later fits and scores, such as those of a search over
         other parameters, read them instead of running the network; a :class:`FeatureCache` also sets how large the
@@ -162,6 +167,8 @@ class PatchFeatureExtractor(
         The layers used.
     n_features_out_ : int
         Features per patch, m.
+    engine_ : str
+        What runs the network: the engine and its version, or `"torch"` and why it is no other.
     skipped_ : dict of int to str
         With `on_error="skip"`: positions in X of the images that `fit_transform`, and so the fit of a pipeline, could
         not read, and the reasons. Known when the features have been read.
@@ -217,6 +224,7 @@ class PatchFeatureExtractor(
         "device": [str, Integral, torch.device, None],
         "amp": ["boolean", StrOptions({"bfloat16", "float16"})],
         "compile": ["boolean"],
+        "engine": [StrOptions({"auto", "torch", *engines.ENGINES})],
         "cache": [str, os.PathLike, FeatureCache, None],
         "on_error": [StrOptions({"raise", "skip"})],
         "max_pixels": [Interval(Integral, 1, None, closed="left")],
@@ -245,6 +253,7 @@ class PatchFeatureExtractor(
         device: DeviceLike = None,
         amp: bool | str = False,
         compile: bool = False,
+        engine: str = "auto",
         cache: PathLike | FeatureCache | None = None,
         on_error: str = "raise",
         max_pixels: int = MAX_PIXELS,
@@ -269,6 +278,7 @@ class PatchFeatureExtractor(
         self.device = device
         self.amp = amp
         self.compile = compile
+        self.engine = engine
         self.cache = cache
         self.on_error = on_error
         self.max_pixels = max_pixels
@@ -299,12 +309,13 @@ class PatchFeatureExtractor(
         ImageReadError
             The first image, or the region, is not there or not an image.
         ImportError
-            A backbone or its weights need a package that is not installed; the message says which.
+            A backbone, its weights or `engine` need a package that is not installed; the message says which.
         OSError
             Weights could not be downloaded or read.
         """
         progress = FitProgress(self, 0, X, y)
-        self._make_network(check_images(X))
+        with unchanged_after_error(self):
+            self._make_network(check_images(X))
         progress.end()
         return self
 
@@ -323,18 +334,18 @@ class PatchFeatureExtractor(
         self._mean, self._std = backbone.normalization(self.normalization)
         self._backbone, self._seed = backbone, seed
         self._channels = tuple(shape[0] for shape in shapes)
-        self._training_record = SkippedImages()
+        self._begin_record()
         self.layers_ = backbone.layers
-        self._aspect_ratio = geometry.aspect_ratio
         self.image_size_, self.crop_size_ = geometry.image_size, geometry.crop_size
-        self.margin_ = geometry.margin
+        self._aspect_ratio, self.margin_ = geometry.aspect_ratio, geometry.margin
         self.grid_size_, self.region_ = (int(grid_size[0]), int(grid_size[1])), region
         self.n_features_out_ = sum(self._channels)
+        engines.require(self.feature_settings())
 
     @property
-    def skipped_(self) -> dict[int, str]:
-        """Images that could not be read in training: positions in X, and reasons."""
-        return self._training_record.reasons
+    def engine_(self) -> str:
+        """The engine and its version, or torch."""
+        return engines.choose(self.feature_settings()).label
 
     def transform(self, X: Images) -> PatchFeatures:
         """Return the features of images, to be computed when they are read.
@@ -415,17 +426,6 @@ class PatchFeatureExtractor(
         check_is_fitted(self)
         pairs = zip(self.layers_, self._channels, strict=True)
         return np.array([f"{layer}_{channel}" for layer, count in pairs for channel in range(count)], dtype=object)
-
-    def __getstate__(self) -> dict[str, Any]:
-        state = super().__getstate__()
-        if "_training_record" in state:  # fitted
-            state |= {"cache": None, "_training_record": self.skipped_}
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        if "_training_record" in state:
-            self._training_record = SkippedImages(state["_training_record"])
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

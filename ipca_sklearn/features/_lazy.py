@@ -22,6 +22,7 @@ from ipca_sklearn._utils._surroundings import default_device, own_surroundings
 from ipca_sklearn._utils._threads import calling_modules
 from ipca_sklearn._utils._typing import Size
 from ipca_sklearn.exceptions import AspectRatioWarning, ImageReadError, MultiPageImageWarning, SkippedImagesWarning
+from ipca_sklearn.features import engines
 from ipca_sklearn.features._cache import FeatureCache, StoredFeatures
 from ipca_sklearn.features._decode import size_of
 from ipca_sklearn.features._geometry import covered_box
@@ -372,7 +373,9 @@ class PatchFeatures:
                 stacklevel=2,
             )
             return None
-        digest = self._settings.digest()
+        digest = self._settings.digest(
+            engines.choose(self._settings).label if self._settings.amp_dtype is not None else ""
+        )
         return StoredFeatures(self._cache, self._images, self._indices, digest, self._settings.kept_shape)
 
 
@@ -399,6 +402,10 @@ def _fill(features: Tensor, rows: np.ndarray, images: Tensor, settings: FeatureS
 
 def _run_network(images: Tensor, out: Tensor, settings: FeatureSettings) -> None:
     """Write the features (n, H, W, m) of normalised images (n, 3, *crop_size): all layers on the grid, side by side."""
+    engine = engines.choose(settings).engine
+    if engine is not None:
+        engine.run(images, out)
+        return
     n_missing = settings.images.batch_size - len(images) if settings.compile else 0
     if n_missing > 0:  # a batch of another size would be compiled anew
         images = F.pad(images, (0, 0, 0, 0, 0, 0, 0, n_missing))

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 import torchvision
 from joblib import effective_n_jobs
+from torch import Tensor
 
 from ipca_sklearn._utils._devices import resolve_amp, resolve_device
 from ipca_sklearn._utils._digests import new_digest, weights_digest
 from ipca_sklearn._utils._sklearn_compat import LokyBackend, get_active_backend
 from ipca_sklearn._utils._typing import DeviceLike, Size
-from ipca_sklearn.features._augment import Augment
 from ipca_sklearn.features._backbones import Backbone
 from ipca_sklearn.features._resize import PIXELS_VERSION
+
+# What `augment` may be.
+Augment: TypeAlias = str | Sequence[str] | Callable[[Tensor], Tensor] | None
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,8 @@ class FeatureSettings:
         Of mixed precision; None is float32.
     compile : bool
         Whether the network is compiled.
+    engine : str
+        What runs the network on a CPU; see `engines.choose`.
     """
 
     backbone: Backbone
@@ -107,6 +113,7 @@ class FeatureSettings:
     images: ImageSettings
     amp_dtype: torch.dtype | None
     compile: bool
+    engine: str
 
     def network_batch(self, device: torch.device) -> int:
         """Return how many images the network takes at once: on a CPU as many as stay near its cache."""
@@ -124,11 +131,15 @@ class FeatureSettings:
         """Shape of what is kept of one image: (P, m) for the P patches of a region, (H, W, m) without one."""
         return self.shape if self.region is None else (int(self.region.sum()), self.n_features)
 
-    def digest(self) -> str:
-        """Return a digest of all that the features of an unaugmented image depend on besides its pixels."""
+    def digest(self, rounded_by: str = "") -> str:
+        """Return a digest of all that the features of an unaugmented image depend on besides its pixels.
+
+        In float32, engines differ by no more than batches of other sizes do. In mixed precision `rounded_by` names
+        the one.
+        """
         images = self.images
         parts = (
-            (torch.__version__, torchvision.__version__, images.device.type, self.amp_dtype, self.compile),
+            (torch.__version__, torchvision.__version__, images.device.type, self.amp_dtype, self.compile, rounded_by),
             (PIXELS_VERSION, images.image_size, images.crop_size, images.interpolation, self.mean, self.std),
             (self.map_interpolation, self.pooling_size, self.grid_size, self.backbone.layers, self.backbone.margin),
             None if self.region is None else self.region.tobytes(),
@@ -181,4 +192,5 @@ def settings_of(extractor: Any, device: DeviceLike) -> FeatureSettings:
         ),
         amp_dtype=resolve_amp(extractor.amp, chosen),
         compile=extractor.compile,
+        engine=extractor.engine,
     )

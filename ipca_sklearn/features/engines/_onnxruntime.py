@@ -1,0 +1,77 @@
+"""onnxruntime's CPU provider as an engine; it needs onnx and onnxscript to convert a network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ipca_sklearn.features.engines._engine import Engine, Unsuitable, exported
+
+
+class OnnxRuntimeEngine(Engine):
+    """A network run by onnxruntime.
+
+    Parameters
+    ----------
+    model : bytes
+        In the format of ONNX.
+    n_threads : int
+    """
+
+    def __init__(self, model: bytes, n_threads: int) -> None:
+        import onnxruntime
+
+        super().__init__()
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = n_threads, 1
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.log_severity_level = 4
+        self._model = model
+        self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        (self._input,), (self._output,) = self._session.get_inputs(), self._session.get_outputs()
+
+    def content(self) -> bytes:
+        """Return the model for a file."""
+        return self._model
+
+    def _new_request(self) -> Any:
+        return None  # a session serves any number of threads
+
+    def _run_one(self, request: Any, image: Any, out: Any) -> None:
+        binding = self._session.io_binding()
+        binding.bind_input(self._input.name, "cpu", 0, image.dtype, image.shape, image.ctypes.data)
+        binding.bind_output(self._output.name, "cpu", 0, out.dtype, out.shape, out.ctypes.data)
+        self._session.run_with_iobinding(binding)
+
+
+def version() -> str:
+    """Return the version of onnxruntime."""
+    import onnxruntime
+
+    return str(onnxruntime.__version__)
+
+
+def platform() -> str:
+    """Return what a model depends on besides onnxruntime: nothing."""
+    return ""
+
+
+def check(amp_dtype: torch.dtype | None) -> None:
+    """Refuse bfloat16, which onnxruntime does not calculate with on CPUs."""
+    if amp_dtype is not None:
+        raise Unsuitable("onnxruntime has no bfloat16 on CPUs")
+
+
+def make(network: nn.Module, image: Tensor, amp_dtype: torch.dtype | None, n_threads: int) -> OnnxRuntimeEngine:
+    """Convert a network for images like `image`, and start a session."""
+    import onnxscript  # noqa: F401  (torch.onnx needs it)
+
+    program: Any = torch.onnx.export(exported(network, image), dynamo=True, opset_version=18, verbose=False)
+    return OnnxRuntimeEngine(program.model_proto.SerializeToString(), n_threads)
+
+
+def load(content: bytes, amp_dtype: torch.dtype | None, n_threads: int) -> OnnxRuntimeEngine:
+    """Return the engine that `content()` of another one describes."""
+    return OnnxRuntimeEngine(content, n_threads)

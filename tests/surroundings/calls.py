@@ -128,7 +128,14 @@ def _detector_calls(w: World) -> dict[str, Call]:
             for distance in linalg.DISTANCES
         },
     }
-    for name in ("calibration_scores_", "calibration_maxima_", "map_threshold_", "offset_", "n_samples_seen_", "region_"):
+    for name in (
+        "calibration_scores_",
+        "calibration_maxima_",
+        "map_threshold_",
+        "offset_",
+        "n_samples_seen_",
+        "region_",
+    ):
         calls[name] = lambda name=name: getattr(w["detector"], name)
     return {f"PatchGaussianDetector.{method}": call for method, call in calls.items()}
 

@@ -30,12 +30,14 @@ class DefectLines:
     stack : ExitStack
         Closes the file.
     append : bool, default=False
-        Go on with the lines that are there.
+        Go on with the lines that are there; what a killed writer has left of a last line is removed.
     """
 
     def __init__(self, path: Path, stack: ExitStack, *, append: bool = False) -> None:
         self._path = path
         stack.enter_context(naming(path))
+        if append and path.exists():
+            _cut_last_line(path)
         self._stream = stack.enter_context(path.open("a" if append else "w", encoding="ascii"))
 
     def write(self, row: dict[str, Any]) -> None:
@@ -170,6 +172,19 @@ def labelme_names(images: Sequence[Path]) -> list[str]:
         f"{path.stem}.json" if counts[path.stem.casefold()] == 1 else name
         for path, name in zip(images, numbered, strict=True)
     ]
+
+
+def _cut_last_line(path: Path) -> None:
+    """Remove what follows the last line break of a file."""
+    with path.open("rb+") as file:
+        end = file.seek(0, os.SEEK_END)
+        start, rest = end, b""
+        while start > 0 and b"\n" not in rest:
+            start = max(0, start - 65_536)
+            file.seek(start)
+            rest = file.read(min(65_536, end - start))
+        if not rest.endswith(b"\n") or start + len(rest) < end:
+            file.truncate(start + rest.rfind(b"\n") + 1)
 
 
 def _comma(number: int) -> str:

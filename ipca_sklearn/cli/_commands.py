@@ -26,7 +26,7 @@ COMMANDS = {
     "demo": ("_demo", "Learn generated textures, score others, and draw the heat maps. Needs no data or connection."),
     "fit": ("_learn", "Learn a model from normal images, in one pass."),
     "update": ("_learn", "Learn more normal images with a model, as if they had come at the end of its training."),
-    "predict": ("_predict", "Score images, and write tables, heat maps, masks and a report."),
+    "predict": ("_predict", "Score images, and write tables, defects, heat maps, masks and a report."),
     "watch": ("_watch", "Score images as they appear in a folder, and append a row for each to a table."),
     "evaluate": ("_evaluate", "Test a model on labelled images in MVTec AD's layout."),
     "threshold": ("_threshold", "Choose the threshold of a model with images that it has not learnt."),

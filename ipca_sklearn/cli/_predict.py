@@ -85,7 +85,7 @@ def predict(
     merge_distance: MergeDistance = 0,
     device: Device = "auto",
 ) -> None:
-    """Score images, and write tables, lists of defects, heat maps, masks and a report.
+    """Score images, and write tables, defects, heat maps, masks and a report.
 
     The columns are path, score (higher is more normal), p-value, label (+1 normal, -1 anomalous), the box around the
     worst defect in pixels of the image (or around the patch with the largest value, if there is no defect), number and

@@ -109,6 +109,16 @@ def test_names_that_are_no_text_are_written_as_json(tmp_path):
     assert json.loads((tmp_path / "d.jsonl").read_text())["path"] == str(path)
 
 
+def test_appended_lines_follow_whole_ones(tmp_path):
+    path = tmp_path / "d.jsonl"
+    row = {"path": "a.png", "size": (4, 4), "defects": [], "error": None}
+    for left in ("", '{"path": "b.p', '{"path": "' + 200_000 * "b"):
+        path.write_text(path.read_text() + left if path.exists() else left)
+        with ExitStack() as stack:
+            DefectLines(path, stack, append=True).write(row)
+    assert [json.loads(line)["path"] for line in path.read_text().splitlines()] == 3 * ["a.png"]
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A model of noise of 120 x 160, and images of 240 x 320: noise, the same with a square, and no image."""

@@ -166,6 +166,9 @@ def test_evaluate_prints_figures_with_intervals_per_type_and_draws(root, tmp_pat
         low, high = row["intervals"]["pixel_roc_auc"]
         shown = f"{row['pixel_roc_auc']:.3f} ({low:.2f}-{high:.2f})"
         assert any(line.startswith(row["defects"]) and shown in line for line in done.stdout.splitlines())
+        assert f"{row['pro']:.3f} (" in done.stdout and f"{row['region_f1']:.3f} (" in done.stdout
+    for found in told["defects"][0]["found_by_size"]:
+        assert f" {found['n_found']} of {found['n_defects']}" in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 120
     kinds = [row["defects"] for row in told["defects"][1:]]
     (few,) = [line for line in done.stderr.splitlines() if "fewer than 30 images" in line]

@@ -75,7 +75,8 @@ def test_rows_are_those_of_predict_and_go_on_after_an_interruption(model, incomi
     table, page, heard = tmp_path / "rows.csv", tmp_path / "page.html", tmp_path / "heard; $(touch no)"
     listener = "import pathlib, sys; pathlib.Path(sys.argv[1]).open('a').write(sys.stdin.read())"
     command = shlex.join([sys.executable, "-c", listener, str(heard)])
-    options = [model, incoming, "--tries", "1", "--report", page, "--command", command]
+    lists = tmp_path / "defects.jsonl"
+    options = [model, incoming, "--tries", "1", "--report", page, "--command", command, "--defects", lists]
     done = run(*options, table=table, n_rows=4, send=signal.SIGINT)
     assert done.exit_code == 130, done.output
     rows = {os.path.basename(row["path"]): row for row in read(table)}
@@ -89,6 +90,10 @@ def test_rows_are_those_of_predict_and_go_on_after_an_interruption(model, incomi
             (incoming / name).stat().st_size,
             (incoming / name).stat().st_mtime_ns,
         )
+    lines = [json.loads(line) for line in lists.read_text().splitlines()]
+    assert [line["path"] for line in lines] == [row["path"] for row in read(table)]
+    for line, row in zip(lines, read(table), strict=True):
+        assert row["n_defects"] == ("" if line["defects"] is None else str(len(line["defects"])))
     told = [json.loads(line) for line in heard.read_text().splitlines()]
     anomalous = [row for row in read(table) if row["label"] == "-1"]
     assert [row["path"] for row in told] == [row["path"] for row in anomalous]

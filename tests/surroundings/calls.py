@@ -19,7 +19,6 @@ from ipca_sklearn import (
     PatchFeatures,
     PatchGaussianDetector,
     datasets,
-    detection,
     distributed,
     export,
     inspection,
@@ -31,6 +30,7 @@ from ipca_sklearn import (
     watching,
 )
 from tests.surroundings.bits import digest
+from tests.surroundings.region_calls import region_calls
 from tests.surroundings.world import Fresh, World
 
 Call = Callable[[], Any]
@@ -43,7 +43,7 @@ def public_calls(w: World) -> dict[str, Call]:
     for name, new in (("BatchedIncrementalPCA", "pca"), ("FullCovariance", "full")):
         calls |= _pca_calls(w, name, new)
     calls |= _detector_calls(w) | _extractor_calls(w, fresh) | _linalg_calls(w) | _metric_calls(w)
-    calls |= _region_calls(w) | _picture_calls(w, fresh) | _file_calls(w, fresh) | _monitor_calls(w)
+    calls |= region_calls(w) | _picture_calls(w, fresh) | _file_calls(w, fresh) | _monitor_calls(w)
     return calls
 
 
@@ -307,20 +307,6 @@ def _metric_calls(w: World) -> dict[str, Call]:
         "evaluation_report": lambda: metrics.evaluation_report(labels, scores, n_resamples=20),
     }
     return {f"metrics.{function}": call for function, call in calls.items()}
-
-
-def _region_calls(w: World) -> dict[str, Call]:
-    def defect() -> detection.Defect:
-        defects = detection.find_defects(w.maps[:1], 0.5, image_sizes=(80, 60), merge_distance=3)[0]
-        assert defects
-        return defects[0]
-
-    return {
-        "detection.find_defects": lambda: detection.find_defects(w.maps, 0.7, normal_maxima=w.maps[:, 0, 0]),
-        "Defect.mask": lambda: defect().mask,
-        "Defect.outlines": lambda: defect().outlines,
-        "Defect.as_dict": lambda: defect().as_dict(),
-    }
 
 
 def _picture_calls(w: World, fresh: Fresh) -> dict[str, Call]:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ipca_sklearn._utils._surroundings import as_in_a_fresh_process, default_device, without_autocast
+from ipca_sklearn._utils._surroundings import as_in_a_fresh_process
 from ipca_sklearn._utils._threads import seeded_torch, tracing_modules
 from ipca_sklearn._utils._typing import Size
 from ipca_sklearn._utils._versions import OldFileError
@@ -150,10 +150,8 @@ class Backbone(nn.Module):
             The network fails on images of this size, or gives no maps of them, or maps with channels nobody knows
             where.
         """
-        device = next((parameter.device for parameter in self.parameters()), torch.device("cpu"))
         try:
-            with without_autocast(), default_device(device):
-                seen = shapes_of(self.network, self._named, self._input_size)
+            seen = shapes_of(self.network, self._named, self._input_size)
         except (RuntimeError, AssertionError, IndexError, TypeError) as error:
             with_margin = f", and margin={self.margin} at each edge; 0 leaves it out" if self.margin else ""
             raise ValueError(

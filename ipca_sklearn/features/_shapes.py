@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from ipca_sklearn._utils._surroundings import default_device, without_autocast
 from ipca_sklearn._utils._threads import calling_modules, tracing_modules
 from ipca_sklearn._utils._typing import Size
 
@@ -108,7 +109,8 @@ def _from_smaller(network: nn.Module, run: Run, size: Size) -> Shapes:
 
 
 def _pass(network: nn.Module, run: Run, size: Size) -> Shapes:
-    device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
+    first = next(network.parameters(), torch.zeros(0, dtype=torch.float32, device="cpu"))
+    device, dtype = first.device, torch.float64 if first.dtype == torch.float64 else torch.float32
     held = [0]
 
     def count(_: nn.Module, given: Any, result: Any) -> None:
@@ -116,8 +118,8 @@ def _pass(network: nn.Module, run: Run, size: Size) -> Shapes:
 
     hooks = [part.register_forward_hook(count) for part in network.modules() if not list(part.children())]
     try:
-        with torch.inference_mode(), calling_modules():
-            values = run(network, torch.zeros(1, 3, *size, device=device))
+        with torch.inference_mode(), without_autocast(), default_device(device), calling_modules():
+            values = run(network, torch.zeros(1, 3, *size, dtype=dtype, device=device))
     finally:
         for hook in hooks:
             hook.remove()

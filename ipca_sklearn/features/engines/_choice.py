@@ -253,11 +253,11 @@ def _difference(engine: Engine, image: Tensor, expected: Tensor, settings: Featu
     parts = zip(settings.backbone.layers, found.split(channels, -1), expected.split(channels, -1), strict=True)
     for layer, ours, theirs in parts:
         if settings.amp_dtype is None:
-            error, allowed = float((ours - theirs).abs().max()), _TOLERANCE * float(theirs.abs().max())
+            off, allowed = float((ours - theirs).abs().max()), _TOLERANCE * float(theirs.abs().max())
         else:
-            error, allowed = float((ours - theirs).norm()), _TOLERANCE_REDUCED * float(theirs.norm())
-        if not error <= allowed:
-            return f"differs from torch by {error:.1e} in layer {layer!r}, {allowed:.1e} is allowed"
+            off, allowed = float((ours - theirs).norm()), _TOLERANCE_REDUCED * float(theirs.norm())
+        if not off <= allowed:
+            return f"differs from torch by {off:.1e} in layer {layer!r}, {allowed:.1e} is allowed"
     return None
 
 

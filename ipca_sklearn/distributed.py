@@ -24,6 +24,7 @@ from ipca_sklearn._utils._partitions import (
     chosen_parameters,
     first_choices,
     fit_first_steps,
+    merge_tree,
     named,
     read_partition,
     warn_of_skipped,
@@ -31,6 +32,7 @@ from ipca_sklearn._utils._partitions import (
 from ipca_sklearn._utils._sklearn_compat import get_active_backend
 from ipca_sklearn._utils._threads import own_torch_threads
 from ipca_sklearn._utils._typing import ArrayLike, DeviceLike, Images
+from ipca_sklearn.decomposition._fitted_scatter import Travelling
 from ipca_sklearn.exceptions import ImageReadError
 
 __all__ = ["fit", "fit_rank"]
@@ -49,7 +51,8 @@ def fit(
 ) -> Any:
     """Fit an estimator on partitions of the images: workers learn one partition each, and the results are merged.
 
-    Workers read the images. A worker returns what the last step has learnt from a partition, P (k + 4) m numbers.
+    Workers read the images. A worker returns what the last step has learnt from a partition, P (k + 4) m numbers, or
+    C m^2 of C Gaussians whose scatter matrices are kept.
     These are merged in a binary tree in the order of the partitions: the number of workers and their shares of the work
     do not matter.
 
@@ -99,8 +102,9 @@ def fit(
     What one fit decides from its first images (the size of `image_size="auto"`, `n_components=None`, random features,
     the dtype) the first partition with a readable image decides for all. If it is a callable, it is called twice.
 
-    The result equals one fit on all images if nothing is truncated (rank <= k); otherwise other steps are truncated.
-    It depends on the partitions: the larger they are, the less often directions are truncated. Images should be in
+    The result equals one fit on all images if nothing is truncated: where scatter matrices are kept (the default, where
+    patches share a Gaussian), and of rank <= k. Otherwise other steps are truncated, and it depends on the partitions:
+    the larger they are, the less often directions are truncated. Images should be in
     random order. The number of threads changes the rounding: set `threads_per_worker` for the same bits on any number
     of workers.
 
@@ -147,7 +151,7 @@ def fit(
         result = _merge_all(_fit_on_workers(clone(estimator), partitions, choices, n_jobs, threads_per_worker))
     prefix, learner, skipped = result
     warn_of_skipped(skipped, len(partitions), "partition")
-    return _take_over(estimator, prefix, learner)
+    return _take_over(estimator, prefix, learner.model)
 
 
 def fit_rank(estimator: Any, X: Images | ArrayLike, *, group: Any = None) -> Any:
@@ -178,8 +182,8 @@ def fit_rank(estimator: Any, X: Images | ArrayLike, *, group: Any = None) -> Any
 
     Notes
     -----
-    States are sent up a binary tree (log2 of the number of ranks messages of P (k + 4) m numbers one after the other),
-    and the result is broadcast. The tree is that of :func:`fit` with the ranks' shares as partitions.
+    States are sent up a binary tree (log2 of the number of ranks messages, as large as in :func:`fit`, one after the
+    other), and the result is broadcast. The tree is that of :func:`fit` with the ranks' shares as partitions.
 
     Examples
     --------
@@ -209,7 +213,7 @@ def fit_rank(estimator: Any, X: Images | ArrayLike, *, group: Any = None) -> Any
         fits.append(_fit_partition(clone(estimator), X, rank, choices, None, None, "rank"))
         return fits[0][2]
 
-    fits: list[tuple[Any, Any, str | None]] = []
+    fits: list[tuple[Any, Travelling, str | None]] = []
     reasons = _on_all_ranks(learn, rank, n_ranks, group)
     prefix, learner, _ = fits[0]
     ranks = list(range(n_ranks)) if group is None else torch.distributed.get_process_group_ranks(group)
@@ -226,7 +230,7 @@ def fit_rank(estimator: Any, X: Images | ArrayLike, *, group: Any = None) -> Any
     torch.distributed.broadcast_object_list(result, src=ranks[0], group=group)
     skipped = {other: reason for other, reason in enumerate(reasons) if reason is not None}
     warn_of_skipped(skipped, n_ranks, "rank")
-    return _take_over(estimator, prefix, result[0])
+    return _take_over(estimator, prefix, result[0].model)
 
 
 def _on_all_ranks(call: Callable[[], Any], rank: int, n_ranks: int, group: Any) -> list[Any]:
@@ -262,10 +266,10 @@ def _fit_partition(
     n_threads: int | None,
     devices: queue.Queue[Any] | None,
     word: str = "partition",
-) -> tuple[Any, Any, str | None]:
+) -> tuple[Any, Travelling, str | None]:
     """Return what a model learns from a partition: its fitted first steps (None if it has none), and its last step.
 
-    Instead of the last step there is the reason if no image can be read and such images are skipped.
+    The last step is None if no image can be read and such images are skipped; the third value is then the reason.
     """
     device = None if devices is None else devices.get()
     try:
@@ -284,14 +288,14 @@ def _fit_partition(
             except ImageReadError as error:
                 if choices is None or not getattr(features, "may_skip", False):
                     raise
-                return prefix, None, str(error)
+                return prefix, Travelling(None), str(error)
     finally:
         if devices is not None:
             devices.put(device)
-    return prefix, learner, None
+    return prefix, Travelling(learner), None
 
 
-def _fit_learner(*arguments: Any) -> tuple[None, Any, str | None]:
+def _fit_learner(*arguments: Any) -> tuple[None, Travelling, str | None]:
     """Return the result of `_fit_partition` without the first steps: their network is sent here only once."""
     return (None, *_fit_partition(*arguments)[1:])
 
@@ -301,34 +305,19 @@ def _last_part(name: str) -> str:
     return name.rpartition("__")[2]
 
 
-def _merged(first: Any, second: Any) -> Any:
-    """Return the merge of two learners, which do not change; None has learnt nothing."""
-    if first is None or second is None:
-        return second if first is None else first
-    return copy.copy(first).merge(second)
+def _merged(first: Travelling, second: Travelling) -> Travelling:
+    """Return the merge of two learners, which do not change."""
+    if first.model is None or second.model is None:
+        return second if first.model is None else first
+    return Travelling(copy.copy(first.model).merge(second.model))
 
 
-def _merge_tree(learners: Iterable[Any], merge: Callable[[Any, Any], Any]) -> Any:
-    """Merge in a binary tree over the order of the learners; hold at most one of each height."""
-    waiting: list[tuple[int, Any]] = []
-    for learner in learners:
-        height = 0
-        while waiting and waiting[-1][0] == height:
-            learner = merge(waiting.pop()[1], learner)
-            height += 1
-        waiting.append((height, learner))
-    result = waiting.pop()[1]
-    while waiting:
-        result = merge(waiting.pop()[1], result)
-    return result
-
-
-def _merge_all(fits: Iterable[tuple[Any, Any, str | None]]) -> tuple[Any, Any, dict[int, str]]:
+def _merge_all(fits: Iterable[tuple[Any, Travelling, str | None]]) -> tuple[Any, Travelling, dict[int, str]]:
     """Return the first steps of the first of these fits, the merge of all last steps, and why some have none."""
     prefixes: list[Any] = []
     skipped: dict[int, str] = {}
 
-    def learners() -> Iterator[Any]:
+    def learners() -> Iterator[Travelling]:
         for index, (prefix, learner, reason) in enumerate(fits):
             if not prefixes:
                 prefixes.append(prefix)
@@ -336,13 +325,13 @@ def _merge_all(fits: Iterable[tuple[Any, Any, str | None]]) -> tuple[Any, Any, d
                 skipped[index] = reason
             yield learner
 
-    learner = _merge_tree(learners(), _merged)
+    learner = merge_tree(learners(), _merged)
     return prefixes[0], learner, skipped
 
 
 def _fit_on_workers(
     model: Any, partitions: Sequence[Any], choices: Choices | None, n_jobs: int | None, n_threads: int | None
-) -> Iterator[tuple[Any, Any, str | None]]:
+) -> Iterator[tuple[Any, Travelling, str | None]]:
     """Yield the fits of all partitions in order."""
 
     def task(index: int) -> Any:
@@ -400,7 +389,7 @@ def _resolve_devices(devices: str | Iterable[DeviceLike]) -> list[torch.device]:
 
 def _fit_on_devices(
     model: Any, partitions: Sequence[Any], devices: list[torch.device], n_threads: int | None
-) -> tuple[Any, Any, dict[int, str]]:
+) -> tuple[Any, Travelling, dict[int, str]]:
     choices = first_choices(partitions, lambda index: chosen(model, partitions[index], index))
     free: queue.Queue[Any] = queue.Queue()
     for device in devices:
@@ -415,7 +404,7 @@ def _fit_on_devices(
     )
 
 
-def _fit_on_dask(model: Any, partitions: Sequence[Any], n_threads: int) -> tuple[Any, Any, dict[int, str]]:
+def _fit_on_dask(model: Any, partitions: Sequence[Any], n_threads: int) -> tuple[Any, Travelling, dict[int, str]]:
     import dask
 
     choose_on_cluster = dask.delayed(chosen)
@@ -427,7 +416,7 @@ def _fit_on_dask(model: Any, partitions: Sequence[Any], n_threads: int) -> tuple
         (fit_learner if index else fit_partition)(model, partition, index, choices, n_threads, None)
         for index, partition in enumerate(partitions)
     ]
-    learner = _merge_tree([learner for _, learner, _ in fits], dask.delayed(_merged))
+    learner = merge_tree([learner for _, learner, _ in fits], dask.delayed(_merged))
     prefix, learner, reasons = dask.compute(fits[0][0], learner, [reason for _, _, reason in fits])
     return prefix, learner, {index: reason for index, reason in enumerate(reasons) if reason is not None}
 

@@ -21,6 +21,8 @@ from ipca_sklearn._utils._files import printable, replacing
 from ipca_sklearn._utils._surroundings import as_in_a_fresh_process, default_device, without_autocast
 from ipca_sklearn._utils._typing import Image, PathLike
 from ipca_sklearn.detection import PatchGaussianDetector
+from ipca_sklearn.detection._cells import Cells
+from ipca_sklearn.detection._distance_module import DistanceModule, register
 from ipca_sklearn.detection._map_ops import blur_matrix, image_scores
 from ipca_sklearn.features import PatchFeatureExtractor
 from ipca_sklearn.features._decode import check_images, load_batch, resize_and_crop, to_rgb
@@ -61,22 +63,23 @@ class PatchGaussianModule(nn.Module):
         settings = extractor.feature_settings("cpu")
         self.offset, self.map_threshold = float(detector.offset_), float(detector.map_threshold_)
         self._features = _Features(settings, getattr(detector, "feature_indices_", None))
-        self._distances = _Distances(detector.distance_operator(torch.device("cpu")), components_dtype)
+        cells = None if detector.cells_ is None else Cells.of(detector.cells_)
+        self._distances = DistanceModule(detector.distance_operator(torch.device("cpu")), cells, components_dtype)
         self.image_size = settings.images.image_size
         self._backbone_label = settings.backbone.label()
         self._image_score = detector.image_score
         self._grid_size = settings.grid_size
         region = None if settings.region is None else torch.from_numpy(settings.region)
-        _register(self, "_inside", None if region is None else region.flatten().nonzero()[:, 0])
-        _register(self, "_place", None if region is None else _places(region))
+        register(self, "_inside", None if region is None else region.flatten().nonzero()[:, 0])
+        register(self, "_place", None if region is None else _places(region))
         sigma = detector.smoothing
         rows, columns = (blur_matrix(side, sigma).float() if sigma > 0 else None for side in settings.grid_size)
-        _register(self, "_blur_rows", rows)
-        _register(self, "_blur_columns", columns)
+        register(self, "_blur_rows", rows)
+        register(self, "_blur_columns", columns)
         weights = None
         if region is not None and rows is not None and columns is not None:
             weights = region / (rows @ region.float() @ columns.T).clamp_min(torch.finfo(torch.float32).tiny)
-        _register(self, "_blur_weights", weights)
+        register(self, "_blur_weights", weights)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Score images.
@@ -125,7 +128,7 @@ class _Features(nn.Module):
         self._network = PatchNetwork(settings, copy.deepcopy(settings.backbone).float().cpu())
         self.register_buffer("_mean", torch.tensor(settings.mean).view(3, 1, 1))
         self.register_buffer("_std", torch.tensor(settings.std).view(3, 1, 1))
-        _register(self, "_columns", None if columns is None else torch.from_numpy(columns))
+        register(self, "_columns", None if columns is None else torch.from_numpy(columns))
 
     def forward(self, images: Tensor, inside: Tensor | None) -> Tensor:
         features = self._network((self._cut(images) - self._mean) / self._std).flatten(1, 2)
@@ -171,53 +174,10 @@ def _antialiased(positions: Tensor, side: int, new_side: int) -> Tensor:
     return weights / weights.sum(1, keepdim=True)
 
 
-class _Distances(nn.Module):
-    """Distances (n, P) of features (P, n, m): P k m numbers, and P m or 2 P m more; P m^2 for full covariances."""
-
-    _mean: Tensor
-    _rows: Tensor
-    _scale: Tensor | None
-    _precision: Tensor | None
-
-    def __init__(self, operator: linalg.DistanceOperator, components_dtype: torch.dtype) -> None:
-        super().__init__()
-        operator = operator.folded()  # the components: an image takes one product less than with rows and transform
-        self.register_buffer("_mean", _float_copy(operator.mean[:, None]))
-        rows = operator.rows.to(components_dtype, copy=True)
-        if not torch.isfinite(torch.stack(torch.aminmax(rows))).all():
-            raise ValueError(
-                f"components_dtype={str(components_dtype).removeprefix('torch.')!r} cannot hold the matrices of this "
-                "model, which has values beyond 65504: take 'float32'"
-            )
-        self.register_buffer("_rows", rows)
-        _register(self, "_scale", None if operator.scale is None else _float_copy(operator.scale))
-        _register(self, "_precision", None if operator.precision is None else _float_copy(operator.precision))
-
-    def forward(self, features: Tensor) -> Tensor:
-        if not torch.compiler.is_compiling():  # in chunks that fit the cache
-            operator = linalg.DistanceOperator(self._mean[:, 0], self._rows, None, self._scale, self._precision)
-            return linalg.patch_distances(operator, features.transpose(0, 1))
-        rows = self._rows.float()
-        return linalg.distances_from_centred(features - self._mean, rows, None, self._scale, self._precision).T
-
-
 def _places(region: Tensor) -> Tensor:
     """Return for each patch of the grid its number among those of the region, and their number for the others."""
     flat = region.flatten()
     return torch.where(flat, flat.cumsum(0) - 1, flat.sum())
-
-
-def _register(module: nn.Module, name: str, values: Tensor | None) -> None:
-    """Register a buffer, or set the attribute to None: torch.export 2.15 miscounts buffers that are None."""
-    if values is None:
-        setattr(module, name, None)
-    else:
-        module.register_buffer(name, values)
-
-
-def _float_copy(values: Tensor) -> Tensor:
-    """Return a float32 copy that shares no memory with the detector."""
-    return values.to(torch.float32, copy=True)
 
 
 def to_torch(pipe: Pipeline, *, components_dtype: str = "float32") -> PatchGaussianModule:
@@ -228,7 +188,7 @@ def to_torch(pipe: Pipeline, *, components_dtype: str = "float32") -> PatchGauss
     pipe : Pipeline
         A fitted :class:`PatchFeatureExtractor` and a fitted :class:`PatchGaussianDetector`.
     components_dtype : {"float32", "float16"}, default="float32"
-        How the P k m numbers of the components are stored. A frame reads all of them: `"float16"` halves that, and the
+        How the C k m numbers of the components are stored, C Gaussians with k components. A frame reads all of them: `"float16"` halves that, and the
         model. They are computed with in float32. Scores of leather change by 5e-5 at most (docs/dev_notes.md).
 
     Returns
@@ -328,8 +288,9 @@ def to_onnx(
     -----
     Outputs are `score` (n,), higher is more normal, and `map` (n, H', W'), larger is more anomalous; scores agree with
     `pipe.score_samples` to about 1e-5. The metadata of the file are `offset` (lower scores are anomalous),
-    `map_threshold` and `ipca_sklearn_version`. Size: 4 bytes for each of the P (k + 2) m numbers and each weight of the
-    network; PaDiM's inverse covariances are P m^2.
+    `map_threshold` and `ipca_sklearn_version`. Size: 4 bytes for each of the C (k + 2) m numbers of C Gaussians
+    (`n_gaussians_`) and each weight of the network, and 16 for each patch where patches share a Gaussian; PaDiM's
+    inverse covariances are P m^2.
     """
     if dtype not in ("uint8", "float32"):
         raise ValueError(f"dtype={dtype!r}: the input of the file is 'uint8' or 'float32'")

@@ -23,7 +23,9 @@ from PIL import Image
 from sklearn.pipeline import Pipeline
 
 from ipca_sklearn import BatchedIncrementalPCA, FeatureCache, PatchFeatureExtractor, PatchGaussianDetector
-from ipca_sklearn.distributed import _merge_tree, _merged, fit
+from ipca_sklearn._utils._partitions import merge_tree
+from ipca_sklearn.decomposition._fitted_scatter import Travelling
+from ipca_sklearn.distributed import _merged, fit
 from ipca_sklearn.exceptions import FewImagesWarning
 
 
@@ -65,12 +67,12 @@ def by_hand(model: Any, partitions: list[Any]) -> Any:
     from sklearn.base import clone
 
     learners = [clone(model).fit(partition) for partition in partitions]
-    return _merge_tree(learners, lambda first, second: first.merge(second))
+    return merge_tree(learners, lambda first, second: first.merge(second))
 
 
 @given(st.integers(1, 70))
 def test_the_tree_keeps_the_order_and_is_balanced(n: int) -> None:
-    tree = _merge_tree(range(n), lambda first, second: (first, second))
+    tree = merge_tree(range(n), lambda first, second: (first, second))
 
     def leaves(node: Any) -> list[int]:
         return [node] if isinstance(node, int) else [leaf for child in node for leaf in leaves(child)]
@@ -94,6 +96,32 @@ def test_partitions_teach_what_all_images_teach(model: Any, n_partitions: int) -
     np.testing.assert_allclose(pca.explained_variance_, exact.explained_variance_, rtol=1e-8)
     np.testing.assert_allclose(pca.inverse_transform(pca.transform(X)), X, atol=1e-8)
     assert pca.n_samples_seen_ == 160
+
+
+def assert_one_fit(detector: Any, expected: Any) -> None:
+    """Compare scatter matrices (float64) and scores with those of one fit, far below the rounding of a stored model."""
+    state, other = (each.pca_.fitted_.state for each in (detector, expected))
+    assert torch.equal(detector.pca_.fitted_.basis().variance > 0, expected.pca_.fitted_.basis().variance > 0)
+    scale = other.matrix.diagonal(dim1=1, dim2=2).sqrt()
+    correlations = [(each.matrix / scale[:, None] / scale[:, :, None]).tril() for each in (state, other)]
+    torch.testing.assert_close(*correlations, rtol=0, atol=1e-11 if state.matrix.dtype == torch.float64 else 1e-6)
+    torch.testing.assert_close(state.mean, other.mean, rtol=1e-6, atol=1e-6)
+    assert (state.count, state.weight) == (other.count, other.weight)
+
+
+def shared(dtype: str = "float64") -> PatchGaussianDetector:
+    return PatchGaussianDetector(4, n_gaussians=2, step_size=8, dtype=dtype)
+
+
+@pytest.mark.parametrize("where", [{"n_jobs": 2}, {"devices": ["cpu", "cpu"]}])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_partitions_of_patches_that_share_a_gaussian_give_one_fit(where: dict[str, Any], dtype: str) -> None:
+    X = arrays(rank=8)
+    detector = fit(shared(dtype), np.array_split(X, 5), threads_per_worker=1, **where)
+    assert detector.n_gaussians_ == 2
+    assert_one_fit(detector, shared(dtype).fit(X))
+    np.testing.assert_allclose(detector.score_samples(X), shared(dtype).fit(X).score_samples(X), rtol=1e-4)
+    assert_same_bits(detector, by_hand(shared(dtype), np.array_split(X, 5)))
 
 
 @pytest.mark.parametrize("backend", ["loky", "threading"])
@@ -184,7 +212,7 @@ def test_thresholds_of_merged_partitions_hold(sizes: tuple[int, ...], global_ran
 def test_merging_leaves_what_the_workers_return_as_it_was() -> None:
     first, second = (make_detector().fit(half) for half in np.array_split(arrays(), 2))
     means = first.pca_.mean_.copy(), second.pca_.mean_.copy()
-    assert _merged(first, second).n_samples_seen_ == 160
+    assert _merged(Travelling(first), Travelling(second)).model.n_samples_seen_ == 160
     assert (first.n_samples_seen_, second.n_samples_seen_) == (80, 80)
     np.testing.assert_array_equal((first.pca_.mean_, second.pca_.mean_), means)
 
@@ -310,7 +338,7 @@ RANK = """
     import sys, torch, numpy as np, joblib
     from torch import distributed
     sys.path.insert(0, {tests!r})
-    from test_distributed import arrays, make_detector
+    from test_distributed import arrays, make_detector, shared
     from ipca_sklearn.distributed import fit_rank
     rank, n_ranks = int(sys.argv[1]), {n_ranks}
     torch.set_num_threads(1)
@@ -319,7 +347,7 @@ RANK = """
     if {broken} and rank == 1:
         share = share * np.nan
     try:
-        joblib.dump(fit_rank(make_detector(), share), "{folder}/{{}}.joblib".format(rank))
+        joblib.dump(fit_rank({make}(), share), "{folder}/{{}}.joblib".format(rank))
     except Exception as error:
         print(type(error).__name__, error)
     distributed.barrier()  # torch 2.6 hangs in the next line where the other rank has gone
@@ -327,9 +355,9 @@ RANK = """
 """
 
 
-def run_ranks(tmp_path: Path, n_ranks: int, *, broken: bool = False) -> list[str]:
+def run_ranks(tmp_path: Path, n_ranks: int, *, make: str = "make_detector", broken: bool = False) -> list[str]:
     code = textwrap.dedent(RANK).format(
-        tests=str(Path(__file__).parent), n_ranks=n_ranks, folder=tmp_path, broken=broken
+        tests=str(Path(__file__).parent), n_ranks=n_ranks, folder=tmp_path, broken=broken, make=make
     )
     processes = [
         subprocess.Popen([sys.executable, "-c", code, str(rank)], stdout=subprocess.PIPE, text=True)
@@ -346,6 +374,17 @@ def test_all_ranks_of_torch_distributed_end_with_the_same_model(tmp_path: Path) 
     expected = fit(make_detector(), np.array_split(arrays(rank=8), n_ranks), threads_per_worker=1)
     for detector in detectors:
         assert_same_bits(detector, expected)
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
+def test_ranks_whose_patches_share_a_gaussian_end_with_one_fit(tmp_path: Path) -> None:
+    assert run_ranks(tmp_path, 2, make="shared") == [""] * 2
+    X = arrays(rank=8)
+    detectors = [joblib.load(tmp_path / f"{rank}.joblib") for rank in range(2)]
+    assert_same_bits(*detectors)
+    for detector in detectors:  # in float64 files are exact
+        assert_one_fit(detector, shared().fit(X))
+    assert_same_bits(detectors[0], fit(shared(), np.array_split(X, 2), threads_per_worker=1, n_jobs=1))
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")

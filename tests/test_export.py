@@ -27,6 +27,19 @@ DETECTORS = {
     "paper": {"distance": "mahalanobis", "centering": "deferred", "dtype": "float64"},
 }
 
+# Patches that share a Gaussian, on a grid of 8 x 8.
+SHARED = {
+    "cells": {"n_gaussians": 16},
+    "uneven": {"n_gaussians": 7, "distance": "ppca", "image_score": 0.05},
+    "one": {"n_gaussians": 1, "distance": "residual", "image_score": "max"},
+    "none": {"n_gaussians": None, "image_score": 0.1},
+    "region": {"n_gaussians": 6, "smoothing": 1.0, "image_score": 0.2},
+    "features": {"n_gaussians": 5, "n_random_features": 40, "random_state": 0, "distance": "mahalanobis"},
+    "padim": {
+        "n_gaussians": 4, "covariance": "full", "distance": "mahalanobis", "n_random_features": 8, "random_state": 0
+    },
+}  # fmt: skip
+
 
 new_torch = pytest.mark.skipif(torch.__version__ < "2.10", reason="torch before 2.10 exports no ONNX file of this")
 
@@ -49,6 +62,19 @@ def fitted(detector="default", interpolation="nearest"):
     return Pipeline(steps).fit(pictures(20, 90, 70))
 
 
+def sharing(detector):
+    region = None
+    if detector == "region":
+        region = np.zeros((90, 70), bool)
+        region[20:70, 15:60] = True
+    extractor = PatchFeatureExtractor(
+        "resnet18", weights=None, layers=["layer1", "layer2"], image_size=40, crop_size=32, region=region,
+        random_state=0,
+    )  # fmt: skip
+    steps = [("features", extractor), ("detector", PatchGaussianDetector(**SHARED[detector]))]
+    return Pipeline(steps).fit(pictures(20, 90, 70))
+
+
 def channels_first(images):
     return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
 
@@ -67,6 +93,24 @@ def test_the_module_scores_as_the_pipeline(detector, interpolation):
         score, _ = module(torch.from_numpy(channels_first(images)).float() / 255)
         floats = images.astype(np.float32) / 255
         np.testing.assert_allclose(score, pipe.score_samples(floats), rtol=1e-4)
+
+
+@pytest.mark.parametrize("detector", SHARED)
+def test_patches_that_share_a_gaussian_score_in_modules_and_files_as_in_the_pipeline(detector, tmp_path):
+    pipe = sharing(detector)
+    module, images = to_torch(pipe), pictures(5, 90, 70, seed=1)
+    n_gaussians = SHARED[detector]["n_gaussians"] or 64
+    assert module._distances._rows.shape[0] == pipe[-1].n_gaussians_ <= n_gaussians
+    expected = pipe.score_samples(images), pipe.transform(images)
+    score, maps = module(torch.from_numpy(channels_first(images)))
+    np.testing.assert_allclose(score, expected[0], rtol=1e-5)
+    np.testing.assert_allclose(maps, expected[1], rtol=1e-4, atol=1e-5)
+    if torch.__version__ >= "2.10":
+        to_onnx(pipe, tmp_path / "model.onnx", check=images[:2])
+        session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+        score, maps = session.run(None, {"images": channels_first(images)})
+        np.testing.assert_allclose(score, expected[0], rtol=1e-4)
+        np.testing.assert_allclose(maps, expected[1], rtol=1e-3, atol=1e-4)
 
 
 @new_torch

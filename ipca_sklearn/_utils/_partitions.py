@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -205,6 +205,21 @@ def _first_steps(model: Any) -> list[Any]:
 
 def _learner(model: Any) -> Any:
     return model[-1] if isinstance(model, Pipeline) else model
+
+
+def merge_tree(learners: Iterable[Any], merge: Callable[[Any, Any], Any]) -> Any:
+    """Merge in a binary tree over the order of the learners; hold at most one of each height."""
+    waiting: list[tuple[int, Any]] = []
+    for learner in learners:
+        height = 0
+        while waiting and waiting[-1][0] == height:
+            learner = merge(waiting.pop()[1], learner)
+            height += 1
+        waiting.append((height, learner))
+    result = waiting.pop()[1]
+    while waiting:
+        result = merge(waiting.pop()[1], result)
+    return result
 
 
 def _fit_step(step: Any, X: Any) -> tuple[Any, dict[str, Any]]:

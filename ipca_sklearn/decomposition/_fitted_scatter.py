@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from joblib.externals.loky.backend.reduction import dumps
 from torch import Tensor
 
 from ipca_sklearn import linalg
@@ -33,6 +35,27 @@ def exact_pickles() -> Iterator[None]:
         yield
     finally:
         _exact_pickles.reset(token)
+
+
+class Travelling:
+    """A model on its way to a process that goes on learning or merges: pickled bit by bit (`exact_pickles`).
+
+    Parameters
+    ----------
+    model : estimator or None
+        None has learnt nothing.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        with exact_pickles():
+            return _arrived, (bytes(dumps(self.model)),)  # joblib's pickler: classes of a script travel, too
+
+
+def _arrived(content: bytes) -> Travelling:
+    return Travelling(pickle.loads(content))
 
 
 def _packed_state(fitted: Fitted) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import numpy as np
 from ipca_sklearn._utils._sklearn_compat import feature_names
 
 # Packages whose lines say nothing to a user.
-_OURS = ("ipca_sklearn", "joblib", "sklearn")
+_OURS = ("contextlib", "ipca_sklearn", "joblib", "sklearn")
 
 # Names that a message lists at most.
 _LISTED = 5

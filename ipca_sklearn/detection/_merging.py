@@ -29,10 +29,15 @@ def check_same_kind(mine: Any, theirs: Any) -> None:
             "cannot merge detectors that learnt from different random features: fit both with the same integer "
             "random_state"
         )
-    if mine.patch_shape_ == theirs.patch_shape_ and not np.array_equal(
-        np.asarray(mine.cells_), np.asarray(theirs.cells_)
-    ):
+    if mine.patch_shape_ != theirs.patch_shape_:
+        return  # as the PCAs say
+    if not np.array_equal(np.asarray(mine.cells_), np.asarray(theirs.cells_)):
         raise ValueError(
             f"cannot merge detectors of other cells: n_gaussians={mine.n_gaussians} and {theirs.n_gaussians} divide "
             "the patches differently, or the regions of interest are others; fit both alike"
+        )
+    if mine.pca_.fitted_.group != theirs.pca_.fitted_.group:
+        raise ValueError(
+            "cannot merge detectors that learnt other numbers of augmented copies of each image: fit both with the "
+            "same n_augmented"
         )

@@ -23,6 +23,7 @@ from ipca_sklearn.detection._calibration import (
     leave_out,
     upper_quantiles,
 )
+from ipca_sklearn.detection._calibrator import ScoringModel
 from ipca_sklearn.detection._few_images import _realised_rates
 from ipca_sklearn.exceptions import FewImagesWarning
 
@@ -470,28 +471,38 @@ def test_a_ridge_that_is_set_after_fit_takes_effect():
 
 @pytest.mark.parametrize("distance", ["factor_analysis", "ppca", "residual", "mahalanobis"])
 def test_a_model_scores_in_place_of_a_newer_one_until_distances_have_changed(distance):
-    curve = LearningCurve.of(distance, "low_rank", 64, independent_samples(16))
+    per_image = independent_samples(16)
+    curve = LearningCurve.of(distance, "low_rank", 96, per_image)
     for before in (16, 64, 100, 1000, 100_000):
-        newer = [now for now in range(before, 2 * before + 1, max(1, before // 50)) if curve.outdates(before, now)]
-        assert newer and not curve.outdates(before, before)
+        model = ScoringModel(before, before, None)
+        counts = range(before, 2 * before + 1, max(1, before // 50))
+        newer = [now for now in counts if model.outdated(now, now, per_image)]
+        assert newer and not model.outdated(before, before, per_image)
         first = newer[0]
-        assert all(curve.outdates(before, now) for now in (first, first + 1, 2 * first, 10 * first))  # from then on
-        if before >= 100:  # all components are in use: the whole formula, not the linear one
+        assert all(model.outdated(now, now, per_image) for now in (first, first + 1, 2 * first, 10 * first))
+        if before >= 1000:  # all components are in use: the whole formula, not the linear one
             weights = np.array([float(before)] * 20 + [float(first)] * 20)
             factors = curve.correction(weights, np.ones(40), 1e9)
             assert abs(np.log(factors[0] / factors[-1])) < 0.2
-    assert curve.outdates(0, 1)
+    assert ScoringModel(0, 0, None).outdated(1, 1, per_image)
+
+
+def test_with_forgetting_a_model_scores_until_as_many_images_have_come_as_count():
+    model = ScoringModel(500, 20.0, None)
+    assert not model.outdated(519, 20.0, 1.0)
+    assert model.outdated(520, 20.0, 1.0)
 
 
 @pytest.mark.parametrize("n_gaussians", [4, 16])
 def test_scores_of_fits_come_from_models_near_the_final_one(n_gaussians):
     X = np.random.default_rng(0).normal(size=(160, 8, 8, 40)) * np.geomspace(5, 1, 40)
     detector = PatchGaussianDetector(16, n_gaussians=n_gaussians, step_size=8).fit(X)
-    curve = LearningCurve.of("factor_analysis", "low_rank", 16, independent_samples(64 // n_gaussians))
+    per_image = independent_samples(64 // n_gaussians)
     learnt = detector._calibration.summaries[:, 0]
     assert len(learnt) == 80
     for weight, n_before in zip(learnt, range(80, 160), strict=True):
-        assert not curve.outdates(weight, n_before // 8 * 8)
+        known = n_before // 8 * 8
+        assert not ScoringModel(int(weight), weight, None).outdated(known, known, per_image)
 
 
 @given(st.integers(1, 5000), st.integers(1, 5000))

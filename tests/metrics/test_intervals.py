@@ -21,6 +21,8 @@ from ipca_sklearn.metrics import (
     pixel_f1_max_score,
     pixel_f1_score,
     pixel_roc_auc_score,
+    pro_score,
+    region_f1_score,
 )
 
 IMAGE_METRICS = [image_roc_auc_score, image_average_precision_score, image_f1_max_score]
@@ -172,6 +174,8 @@ def test_report_has_the_measures_of_each_type_beside_all_normal_images(region):
             "pixel_f1": pixel_f1_score(masks[kept], maps[kept] > 2, region=region),
             "aupro": aupro_score(masks[kept], maps[kept], region=region),
             "aupro_0.05": aupro_score(masks[kept], maps[kept], max_fpr=0.05, region=region),
+            "pro": pro_score(masks[kept], maps[kept] > 2, region=region),
+            "region_f1": region_f1_score(masks[kept], maps[kept] > 2, region=region),
         }
         assert {key: row[key] for key in expected} == pytest.approx(expected, abs=1e-12)
         assert set(row["intervals"]) == set(expected)

@@ -68,7 +68,8 @@ class AugmentedFeatures(PatchFeatures):
         n_copies = self.n_copies
         repeated = PatchFeatures(self._images, np.repeat(self._indices, n_copies), self._of_copies)
         # What there is to say about images is said once, by the pass over the images themselves.
-        with closing(repeated._read(size * n_copies, reuse, _Remarks())) as copies:
+        reading: Any = repeated._read(size * n_copies, reuse, _Remarks())
+        with closing(reading) as copies:
             for batch, skipped in self.read(size, reuse=reuse):
                 of_copies, unreadable = next(copies)
                 together = torch.cat([batch[:, None], of_copies.unflatten(0, (-1, n_copies))], dim=1)

@@ -256,8 +256,8 @@ def _stage(
             (images,) = images
         if settings.augment is not None:
             copies = (position + np.arange(len(batch))) % max(settings.n_augmented, 1)
-            rows = zip(images, batch.tolist(), copies.tolist(), strict=True)
-            images = [augmented(image, settings, index, copy) for image, index, copy in rows]
+            each = zip(images, batch.tolist(), copies.tolist(), strict=True)
+            images = [augmented(image, settings, index, copy) for image, index, copy in each]
             images = [v2.functional.center_crop(image, list(settings.crop_size)) for image in images]
         on_device = load_batch(images, settings.device)
         return _Staged(Batch(on_device, skipped, pages, stretched), None if stream is None else stream.record_event())

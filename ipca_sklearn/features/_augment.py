@@ -14,7 +14,7 @@ from ipca_sklearn._utils._surroundings import as_in_a_fresh_process
 from ipca_sklearn._utils._threads import seeded_torch
 from ipca_sklearn._utils._typing import Size
 from ipca_sklearn.features._resize import to_unit_floats
-from ipca_sklearn.features._settings import Augment, ImageSettings
+from ipca_sklearn.features._settings import Augment
 
 AUGMENTATIONS = ("flip", "random_crop", "rotation")
 
@@ -44,11 +44,11 @@ def _names(augment: Augment) -> tuple[str, ...]:
     return tuple(augment) if isinstance(augment, Sequence) else ()
 
 
-def augmented(image: Tensor, settings: ImageSettings, index: int, copy: int) -> Tensor:
+def augmented(image: Tensor, settings: Any, index: int, copy: int) -> Tensor:
     """Return a resized image (3, height, width), or copy number `copy` of it, augmented; its centre is to be cut out.
 
-    Random numbers depend on the seed, the position `index` of the image in X, and the number of the copy alone. The
-    angles and sides of the copies of an image are spread evenly.
+    `settings` are the `ImageSettings`. Random numbers depend on the seed, the position `index` of the image in X, and
+    the number of the copy alone. The angles and sides of the copies of an image are spread evenly.
     """
     n_copies = settings.n_augmented
     entropy = [settings.seed, index, copy] if n_copies else [settings.seed, index]

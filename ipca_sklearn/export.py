@@ -202,8 +202,9 @@ def to_torch(pipe: Pipeline, *, components_dtype: str = "float32") -> PatchGauss
     pipe : Pipeline
         A fitted :class:`PatchFeatureExtractor` and a fitted :class:`PatchGaussianDetector`.
     components_dtype : {"float32", "float16"}, default="float32"
-        How the C k m numbers of the components are stored, C Gaussians with k components. A frame reads all of them: `"float16"` halves that, and the
-        model. They are computed with in float32. Scores of leather change by 5e-5 at most (docs/dev_notes.md).
+        How the C k m numbers of the components are stored, of C Gaussians (`n_gaussians_`). A frame reads all of them:
+        `"float16"` halves that, and the model. They are computed with in float32. Scores of leather change by 5e-5 at
+        most (docs/dev_notes.md).
 
     Returns
     -------

@@ -33,6 +33,8 @@ DETECTORS = {
     "paper": {"distance": "mahalanobis", "centering": "deferred"},
     "padim": {"covariance": "full", "distance": "mahalanobis", "n_random_features": 5, "random_state": 0},
     "forgetting": {"forgetting_factor": 0.95, "calibration": 0.25},
+    "cells": {"n_gaussians": 6, "image_score": 0.2},
+    "all": {"n_gaussians": 1, "calibration": 0.25},
 }
 
 

@@ -83,7 +83,8 @@ def fit_resumable(
 
     Notes
     -----
-    A checkpoint has the size of the last step of the pipeline (P (k + 4) m numbers), without the network. Files are
+    A checkpoint has the size of the last step of the pipeline (P (k + 4) m numbers, or C m^2 of scatter matrices,
+    bit by bit), without the network. Files are
     compared by name and size; their content is not read again. Arrays are read again to compare them. Checkpoints that
     a killed process has not finished are removed by the next one that is written to the same path.
 
@@ -129,7 +130,8 @@ def fit_resumable(
         while done.n_samples < n_samples:
             stop = min(done.n_samples + part, n_saved + block, n_samples)
             # What is done is replaced at once, by a learner of its own: an interrupt leaves the one or the other.
-            advanced, digest = copy.copy(done.learner), done.digest.copy()
+            with exact_pickles():  # a copy has the state of a pickle: with the model that scores what comes next
+                advanced, digest = copy.copy(done.learner), done.digest.copy()
             with warnings.catch_warnings():
                 if stop < n_samples:  # that images are few counts at the end
                     warnings.simplefilter("ignore", FewImagesWarning)

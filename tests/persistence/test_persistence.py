@@ -42,8 +42,9 @@ ROUNDED = {"padim", "cells", "all"}
 
 
 def assert_nearly(found, expected):
-    # Images that come next are scored by a model as of the file, and not by that of half of the images.
-    np.testing.assert_allclose(found, expected, rtol=0.05)
+    scores = np.ndim(found) == 1 and len(found) > 2
+    # Images that come next are scored by a model as of the file, and not by an older one: other thresholds.
+    np.testing.assert_allclose(found, expected, rtol=1e-4 if scores else 0.05)
 
 
 def normal(n, seed=0):

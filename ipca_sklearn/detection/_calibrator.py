@@ -71,13 +71,15 @@ class ScoringModel:
         return operator
 
     def __getstate__(self) -> dict[str, Any]:
-        operator = self.operator.folded()
-        tensors = {name: getattr(operator, name) for name in _OPERATOR_TENSORS}
+        operator = self.operator.folded() if self.count else None  # of no image there is none
+        tensors = {name: getattr(operator, name, None) for name in _OPERATOR_TENSORS}
         arrays = {name: None if tensor is None else tensor.cpu().numpy() for name, tensor in tensors.items()}
         return {"count": self.count, "weight": self.weight, **arrays}
 
     def __setstate__(self, stored: dict[str, Any]) -> None:
         self.count, self.weight, self._make_operator = stored["count"], stored["weight"], None
+        if not self.count:
+            return
         arrays = (stored[name] for name in _OPERATOR_TENSORS)
         self.operator = linalg.DistanceOperator(
             *(None if array is None else torch.from_numpy(array) for array in arrays)  # type: ignore[arg-type]

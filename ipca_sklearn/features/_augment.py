@@ -14,7 +14,7 @@ from ipca_sklearn._utils._surroundings import as_in_a_fresh_process
 from ipca_sklearn._utils._threads import seeded_torch
 from ipca_sklearn._utils._typing import Size
 from ipca_sklearn.features._resize import to_unit_floats
-from ipca_sklearn.features._settings import Augment
+from ipca_sklearn.features._settings import Augment, ImageSettings
 
 AUGMENTATIONS = ("flip", "random_crop", "rotation")
 
@@ -44,7 +44,7 @@ def _names(augment: Augment) -> tuple[str, ...]:
     return tuple(augment) if isinstance(augment, Sequence) else ()
 
 
-def augmented(image: Tensor, settings: Any, index: int, copy: int) -> Tensor:
+def augmented(image: Tensor, settings: ImageSettings, index: int, copy: int) -> Tensor:
     """Return a resized image (3, height, width), or copy number `copy` of it, augmented; its centre is to be cut out.
 
     `settings` are the `ImageSettings`. Random numbers depend on the seed, the position `index` of the image in X, and

@@ -83,7 +83,8 @@ def fit_resumable(
 
     Notes
     -----
-    A checkpoint has the size of the last step of the pipeline (P (k + 4) m numbers), without the network. Files are
+    A checkpoint has the size of the last step of the pipeline (P (k + 4) m numbers, or C m^2 of scatter matrices,
+    bit by bit), without the network. Files are
     compared by name and size; their content is not read again. Arrays are read again to compare them. Checkpoints that
     a killed process has not finished are removed by the next one that is written to the same path.
 

@@ -39,7 +39,14 @@ def stop_after(n):
 
 @pytest.mark.parametrize("every", [1, 16, 40])
 @pytest.mark.parametrize(
-    "parameters", [{}, {"forgetting_factor": 0.98}, {"covariance": "full", "distance": "mahalanobis"}]
+    "parameters",
+    [
+        {},
+        {"forgetting_factor": 0.98},
+        {"covariance": "full", "distance": "mahalanobis"},
+        {"n_gaussians": 5},
+        {"n_gaussians": 1, "dtype": "float32", "forgetting_factor": 0.98},
+    ],
 )
 def test_an_interrupted_fit_goes_on_and_ends_as_if_it_had_not_been(tmp_path, every, parameters):
     X = normal(150)

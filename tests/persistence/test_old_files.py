@@ -9,6 +9,7 @@ from pathlib import Path
 import joblib
 import numpy as np
 import pytest
+import skops.io
 from typer.testing import CliRunner
 
 from ipca_sklearn import PatchGaussianDetector, decomposition
@@ -68,11 +69,14 @@ def test_a_class_that_has_been_renamed_is_recognised(tmp_path, monkeypatch):
         load(tmp_path / "model.joblib")
 
 
-def test_an_estimator_without_its_parameters_is_recognised(tmp_path):
+@pytest.mark.parametrize("name", ["noise_shrinkage", "n_gaussians"])
+def test_an_estimator_without_its_parameters_is_recognised(tmp_path, name):
     detector = PatchGaussianDetector(1)
-    del detector.noise_shrinkage
+    delattr(detector, name)
     joblib.dump(detector, tmp_path / "model.joblib")
-    with pytest.raises(ValueError, match=rf"model\.joblib {OLD}"):
-        load(tmp_path / "model.joblib")
-    with pytest.raises(ValueError, match="PatchGaussianDetector was stored without noise_shrinkage"):
+    skops.io.dump(detector, tmp_path / "model.skops")
+    for reader, path in ((load, tmp_path / "model.joblib"), (load_skops, tmp_path / "model.skops")):
+        with pytest.raises(ValueError, match=rf"{path.name} {OLD}"):
+            reader(path)
+    with pytest.raises(ValueError, match=f"PatchGaussianDetector was stored without {name}"):
         pickle.loads(pickle.dumps(detector))

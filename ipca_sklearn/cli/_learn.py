@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from dataclasses import replace
 from datetime import UTC, datetime
-from math import inf, nan
+from math import inf
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +20,7 @@ from ipca_sklearn.cli._backbone import choose_backbone
 from ipca_sklearn.cli._commands import INTERRUPTED
 from ipca_sklearn.cli._common import Device, ModelFile, OnError, check_common, find_images, folders_of, open_model
 from ipca_sklearn.cli._learnt import not_learnt, noting_pixels, pixels, remember
+from ipca_sklearn.cli._numbers import LEAST, Components, components_of, gaussians_of, number_of, size_of
 from ipca_sklearn.cli._outputs import MODELS, Output, changed_model, check_outputs, check_space
 from ipca_sklearn.cli._progress import Progress
 from ipca_sklearn.cli._reviewed import ReviewedFile, Ticks, read_reviewed
@@ -31,9 +31,6 @@ from ipca_sklearn.features._networks import DEFAULT_BACKBONE
 Folders = Annotated[
     list[Path], typer.Argument(metavar="DIR", help="Folders or files of normal images; `-` reads paths from stdin.")
 ]
-
-
-_LEAST = 5e-324  # the smallest number above 0
 
 
 def fit(
@@ -48,7 +45,11 @@ def fit(
             "from, and a pattern such as 'timm:*resnet*' those that match.",
         ),
     ] = DEFAULT_BACKBONE,
-    k: Annotated[int, typer.Option("--k", min=1, help="Components per patch.")] = 16,
+    k: Components = "auto",
+    gaussians: Annotated[
+        str,
+        typer.Option(help="Gaussians, at most: neighbouring patches share one. patch is one for each, 1 one for all."),
+    ] = str(PatchGaussianDetector().n_gaussians),
     step: Annotated[int, typer.Option(min=1, help="Images per update.")] = 16,
     false_positive_rate: Annotated[
         str,
@@ -85,9 +86,10 @@ def fit(
     If images have come or gone since, remove the checkpoint to start again, or bring back the images as they were.
     """
     check_common(device, on_error)
-    size, crop = _size("--image-size", image_size, "auto"), _size("--crop-size", crop_size, "all")
-    pixels_beyond = _number("--margin", margin, int, "a number of pixels from 0 on", 0, inf)
-    rate = _number("--false-positive-rate", false_positive_rate, float, "a share above 0 and at most 0.5", _LEAST, 0.5)
+    size, crop = size_of("--image-size", image_size, "auto"), size_of("--crop-size", crop_size, "all")
+    n_components, n_gaussians = components_of("--k", k), gaussians_of("--gaussians", gaussians)
+    pixels_beyond = number_of("--margin", margin, int, "a number of pixels from 0 on", 0, inf)
+    rate = number_of("--false-positive-rate", false_positive_rate, float, "a share above 0 and at most 0.5", LEAST, 0.5)
     if jobs == 0:
         raise ValueError("--jobs 0: use a number of threads, or -1 for all cores")
     if region is not None:
@@ -115,7 +117,10 @@ def fit(
                     n_jobs=jobs,
                 ),
             ),
-            ("detector", PatchGaussianDetector(k, step_size=step, false_positive_rate=rate)),
+            (
+                "detector",
+                PatchGaussianDetector(n_components, n_gaussians=n_gaussians, step_size=step, false_positive_rate=rate),
+            ),
         ]
     )
     need = pipe[1].memory_needed(pipe[0].fit(paths).transform(paths))
@@ -217,30 +222,6 @@ def _choose(pipe: Pipeline, reviewed: Path, ticks: Ticks, paths: list[Path]) -> 
     counts = ", ".join(f"{count} {reason}" for reason, count in left_out.items() if count)
     typer.echo(f"{printable(reviewed)}: {len(ticked)} good images" + (f"; left out: {counts}" if counts else ""))
     return [*kept, *ticked]
-
-
-def _size(option: str, text: str, word: str) -> Any:
-    """Return a size from a command line: a word that is allowed, a side, or height x width."""
-    if text == word:
-        return text
-    match = re.fullmatch(r"0*([1-9]\d*)(?:[x,]0*([1-9]\d*))?", text)
-    if match is None:
-        raise ValueError(f"{option} {text!r} is no size: use 256 for a square, 160x416 for height x width, or {word}")
-    height, width = match.groups()
-    return int(height) if width is None else (int(height), int(width))
-
-
-def _number(option: str, text: str, kind: type[int | float], words: str, least: float, most: float) -> Any:
-    """Return a number from a command line, or "auto"."""
-    if text == "auto":
-        return text
-    try:
-        number = kind(text)
-    except ValueError:
-        number = nan
-    if not least <= number <= most:
-        raise ValueError(f"{option} {text!r}: use {words}, or auto")
-    return number
 
 
 def _check_region(region: Path) -> None:

@@ -7,7 +7,13 @@ from collections.abc import Iterable
 from typing import Any
 
 # What options are called in Python, where it is another name.
-_IN_PYTHON = {"k": "n_components", "step": "step_size", "jobs": "n_jobs", "seed": "random_state"}
+_IN_PYTHON = {
+    "k": "n_components",
+    "gaussians": "n_gaussians",
+    "step": "step_size",
+    "jobs": "n_jobs",
+    "seed": "random_state",
+}
 # Of `fit`, but later commands warn of it.
 _OF_MODELS = {"false_positive_rate": "--false-positive-rate"}
 _PHRASES = (

@@ -23,19 +23,19 @@ class ExplainedVarianceDisplay:
     The map on the left shows the components that each patch needs; patches that need more than were kept are grey. If
     those are most of the patches, `n_components` is too small for the share, and the map shows the share that all
     components explain instead. The curve on the right is the share that the first components explain: median, and the
-    middle 80 % of the patches. Create the display with `from_estimator`.
+    middle 80 % of the patches. Patches that share a Gaussian show the same. Create the display with `from_estimator`.
 
     Parameters
     ----------
     explained_variance_ratio : ndarray of shape (H, W, k), (P, k) or (k,)
-        Share of the total variance of each patch along each component.
+        Share of the total variance of each patch along each component; NaN for patches that are not inspected.
     share : float in (0, 1], default=0.9
         Share of the variance that the map is for.
 
     Attributes
     ----------
     n_components_needed : ndarray of int, shape (H, W), (P,) or ()
-        Components needed to reach `share`; k + 1 if k are too few, 0 if nothing varies.
+        Components needed to reach `share`; k + 1 if k are too few, 0 if nothing varies or the patch is not inspected.
     figure_ : matplotlib.figure.Figure
         After `plot`.
     axes_ : ndarray of Axes, shape (2,) or, without a map, (1,)
@@ -105,8 +105,7 @@ class ExplainedVarianceDisplay:
             )
         ratio = pca.explained_variance_ratio_
         ratio = ratio.cpu().numpy() if isinstance(ratio, torch.Tensor) else np.asarray(ratio)
-        display = cls(ratio.reshape(*pca.patch_shape_, ratio.shape[-1]), share=share)
-        return display.plot(axes=axes)
+        return cls(_on_grid(ratio, learner), share=share).plot(axes=axes)
 
     def plot(self, *, axes: Sequence[Axes] | Axes | None = None) -> ExplainedVarianceDisplay:
         """Draw the display.
@@ -140,15 +139,16 @@ class ExplainedVarianceDisplay:
 
         k = self.explained_variance_ratio.shape[-1]
         axis.set(xticks=[], yticks=[])
-        lacking = self.n_components_needed > k
+        outside = np.isnan(self.explained_variance_ratio[..., 0])
+        lacking = self.n_components_needed[~outside] > k
         if lacking.mean() > 0.5:
-            image = axis.imshow(self.explained_variance_ratio.sum(-1), cmap="viridis")
+            image = axis.imshow(np.ma.array(self.explained_variance_ratio.sum(-1), mask=outside), cmap="viridis")
             axis.figure.colorbar(image, ax=axis, label="share of the variance")
             who = "no patch reaches" if lacking.all() else f"{1 - lacking.mean():.0%} of the patches reach"
             axis.set_title(f"explained by {k} components:\n{who} {self.share:.0%}")
             return
         colours = mpl.colormaps["viridis"].with_extremes(over="0.6")
-        image = axis.imshow(self.n_components_needed, cmap=colours, vmin=0, vmax=k)
+        image = axis.imshow(np.ma.array(self.n_components_needed, mask=outside), cmap=colours, vmin=0, vmax=k)
         ticks = MaxNLocator(integer=True)
         axis.figure.colorbar(image, ax=axis, extend="max", ticks=ticks, label=f"components (grey: more than {k})")
         axis.set_title(f"needed for {self.share:.0%} of the variance")
@@ -157,7 +157,8 @@ class ExplainedVarianceDisplay:
         from matplotlib.ticker import MaxNLocator
 
         k = self.explained_variance_ratio.shape[-1]
-        cumulated = np.cumsum(self.explained_variance_ratio.reshape(-1, k), axis=1)
+        ratio = self.explained_variance_ratio.reshape(-1, k)
+        cumulated = np.cumsum(ratio[~np.isnan(ratio[:, 0])], axis=1)
         numbers = np.arange(1, k + 1)
         low, median, high = np.quantile(cumulated, [0.1, 0.5, 0.9], axis=0)
         if len(cumulated) > 1:
@@ -168,3 +169,15 @@ class ExplainedVarianceDisplay:
         axis.set(xlabel="components", ylabel="share of the variance", ylim=(0, 1.02), title="explained variance")
         if len(cumulated) > 1:
             axis.legend()
+
+
+def _on_grid(ratio: np.ndarray, learner: BaseEstimator) -> np.ndarray:
+    """Return values (G, k) of Gaussians, or (k,) of one, at the patches that they are of; NaN elsewhere."""
+    cells, region = getattr(learner, "cells_", None), learner.region_
+    if cells is not None:
+        return np.where(cells[..., None] >= 0, ratio[cells], np.nan)
+    if region is None:
+        return ratio.reshape(*learner.patch_shape_, ratio.shape[-1])
+    grid = np.full((*region.shape, ratio.shape[-1]), np.nan, ratio.dtype)
+    grid[region] = ratio
+    return grid

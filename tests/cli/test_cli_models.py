@@ -135,6 +135,11 @@ def test_update_equals_more_training_and_leaves_the_old_file_where_another_is_na
     assert (root / "model.joblib").read_bytes() == before
     told = json.loads(run("info", tmp_path / "new.joblib", "--json").stdout)
     assert [record["n_images"] for record in told["learnt from"]] == [40, len(more)]
+    state = updated[-1].pca_.fitted_.state
+    kind = "exact scatter matrices" if hasattr(state, "matrix") else "incremental updates"
+    assert told["gaussians"] == updated[-1].n_gaussians_ and told["learnt by"] == kind
+    n_bytes = sum(part.nbytes for part in vars(state).values() if hasattr(part, "nbytes"))
+    assert told["memory of the model, MB"] == round(n_bytes / 1e6, 1)
     assert told["components"] == 4 and told["images learnt"] == 40 + len(more)
     assert told["distance"] == "factor_analysis" and told["false positive rate"] == 0.1
 

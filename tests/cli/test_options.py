@@ -22,7 +22,8 @@ BAD = {
     "fit": {
         "--output": (FIT, ["new.txt", "nowhere/new.joblib", "good"]),
         "--backbone": (FIT, ["x", "timm:x", "zz*"]),
-        "--k": (FIT, ["0", "x", "100000"]),
+        "--k": (FIT, ["0", "x", "100000", "-1", "1.5", "1.0", "nan", ""]),
+        "--gaussians": (FIT, ["0", "x", "-1", "1.5", "nan", "auto", ""]),
         "--step": (FIT, ["0", "x"]),
         "--false-positive-rate": (FIT, ["x", "0", "0.6", "nan", "-1"]),
         "--image-size": (FIT, ["x", "0", "0x5", "-1", "5x", "16"]),
@@ -95,7 +96,7 @@ BAD = {
         "--material": (("demo",), ["x"]),
         "--n-train": (("demo",), ["0", "x"]),
         "--n-test": (("demo",), ["1", "x"]),
-        "--k": (("demo", "--n-train", "2", "--n-test", "2"), ["0", "x", "100000"]),
+        "--k": (("demo", "--n-train", "2", "--n-test", "2"), ["0", "x", "100000", "1.5", "nan"]),
         "--seed": (("demo",), ["-1", "x"]),
     },
 }
@@ -146,7 +147,7 @@ def test_an_error_about_an_option_names_it(name, place, monkeypatch):
             assert error.lower().startswith("error: "), case
             assert re.search(rf"(?<![\w-]){option}(?![\w-])", error) or "ticks" in case or "nowhere.csv" in error, case
             in_python = [parameter.name for parameter in options_of(name).values() if "_" in parameter.name]
-            for parameter in (*in_python, "n_components", "step_size", "n_jobs", "random_state"):
+            for parameter in (*in_python, "n_components", "n_gaussians", "step_size", "n_jobs", "random_state"):
                 assert not re.search(rf"(?<![\w/-]){parameter}\b", error), case
     assert {path: path.stat().st_mtime_ns for path in place.rglob("*")} == before
 

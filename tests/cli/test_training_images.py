@@ -91,6 +91,7 @@ def warnings_of(*arguments, code=0):
     return [line for line in done.stderr.splitlines() if line.startswith("warning")]
 
 
+@pytest.mark.filterwarnings("default:\\d+ images are few")  # ignored in all other tests
 def test_few_images_are_told_once_by_fit_and_update(tmp_path):
     images(tmp_path / "good", 150)
     images(tmp_path / "more", 300, seed=1)

@@ -55,6 +55,21 @@ def test_the_curve_is_the_median_of_the_patches(kind: Any) -> None:
     )
 
 
+@pytest.mark.parametrize("n_gaussians", [6, 1, None])
+def test_patches_that_share_a_gaussian_show_its_components_and_others_none(n_gaussians: int | None) -> None:
+    X = np.random.default_rng(0).normal(size=(60, 4, 6, 8)).astype(np.float32)
+    detector = PatchGaussianDetector(3, n_gaussians=n_gaussians).fit(X)
+    ratio = np.asarray(detector.pca_.explained_variance_ratio_)
+    display = ExplainedVarianceDisplay.from_estimator(detector, share=0.3)
+    expected = ratio.reshape(4, 6, 3) if n_gaussians is None else ratio[detector.cells_]
+    np.testing.assert_array_equal(display.explained_variance_ratio, expected)
+    with_hole = expected.copy()
+    with_hole[1, 2] = np.nan  # as outside of a region of interest
+    display = ExplainedVarianceDisplay(with_hole, share=0.3).plot()
+    assert np.argwhere(np.ma.getmaskarray(display.axes_[0].images[0].get_array())).tolist() == [[1, 2]]
+    assert display.n_components_needed[1, 2] == 0 and np.isfinite(display.axes_[-1].lines[0].get_ydata()).all()
+
+
 def test_one_pca_has_a_curve_of_its_own_and_axes_may_be_given() -> None:
     pca = BatchedIncrementalPCA(2).fit(np.random.default_rng(0).normal(size=(30, 4)))
     _, axis = plt.subplots()

@@ -41,6 +41,9 @@ CORESET = 0.01
 # What anomalib's pre-processors of both methods do: resize to this, without a crop.
 RIVAL_SIZE = (256, 256)
 
+# What is said of rows of an earlier version, which `--resume` keeps.
+KEPT = "\n\n\\* Measured by an earlier version, which resized masks by nearest neighbour.\n"
+
 Results = dict[str, dict[str, Any]]
 
 
@@ -87,7 +90,7 @@ def ours(rows: list[Row], data: Any, cache: Path | None) -> Iterator[tuple[str, 
             figures = evaluate(data.test_labels, scores, masks, gaussian_filter(maps, (0, 1, 1)))
             pickled = io.BytesIO()
             joblib.dump(detector, pickled)
-            yield row.key, {"images": images, **figures, "model_mb": pickled.tell() / 1e6}
+            yield row.key, {"images": images, **figures, "model_mb": pickled.tell() / 1e6, "masks": "area"}
 
 
 def rivals(
@@ -117,7 +120,7 @@ def rivals(
             images = f"{shown_size(size)}, bilinear ({whose})"
             yield (
                 rival_key(rival, size),
-                {"images": images, **evaluate(data.test_labels, scores, masks, maps), **found},
+                {"images": images, **evaluate(data.test_labels, scores, masks, maps), **found, "masks": "area"},
             )
 
 
@@ -151,6 +154,7 @@ def report(title: str, data: Any, results: Results) -> str:
     for key, result in results.items():
         network, _, method, k = key.split(" | ")
         figures = [f"{result[name]:.1f}" for name in [*COLUMNS, "model_mb"]]
+        method += "" if "masks" in result else " *"
         lines.append([network.removeprefix("efficientnet_"), result["images"], method, k.replace("None", ""), *figures])
     header = ["network", "images", "method", "k", *COLUMNS.values(), "model MB"]
     where = next((result["environment"] for result in results.values() if "environment" in result), None)
@@ -168,6 +172,7 @@ def report(title: str, data: Any, results: Results) -> str:
         if where
         else "The rivals were not run: no interpreter that has them was named (--rival-python)."
     )
+    kept = "" if all("masks" in result for result in results.values()) else KEPT
     return f"""# {title}
 
 {len(data.train_paths)} training and {len(data.test_paths)} test images, float32, steps of 16 images; figures in per
@@ -189,7 +194,7 @@ thresholds. *Model MB* is without the network: the pickle of ours, the arrays th
 
 {environment()}
 
-{markdown_table(header, lines)}"""
+{markdown_table(header, lines)}{kept}"""
 
 
 def run(options: argparse.Namespace) -> None:

@@ -43,7 +43,7 @@ def measure(n: int, patches: int, m: int, k: int) -> dict[str, float]:
     from benchmarks.common.generated import GeneratedFeatures
     from ipca_sklearn import PatchGaussianDetector
 
-    detector = PatchGaussianDetector(k)
+    detector = PatchGaussianDetector(k, n_gaussians=None)
     PatchGaussianDetector(2).fit(torch.randn(20, 600, 8))  # starts the libraries, numba too
     before = restart_peak()
     start = time.perf_counter()

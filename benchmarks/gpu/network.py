@@ -70,7 +70,7 @@ def end_to_end_cells(config: Config) -> Iterator[Cell]:
 
     def whole(mode: str, k: int, step: int, batch: int, source: Tensor) -> Row:
         extractor = extractors[mode].set_params(batch_size=batch)
-        detector = PatchGaussianDetector(k, step_size=step)
+        detector = PatchGaussianDetector(k, n_gaussians=None, step_size=step)
         training = seconds(lambda: learn(detector, extractor, source), config.device, repeats)
         scoring = seconds(lambda: detector.transform(extractor.transform(source)).max((1, 2)), config.device, repeats)
         share = 100 * n / statistics.median(training) / best[mode][0] if mode in best else None
@@ -179,13 +179,13 @@ def paper_cells(config: Config) -> Iterator[Cell]:
         else:
             row |= {"training here": n_train / (network + predicted), "remark": f"predicted from {few} patches"}
         if step is not None:
-            detector = PatchGaussianDetector(k, step_size=step)
+            detector = PatchGaussianDetector(k, n_gaussians=None, step_size=step)
             if (k, step) not in ours:
                 times = seconds(lambda: learn(detector, extractor, images), config.device, config.pick(2, 1))
                 ours[k, step] = speeds(n_train, times)
             row["training, ours by default"] = ours[k, step]
         if (k, dtype) not in inference:
-            detector = PatchGaussianDetector(k, distance="mahalanobis", dtype=dtype)
+            detector = PatchGaussianDetector(k, n_gaussians=None, distance="mahalanobis", dtype=dtype)
             detector.fit(extractor.transform(images[:64]))
             task = partial(score, detector, extractor, images[:n_test])
             inference[k, dtype] = speeds(n_test, seconds(task, config.device, config.pick(2, 1)))

@@ -32,8 +32,9 @@ PAPER_EXTRACTOR: dict[str, Any] = {
     "batch_size": BATCH,
 }
 PAPER_DETECTOR: dict[str, Any] = {
+    "n_gaussians": None,
+    "image_score": "max",
     "distance": "mahalanobis",
-    "centering": "deferred",
     "covariance": "low_rank",
     "image_score": "max",
     "smoothing": 0.0,

@@ -76,7 +76,10 @@ def choose(model: Any, partition: Any, index: int) -> Choices | ImageReadError:
             break  # nothing after it looks at images
         X, learnt = _fit_step(clone(step), X)
         of_steps.append(learnt)
-    seed = int(check_random_state(learner.get_params().get("random_state")).randint(2**31 - 1))
+    parameters = learner.get_params()
+    seed = 0
+    if parameters.get("n_random_features") is not None:  # else nothing is drawn, also not by one fit
+        seed = int(check_random_state(parameters["random_state"]).randint(2**31 - 1))
     return Choices(index, n_samples, layout, of_steps, dtype, seed)
 
 

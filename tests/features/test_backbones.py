@@ -500,6 +500,8 @@ def test_weights_of_a_transformer_of_another_size_say_which_they_want(monkeypatc
     images = np.zeros((1, 64, 64, 3), dtype=np.uint8)
     extractor = PatchFeatureExtractor("vit_b_16", image_size=64, crop_size=64)
     with torch.device("meta"):
+        # It keeps a program's default device, as this one, away from networks.
+        monkeypatch.setattr("ipca_sklearn.features._backbones.as_in_a_fresh_process", contextlib.nullcontext)
         state = torchvision.models.vit_b_16(weights=None).state_dict()
         monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *args, **kwargs: state)
         with pytest.raises(ValueError, match=r"64 x 64 pixels .*Expected 224"):

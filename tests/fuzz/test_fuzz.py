@@ -293,7 +293,12 @@ class DetectorMachine(RuleBasedStateMachine):
         X = self.images(n, seed)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            self.detector.merge(clone(self.detector).fit(X))
+            other = clone(self.detector).fit(X)
+            if self.detector._changed_since():  # thresholds of the two would come from scores of two kinds
+                with pytest.raises(ValueError, match="the thresholds are for scores with"):
+                    self.detector.merge(other)
+                return
+            self.detector.merge(other)
         self.seen = np.concatenate([self.seen, X])
 
     @precondition(lambda self: len(self.seen))

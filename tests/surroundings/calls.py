@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -314,7 +316,11 @@ def _picture_calls(w: World, fresh: Fresh) -> dict[str, Call]:
 
     def in_report(method: str) -> str:
         path, picture = fresh("report.html"), Image.fromarray(w.images[0])
-        with inspection.HtmlReport(path, threshold=-3.0) as page:
+        noon = datetime(2026, 1, 2, 12, tzinfo=UTC)  # the page holds the time
+        with (
+            patch("ipca_sklearn.inspection._report._now", lambda: noon),
+            inspection.HtmlReport(path, threshold=-3.0) as page,
+        ):
             given: dict[str, Any] = {"p_value": 0.4, "image": picture, "boxes": [(20, 30, 10, 10)]}
             if method == "add":
                 page.add("a.png", -2.5, **given)

@@ -69,7 +69,8 @@ html_theme_options = {
 
 def as_plain_text(app: Any, env: Any, node: Any, content: Any) -> Any:
     """Return the text of a link that an inherited docstring of scikit-learn makes to its own pages."""
-    return content if "docstring of sklearn." in (get_node_source(node) or "") else None
+    is_term = node.get("reftype") == "term"  # of scikit-learn's glossary
+    return content if is_term or "docstring of sklearn." in (get_node_source(node) or "") else None
 
 
 def setup(app: Any) -> None:

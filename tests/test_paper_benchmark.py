@@ -73,7 +73,7 @@ def data(tmp_path_factory):
 
 def run(data, out, *arguments):
     """Run the benchmark in this process (a new one takes seconds to start), and return what it says of its progress."""
-    sizes = ["--weights", "none", "--image-size", "32", "--crop-size", "32", "--trials", "2"]
+    sizes = ["--weights", "none", "--image-size", "36", "--crop-size", "32", "--trials", "2"]
     folders = ["--mvtec", data / "mvtec", "--magnetic-tile", data / "tiles", "--out", out]
     with pytest.MonkeyPatch.context() as patch, torch.set_grad_enabled(torch.is_grad_enabled()):
         patch.syspath_prepend(str(ROOT))

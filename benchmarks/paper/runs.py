@@ -33,8 +33,8 @@ PAPER_EXTRACTOR: dict[str, Any] = {
 }
 PAPER_DETECTOR: dict[str, Any] = {
     "n_gaussians": None,
-    "image_score": "max",
     "distance": "mahalanobis",
+    "centering": "deferred",
     "covariance": "low_rank",
     "image_score": "max",
     "smoothing": 0.0,

@@ -75,7 +75,7 @@ def pack(matrix: Tensor) -> dict[str, np.ndarray]:
         rows, columns = np.tril_indices(n_features)
         return {"lower": matrix.numpy()[:, rows, columns]}
     diagonal = matrix.diagonal(dim1=1, dim2=2).clamp_min(0)
-    rows, columns = torch.tril_indices(n_features, n_features, -1)
+    rows, columns = torch.tril_indices(n_features, n_features, -1, device="cpu")
     levels = _levels(matrix, diagonal.sqrt())[:, rows, columns].to(torch.int32).add_(_LARGEST).numpy().ravel()
     high = (levels >> 16).astype(np.uint8)
     if len(high) % 2:
@@ -101,8 +101,8 @@ def unpack(n_features: int, arrays: dict[str, np.ndarray]) -> Tensor:
     high = np.empty(2 * len(packed), np.int32)
     high[::2], high[1::2] = packed & 15, packed >> 4
     levels = torch.from_numpy(((high[: len(low)] << 16) | low) - _LARGEST).view(len(diagonal), -1).float()
-    below, beside = torch.tril_indices(n_features, n_features, -1)
-    scattered = torch.empty(len(diagonal), n_features, n_features)
+    below, beside = torch.tril_indices(n_features, n_features, -1, device="cpu")
+    scattered = torch.empty(len(diagonal), n_features, n_features, dtype=torch.float32, device="cpu")
     scattered[:, below, beside] = levels
     scattered[:, beside, below] = levels
     scattered = _scattered(scattered, diagonal.sqrt())

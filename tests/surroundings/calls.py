@@ -228,6 +228,11 @@ def _linalg_calls(w: World) -> dict[str, Call]:
     def empty(make: Callable[..., Any]) -> Any:
         return make(3, 8, dtype=torch.float32, device="cpu")
 
+    def scatter() -> linalg.ScatterState:
+        _, n_patches, n_features = w.step.shape
+        empty_ones = linalg.empty_scatter(n_patches, n_features, dtype=torch.float32, device="cpu")
+        return linalg.update_scatter(empty_ones, w.step)
+
     gram = w.step.transpose(0, 1).mT @ w.step.transpose(0, 1)
     cpu = torch.device("cpu")
     calls: dict[str, Call] = {
@@ -250,6 +255,9 @@ def _linalg_calls(w: World) -> dict[str, Call]:
         "project": lambda: linalg.project(w.basis, w.step, whiten=True),
         "reconstruct": lambda: linalg.reconstruct(w.basis, w.step[..., :4], whiten=True),
         "log_likelihood": lambda: linalg.log_likelihood(w.basis, w.step),
+        "keep_share": lambda: linalg.keep_share(w.basis, 0.5),
+        "pack": lambda: linalg.pack(scatter().matrix),
+        "unpack": lambda: linalg.unpack(w.step.shape[2], linalg.pack(scatter().matrix)),
         **{
             f"distance_operator {distance}": lambda d=distance: linalg.distance_operator(w.basis, distance=d)
             for distance in linalg.DISTANCES

@@ -51,9 +51,17 @@ LEFT_OUT = {
     "RepeatedOneClassKFold.set_split_request": "made by scikit-learn",
     **dict.fromkeys(
         (f"{name}.{method}" for name in ("BatchedIncrementalPCA", "FullCovariance") for method in
-         ("advance", "check_memory", "need", "store")),
+         ("advance", "check_memory", "need", "store", "keeps_scatter", "with_components")),
         "parts of fit",
     ),
+    **dict.fromkeys(
+        (f"PatchFeatureExtractor.{name}" for name in ("engine_", "first_size", "training_features")),
+        "a text, a size, and what fit_transform returns",
+    ),
+    **dict.fromkeys((f"Defect.{name}" for name in ("as_dict", "outlines")), "of what predict_regions returns"),
+    "PatchGaussianDetector.n_gaussians_": "a number that was learnt",
+    "detection.find_defects": "predict_regions calls it",
+    "DetectorGridSearchCV.fit": "fits detectors, and searches as scikit-learn does",
 }  # fmt: skip
 
 

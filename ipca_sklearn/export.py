@@ -63,7 +63,7 @@ class PatchGaussianModule(nn.Module):
         settings = extractor.feature_settings("cpu")
         self.offset, self.map_threshold = float(detector.offset_), float(detector.map_threshold_)
         self._features = _Features(settings, getattr(detector, "feature_indices_", None))
-        cells = None if detector.cells_ is None else Cells.of(detector.cells_)
+        cells = Cells.of(detector.cells_)
         self._distances = DistanceModule(detector.distance_operator(torch.device("cpu")), cells, components_dtype)
         self.image_size = settings.images.image_size
         self._backbone_label = settings.backbone.label()

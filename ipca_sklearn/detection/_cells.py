@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import overload
 
 import numpy as np
 import torch
@@ -112,10 +113,16 @@ class Cells:
         """Patches of a cell, s."""
         return self.slots.shape[1]
 
+    @overload
     @classmethod
-    def of(cls, labels: np.ndarray) -> Cells:
-        """Return the cells of `partition`."""
-        return _cells_of(labels.tobytes(), labels.shape)
+    def of(cls, labels: np.ndarray) -> Cells: ...
+    @overload
+    @classmethod
+    def of(cls, labels: np.ndarray | None) -> Cells | None: ...
+    @classmethod
+    def of(cls, labels: np.ndarray | None) -> Cells | None:
+        """Return the cells of `partition`; None, a Gaussian for each patch, stays None."""
+        return None if labels is None else _cells_of(labels.tobytes(), labels.shape)
 
     def to(self, device: torch.device) -> Cells:
         """Return the cells on a device."""

@@ -293,7 +293,7 @@ class PatchGaussianDetector(
             **steps.features_in,
             **({} if columns is None else {"feature_indices_": columns}),
         }
-        group = group_size(None if cells is None else Cells.of(cells), steps.n_copies)
+        group = group_size(Cells.of(cells), steps.n_copies)
         pca = self._new_pca(steps.n_features, group)
         with own_surroundings():
             return self._learn(steps, shape, pca, KnownScores.none(steps.n_patches), (X, y))
@@ -305,8 +305,7 @@ class PatchGaussianDetector(
         if not hasattr(self, "pca_"):
             return self.fit(X, y)
         steps = normal_steps(read_steps(self, X, reset=False), y)
-        cells = self._cells()
-        group = group_size(cells, steps.n_copies)
+        group = group_size(self._cells(), steps.n_copies)
         pca = copy.copy(self.pca_).set_params(**pca_parameters(self.get_params(), steps.n_features, group))
         with own_surroundings():
             return self._learn(steps, self._learnt_shape(), pca, self._known_scores(), (X, y))
@@ -328,13 +327,14 @@ class PatchGaussianDetector(
                 f"smoothing={self.smoothing} needs X of shape (n, H, W, m), not patches of shape {steps.patch_shape}"
             )
         began = time.perf_counter()
-        cells = None if shape["cells_"] is None else Cells.of(shape["cells_"])
+        cells = Cells.of(shape["cells_"])
         learnt, held_out = split_for_calibration(steps.take(shape.get("feature_indices_")), self.calibration)
         step_size = images_per_step(self.step_size, steps.n_copies)
         progress = FitProgress(self, learnt.count(step_size), *callback_data)
         start = getattr(pca, "fitted_", None)
-        check_copies(start, group_size(cells, steps.n_copies), steps.n_copies)
-        learning = Learning(pca, start, group_size(cells, steps.n_copies))
+        group = group_size(cells, steps.n_copies)
+        check_copies(start, group, steps.n_copies)
+        learning = Learning(pca, start, group)
         calibrator = Calibrator(
             pca,
             start,

@@ -204,7 +204,7 @@ class MapScoringMixin:
         return fitted.distance_operator(device, **how)
 
     def _cells(self) -> Cells | None:
-        return None if self.cells_ is None else Cells.of(self.cells_)
+        return Cells.of(self.cells_)
 
     def _scorer(self, operator: linalg.DistanceOperator, steps: StepReader, cells: Cells | None) -> MapScorer:
         """Return what scores steps by a model."""

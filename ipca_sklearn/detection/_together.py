@@ -86,7 +86,7 @@ def _what_is_learnt(detector: PatchGaussianDetector, X: ArrayLike) -> dict[str, 
     parameters = {name: value for name, value in detector.get_params().items() if name not in _NOT_LEARNT}
     steps = read_steps(detector, X, reset=True)
     labels = choose_cells(detector.n_gaussians, steps)
-    group = group_size(None if labels is None else Cells.of(labels), steps.n_copies)
+    group = group_size(Cells.of(labels), steps.n_copies)
     pca = detector._new_pca(steps.n_features, group)
     if isinstance(pca, BatchedIncrementalPCA):
         parameters["n_components"] = pca.n_components

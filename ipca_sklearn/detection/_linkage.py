@@ -41,8 +41,9 @@ def merge_near(
     reach = [min(int(distance / step + 1e-9) + 1, side - 1) for step, side in zip(pitch, labels.shape, strict=True)]
     padded = np.pad(labels, [(side, side) for side in reach])
     rows, columns = rows + reach[0], columns + reach[1]
-    roots, n_left = np.arange(n_regions + 1), n_regions
-    pairs: list[NDArray[np.int64]] = []
+    # 32 bits: the graphs of scipy before 1.15 take no other indices.
+    roots, n_left = np.arange(n_regions + 1, dtype=np.int32), n_regions
+    pairs: list[NDArray[np.int32]] = []
     offsets = _offsets(reach, pitch, distance)
     for number, (down, right) in enumerate(offsets, 1):
         other = padded[rows + down, columns + right]

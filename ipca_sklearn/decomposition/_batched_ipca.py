@@ -231,6 +231,7 @@ class BatchedIncrementalPCA(BasePCA):
             in_place = owned or fitted is None
             state = linalg.update_scatter(state, step, forgetting_factor=self.forgetting_factor, in_place=in_place)
             return FittedExactPCA(state, "torch", n_components, group)
+        start = state
         for part in (step,) if group == 1 else step.split(-(-n_samples // group)):
             advanced = linalg.update(
                 state,
@@ -242,8 +243,9 @@ class BatchedIncrementalPCA(BasePCA):
                 forgetting_factor=self.forgetting_factor,
                 out=None if recycled is None else recycled.rows,
             )
-            recycled = state if owned else None
-            state, owned = advanced, True
+            # Not the start: it is `recycled` of the next call, whose start is what is learnt here.
+            recycled = None if state is start else state
+            state = advanced
         return FittedPCA(state, "torch", n_components, self.centering, group)
 
     def keeps_scatter(self, n_samples: int, n_features: int, group: int) -> bool:

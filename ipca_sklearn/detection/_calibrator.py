@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -196,12 +196,12 @@ class Calibrator:
     @property
     def summaries(self) -> list[np.ndarray]:
         """Summaries of images, in their order, by models of earlier ones or of all that were learnt."""
-        return [part.cpu().numpy() for part in self._summaries]
+        return _on_host(self._summaries)
 
     @property
     def left_out(self) -> list[np.ndarray]:
         """Summaries of few images, by models of the others."""
-        return [part.cpu().numpy() for part in self._left_out]
+        return _on_host(self._left_out)
 
     def _renew(self, fitted: Fitted | None, first_scored: float) -> None:
         """Take what is learnt so far as the model that scores, or keep one that has learnt at least half of it.
@@ -244,6 +244,11 @@ class Calibrator:
         for step in images.split(images_per_step(self._pca.step_size, n_copies) or len(images)):
             learning.advance(samples_of(step, self._cells))
         return learning.fitted
+
+
+def _on_host(parts: Collection[Tensor]) -> list[np.ndarray]:
+    """Return all parts as one array: a GPU is waited for once, not for each step."""
+    return [torch.cat(list(parts)).cpu().numpy()] if parts else []
 
 
 def n_kept(n_before: int, steps: StepReader, *, prequential: bool) -> int:

@@ -158,10 +158,10 @@ class MapScoringMixin:
         def likelihoods_of(step: Tensor) -> Tensor:
             device = resolve_device(self.device, step.device, required=False)
             basis = fitted.scoring_basis(device)
-            return on_patches(cells, step.to(device), partial(linalg.log_likelihood, basis)).mean(1).cpu()
+            return on_patches(cells, step.to(device), partial(linalg.log_likelihood, basis)).mean(1)
 
-        likelihoods = np.asarray(steps.map_steps(likelihoods_of, self.step_size), dtype=np.float64)
-        return float(np.mean(likelihoods[~np.isnan(likelihoods)]))
+        likelihoods = torch.as_tensor(steps.map_steps(likelihoods_of, self.step_size)).double()
+        return float(likelihoods.nanmean())
 
     @of_one_state
     def distance_operator(self, device: DeviceLike = None) -> linalg.DistanceOperator:

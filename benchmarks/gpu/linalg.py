@@ -194,3 +194,64 @@ SCORING = Section(
     25,
     scoring_cells,
 )
+
+
+def shared_cells(config: Config) -> Iterator[Cell]:
+    n_gaussians, group, m, k = config.pick((256, 16, 256, 64), (9, 4, 32, 4))
+    side = config.pick(64, 6)
+
+    def learnt(b: int) -> tuple[Tensor, linalg.ScatterState]:
+        step = features(b * group, n_gaussians, m, config.device)
+        return step, linalg.update_scatter(linalg.empty_scatter(n_gaussians, m, device=step.device), step)
+
+    def scatter(b: int, tf32: bool) -> Row:
+        step, state = learnt(b)
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")  # `update_scatter` keeps it out
+        try:
+            times = seconds(
+                lambda: linalg.update_scatter(state, step, in_place=True), config.device, config.pick(30, 2)
+            )
+        finally:
+            torch.set_float32_matmul_precision("highest")
+        exact = linalg.update_scatter(
+            linalg.empty_scatter(n_gaussians, m, dtype=torch.float64, device=step.device), step.double()
+        )
+        error = (learnt(b)[1].matrix.double() - exact.matrix).tril().abs().amax() / exact.matrix.abs().amax()
+        products = 2 * step.numel() * m / 1e12
+        return {"images_per_s": [b / t for t in times], "TFLOP/s": products / min(times), "deviation": float(error)}
+
+    def components() -> Row:
+        _, state = learnt(config.pick(64, 8))
+        times = seconds(lambda: linalg.finalize_scatter(state, n_components=k), config.device, config.pick(5, 1))
+        return {"ms": [1e3 * time for time in times]}
+
+    def detector(b: int) -> Row:
+        images = features(8 * b, side * side, m, config.device).unflatten(1, (side, side))
+        model = PatchGaussianDetector(n_gaussians=n_gaussians, step_size=b).fit(images)
+        learning = seconds(lambda: model.partial_fit(images), config.device, config.pick(5, 1))
+        scoring = seconds(lambda: model.transform(images), config.device, config.pick(5, 1))
+        row: Row = {name: [8 * b / t for t in times] for name, times in (("images_per_s", learning), ("maps", scoring))}
+        return row | waits_per_step(lambda: model.partial_fit(images), config)
+
+    for b in config.pick((1, 16, 64), (2,)):
+        yield {"task": "update_scatter", "images": b, "caller allows TF32": "N"}, partial(scatter, b, False)
+    yield (
+        {"task": "update_scatter", "images": 16, "caller allows TF32": "Y"},
+        partial(scatter, config.pick(16, 2), True),
+    )
+    yield {"task": "finalize_scatter"}, components
+    for b in config.pick((16, 64), (4,)):
+        yield {"task": "PatchGaussianDetector", "images": b}, partial(detector, b)
+
+
+SHARED = Section(
+    "shared",
+    "Neighbours share a Gaussian",
+    "C = 256 Gaussians of m = 256 features, 16 patches each, float32 in the device's memory. `update_scatter` of the "
+    "samples of so many images, in place; *deviation*: largest difference to float64, as a share of the largest entry; "
+    "where the caller allows TF32 it must be the same. `finalize_scatter`: one batched eigendecomposition of 256 "
+    "matrices of 256 x 256. The detector with its defaults: `partial_fit` of 8 steps that it scores first, maps of the "
+    "same images, waits for the GPU and copies to the host in such a call.",
+    40,
+    shared_cells,
+)

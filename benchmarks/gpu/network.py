@@ -202,6 +202,61 @@ def score(detector: PatchGaussianDetector, extractor: PatchFeatureExtractor, ima
     return detector.transform(extractor.transform(images)).max((1, 2))
 
 
+def engine_cells(config: Config) -> Iterator[Cell]:
+    """Yield the ways to run two networks, and the layouts of images in memory."""
+    images = synthetic_images(config.pick(320, 8), config)
+    side, repeats = images.shape[-1], config.pick(3, 1)
+
+    def run(backbone: str, batch: int, mode: dict[str, bool]) -> Row:
+        how = {"image_size": side, "margin": 0, "batch_size": batch, "device": config.device, "random_state": 0}
+        extractor = PatchFeatureExtractor(backbone, weights=None, **how, **mode).fit(images[:1])
+        network = speeds(len(images), seconds(lambda: run_network(extractor, images, batch), config.device, repeats))
+        detector = PatchGaussianDetector(step_size=batch)
+        learning = seconds(lambda: detector.fit(extractor.transform(images)), config.device, repeats)
+        scoring = seconds(lambda: detector.transform(extractor.transform(images)), config.device, repeats)
+        plain = PatchFeatureExtractor(backbone, weights=None, **how).fit(images[:1])
+        theirs, ours = (next(iter(it.transform(images[:batch]).batches(batch))) for it in (plain, extractor))
+        return {
+            "images_per_s": network,
+            "learning": speeds(len(images), learning),
+            "maps": speeds(len(images), scoring),
+            "difference": float((ours - theirs).norm() / theirs.norm()),
+        }
+
+    for mode, options in MODES.items():
+        if "compile" in options and config.smoke:
+            continue
+        for backbone in ("efficientnet_lite0", "efficientnet_b0"):
+            for batch in config.pick((8, 64), (4,)):
+                yield {"network": backbone, "mode": mode, "batch": batch}, partial(run, backbone, batch, options)
+    yield {"network": "efficientnet_lite0", "mode": "layers"}, partial(memory_format, config)
+
+
+def memory_format(config: Config) -> Row:
+    """Time the network's layers on contiguous images and on images whose channels are last."""
+    images = torch.rand(config.pick(64, 2), 3, *2 * [config.pick(224, 32)], device=config.device)
+    extractor = PatchFeatureExtractor("efficientnet_lite0", weights=None, random_state=0, device=config.device)
+    network = extractor.fit(images[:1].cpu()).feature_settings().backbone.to(config.device)
+    row: Row = {}
+    for name, layout in (("contiguous", torch.contiguous_format), ("channels_last", torch.channels_last)):
+        given = images.contiguous(memory_format=layout)
+        with torch.inference_mode():
+            row[name] = speeds(len(images), seconds(partial(network, given), config.device, config.pick(20, 1)))
+    return row
+
+
+ENGINE = Section(
+    "engine",
+    "What runs the network",
+    "320 random uint8 images of 224 x 224 in the device's memory, random weights, `PatchFeatureExtractor` without "
+    "margin and `PatchGaussianDetector`, both with their defaults. The extractor gives the network images whose "
+    "channels are last in memory; *contiguous* and *channels_last* compare that for its layers alone. amp is bfloat16, "
+    "compiled is `torch.compile`; *difference*: of the features, to those in float32.",
+    60,
+    engine_cells,
+)
+
+
 PAPER_SPEEDS = Section(
     "paper",
     "The speeds of the paper's Tables 2, 6, 7, 8, 9 and 10",

@@ -7,14 +7,13 @@ program calls. Here the same input gives the same bits, whatever they are.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from threading import Lock
-from weakref import WeakSet
+from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import torch
 
-from ipca_sklearn._utils._threads import Visit
+from ipca_sklearn._utils._threads import ProcessSetting
 
 # Autocast is switched for each type of device on its own.
 _AUTOCAST_DEVICES = ("cpu", "cuda", "mps", "xpu")
@@ -67,36 +66,11 @@ def default_device(device: torch.device) -> Iterator[None]:
         yield
 
 
-class _DefaultDtype:
-    """Torch's default dtype, a setting of the whole process, float32 while at least one thread needs it.
-
-    The first visit saves it and the last one restores it, as for `linalg.full_precision`.
-    """
-
-    def __init__(self) -> None:
-        self._lock = Lock()
-        self._visits: WeakSet[Visit] = WeakSet()
-        self._before: torch.dtype | None = None
-
-    def make_float32(self, visit: Visit) -> None:
-        with self._lock:
-            now = torch.get_default_dtype()
-            if now != torch.float32:
-                self._before = now
-                torch.set_default_dtype(torch.float32)
-            self._visits.add(visit)
-
-    def restore(self, visit: Visit) -> None:
-        with self._lock:
-            self._visits.discard(visit)
-            if self._visits or self._before is None:
-                return
-            if torch.get_default_dtype() == torch.float32:  # else the program has changed it meanwhile
-                torch.set_default_dtype(self._before)
-            self._before = None
-
-
-_default_dtype = _DefaultDtype()
+_default_dtype = ProcessSetting(
+    is_set=lambda: torch.get_default_dtype() == torch.float32,
+    change=lambda: torch.set_default_dtype(torch.float32),
+    save=lambda: partial(torch.set_default_dtype, torch.get_default_dtype()),
+)
 
 
 @contextmanager
@@ -107,11 +81,5 @@ def as_in_a_fresh_process(device: torch.device) -> Iterator[None]:
     Where the program has set another default dtype than float32, all its threads see float32 meanwhile: torch has one
     for the whole process.
     """
-    visit = Visit()
-    with ExitStack() as stack:
-        stack.enter_context(own_surroundings())
-        stack.enter_context(without_autocast())
-        stack.enter_context(default_device(device))
-        stack.callback(_default_dtype.restore, visit)
-        _default_dtype.make_float32(visit)
+    with own_surroundings(), without_autocast(), default_device(device), _default_dtype.needed():
         yield

@@ -9,7 +9,7 @@ from __future__ import annotations
 import linecache
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from weakref import WeakSet
@@ -35,6 +35,60 @@ class Visit:
     Whoever counts visits keeps weak references: an interrupt at the begin or the end of a block, where no `finally`
     helps, then counts for nothing.
     """
+
+
+class ProcessSetting:
+    """A setting of the whole process that has one certain value while at least one thread needs it.
+
+    The first visit saves the setting and changes it, the last one restores it. What is saved stays until it is
+    restored: after a visit whose end was interrupted, the next one restores it.
+
+    Parameters
+    ----------
+    is_set : callable
+        Returns whether the setting has the value that is needed.
+    change : callable
+        Gives it that value.
+    save : callable
+        Returns a function that restores the present value.
+    """
+
+    def __init__(
+        self, is_set: Callable[[], bool], change: Callable[[], None], save: Callable[[], Callable[[], None]]
+    ) -> None:
+        self._is_set = is_set
+        self._change = change
+        self._save = save
+        self._lock = threading.Lock()
+        self._visits: WeakSet[Visit] = WeakSet()
+        self._restore: Callable[[], None] | None = None
+
+    @contextmanager
+    def needed(self) -> Iterator[None]:
+        """Keep the value until the end of the block. Blocks may nest, and overlap in time."""
+        visit = Visit()
+        try:
+            self._begin(visit)
+            yield
+        finally:
+            self._end(visit)
+
+    def _begin(self, visit: Visit) -> None:
+        with self._lock:
+            # Look at the setting even if there are visits: the caller's other threads may have changed it meanwhile.
+            if not self._is_set():
+                self._restore = self._save()
+                self._change()
+            self._visits.add(visit)
+
+    def _end(self, visit: Visit) -> None:
+        with self._lock:
+            self._visits.discard(visit)
+            if self._visits or self._restore is None:
+                return
+            if self._is_set():  # else the caller has changed it meanwhile, and that is to be kept
+                self._restore()
+            self._restore = None
 
 
 _calling: WeakSet[Visit] = WeakSet()

@@ -188,7 +188,7 @@ def update(
         return
     paths = new
     tell_copies(paths)
-    features = pipe[0].transform(paths)
+    features = pipe[0].training_features(paths)
     n_before = pipe[-1].n_samples_seen_
     size = 16 * (pipe[-1].step_size or 16)
     unreadable: set[int] = set()

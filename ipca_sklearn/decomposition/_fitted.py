@@ -137,6 +137,9 @@ class Fitted(ABC):
         """Return the arguments of the constructor besides the state and the array type."""
         return {"group": self.group}
 
+    def __deepcopy__(self: _Self, memo: Any) -> _Self:
+        return self  # it never changes, and a pickle may round it
+
     def __getstate__(self) -> dict[str, Any]:
         arrays = {name: getattr(self.state, name).cpu().numpy() for name in self._ARRAYS}
         return {**self._settings(), "count": self.state.count, "weight": self.state.weight, **arrays}

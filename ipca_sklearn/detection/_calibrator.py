@@ -70,6 +70,9 @@ class ScoringModel:
         operator, self._make_operator = self._make_operator(), None
         return operator
 
+    def __deepcopy__(self, memo: Any) -> ScoringModel:
+        return self  # it never changes
+
     def __getstate__(self) -> dict[str, Any]:
         operator = self.operator.folded() if self.count else None  # of no image there is none
         tensors = {name: getattr(operator, name, None) for name in _OPERATOR_TENSORS}

@@ -410,6 +410,14 @@ class PatchGaussianDetector(
     def _n_features_out(self) -> int:
         return prod(self.patch_shape_)
 
+    def __copy__(self) -> PatchGaussianDetector:
+        return snapshot(self)  # a pickle lacks the model that scores the next images
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PatchGaussianDetector:
+        memo[id(self)] = copied = snapshot(self)
+        copied.__dict__ = copy.deepcopy(copied.__dict__, memo)
+        return copied
+
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
         if "_scoring" in state and not pickles_are_exact():

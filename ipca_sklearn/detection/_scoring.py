@@ -160,8 +160,9 @@ class MapScoringMixin:
             basis = fitted.scoring_basis(device)
             return on_patches(cells, step.to(device), partial(linalg.log_likelihood, basis)).mean(1)
 
-        likelihoods = torch.as_tensor(steps.map_steps(likelihoods_of, self.step_size)).double()
-        return float(likelihoods.nanmean())
+        likelihoods = steps.map_steps(likelihoods_of, self.step_size)
+        likelihoods = likelihoods.cpu().numpy() if isinstance(likelihoods, Tensor) else likelihoods
+        return float(np.nanmean(likelihoods, dtype=np.float64))
 
     @of_one_state
     def distance_operator(self, device: DeviceLike = None) -> linalg.DistanceOperator:

@@ -9,14 +9,12 @@ from contextlib import contextmanager
 from functools import lru_cache, partial
 from importlib import import_module
 from importlib.util import find_spec
-from threading import Lock
 from typing import Any
-from weakref import WeakSet
 
 import torch
 
 from ipca_sklearn._utils._surroundings import without_autocast
-from ipca_sklearn._utils._threads import Visit, kept_workers
+from ipca_sklearn._utils._threads import ProcessSetting, kept_workers
 
 # cuSOLVER's batched eigensolver slows down past this many matrices.
 CUDA_CHUNK = 16_384
@@ -133,43 +131,6 @@ _BACKENDS: list[Any] = [
 ]
 
 
-class _MatmulPrecision:
-    """The precision of float32 matrix products, a setting of the whole process that several threads may need changed.
-
-    The first visit saves the setting and changes it, the last one restores it. What is saved stays until it is
-    restored: after a visit whose end was interrupted, the next one restores it.
-    """
-
-    def __init__(self) -> None:
-        self._lock = Lock()
-        self._visits: WeakSet[Visit] = WeakSet()
-        self._before: tuple[str | None, list[str]] | None = None
-
-    def raise_to_highest(self, visit: Visit) -> None:
-        with self._lock:
-            # Look at the setting even if there are visits: the caller's other threads may have changed it meanwhile.
-            now = _common_precision()
-            if now != "highest":
-                self._before = now, [backend.fp32_precision for backend in _BACKENDS]
-                torch.set_float32_matmul_precision("highest")
-            self._visits.add(visit)
-
-    def restore(self, visit: Visit) -> None:
-        with self._lock:
-            self._visits.discard(visit)
-            if self._visits or self._before is None:
-                return
-            common, of_backends = self._before
-            # A setting that the caller has changed meanwhile is the one to keep.
-            if _common_precision() == "highest":
-                if common is not None:
-                    torch.set_float32_matmul_precision(common)
-                for backend, precision in zip(_BACKENDS, of_backends, strict=True):
-                    if backend.fp32_precision != precision:
-                        backend.fp32_precision = precision
-            self._before = None
-
-
 def _common_precision() -> str | None:
     """Return the precision of all backends, or None where they were set one by one."""
     try:
@@ -178,7 +139,24 @@ def _common_precision() -> str | None:
         return None
 
 
-_matmul_precision = _MatmulPrecision()
+def _save_precision() -> Callable[[], None]:
+    common, of_backends = _common_precision(), [backend.fp32_precision for backend in _BACKENDS]
+
+    def restore() -> None:
+        if common is not None:
+            torch.set_float32_matmul_precision(common)
+        for backend, precision in zip(_BACKENDS, of_backends, strict=True):
+            if backend.fp32_precision != precision:
+                backend.fp32_precision = precision
+
+    return restore
+
+
+_matmul_precision = ProcessSetting(
+    is_set=lambda: _common_precision() == "highest",
+    change=lambda: torch.set_float32_matmul_precision("highest"),
+    save=_save_precision,
+)
 
 
 @contextmanager
@@ -205,10 +183,5 @@ def full_precision() -> Iterator[None]:
     high
     >>> torch.set_float32_matmul_precision("highest")
     """
-    visit = Visit()
-    try:
-        _matmul_precision.raise_to_highest(visit)
-        with without_autocast():
-            yield
-    finally:
-        _matmul_precision.restore(visit)
+    with _matmul_precision.needed(), without_autocast():
+        yield

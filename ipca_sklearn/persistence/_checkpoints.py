@@ -130,8 +130,7 @@ def fit_resumable(
         while done.n_samples < n_samples:
             stop = min(done.n_samples + part, n_saved + block, n_samples)
             # What is done is replaced at once, by a learner of its own: an interrupt leaves the one or the other.
-            with exact_pickles():  # the copy keeps the model that scores the next images
-                advanced, digest = copy.copy(done.learner), done.digest.copy()
+            advanced, digest = copy.copy(done.learner), done.digest.copy()
             with warnings.catch_warnings():
                 if stop < n_samples:  # that images are few counts at the end
                     warnings.simplefilter("ignore", FewImagesWarning)

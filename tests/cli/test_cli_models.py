@@ -11,8 +11,10 @@ import onnxruntime
 import pytest
 import torch
 from PIL import Image
+from sklearn.pipeline import make_pipeline
 from typer.testing import CliRunner
 
+from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector
 from ipca_sklearn.cli import _predict, app
 from ipca_sklearn.datasets import make_textures
 from ipca_sklearn.metrics import (
@@ -22,7 +24,7 @@ from ipca_sklearn.metrics import (
     pixel_f1_score,
     pixel_roc_auc_score,
 )
-from ipca_sklearn.persistence import load
+from ipca_sklearn.persistence import load, save
 
 runner = CliRunner()
 SETTINGS = ["--image-size", "64", "--crop-size", "64", "--k", "4", "--device", "cpu"]
@@ -142,6 +144,33 @@ def test_update_equals_more_training_and_leaves_the_old_file_where_another_is_na
     assert told["memory of the model, MB"] == round(n_bytes / 1e6, 1)
     assert told["components"] == 4 and told["images learnt"] == 40 + len(more)
     assert told["distance"] == "factor_analysis" and told["false positive rate"] == 0.1
+
+
+@pytest.mark.parametrize(
+    ("given", "n_gaussians", "kind"),
+    [("patch", 256, "incremental updates"), ("1", 1, "exact scatter matrices"), ("016", 16, "exact scatter matrices")],
+)
+def test_gaussians_says_how_many_the_patches_share_and_info_how_they_are_learnt(
+    root, tmp_path, given, n_gaussians, kind
+):
+    model = tmp_path / "model.joblib"
+    run("fit", root / "train", "-o", model, *SETTINGS, "--gaussians", given)
+    told = json.loads(run("info", model, "--json").stdout)
+    assert (told["gaussians"], told["learnt by"]) == (n_gaussians, kind)
+    assert load(model)[-1].n_gaussians == (None if given == "patch" else n_gaussians)
+    assert f"gaussians: {n_gaussians}\n" in run("info", model).stdout
+
+
+def test_update_learns_rotated_copies_where_the_fit_did(root, tmp_path):
+    augmented = {"augment": "rotation", "n_augmented": 2, "random_state": 0}
+    extractor = PatchFeatureExtractor(image_size=64, crop_size=64, **augmented)
+    pipe = make_pipeline(extractor, PatchGaussianDetector(4, n_gaussians=16)).fit(
+        sorted(map(str, (root / "train" / "good").iterdir()))
+    )
+    save(pipe, tmp_path / "model.joblib")
+    run("update", tmp_path / "model.joblib", root / "test" / "good", "--device", "cpu")
+    fitted = load(tmp_path / "model.joblib")[-1].pca_.fitted_
+    assert fitted.count == 44 and fitted.state.count == 44 * 3 * 16  # images, and samples of a Gaussian
 
 
 def test_threshold_stores_what_was_chosen_and_from_what(root, tmp_path):

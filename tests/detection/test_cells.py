@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.base import clone
 
 from ipca_sklearn import BatchedIncrementalPCA, PatchGaussianDetector
 from ipca_sklearn.detection._cells import Cells, partition
@@ -126,6 +127,19 @@ def test_a_pickle_gives_the_same_bits_in_a_third_of_the_bytes_and_learns_on(glob
     np.testing.assert_allclose(
         loaded.partial_fit(more).transform(new), copy.deepcopy(detector).partial_fit(more).transform(new), rtol=1e-4
     )
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
+def test_a_copy_goes_on_like_the_original_bit_by_bit_and_leaves_it_as_it_was(copied, global_random_seed: int) -> None:
+    X = features(300, dtype=np.float32, seed=global_random_seed)
+    detector = PatchGaussianDetector(3, n_gaussians=16).fit(X[:220])
+    other, before = copied(detector), detector.offset_
+    other.partial_fit(X[220:])
+    assert detector.offset_ == before != other.offset_
+    detector.partial_fit(X[220:])
+    assert (other.offset_, other.map_threshold_) == (detector.offset_, detector.map_threshold_)
+    assert np.array_equal(other.transform(X[:3]), detector.transform(X[:3]))
+    assert clone(other).get_params() == detector.get_params()
 
 
 def test_another_number_of_components_takes_effect_without_learning_and_thresholds_say_so() -> None:

@@ -70,6 +70,22 @@ def test_patches_that_share_a_gaussian_show_its_components_and_others_none(n_gau
     assert display.n_components_needed[1, 2] == 0 and np.isfinite(display.axes_[-1].lines[0].get_ydata()).all()
 
 
+def test_cells_of_a_region_are_drawn_at_its_patches() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (70, 32, 32, 3), dtype=np.uint8)
+    region = np.zeros((32, 32), bool)
+    region[:16, 8:] = True
+    extractor = PatchFeatureExtractor("mobilenet_v3_small", weights=None, image_size=32, region=region, random_state=0)
+    detector = PatchGaussianDetector(3, n_gaussians=6).fit(extractor.fit_transform(images))
+    display = ExplainedVarianceDisplay.from_estimator(detector)
+    hidden = np.ma.getmaskarray(display.axes_[0].images[0].get_array())
+    np.testing.assert_array_equal(hidden, ~extractor.region_)
+    ratio = np.asarray(detector.pca_.explained_variance_ratio_)
+    assert len(ratio) == 6 and 0 < extractor.region_.sum() < extractor.region_.size
+    for cell in range(6):
+        shown = display.explained_variance_ratio[detector.cells_ == cell]
+        np.testing.assert_array_equal(shown, np.broadcast_to(ratio[cell], shown.shape))
+
+
 def test_one_pca_has_a_curve_of_its_own_and_axes_may_be_given() -> None:
     pca = BatchedIncrementalPCA(2).fit(np.random.default_rng(0).normal(size=(30, 4)))
     _, axis = plt.subplots()

@@ -98,7 +98,7 @@ def test_blocks_nest_also_in_inference_mode_and_after_an_error() -> None:
 
 def test_a_block_whose_begin_or_end_was_interrupted_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_float32_matmul_precision("high")
-    for moment in ("raise_to_highest", "restore"):
+    for moment in ("_begin", "_end"):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(_execution._matmul_precision, moment, interrupt)
             with full_precision():

@@ -410,8 +410,7 @@ class PatchGaussianDetector(
     def _n_features_out(self) -> int:
         return prod(self.patch_shape_)
 
-    def __copy__(self) -> PatchGaussianDetector:
-        return snapshot(self)  # a pickle lacks the model that scores the next images
+    __copy__ = snapshot  # a pickle lacks the model that scores the next images
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PatchGaussianDetector:
         memo[id(self)] = copied = snapshot(self)

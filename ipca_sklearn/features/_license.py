@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-import torchvision
 from torch import nn
 
 from ipca_sklearn.features._efficientnet_lite import LITE_NAMES
@@ -54,6 +53,8 @@ def weights_license(extractor: Any) -> str:
         return _stated(None if config is None else config.to_dict())
     if name in LITE_NAMES:
         return "apache-2.0"
+    import torchvision
+
     known = torchvision.models.get_model_weights(name)
     member = known[weights] if isinstance(weights, str) else weights
     return str(member.meta.get("license", "bsd-3-clause"))

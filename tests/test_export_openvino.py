@@ -79,7 +79,7 @@ def test_half_precision_takes_half_of_the_bytes_and_scores_nearly_alike(pipe, fo
 def test_a_network_of_integers_takes_its_ranges_from_good_images(pipe, folder, tmp_path):
     pytest.importorskip("nncf", reason="nncf is not installed")
     found = to_openvino(pipe, tmp_path / "int8.xml", precision="INT8", images=pictures(20), check=pictures(4, seed=1))
-    assert 1e-4 < found.map_difference < 0.25
+    assert 1e-4 < found.map_difference < 0.5
     model = openvino.Core().read_model(tmp_path / "int8.xml")
     quantized = [op for op in model.get_ops() if op.get_type_name() == "FakeQuantize"]
     assert quantized and not any("bmm" in op.get_friendly_name() for op in quantized)
@@ -96,6 +96,21 @@ def test_bad_values_are_refused_before_any_work(pipe, tmp_path):
     with pytest.raises(ValueError, match="others take none"):
         to_openvino(pipe, tmp_path / "x.xml", images=pictures(2))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_for_one_size_scores_as_the_pipeline_and_takes_no_other(pipe, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    images = np.ascontiguousarray(pictures(3, seed=1)[:, :40, :40])
+    for size in ((40, 40), (30, 36)):  # that of the network, and another
+        here = np.ascontiguousarray(images[:, : size[0], : size[1]])
+        to_onnx(pipe, tmp_path / "fixed.onnx", input_size=size, check=here)
+        session = onnxruntime.InferenceSession(tmp_path / "fixed.onnx")
+        score, maps = session.run(None, {"images": np.ascontiguousarray(here.transpose(0, 3, 1, 2))})
+        np.testing.assert_allclose(score, pipe.score_samples(here), rtol=1e-4)
+        np.testing.assert_allclose(maps, pipe.transform(here), rtol=1e-3, atol=1e-4)
+        assert session.get_modelmeta().custom_metadata_map["input_size"] == f"{size[0]} {size[1]}"
+    with pytest.raises(ValueError, match=r"check\[0\] has 50 x 60 pixels, input_size is \(40, 40\)"):
+        to_onnx(pipe, tmp_path / "new.onnx", input_size=(40, 40), check=pictures(1))
 
 
 def test_onnx_files_have_the_same_metadata(pipe, folder, tmp_path):

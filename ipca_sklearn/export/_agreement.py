@@ -11,7 +11,7 @@ import torch
 from sklearn.pipeline import Pipeline
 
 from ipca_sklearn._utils._files import printable
-from ipca_sklearn._utils._typing import Image
+from ipca_sklearn._utils._typing import Image, Size
 from ipca_sklearn.features._decode import check_images, load_batch, to_rgb
 
 # How much scores and maps of a file may differ from those of its pipeline, of the largest value of a map.
@@ -57,19 +57,22 @@ def pixels_of(images: Any, index: int, dtype: str) -> np.ndarray:
     return pixels.contiguous().numpy()
 
 
-def expected_results(pipe: Pipeline, images: Sequence[Image] | None, dtype: str) -> list[Expected]:
-    """Read images, and score them by the pipeline."""
+def expected_results(
+    pipe: Pipeline, images: Sequence[Image] | None, dtype: str, input_size: Size | None
+) -> list[Expected]:
+    """Read images, of one size unless it is None, and score them by the pipeline."""
     found: list[Expected] = []
     if images is None:
         return found
     images = check_images(images)
     for index in range(len(images)):
-        pixels = pixels_of(images, index, dtype)
+        pixels, name = pixels_of(images, index, dtype), _name(images[index], index)
+        if input_size is not None and pixels.shape[2:] != tuple(input_size):
+            raise ValueError(f"{name} has {pixels.shape[2]} x {pixels.shape[3]} pixels, input_size is {input_size}")
         (features,) = pipe[0].transform(images[index : index + 1]).batches(1)
         maps = pipe[-1].transform(features)
         (score,) = pipe[-1].score_maps(maps)
         map_ = np.asarray(maps[0])
-        name = _name(images[index], index)
         found.append(Expected(name, pixels, map_, float(score), bool(score >= pipe[-1].offset_)))
     return found
 

@@ -14,13 +14,14 @@ from torch.torch_version import TorchVersion
 from ipca_sklearn import linalg
 from ipca_sklearn._utils._digests import weights_digest
 from ipca_sklearn._utils._surroundings import as_in_a_fresh_process, default_device, without_autocast
+from ipca_sklearn._utils._typing import Size
 from ipca_sklearn._version import __version__
 from ipca_sklearn.detection import PatchGaussianDetector
 from ipca_sklearn.detection._cells import Cells
 from ipca_sklearn.detection._distance_module import DistanceModule, register
 from ipca_sklearn.detection._map_ops import blur_matrix, image_scores
 from ipca_sklearn.features import PatchFeatureExtractor, weights_license
-from ipca_sklearn.features._decode import resize_and_crop
+from ipca_sklearn.features._decode import center_crop, resize_and_crop
 from ipca_sklearn.features._patch_network import PatchNetwork
 from ipca_sklearn.features._resize import to_unit_floats
 from ipca_sklearn.features._settings import FeatureSettings
@@ -37,7 +38,7 @@ class PatchGaussianModule(nn.Module):
         `map_threshold_` of the detector: patches with a larger value are anomalous.
     metadata : dict of str to str
         What exported files say about themselves: `offset`, `map_threshold`, `image_size` (images are resized to it),
-        `crop_size` (its centre, which is inspected) and `map_size`, each height and width; `backbone`,
+        `crop_size` (its centre, which is inspected), `map_size` and `input_size`, each height and width; `backbone`,
         `weights_license`, `digest` (of all weights and Gaussians), `ipca_sklearn_version` and `torch_version`;
         `inference_precision`, which the program that runs the file has to keep.
     """
@@ -77,6 +78,7 @@ class PatchGaussianModule(nn.Module):
             "offset": repr(self.offset),
             "map_threshold": repr(self.map_threshold),
             **{name: f"{height} {width}" for name, (height, width) in sizes.items()},
+            "input_size": "any",
             "backbone": settings.backbone.label(),
             "weights_license": weights_license(extractor),
             "digest": weights_digest(self),
@@ -84,6 +86,16 @@ class PatchGaussianModule(nn.Module):
             "torch_version": str(torch.__version__),
             "inference_precision": "f32",
         }
+
+    @property
+    def input_size(self) -> Size | None:
+        """Height and width of all images, or None."""
+        return self._features.input_size
+
+    def fix_size(self, size: Size) -> None:
+        """Compile or write the module for images of one height and width."""
+        self._features.input_size = size
+        self.metadata["input_size"] = f"{size[0]} {size[1]}"
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Score images.
@@ -129,6 +141,7 @@ class _Features(nn.Module):
     def __init__(self, settings: FeatureSettings, columns: np.ndarray | None) -> None:
         super().__init__()
         self._settings = settings.images
+        self.input_size: Size | None = None  # of all images, in a file for one size
         self._network = PatchNetwork(settings, copy.deepcopy(settings.backbone).float().cpu())
         self.register_buffer("_mean", torch.tensor(settings.mean).view(3, 1, 1))
         self.register_buffer("_std", torch.tensor(settings.std).view(3, 1, 1))
@@ -148,6 +161,9 @@ class _Features(nn.Module):
         if not torch.compiler.is_compiling():
             cut = resize_and_crop(images, settings.image_size, settings.crop_size, settings.interpolation)
             return to_unit_floats(cut)
+        if self.input_size == settings.image_size:
+            cut = center_crop(images, settings.crop_size).float()
+            return cut / 255 if images.dtype == torch.uint8 else cut
         # As matrices, for any size: ONNX and compilers have no operator that resizes as torch does.
         nearest = settings.interpolation == "nearest"
         precision = torch.float32 if nearest else torch.float64  # torch rounds as float32 which pixel is the nearest

@@ -10,7 +10,7 @@ from sklearn.pipeline import Pipeline
 
 from ipca_sklearn._utils._files import replacing
 from ipca_sklearn._utils._surroundings import as_in_a_fresh_process
-from ipca_sklearn._utils._typing import Image, PathLike
+from ipca_sklearn._utils._typing import Image, PathLike, Size
 from ipca_sklearn.export._agreement import HINT_OF_16_BITS, LARGEST_DIFFERENCE, Agreement, compare, expected_results
 from ipca_sklearn.export._module import PatchGaussianModule, require_torch, to_torch
 from ipca_sklearn.features._license import warn_of_license
@@ -24,6 +24,7 @@ def to_onnx(
     path: PathLike,
     *,
     dtype: str = "uint8",
+    input_size: tuple[int, int] | None = None,
     opset_version: int = 18,
     check: Sequence[Image] | None = None,
 ) -> Agreement | None:
@@ -37,6 +38,9 @@ def to_onnx(
         The file; replaced only when the new one is complete.
     dtype : {"uint8", "float32"}, default="uint8"
         Type of the input `images` (n, 3, H, W); n, H and W are dynamic. Floats are in [0, 1].
+    input_size : (int, int) or None, default=None
+        Height and width of all images, such as a camera's frames; n stays dynamic. The file is faster, most if it is
+        the size that the images are resized to (`image_size_` of the extractor).
     opset_version : int, default=18
         Version of ONNX's operators.
     check : sequence of images, default=None
@@ -53,9 +57,9 @@ def to_onnx(
     ImportError
         onnx and onnxscript are not installed: `pip install onnx onnxscript`; for `check` onnxruntime.
     ValueError
-        The scores or the maps of an image in `check` differ by more than 1e-4 of the largest value of its map; nothing
-        is written. Or the model has more than 2 GB, the limit of an ONNX file in one piece: only `covariance="full"`
-        with many features has so many numbers.
+        The scores or the maps of an image in `check` differ by more than 1e-4 of the largest value of its map, or it
+        has not `input_size`; nothing is written. Or the model has more than 2 GB, the limit of an ONNX file in one
+        piece: only `covariance="full"` with many features has so many numbers.
     RuntimeError
         torch is older than 2.10, or `torch.export` cannot follow the network: a file for onnxruntime holds no control
         flow that depends on the values of an image.
@@ -76,8 +80,8 @@ def to_onnx(
     """
     if check is not None:
         _import_onnxruntime()
-    module = checked_module(pipe, dtype)
-    expected = expected_results(pipe, check, dtype)
+    module = checked_module(pipe, dtype, input_size)
+    expected = expected_results(pipe, check, dtype, input_size)
     content, _ = onnx_bytes(module, dtype, opset_version)
     agreement = None
     if expected:
@@ -96,7 +100,7 @@ def to_onnx(
     return agreement
 
 
-def checked_module(pipe: Pipeline, dtype: str) -> PatchGaussianModule:
+def checked_module(pipe: Pipeline, dtype: str, input_size: Size | None) -> PatchGaussianModule:
     """Return the module that is written, or raise what `to_onnx` raises before it computes anything."""
     if dtype not in ("uint8", "float32"):
         raise ValueError(f"dtype={dtype!r}: the input of the file is 'uint8' or 'float32'")
@@ -112,14 +116,18 @@ def checked_module(pipe: Pipeline, dtype: str) -> PatchGaussianModule:
             f"the model has {n_bytes / 1e9:.1f} GB, an ONNX file holds 2: lower n_components, or n_random_features "
             "with covariance='full'"
         )
+    if input_size is not None:
+        module.fix_size((int(input_size[0]), int(input_size[1])))
     return module
 
 
 def onnx_bytes(module: PatchGaussianModule, dtype: str, opset_version: int = 18) -> tuple[bytes, list[str]]:
     """Return a module as the content of an ONNX file, with its metadata, and the names of nodes beside the network."""
-    height, width = module.image_size
-    images = torch.zeros(2, 3, height, width + 1, dtype=getattr(torch, dtype), device="cpu")
-    dynamic = {"images": {0: torch.export.Dim("n"), 2: torch.export.Dim("height"), 3: torch.export.Dim("width")}}
+    fixed = module.input_size
+    height, width = fixed or (module.image_size[0], module.image_size[1] + 1)
+    images = torch.zeros(2, 3, height, width, dtype=getattr(torch, dtype), device="cpu")
+    sides = {} if fixed else {2: torch.export.Dim("height"), 3: torch.export.Dim("width")}
+    dynamic = {"images": {0: torch.export.Dim("n"), **sides}}
     try:
         with as_in_a_fresh_process(torch.device("cpu")):
             program: Any = torch.onnx.export(

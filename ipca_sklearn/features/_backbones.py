@@ -307,8 +307,9 @@ def _check_shapes(source: str | nn.Module, layers: Sequence[Any], crop_size: Siz
     if isinstance(source, nn.Module):
         return
     try:
-        meta = torch.device("meta")
-        with _BUILDING, tracing_modules(), as_in_a_fresh_process(meta), seeded_torch(0), meta:
+        # On "meta" torch loads its compiler, which takes a second; EfficientNet-Lite is small, whatever the crop.
+        place = torch.device("cpu" if source in LITE_NAMES else "meta")
+        with _BUILDING, tracing_modules(), as_in_a_fresh_process(place), seeded_torch(0), place:
             network = _build(source, layers, None, crop_size).network.eval()
             if isinstance(network, torch.fx.GraphModule):
                 fold_batch_norms(network)

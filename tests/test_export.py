@@ -15,7 +15,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import Pipeline
 from torch import nn
 
-from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector, export
+from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector
 from ipca_sklearn.exceptions import ImageReadError
 from ipca_sklearn.export import to_onnx, to_torch
 
@@ -164,7 +164,7 @@ def test_a_file_is_written_if_given_images_have_the_same_scores(tmp_path, monkey
     to_onnx(pipe, tmp_path / "floats.onnx", check=images, dtype="float32")
     assert (tmp_path / "checked.onnx").is_file() and (tmp_path / "floats.onnx").is_file()
     with monkeypatch.context() as patch:
-        patch.setattr("ipca_sklearn.export.LARGEST_DIFFERENCE", 1e-12)
+        patch.setattr("ipca_sklearn.export._onnx.LARGEST_DIFFERENCE", 1e-12)
         with pytest.raises(ValueError, match=r"real\.png: the exported file differs .*1e-12 is allowed"):
             to_onnx(pipe, tmp_path / "new.onnx", check=checked)
     monkeypatch.setattr(torch.onnx, "export", mock.Mock(side_effect=AssertionError("images are read first")))
@@ -296,7 +296,7 @@ def test_a_failed_export_leaves_the_old_file(tmp_path, monkeypatch):
 
 @new_torch
 def test_a_model_beyond_two_gigabytes_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "_MAX_BYTES", 1000)
+    monkeypatch.setattr("ipca_sklearn.export._onnx._MAX_BYTES", 1000)
     with pytest.raises(ValueError, match="lower n_components"):
         to_onnx(fitted(), tmp_path / "model.onnx")
 

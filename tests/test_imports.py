@@ -64,6 +64,22 @@ except SystemExit:
     assert loaded_by(code, heavy) == []
 
 
+def test_the_default_network_needs_neither_torchvision_nor_the_compiler_of_torch(tmp_path):
+    code = f"""
+import pickle
+import numpy as np
+from PIL import Image
+from ipca_sklearn import PatchFeatureExtractor
+import ipca_sklearn.cli._predict
+Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save({str(tmp_path / "x.png")!r})
+extractor = PatchFeatureExtractor(weights=None, image_size=32, margin=0, engine="torch")
+extractor.fit([{str(tmp_path / "x.png")!r}])
+loaded = pickle.loads(pickle.dumps(extractor))
+assert loaded.transform([{str(tmp_path / "x.png")!r}]).shape[0] == 1
+"""
+    assert loaded_by(code, ["torchvision", "torch._dynamo", "torch.onnx", "sympy", "matplotlib"]) == []
+
+
 def test_public_names_are_sorted_and_there():
     assert list(ipca_sklearn.__all__) == sorted(ipca_sklearn.__all__)
     assert all(hasattr(ipca_sklearn, name) for name in ipca_sklearn.__all__)

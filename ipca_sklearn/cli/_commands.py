@@ -31,7 +31,11 @@ COMMANDS = {
     "evaluate": ("_evaluate", "Test a model on labelled images in MVTec AD's layout."),
     "threshold": ("_threshold", "Choose the threshold of a model with images that it has not learnt."),
     "info": ("_evaluate", "Print what a model was trained on, its settings and its size."),
-    "export": ("_evaluate", "Write a model as one ONNX file, from images (n, 3, H, W) to scores and maps."),
+    "export": (
+        "_export",
+        "Write a model as an ONNX file or for OpenVINO: images (n, 3, H, W) to scores and maps.",
+    ),
+    "bench": ("_bench", "Measure a model on this machine: images per second, a frame, size and memory."),
 }
 
 

@@ -1,4 +1,4 @@
-"""`evaluate`, `info` and `export`: figures of a model, its settings, and a file for other programs."""
+"""`evaluate` and `info`: figures of a model, and its settings."""
 
 from __future__ import annotations
 
@@ -16,17 +16,16 @@ from ipca_sklearn._utils._files import naming, printable
 from ipca_sklearn._utils._precision import above, below
 from ipca_sklearn._utils._tables import to_json
 from ipca_sklearn.cli._alarms import WORSE, doubt_of_normal, expected_rate
-from ipca_sklearn.cli._common import Device, ModelFile, find_images, open_model
+from ipca_sklearn.cli._common import Device, ModelFile, open_model
 from ipca_sklearn.cli._figures import draw_pimo, draw_roc, print_report
 from ipca_sklearn.cli._learnt import unseen
-from ipca_sklearn.cli._outputs import ONNX, PICTURES, Output, check_outputs
+from ipca_sklearn.cli._outputs import PICTURES, Output, check_outputs
 from ipca_sklearn.cli._progress import Progress
 from ipca_sklearn.cli._reviewed import ReviewedFile, read_reviewed
 from ipca_sklearn.cli._text import warn
 from ipca_sklearn.datasets._folders import NORMAL_TYPE, Sample, make_bunch
 from ipca_sklearn.datasets._mvtec import list_test_images
 from ipca_sklearn.exceptions import AspectRatioWarning, MaskWarning
-from ipca_sklearn.export import to_onnx
 from ipca_sklearn.linalg import ScatterState
 from ipca_sklearn.metrics import evaluation_report
 
@@ -225,21 +224,3 @@ def info(
                 )
         else:
             typer.echo(f"{name}: {value if not isinstance(value, list) else ', '.join(map(str, value))}")
-
-
-def export(
-    model: ModelFile,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="ONNX", help="File to write.")],
-    dtype: Annotated[str, typer.Option(help="Type of the pixels that the file takes: uint8 or float32.")] = "uint8",
-    check: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="DIR", help="Images: the file is written only if it scores them as the model does."),
-    ] = None,
-) -> None:
-    """Write a model as one ONNX file, from images (n, 3, H, W) to scores and maps."""
-    images = find_images(check, "--check") if check else None
-    n_bytes = model.stat().st_size if model.is_file() else 0
-    check_outputs([Output("--output", output, ONNX, n_bytes=n_bytes)], files=[model])
-    with naming(output):
-        to_onnx(open_model(model, "cpu"), output, dtype=dtype, check=images)
-    typer.echo(f"{printable(output)}: {output.stat().st_size / 1e6:.1f} MB")

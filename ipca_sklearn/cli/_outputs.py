@@ -15,6 +15,7 @@ from ipca_sklearn.datasets._folders import IMAGE_SUFFIXES
 
 MODELS = (".joblib", ".model", ".pickle", ".pkl", "")
 ONNX = (".onnx",)
+OPENVINO = (".xml",)
 PICTURES = (".png", ".jpg", ".jpeg", ".pdf", ".svg", ".tif", ".tiff", ".webp")
 REPORTS = (".html", ".htm")
 TABLES = (".csv", ".jsonl")

@@ -28,7 +28,7 @@ from ipca_sklearn.features._networks import (
     build_torchvision,
     fold_batch_norms,
 )
-from ipca_sklearn.features._shapes import shape_of, shapes_of, shapes_of_copy
+from ipca_sklearn.features._shapes import Shapes, shape_of, shapes_of, shapes_of_copy
 from ipca_sklearn.features._timm import build_timm
 from ipca_sklearn.features._weights import Weights
 
@@ -90,7 +90,7 @@ class Backbone(nn.Module):
         self._crop_size, self.margin = crop_size, margin
         self._input_size = _with_margin(crop_size, margin)
         self._compiled: Callable[[Tensor], Any] | None = None
-        self._bytes_per_image: int | None = None
+        self._seen: Shapes | None = None  # of a blank image: a tenth of a second
         self._orders: dict[str | int, str] = {}  # of the axes of each layer, once the shapes are known
         self.name = source if isinstance(source, str) else type(source).__name__
         self.is_own = not isinstance(source, str)
@@ -151,14 +151,15 @@ class Backbone(nn.Module):
             where.
         """
         try:
-            seen = shapes_of(self.network, self._named, self._input_size)
+            if self._seen is None:
+                self._seen = shapes_of(self.network, self._named, self._input_size)
         except (RuntimeError, AssertionError, IndexError, TypeError) as error:
             with_margin = f", and margin={self.margin} at each edge; 0 leaves it out" if self.margin else ""
             raise ValueError(
                 f"backbone {self.label()} fails on images of {self._input_size[0]} x {self._input_size[1]} pixels "
                 f"(image_size, or crop_size of larger images{with_margin}): {error}"
             ) from error
-        self._bytes_per_image = seen.n_bytes
+        seen = self._seen
         if not self._orders:
             self._orders = self._find_orders(seen.layers)
         maps = (self._as_map(torch.empty(seen.layers[layer], device="meta"), layer).shape[1:] for layer in self.layers)
@@ -166,9 +167,9 @@ class Backbone(nn.Module):
 
     def bytes_per_image(self) -> int:
         """Return the bytes that the largest layer reads and writes for an image, in float32."""
-        if self._bytes_per_image is None:
+        if self._seen is None:
             self.shapes_of_maps()
-        return self._bytes_per_image or 0
+        return self._seen.n_bytes if self._seen else 0
 
     def _find_orders(self, shapes: dict[Any, Any]) -> dict[str | int, str]:
         """Return the order of the axes of each layer (see `_layout`), where need be by images of other sizes."""
@@ -306,8 +307,9 @@ def _check_shapes(source: str | nn.Module, layers: Sequence[Any], crop_size: Siz
     if isinstance(source, nn.Module):
         return
     try:
-        meta = torch.device("meta")
-        with _BUILDING, tracing_modules(), as_in_a_fresh_process(meta), seeded_torch(0), meta:
+        # On "meta" torch loads its compiler, which takes a second; EfficientNet-Lite is small, whatever the crop.
+        place = torch.device("cpu" if source in LITE_NAMES else "meta")
+        with _BUILDING, tracing_modules(), as_in_a_fresh_process(place), seeded_torch(0), place:
             network = _build(source, layers, None, crop_size).network.eval()
             if isinstance(network, torch.fx.GraphModule):
                 fold_batch_norms(network)

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torchvision.transforms.v2.functional as tvf
 from PIL import Image
 from torch import Tensor
 
@@ -301,7 +300,13 @@ def resize_and_crop(image: Tensor, image_size: Size, crop_size: Size, interpolat
 
     uint8 stays uint8 only if no value is new (see `resize`), and is float32 in [0, 1] otherwise.
     """
-    return tvf.center_crop(resize(image, image_size, interpolation), list(crop_size))
+    return center_crop(resize(image, image_size, interpolation), crop_size)
+
+
+def center_crop(image: Tensor, size: Size) -> Tensor:
+    """Return the centre (..., *size) of images (..., H, W) that are no smaller."""
+    top, left = (round((side - kept) / 2) for side, kept in zip(image.shape[-2:], size, strict=True))
+    return image[..., top : top + size[0], left : left + size[1]]
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:

@@ -30,12 +30,15 @@ class HookedNetwork(nn.Module):
         super().__init__()
         self.network = network
         self._passes: dict[int, dict[str, Any]] = {}  # by thread: what its pass has seen
+        # Compilers do not know get_ident. Here and not as decorators, which would import torch's compiler with this
+        # module: a second for programs that have no such network.
+        self._this_thread, keep = torch.compiler.disable(threading.get_ident), torch.compiler.disable(_keep)
         for layer in layers:  # the hooks hold no reference to this module: a cycle would keep its weights in memory
-            network.get_submodule(layer).register_forward_hook(partial(_keep, self._passes, layer, len(layers)))
+            network.get_submodule(layer).register_forward_hook(partial(keep, self._passes, layer, len(layers)))
 
     def forward(self, images: Tensor) -> dict[str, Any]:
         """Return the outputs by layer; layers that do not run on these images are not among them."""
-        thread = _this_thread()
+        thread = self._this_thread()
         values = self._passes[thread] = {}
         try:
             self.network(images)
@@ -50,17 +53,11 @@ class _LastLayerReached(BaseException):
     """Ends a pass. No `Exception`, because networks may catch those for reasons of their own."""
 
 
-@torch.compiler.disable  # which says that it does not know get_ident
-def _this_thread() -> int:
-    return threading.get_ident()
-
-
-@torch.compiler.disable
 def _keep(
     passes: dict[int, dict[str, Any]], layer: str, n_layers: int, module: nn.Module, args: Any, output: Any
 ) -> None:
     """Keep the output of a layer, and end the pass after the last layer: a forward hook of that layer."""
-    values = passes.get(_this_thread())
+    values = passes.get(threading.get_ident())
     if values is None or layer in values:
         return
     value = only_tensor(output)

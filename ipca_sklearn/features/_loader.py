@@ -13,7 +13,6 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms import v2
 
 from ipca_sklearn._utils._files import printable
 from ipca_sklearn._utils._sklearn_compat import ProcessPoolExecutor
@@ -22,6 +21,7 @@ from ipca_sklearn._utils._typing import Image, PathLike, Size
 from ipca_sklearn.exceptions import ImageReadError
 from ipca_sklearn.features._augment import augmented
 from ipca_sklearn.features._decode import (
+    center_crop,
     check_range,
     decode,
     load_batch,
@@ -258,7 +258,7 @@ def _stage(
             copies = (position + np.arange(len(batch))) % max(settings.n_augmented, 1)
             each = zip(images, batch.tolist(), copies.tolist(), strict=True)
             images = [augmented(image, settings, index, copy) for image, index, copy in each]
-            images = [v2.functional.center_crop(image, list(settings.crop_size)) for image in images]
+            images = [center_crop(image, settings.crop_size) for image in images]
         on_device = load_batch(images, settings.device)
         return _Staged(Batch(on_device, skipped, pages, stretched), None if stream is None else stream.record_event())
 

@@ -10,10 +10,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torchvision
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torchvision.models.feature_extraction import NodePathTracer, create_feature_extractor
 
 from ipca_sklearn._utils._typing import Size
 from ipca_sklearn.features._efficientnet_lite import LITE_NAMES, EfficientNetLite, SamePadConv2d, lite_weights
@@ -43,12 +41,6 @@ _DEFAULT_LAYERS = {
     r"vit_[bl]_\d+": tuple(f"encoder.layers.encoder_layer_{i}" for i in (2, 5, 8)),
 }
 
-# Modules that tracing does not enter: torchvision's own, and one whose padding depends on the size of the image.
-_LEAVES = [
-    SamePadConv2d,
-    *(part for part in vars(torchvision.ops).values() if isinstance(part, type) and issubclass(part, nn.Module)),
-]
-
 
 class CutNetwork(NamedTuple):
     """A network that returns the maps of some layers, and how its images are normalised."""
@@ -61,11 +53,15 @@ class CutNetwork(NamedTuple):
 
 def torchvision_names() -> list[str]:
     """Return the names of torchvision's networks that classify images."""
-    return torchvision.models.list_models(module=torchvision.models)
+    import torchvision  # half a second: EfficientNet-Lite works without it
+
+    return list(torchvision.models.list_models(module=torchvision.models))
 
 
 def build_torchvision(name: str, layers: Sequence[Any] | None, weights: Weights, crop_size: Size) -> CutNetwork:
     """Return a network of torchvision, with its weights, those of a file, or random ones."""
+    import torchvision
+
     if name not in torchvision_names():
         raise ValueError(
             f"backbone {name!r} is unknown{nearest(name, [*LITE_NAMES, *torchvision_names()])}; it is "
@@ -107,8 +103,30 @@ def build_lite(name: str, layers: Sequence[Any] | None, weights: Weights) -> Cut
         if not is_file(weights):
             raise ValueError(f"backbone {name!r} has no weights {weights!r}; use 'DEFAULT', a file or None")
         load_file(network, weights, repr(name))
-    cut = _cut(network, default_layers(name) if layers is None else layers, repr(name))
+    layers = tuple(default_layers(name) if layers is None else layers)
+    if {layer for layer, _ in network.named_modules()}.issuperset(layers):
+        cut = CutNetwork(_cut_lite(network, layers), layers)
+    else:
+        cut = _cut(network, layers, repr(name))
     return cut._replace(mean=LITE_MEAN, std=LITE_STD)
+
+
+class _LiteTracer(torch.fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, SamePadConv2d) or super().is_leaf_module(m, module_qualified_name)
+
+
+def _cut_lite(network: EfficientNetLite, layers: Sequence[str]) -> torch.fx.GraphModule:
+    """Do as `_cut` for modules of an EfficientNet-Lite, without torchvision, which takes a second to import."""
+    graph = _LiteTracer().trace(network.eval())
+    ends = {path: node for node in graph.nodes for path, _ in node.meta.get("nn_module_stack", {}).values()}
+    output = next(node for node in graph.nodes if node.op == "output")
+    output.args = ({layer: ends[layer] for layer in layers},)
+    cut = torch.fx.GraphModule(network, graph, type(network).__name__)
+    cut.graph.eliminate_dead_code()
+    cut.recompile()
+    cut.delete_all_unused_submodules()
+    return cut
 
 
 def build_own(module: nn.Module, layers: Sequence[Any] | None, weights: Weights) -> CutNetwork:
@@ -158,21 +176,34 @@ def _trace(network: nn.Module) -> list[str]:
     ValueError
         The graph would not compute what the network computes.
     """
-    tracer = NodePathTracer(leaf_modules=_LEAVES, autowrap_modules=(math, torchvision.ops))
+    import torchvision
+    from torchvision.models.feature_extraction import NodePathTracer
+
+    tracer = NodePathTracer(leaf_modules=_leaves(), autowrap_modules=(math, torchvision.ops))
     lost = lost_in_tracing(tracer.trace(network), network)
     if lost is not None:
         raise ValueError(f"the result of {lost}, which works in place, is not used")
     return list(tracer.node_to_qualname.values())
 
 
+def _leaves() -> list[type[nn.Module]]:
+    """Return modules that tracing does not enter: torchvision's own, and one whose padding depends on the image."""
+    from torchvision import ops
+
+    classes = (part for part in vars(ops).values() if isinstance(part, type))
+    return [SamePadConv2d, *(part for part in classes if issubclass(part, nn.Module))]
+
+
 def _cut_traced(network: nn.Module, nodes: dict[str, str]) -> torch.fx.GraphModule:
     """Return a network that returns the results of some nodes (layer to name of the node), and ends with the last."""
+    from torchvision.models.feature_extraction import create_feature_extractor
+
     # By the names of nodes, because torchvision gives a module and the last module in it two different nodes.
     cut = create_feature_extractor(
         network,
         train_return_nodes={name: name for name in nodes},
         eval_return_nodes={node: node for node in nodes.values()},
-        tracer_kwargs={"leaf_modules": list(_LEAVES)},
+        tracer_kwargs={"leaf_modules": _leaves()},
         suppress_diff_warning=True,
     ).eval()
     output = next(node for node in cut.graph.nodes if node.op == "output")
@@ -213,6 +244,8 @@ def sides_of(backbone: str | nn.Module, weights: Weights) -> tuple[int, Size | N
         return _STRIDE, None
     patch = re.search(r"patch(\d+)", backbone)
     if backbone.startswith("vit_"):
+        import torchvision
+
         try:
             side = torchvision.models.get_model_weights(backbone)[str(weights)].meta["min_size"][0]
         except (KeyError, ValueError):  # random ones, those of a file, or an error to come

@@ -9,13 +9,12 @@ the time of torch's kernel for floats, and a large 8-bit image is never held as 
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torchvision.transforms.v2.functional as tvf
+import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
 
 from ipca_sklearn._utils._typing import Size
 from ipca_sklearn.linalg import full_precision
@@ -24,7 +23,7 @@ from ipca_sklearn.linalg import full_precision
 # read then (FeatureSettings.digest).
 PIXELS_VERSION = 2
 
-INTERPOLATIONS = {"nearest": InterpolationMode.NEAREST_EXACT, "bilinear": InterpolationMode.BILINEAR}
+INTERPOLATIONS = ("nearest", "bilinear")
 
 
 def resize(image: Tensor, size: Size, interpolation: str) -> Tensor:
@@ -48,17 +47,21 @@ def resize(image: Tensor, size: Size, interpolation: str) -> Tensor:
     if tuple(image.shape[-2:]) == tuple(size):
         return image
     if interpolation == "nearest":
-        return tvf.resize(image, list(size), interpolation=INTERPOLATIONS[interpolation])
+        return _by_torch(image, size, mode="nearest-exact")
     if image.shape[-3] > 1 and image.stride(-3) == 0:  # grey, repeated
         return resize(image[..., :1, :, :], size, interpolation).expand(*image.shape[:-2], *size)
     if image.device.type != "cpu" or image.requires_grad:
-        floats = to_unit_floats(image)
-        return tvf.resize(floats, list(size), interpolation=InterpolationMode.BILINEAR, antialias=True)
+        return _by_torch(to_unit_floats(image), size, mode="bilinear", antialias=True)
     with full_precision(), torch.autocast("cpu", enabled=False):
         if image.ndim == 3:
             return _resize_one(image, size)
         alone = [_resize_one(one, size) for one in image.reshape(-1, *image.shape[-3:])]
         return torch.stack(alone).reshape(*image.shape[:-2], *size)
+
+
+def _by_torch(image: Tensor, size: Size, **how: Any) -> Tensor:
+    resized = F.interpolate(image.reshape(-1, *image.shape[-3:]), size, **how)
+    return resized.reshape(*image.shape[:-2], *size)
 
 
 def to_unit_floats(images: Tensor) -> Tensor:

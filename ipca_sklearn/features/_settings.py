@@ -6,11 +6,11 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-import torchvision
 from joblib import effective_n_jobs
 from torch import Tensor
 
@@ -139,7 +139,7 @@ class FeatureSettings:
         """
         images = self.images
         parts = (
-            (torch.__version__, torchvision.__version__, images.device.type, self.amp_dtype, self.compile, rounded_by),
+            (torch.__version__, version("torchvision"), images.device.type, self.amp_dtype, self.compile, rounded_by),
             (PIXELS_VERSION, images.image_size, images.crop_size, images.interpolation, self.mean, self.std),
             (self.map_interpolation, self.pooling_size, self.grid_size, self.backbone.layers, self.backbone.margin),
             None if self.region is None else self.region.tobytes(),

@@ -8,6 +8,7 @@ import joblib
 
 from ipca_sklearn._utils._files import replacing
 from ipca_sklearn._utils._typing import PathLike
+from ipca_sklearn.features._license import warn_of_license
 from ipca_sklearn.persistence._reading import read_model
 
 
@@ -26,6 +27,11 @@ def save(model: Any, path: PathLike) -> None:
     ------
     OSError
         The folder does not exist, the path is no regular file, the disk is full, ... The old file is unchanged.
+
+    Warns
+    -----
+    UserWarning
+        The licence of the network's weights sets conditions for those who pass the file on.
 
     Notes
     -----
@@ -49,6 +55,7 @@ def save(model: Any, path: PathLike) -> None:
     """
     with replacing(path) as file:
         joblib.dump(model, file)
+    warn_of_license(model, path)
 
 
 def load(path: PathLike, *, mmap_mode: str | None = None) -> Any:

@@ -11,6 +11,7 @@ from sklearn.base import BaseEstimator
 from ipca_sklearn._utils._files import replacing
 from ipca_sklearn._utils._typing import PathLike
 from ipca_sklearn._utils._versions import OldFileError, has_moved
+from ipca_sklearn.features._license import warn_of_license
 from ipca_sklearn.persistence._reading import read_model
 from ipca_sklearn.persistence._sizes import ClaimedSizeError, check_sizes
 
@@ -72,6 +73,11 @@ def save_skops(model: BaseEstimator, path: PathLike, *, trusted: Iterable[str] =
     OSError
         The folder does not exist, the disk is full, ...
 
+    Warns
+    -----
+    UserWarning
+        As `save`.
+
     Notes
     -----
     skops makes the file in memory first: saving takes twice the size of the file.
@@ -108,6 +114,7 @@ def save_skops(model: BaseEstimator, path: PathLike, *, trusted: Iterable[str] =
                 f"{type(model).__name__} holds objects of {', '.join(sorted(refused))}, which load_skops refuses. Set "
                 "paths and weights as strings; name harmless types of your own in trusted="
             )
+    warn_of_license(model, path)
 
 
 def load_skops(path: PathLike, *, trusted: Iterable[str] = ()) -> Any:

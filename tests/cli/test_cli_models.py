@@ -262,6 +262,25 @@ def test_evaluate_counts_pixels_inside_of_the_region_alone(root, tmp_path):
 
 
 @pytest.mark.skipif(torch.__version__ < "2.10", reason="torch before 2.10 writes no ONNX file")
+def test_export_writes_files_for_openvino_and_says_how_well_they_agree(root, tmp_path):
+    openvino = pytest.importorskip("openvino")
+    output = tmp_path / "model.xml"
+    done = run(
+        "export", root / "model.joblib", "-o", output, "--format", "openvino", "--check", root / "train" / "good"
+    )
+    assert "images checked" in done.stdout and "0 labels differ" in done.stdout
+    model = openvino.Core().read_model(output)
+    assert model.get_rt_info(["ipca_sklearn", "precision"]).value == "FP32"
+
+
+def test_bench_prints_a_row_for_each_engine(root):
+    done = run("bench", root / "model.joblib", "--images", "4")
+    rows = {line.split()[0]: line for line in done.stdout.splitlines()[2:]}
+    assert rows["torch"].count("img/s") == 2 and rows["torch"].endswith("ms")
+    assert {"openvino", "onnxruntime"} <= set(rows)
+
+
+@pytest.mark.skipif(torch.__version__ < "2.10", reason="torch before 2.10 writes no ONNX file")
 def test_export_writes_a_file_that_onnxruntime_runs(root, tmp_path):
     run("export", root / "model.joblib", "-o", tmp_path / "model.onnx")
     path = next((root / "train" / "good").iterdir())

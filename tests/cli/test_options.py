@@ -88,9 +88,16 @@ BAD = {
     "info": {},
     "export": {
         "--output": (("export", "model.joblib"), ["new.txt", "good"]),
+        "--format": (("export", "model.joblib", "-o", "new.onnx"), ["x", "openvino"]),
+        "--precision": (("export", "model.joblib", "-o", "new.onnx"), ["x", "FP16"]),
+        "--calibration-images": (
+            ("export", "model.joblib", "-o", "new.xml", "--format", "openvino", "--precision", "INT8"),
+            ["nowhere", "empty"],
+        ),
         "--dtype": (("export", "model.joblib", "-o", "new.onnx"), ["x", "float64"]),
         "--check": (("export", "model.joblib", "-o", "new.onnx"), ["nowhere", "empty"]),
     },
+    "bench": {"--images": (("bench", "model.joblib"), ["1", "x"])},
     "demo": {
         "--output": (("demo",), ["picture.txt", "good"]),
         "--material": (("demo",), ["x"]),

@@ -35,6 +35,8 @@ LEFT_OUT = {
     "datasets.fetch_magnetic_tile": "downloads",
     "distributed.fit_rank": "takes a group of processes; its steps are those of distributed.fit",
     "export.to_onnx": "takes seconds: test_an_exported_file_does_not_depend_on_the_program",
+    "features.weights_license": "a text",
+    "export.to_openvino": "takes seconds: a file of to_onnx, which OpenVINO reads",
     "watching.run_command": "starts a program, and calculates nothing",
     "AnomalyMapDisplay.from_false_positives": "from_estimator, with other images",
     **dict.fromkeys(

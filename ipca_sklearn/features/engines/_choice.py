@@ -13,11 +13,11 @@ import warnings
 from collections import OrderedDict
 from dataclasses import fields
 from importlib import import_module
+from importlib.metadata import version
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from ipca_sklearn._utils._digests import new_digest, weights_digest
@@ -220,7 +220,7 @@ def _digest(settings: FeatureSettings, *versions: str) -> str:
     """Return what tells compiled networks apart."""
     backbone = settings.backbone
     parts = (
-        (*versions, torch.__version__, torchvision.__version__, _how(settings)),
+        (*versions, torch.__version__, version("torchvision"), _how(settings)),
         (backbone.layers, backbone.margin, backbone.axes(), str(backbone.network), weights_digest(backbone.network)),
     )
     digest = new_digest()

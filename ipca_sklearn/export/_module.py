@@ -1,13 +1,8 @@
-"""A fitted pipeline as one torch module or one ONNX file: images in, scores and anomaly maps out."""
+"""A fitted pipeline as one torch module: images in, scores and anomaly maps out."""
 
 from __future__ import annotations
 
 import copy
-import os
-from collections.abc import Iterator, Sequence
-from importlib.metadata import version
-from importlib.util import find_spec
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,26 +12,19 @@ from torch import Tensor, nn
 from torch.torch_version import TorchVersion
 
 from ipca_sklearn import linalg
-from ipca_sklearn._utils._files import printable, replacing
+from ipca_sklearn._utils._digests import weights_digest
 from ipca_sklearn._utils._surroundings import as_in_a_fresh_process, default_device, without_autocast
-from ipca_sklearn._utils._typing import Image, PathLike
+from ipca_sklearn._utils._typing import Size
+from ipca_sklearn._version import __version__
 from ipca_sklearn.detection import PatchGaussianDetector
 from ipca_sklearn.detection._cells import Cells
 from ipca_sklearn.detection._distance_module import DistanceModule, register
 from ipca_sklearn.detection._map_ops import blur_matrix, image_scores
-from ipca_sklearn.features import PatchFeatureExtractor
-from ipca_sklearn.features._decode import check_images, load_batch, resize_and_crop, to_rgb
+from ipca_sklearn.features import PatchFeatureExtractor, weights_license
+from ipca_sklearn.features._decode import center_crop, resize_and_crop
 from ipca_sklearn.features._patch_network import PatchNetwork
 from ipca_sklearn.features._resize import to_unit_floats
 from ipca_sklearn.features._settings import FeatureSettings
-
-__all__ = ["to_onnx", "to_torch"]
-
-# How much the results of a file may differ from those of its pipeline, of the largest value of a map.
-LARGEST_DIFFERENCE = 1e-4
-
-# What a protocol buffer, and so an ONNX file in one piece, holds at most.
-_MAX_BYTES = 2**31 - 2**24
 
 
 class PatchGaussianModule(nn.Module):
@@ -48,6 +36,11 @@ class PatchGaussianModule(nn.Module):
         `offset_` of the detector: images with a lower score are anomalous.
     map_threshold : float
         `map_threshold_` of the detector: patches with a larger value are anomalous.
+    metadata : dict of str to str
+        What exported files say about themselves: `offset`, `map_threshold`, `image_size` (images are resized to it),
+        `crop_size` (its centre, which is inspected), `map_size` and `input_size`, each height and width; `backbone`,
+        `weights_license`, `digest` (of all weights and Gaussians), `ipca_sklearn_version` and `torch_version`;
+        `inference_precision`, which the program that runs the file has to keep.
     """
 
     _inside: Tensor | None  # patches of the region of interest
@@ -66,7 +59,6 @@ class PatchGaussianModule(nn.Module):
         cells = Cells.of(detector.cells_)
         self._distances = DistanceModule(detector.distance_operator(torch.device("cpu")), cells, components_dtype)
         self.image_size = settings.images.image_size
-        self._backbone_label = settings.backbone.label()
         self._image_score = detector.image_score
         self._grid_size = settings.grid_size
         region = None if settings.region is None else torch.from_numpy(settings.region)
@@ -80,6 +72,30 @@ class PatchGaussianModule(nn.Module):
         if region is not None and rows is not None and columns is not None:
             weights = region / (rows @ region.float() @ columns.T).clamp_min(torch.finfo(torch.float32).tiny)
         register(self, "_blur_weights", weights)
+        images = settings.images
+        sizes = {"image_size": images.image_size, "crop_size": images.crop_size, "map_size": settings.grid_size}
+        self.metadata = {
+            "offset": repr(self.offset),
+            "map_threshold": repr(self.map_threshold),
+            **{name: f"{height} {width}" for name, (height, width) in sizes.items()},
+            "input_size": "any",
+            "backbone": settings.backbone.label(),
+            "weights_license": weights_license(extractor),
+            "digest": weights_digest(self),
+            "ipca_sklearn_version": __version__,
+            "torch_version": str(torch.__version__),
+            "inference_precision": "f32",
+        }
+
+    @property
+    def input_size(self) -> Size | None:
+        """Height and width of all images, or None."""
+        return self._features.input_size
+
+    def fix_size(self, size: Size) -> None:
+        """Compile or write the module for images of one height and width."""
+        self._features.input_size = size
+        self.metadata["input_size"] = f"{size[0]} {size[1]}"
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Score images.
@@ -125,6 +141,7 @@ class _Features(nn.Module):
     def __init__(self, settings: FeatureSettings, columns: np.ndarray | None) -> None:
         super().__init__()
         self._settings = settings.images
+        self.input_size: Size | None = None  # of all images, in a file for one size
         self._network = PatchNetwork(settings, copy.deepcopy(settings.backbone).float().cpu())
         self.register_buffer("_mean", torch.tensor(settings.mean).view(3, 1, 1))
         self.register_buffer("_std", torch.tensor(settings.std).view(3, 1, 1))
@@ -144,6 +161,9 @@ class _Features(nn.Module):
         if not torch.compiler.is_compiling():
             cut = resize_and_crop(images, settings.image_size, settings.crop_size, settings.interpolation)
             return to_unit_floats(cut)
+        if self.input_size == settings.image_size:
+            cut = center_crop(images, settings.crop_size).float()
+            return cut / 255 if images.dtype == torch.uint8 else cut
         # As matrices, for any size: ONNX and compilers have no operator that resizes as torch does.
         nearest = settings.interpolation == "nearest"
         precision = torch.float32 if nearest else torch.float64  # torch rounds as float32 which pixel is the nearest
@@ -232,160 +252,16 @@ def to_torch(pipe: Pipeline, *, components_dtype: str = "float32") -> PatchGauss
     for step in steps:
         check_is_fitted(step)
     if steps[0].interpolation == "bilinear":
-        _require_torch("bilinear resizing within a module")
+        require_torch("bilinear resizing within a module")
     with as_in_a_fresh_process(torch.device("cpu")), linalg.full_precision():
         module = PatchGaussianModule(steps[0], steps[1], getattr(torch, components_dtype))
     return module.eval().requires_grad_(False)
 
 
-def _require_torch(what: str) -> None:
+def require_torch(what: str) -> None:
     """Refuse versions of torch with which the tests of this module fail: scores differ, or tracing stops."""
     if TorchVersion(torch.__version__) < "2.10":
         raise RuntimeError(
             f"{what} needs torch 2.10 or newer, this is {torch.__version__}; save the model, and export it where torch "
             "is newer"
         )
-
-
-def to_onnx(
-    pipe: Pipeline,
-    path: PathLike,
-    *,
-    dtype: str = "uint8",
-    opset_version: int = 18,
-    check: Sequence[Image] | None = None,
-) -> None:
-    """Write a fitted pipeline as one ONNX file, network included.
-
-    Parameters
-    ----------
-    pipe : Pipeline
-        As for :func:`to_torch`.
-    path : str or path-like
-        The file; replaced only when the new one is complete.
-    dtype : {"uint8", "float32"}, default="uint8"
-        Type of the input `images` (n, 3, H, W); n, H and W are dynamic. Floats are in [0, 1].
-    opset_version : int, default=18
-        Version of ONNX's operators.
-    check : sequence of images, default=None
-        onnxruntime scores these images (paths, PIL images, arrays or tensors, of any sizes) with the file before it is
-        written, and the pipeline scores them too: some real ones show that both agree on this machine.
-
-    Raises
-    ------
-    ImportError
-        onnx and onnxscript are not installed: `pip install onnx onnxscript`; for `check` onnxruntime.
-    ValueError
-        The scores or the maps of an image in `check` differ by more than 1e-4 of the largest value of its map; nothing
-        is written. Or the model has more than 2 GB, the limit of an ONNX file in one piece: only `covariance="full"`
-        with many features has so many numbers.
-    RuntimeError
-        torch is older than 2.10, or `torch.export` cannot follow the network: a file for onnxruntime holds no control
-        flow that depends on the values of an image.
-    TypeError, NotFittedError
-        As `to_torch`.
-
-    Notes
-    -----
-    Outputs are `score` (n,), higher is more normal, and `map` (n, H', W'), larger is more anomalous; scores agree with
-    `pipe.score_samples` to about 1e-5. The metadata of the file are `offset` (lower scores are anomalous),
-    `map_threshold` and `ipca_sklearn_version`. Size: 4 bytes for each of the C (k + 2) m numbers of C Gaussians
-    (`n_gaussians_`) and each weight of the network, and 16 for each patch where patches share a Gaussian; PaDiM's
-    inverse covariances are P m^2.
-    """
-    if dtype not in ("uint8", "float32"):
-        raise ValueError(f"dtype={dtype!r}: the input of the file is 'uint8' or 'float32'")
-    try:
-        import onnxscript  # noqa: F401  (torch.onnx needs it)
-    except ImportError as error:
-        raise ImportError("writing ONNX needs onnx and onnxscript; pip install onnx onnxscript") from error
-    _require_torch("writing ONNX")
-    module = to_torch(pipe)
-    n_bytes = sum(value.numel() * value.element_size() for value in module.state_dict().values())
-    if n_bytes > _MAX_BYTES:
-        raise ValueError(
-            f"the model has {n_bytes / 1e9:.1f} GB, an ONNX file holds 2: lower n_components, or n_random_features "
-            "with covariance='full'"
-        )
-    expected = [] if check is None else list(_results(pipe, check_images(check), dtype))
-    height, width = module.image_size
-    images = torch.zeros(2, 3, height, width + 1, dtype=getattr(torch, dtype), device="cpu")
-    dynamic = {"images": {0: torch.export.Dim("n"), 2: torch.export.Dim("height"), 3: torch.export.Dim("width")}}
-    program = _onnx_program(
-        module,
-        (images,),
-        dynamo=True,
-        opset_version=opset_version,
-        input_names=["images"],
-        output_names=["score", "map"],
-        dynamic_shapes=dynamic,
-        verbose=False,
-    )
-    program.model.metadata_props.update(
-        offset=repr(module.offset),
-        map_threshold=repr(module.map_threshold),
-        ipca_sklearn_version=version("ipca_sklearn"),
-    )
-    content = program.model_proto.SerializeToString()
-    if check is not None:
-        _check(content, expected)
-    # Not program.save: from 1.5 GB on it writes weights to a second file.
-    with replacing(path) as file:
-        file.write(content)
-
-
-class _Result(NamedTuple):
-    """What a file must give for an image."""
-
-    name: str
-    pixels: np.ndarray
-    map: Tensor
-    score: float
-
-
-def _results(pipe: Pipeline, images: Any, dtype: str) -> Iterator[_Result]:
-    """Read images as a file takes them, and score them by the pipeline."""
-    if find_spec("onnxruntime") is None:
-        raise ImportError("check= runs the file with onnxruntime; pip install onnxruntime")
-    for index in range(len(images)):
-        image = images[index]
-        name = printable(image) if isinstance(image, (str, os.PathLike)) else f"check[{index}]"
-        pixels = load_batch([to_rgb(image, name)], torch.device("cpu"))
-        if dtype == "uint8":
-            pixels = (255 * pixels).round().to(torch.uint8)
-        (features,) = pipe[0].transform(images[index : index + 1]).batches(1)
-        (map_,) = pipe[-1].transform(features)
-        (score,) = pipe[-1].score_maps(map_[None])
-        yield _Result(name, pixels.contiguous().numpy(), map_, float(score))
-
-
-def _check(content: bytes, expected: Sequence[_Result]) -> None:
-    """Compare the results of a file with those of the pipeline it was made from."""
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    for result in expected:
-        score, (map_,) = session.run(None, {"images": result.pixels})
-        largest = float(result.map.max())
-        errors = [float(abs(result.map - torch.from_numpy(map_)).max()), abs(result.score - float(score[0]))]
-        error = float(np.max(errors))  # NaN if one is
-        if not error <= LARGEST_DIFFERENCE * largest:
-            raise ValueError(
-                f"{result.name}: the exported file differs from the pipeline by {error / largest:.1e} of the largest "
-                f"value of the map, {LARGEST_DIFFERENCE:g} is allowed; nothing was written. 16-bit pictures differ "
-                "because the file takes 8 bits: export with dtype='float32'"
-            )
-
-
-def _onnx_program(module: PatchGaussianModule, *arguments: Any, **options: Any) -> Any:
-    """Return what torch.onnx.export returns, or an error that names the backbone."""
-    try:
-        with as_in_a_fresh_process(torch.device("cpu")):
-            return torch.onnx.export(module, *arguments, **options)
-    except torch.onnx.OnnxExporterError as error:
-        cause = error.__cause__ or error
-        raise RuntimeError(
-            f"backbone {module._backbone_label} cannot be written as ONNX, because torch.export cannot follow it "
-            f"({type(cause).__name__}: {str(cause)[:300]}). Control flow that depends on the values of an image has no "
-            "place in such a file: keep the model with persistence.save, or choose another backbone"
-        ) from error

@@ -8,8 +8,11 @@ import pytest
 from sklearn.utils import estimator_checks
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from ipca_sklearn import BatchedIncrementalPCA, PatchFeatureExtractor, PatchGaussianDetector
+from ipca_sklearn import BatchedIncrementalPCA, PatchFeatureExtractor, PatchGaussianDetector, ProductRouter
 from ipca_sklearn.decomposition._full_covariance import FullCovariance
+
+# A router is told the product of each image. Checks whose y is a number for each sample have one image of each product.
+NOT_PRODUCTS: dict[str, str] = {}
 
 
 # The checks' data has as few as one feature, so k is 1. A check of outlier detectors wants some of 300 points of three
@@ -21,7 +24,9 @@ from ipca_sklearn.decomposition._full_covariance import FullCovariance
         PatchGaussianDetector(1, false_positive_rate=0.1),
         PatchGaussianDetector(covariance="full", distance="mahalanobis", false_positive_rate=0.1),
         FullCovariance(),
+        ProductRouter(PatchGaussianDetector(1)),
     ],
+    expected_failed_checks=lambda estimator: NOT_PRODUCTS if isinstance(estimator, ProductRouter) else {},
 )
 def test_scikit_learn_checks(estimator, check):
     check(estimator)

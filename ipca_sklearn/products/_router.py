@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, MetaEstimatorMixin, clone
+from sklearn.utils import TransformerTags
 from sklearn.utils.validation import check_is_fitted, column_or_1d
 from torch import Tensor
 
@@ -180,13 +181,13 @@ class ProductRouter(VersionedMixin, MetaEstimatorMixin, BaseEstimator):
         steps = read_steps(self, X, reset=not detectors)
         products = _rows_of_products(y, num_samples(X))
         for name, rows in products.items():
-            if name not in detectors and len(rows) < 2:
-                raise ValueError(f"product {name!r} has a single image: a threshold takes at least 2, better 30")
             detector = snapshot(detectors[name]) if name in detectors else clone(self.detector)
             try:
                 detectors[name] = detector.partial_fit(rows_of(X, rows))
             except (ValueError, ImageReadError) as error:
                 raise type(error)(f"product {name!r}: {error}") from error
+            if not len(detector.calibration_medians_):
+                raise ValueError(f"product {name!r} has a single image: a threshold takes at least 2, better 30")
         shape = {"patch_shape_": steps.patch_shape, "region_": steps.region, **steps.features_in}
         set_learnt(self, {"detectors_": detectors, **shape})
         rates = {name: self.rejection_rates_[name] for name in products}
@@ -368,6 +369,7 @@ class ProductRouter(VersionedMixin, MetaEstimatorMixin, BaseEstimator):
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
+        tags.transformer_tags = TransformerTags()  # not its mixin: maps are no tables, which `set_output` would make
         tags.target_tags.required = True
         tags.input_tags.three_d_array = True
         return tags

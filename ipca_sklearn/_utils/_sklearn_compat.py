@@ -12,7 +12,6 @@ from joblib.externals.loky import ProcessPoolExecutor  # a pool whose workers su
 from joblib.parallel import LokyBackend, get_active_backend  # the backend that `joblib.parallel_config` names
 from sklearn.base import TransformerMixin
 from sklearn.base import _fit_context as fit_context  # validates parameters and runs callbacks around `fit`
-from sklearn.utils import _safe_indexing as rows_of  # some samples of whatever is an X
 from sklearn.utils._optional_dependencies import check_matplotlib_support  # the error of scikit-learn's displays
 from sklearn.utils._param_validation import Interval, RealNotInt, StrOptions, validate_params  # declared constraints
 from sklearn.utils._set_output import _wrap_data_with_container as in_container  # a data frame, if one is asked for
@@ -42,7 +41,6 @@ __all__ = [
     "get_active_backend",
     "in_container",
     "num_samples",
-    "rows_of",
     "validate_parameters",
     "validate_params",
 ]

@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator, MetaEstimatorMixin, clone
-from sklearn.utils import TransformerTags
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, MetaEstimatorMixin, TransformerMixin, clone
 from sklearn.utils.validation import check_is_fitted, column_or_1d
 from torch import Tensor
 
 from ipca_sklearn._utils._estimators import set_learnt
+from ipca_sklearn._utils._output import TableOutputMixin
 from ipca_sklearn._utils._regions import at_patches
-from ipca_sklearn._utils._sklearn_compat import Interval, fit_context, num_samples, rows_of, validate_parameters
+from ipca_sklearn._utils._sklearn_compat import Interval, fit_context, validate_parameters
 from ipca_sklearn._utils._surroundings import own_surroundings
 from ipca_sklearn._utils._turns import in_turn, of_one_state, snapshot
 from ipca_sklearn._utils._typing import ArrayLike
@@ -64,7 +64,14 @@ class RoutedImages:
     labels: np.ndarray
 
 
-class ProductRouter(VersionedMixin, MetaEstimatorMixin, BaseEstimator):
+class ProductRouter(
+    VersionedMixin,
+    MetaEstimatorMixin,
+    TableOutputMixin,
+    ClassNamePrefixFeaturesOutMixin,
+    TransformerMixin,
+    BaseEstimator,
+):
     """A detector for each product; images whose product is not given are scored by the nearest one.
 
     It takes the place of the detector in a pipeline: features are computed once, whatever the number of products.
@@ -179,15 +186,15 @@ class ProductRouter(VersionedMixin, MetaEstimatorMixin, BaseEstimator):
 
     def _learn(self, X: Any, y: Any, detectors: dict[Any, PatchGaussianDetector]) -> ProductRouter:
         steps = read_steps(self, X, reset=not detectors)
-        products = _rows_of_products(y, num_samples(X))
+        products = _rows_of_products(y, steps.n_samples)
         for name, rows in products.items():
             detector = snapshot(detectors[name]) if name in detectors else clone(self.detector)
             try:
-                detectors[name] = detector.partial_fit(rows_of(X, rows))
+                detectors[name] = detector.partial_fit(steps.source[rows])
             except (ValueError, ImageReadError) as error:
                 raise type(error)(f"product {name!r}: {error}") from error
             if not len(detector.calibration_medians_):
-                raise ValueError(f"product {name!r} has a single image: a threshold takes at least 2, better 30")
+                raise ValueError(f"product {name!r} has one sample: a threshold takes at least 2 images, better 30")
         shape = {"patch_shape_": steps.patch_shape, "region_": steps.region, **steps.features_in}
         set_learnt(self, {"detectors_": detectors, **shape})
         rates = {name: self.rejection_rates_[name] for name in products}
@@ -364,12 +371,15 @@ class ProductRouter(VersionedMixin, MetaEstimatorMixin, BaseEstimator):
             raise ValueError(f"product {unknown[0]!r} was not learnt; there are {', '.join(map(repr, numbers))}")
         return np.array([numbers[name] for name in names])
 
+    @property
+    def _n_features_out(self) -> int:
+        return math.prod(self.patch_shape_)
+
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "detectors_")
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
-        tags.transformer_tags = TransformerTags()  # not its mixin: maps are no tables, which `set_output` would make
         tags.target_tags.required = True
         tags.input_tags.three_d_array = True
         return tags

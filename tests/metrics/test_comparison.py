@@ -66,9 +66,10 @@ def test_delong_and_the_paired_bootstrap_agree():
     np.testing.assert_allclose(delong["interval"], np.quantile(drawn, [0.025, 0.975]), atol=0.006)
 
 
-def test_the_p_value_is_about_that_of_permutations():
+@pytest.mark.parametrize("seed", [1, 4])
+def test_the_p_value_is_about_that_of_permutations(seed):
     """Under no difference the two scores of an image may change places, once both are ranks."""
-    labels, a, b = two_models(np.random.default_rng(5), n=(60, 60), signal=(1.0, 1.35))
+    labels, a, b = two_models(np.random.default_rng(seed), n=(60, 60), signal=(1.0, 1.35))
     a, b = (np.argsort(np.argsort(score)) for score in (a, b))
     row = measures(labels, a, b)["image_roc_auc"]
     rng = np.random.default_rng(0)
@@ -78,8 +79,7 @@ def test_the_p_value_is_about_that_of_permutations():
         first, second = np.where(swapped, b, a), np.where(swapped, a, b)
         others.append(area(labels, second) - area(labels, first))
     p_value = np.mean(np.abs(others) >= abs(row["difference"]))
-    assert 0.01 < p_value < 0.5
-    assert row["p_value"] == pytest.approx(p_value, abs=0.04)
+    assert row["p_value"] == pytest.approx(p_value, abs=0.03)
 
 
 def test_both_models_are_measured_on_the_same_resamples():

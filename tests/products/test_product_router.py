@@ -141,7 +141,7 @@ def test_a_call_that_fails_leaves_all_products_as_they_were():
     assert {name: state_of(detector) for name, detector in fitted.detectors_.items()} == before
     X, y = two_products(rng, n=(10, 1))
     y = np.where(y == "nut", "washer", y)
-    with pytest.raises(ValueError, match="product 'washer' has a single image"):
+    with pytest.raises(ValueError, match="product 'washer' has one sample"):
         fitted.partial_fit(X, y)
     assert list(fitted.detectors_) == ["bolt", "nut"]
 
@@ -153,7 +153,7 @@ def test_a_call_that_fails_leaves_all_products_as_they_were():
         (["bolt"] * 19, "y names the products of 19 images and X has 20"),
         (["bolt"] * 19 + [None], r"y\[19\] is missing"),
         ([1.0] * 19 + [np.nan], r"y\[19\] is missing"),
-        (["bolt"] * 19 + ["nut"], "product 'nut' has a single image"),
+        (["bolt"] * 19 + ["nut"], "product 'nut' has one sample"),
     ],
 )
 def test_products_that_cannot_be_learnt_are_refused(y, message):

@@ -24,7 +24,6 @@ from ipca_sklearn.decomposition._full_covariance import FullCovariance
         ProductRouter(PatchGaussianDetector(1)),
     ],
 )
-@pytest.mark.filterwarnings("ignore:products with few images")
 def test_scikit_learn_checks(estimator, check):
     check(estimator)
 

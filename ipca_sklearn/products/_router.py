@@ -197,15 +197,15 @@ class ProductRouter(
                 raise ValueError(f"product {name!r} has one sample: a threshold takes at least 2 images, better 30")
         shape = {"patch_shape_": steps.patch_shape, "region_": steps.region, **steps.features_in}
         set_learnt(self, {"detectors_": detectors, **shape})
-        rates = {name: self.rejection_rates_[name] for name in products}
-        few = {name: rate for name, rate in rates.items() if rate > self.rejection_rate > 0}
-        if few:
-            warnings.warn(
-                f"products with few images, of which more than rejection_rate={self.rejection_rate} will be called "
-                f"unknown: {', '.join(f'{rate:.2g} of {name!r}' for name, rate in few.items())}",
-                FewImagesWarning,
-                stacklevel=5,
-            )
+        for name in products:
+            rate = self.rejection_rates_[name]
+            if rate > self.rejection_rate > 0:
+                warnings.warn(
+                    f"{detectors[name].n_samples_seen_} images are few: of the normal images of product {name!r} about "
+                    f"{rate:.1%} will be called unknown, not rejection_rate={self.rejection_rate:.1%}",
+                    FewImagesWarning,
+                    stacklevel=5,
+                )
         return self
 
     @property

@@ -97,19 +97,19 @@ def test_intervals_hold_the_true_difference_as_often_as_they_say():
     """The true difference is that of very many images."""
     rng = np.random.default_rng(0)
     held = {"image_roc_auc": [], "image_average_precision": []}
-    many = two_models(np.random.default_rng(1), n=(100_000, 100_000), signal=(1.0, 1.6))
+    many = two_models(np.random.default_rng(1), n=(20_000, 20_000), signal=(1.0, 1.6))
     truth = {key: row["difference"] for key, row in measures(*many, n_resamples=1).items()}
-    for _ in range(150):
+    for _ in range(100):
         found = measures(*two_models(rng, n=(60, 60), signal=(1.0, 1.6)), n_resamples=200)
         for key, of_measure in held.items():
             low, high = found[key]["interval"]
             of_measure.append(low <= truth[key] <= high)
-    assert all(0.89 <= np.mean(of_measure) <= 0.99 for of_measure in held.values())
+    assert all(0.88 <= np.mean(of_measure) <= 0.99 for of_measure in held.values())
 
 
 def test_equal_models_differ_as_seldom_as_the_p_value_says():
     rng = np.random.default_rng(3)
-    p_values = [measures(*two_models(rng, n=(50, 50)), n_resamples=1)["image_roc_auc"]["p_value"] for _ in range(200)]
+    p_values = [measures(*two_models(rng, n=(50, 50)), n_resamples=1)["image_roc_auc"]["p_value"] for _ in range(150)]
     assert 0.01 < np.mean(np.array(p_values) < 0.05) < 0.1
 
 

@@ -28,6 +28,8 @@ from ipca_sklearn.detection._calibration import medians
 from ipca_sklearn.detection._map_ops import inspected
 from ipca_sklearn.exceptions import FewImagesWarning, ImageReadError
 
+_TINY = 1e-30  # has a logarithm, in float32 too
+
 
 @dataclass(frozen=True)
 class RoutedImages:
@@ -38,7 +40,7 @@ class RoutedImages:
     products : ndarray of object, shape (n,)
         The product whose detector was used: the given one, or the nearest.
     product_p_values : ndarray of float64, shape (n,)
-        How often an image of this product lies as far from what is usual for it. NaN for images that could not be read.
+        How often a normal image of this product lies as far from it. NaN for images that could not be read.
     is_known : ndarray of bool, shape (n,)
         False where this p-value is too small: the image shows no product that was learnt, or not the given one.
     maps : array or tensor of shape (n, H, W), (n, P) or (n, 1)
@@ -104,10 +106,10 @@ class ProductRouter(
     Notes
     -----
     How far an image lies from a product is told by t, about the median of its map: a defect on less than half of the
-    image hardly moves it. The distance from the product is ``|log t - log t0|`` with t0 the median of t of unseen
-    normal images. It has two sides: an image that is much smoother than those of a product lies closer to its mean than
-    they do. The nearest product is that of the smallest distance. Its p-value is conformal: the share of the unseen
-    normal images, of which each detector keeps the figures, that have as large a distance.
+    image hardly moves it. With t0 the median of t of unseen normal images, the nearest product is that of the smallest
+    ``|log t - log t0|``: images that are much smoother than those of a product lie closer to its mean than they do.
+    The p-value is conformal: the share of the unseen normal images, of which each detector keeps the figures, whose t
+    is as large. It has this side alone, as the images that were learnt have a small t.
 
     One joint model of all products has the memory of one detector, and finds fewer defects (docs/benchmarks/products.md
     has figures). Cost per image: that of one detector where the product is given, else that of all. Memory: a detector
@@ -249,37 +251,40 @@ class ProductRouter(
         """
         check_is_fitted(self)
         validate_parameters(self)
-        names = list(self.detectors_)
         steps = read_steps(self, X, reset=False)
         given = None if product is None else self._numbers(product, steps.n_samples)
-        usual = self._usual_logs()
+        usual = [float(np.median(_logs(detector))) for detector in self.detectors_.values()]
         start = 0
 
-        def nearest(step: Tensor) -> Tensor:
-            """Return number of the product, distance from it, and map of each image of a step, (b, 2 + P)."""
+        def by_nearest(step: Tensor) -> Tensor:
+            """Return number of the product, log t, and map of each image of a step, (b, 2 + P)."""
             nonlocal start
             wanted = None if given is None else given[start : start + len(step)]
             start += len(step)
             features = self._on_grid(step)
-            found = step.new_full((len(step), 2 + math.prod(self.patch_shape_)), torch.inf)
-            for number, name in enumerate(names):
+            found = step.new_full((len(step), 2 + math.prod(self.patch_shape_)), torch.nan)
+            nearest = step.new_full((len(step),), torch.inf)
+            for number, detector in enumerate(self.detectors_.values()):
                 rows = torch.arange(len(step)) if wanted is None else torch.from_numpy(np.flatnonzero(wanted == number))
-                if len(rows):
-                    maps = self.detectors_[name].transform(features if len(rows) == len(step) else features[rows])
-                    far = (_logs(medians(inspected(maps, self.region_))) - usual[number]).abs()
-                    own = torch.cat([torch.full_like(far, number)[:, None], far[:, None], maps.flatten(1)], 1)
-                    nearer = (far < found[rows, 1]).cpu()
-                    found[rows[nearer]] = own[nearer]
+                if not len(rows):
+                    continue
+                maps = detector.transform(features if len(rows) == len(step) else features[rows])
+                typical = medians(inspected(maps, self.region_)).clamp_min(_TINY).log()
+                far = (typical - usual[number]).abs()
+                nearer = far < nearest[rows]
+                own = torch.cat([torch.full_like(far, number)[:, None], typical[:, None], maps.flatten(1)], 1)
+                rows = rows[nearer.cpu()]
+                nearest[rows], found[rows] = far[nearer], own[nearer]
             return found
 
-        found = steps.map_steps(nearest, self.detectors_[names[0]].step_size)
+        found = steps.map_steps(by_nearest, self.detector.step_size)
         maps = found[:, 2:].reshape(len(found), *(self.patch_shape_ or (1,)))
-        numbers, far = (np.asarray(column.cpu() if isinstance(column, Tensor) else column) for column in found.T[:2])
-        return self._judged(numbers, far, maps, usual, must_be_known=product is None)
+        numbers, typical = (
+            np.asarray(column.cpu() if isinstance(column, Tensor) else column) for column in found.T[:2]
+        )
+        return self._judged(numbers, typical, maps, must_be_known=product is None)
 
-    def _judged(
-        self, numbers: np.ndarray, far: np.ndarray, maps: Any, usual: np.ndarray, *, must_be_known: bool
-    ) -> RoutedImages:
+    def _judged(self, numbers: np.ndarray, typical: np.ndarray, maps: Any, *, must_be_known: bool) -> RoutedImages:
         """Return what the detectors of the products (by their numbers, NaN is unreadable) say of maps."""
         n_images = len(numbers)
         products = np.full(n_images, None, dtype=object)
@@ -289,8 +294,8 @@ class ProductRouter(
             rows = np.flatnonzero(numbers == number)
             if not len(rows):
                 continue
-            reference = np.abs(_logs(torch.from_numpy(detector.calibration_medians_)).numpy() - usual[number])
-            as_far = len(reference) - np.searchsorted(np.sort(reference), far[rows], side="left")
+            reference = _logs(detector)
+            as_far = len(reference) - np.searchsorted(np.sort(reference), typical[rows], side="left")
             p_of_product[rows] = (1 + as_far) / (1 + len(reference))
             is_known[rows] = p_of_product[rows] > self.rejection_rates_[name]
             of_product = detector.score_maps(maps[rows])
@@ -349,11 +354,6 @@ class ProductRouter(
         """
         return self.route(X, product).maps
 
-    def _usual_logs(self) -> np.ndarray:
-        """Return the logarithm of the usual median of the maps of each product."""
-        usual = [np.median(detector.calibration_medians_) for detector in self.detectors_.values()]
-        return _logs(torch.tensor(usual, dtype=torch.float64)).numpy()
-
     def _on_grid(self, step: Tensor) -> Tensor:
         """Return a step (b, P, m) as the detectors take it; outside of a region it is 0."""
         if self.region_ is not None:
@@ -401,5 +401,6 @@ def _rows_of_products(y: Any, n_images: int) -> dict[Any, np.ndarray]:
     return {name: np.flatnonzero(numbers == number) for number, name in enumerate(products.tolist())}
 
 
-def _logs(values: Tensor) -> Tensor:
-    return values.clamp_min(torch.finfo(values.dtype).tiny).log()
+def _logs(detector: PatchGaussianDetector) -> np.ndarray:
+    """Return log t of the unseen normal images of a product."""
+    return np.log(np.maximum(detector.calibration_medians_, _TINY))

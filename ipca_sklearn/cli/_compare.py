@@ -91,4 +91,4 @@ def _same_part(a: Pipeline, b: Pipeline) -> bool:
     boxes = [pipe[0].covered_box((1000, 1000)) for pipe in (a, b)]
     regions = [pipe[-1].region_ for pipe in (a, b)]
     same_region = regions[0] is regions[1] is None or np.array_equal(*regions)
-    return same_region and np.allclose(*boxes, rtol=0, atol=10)
+    return same_region and np.allclose(boxes[0], boxes[1], rtol=0, atol=10)

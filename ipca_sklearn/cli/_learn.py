@@ -158,7 +158,7 @@ def fit(
     try:
         with Progress(len(paths)) as progress, noting_pixels():
             if products:
-                pipe = learn_products(*pipe, of_products, progress.show)
+                pipe = learn_products(pipe[0], pipe[1], of_products, progress.show)
             else:
                 persistence.fit_resumable(pipe, paths, checkpoint, every=checkpoint_every, callback=progress.show)
     except KeyboardInterrupt:

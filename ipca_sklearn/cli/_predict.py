@@ -278,8 +278,11 @@ def _judged(pipe: Pipeline, features: Any, product: str | None) -> tuple[np.ndar
         return maps, [{"pipe": pipe} | row for row in _transposed(columns)]
     routed = detector.route(features, product)
     parts = {name: Pipeline([pipe.steps[0], ("detector", detector.detectors_[name])]) for name in detector.detectors_}
+    names = routed.products.copy()
+    if product is None:
+        names[~routed.is_known] = None
     columns = {
-        "product": np.where(routed.is_known | (product is not None), routed.products, None),
+        "product": names,
         "product_p_value": routed.product_p_values,
         "score": routed.scores,
         "p_value": routed.p_values,

@@ -314,7 +314,9 @@ class ProductRouter(
         ndarray of object, shape (n,)
         """
         routed = self.route(X)
-        return np.where(routed.is_known, routed.products, None)
+        names = routed.products
+        names[~routed.is_known] = None
+        return names
 
     def predict(self, X: ArrayLike, product: Any = None) -> np.ndarray:
         """Return +1 for normal and -1 for anomalous images, by the threshold of their product.

@@ -111,8 +111,11 @@ class ProductRouter(
     The p-value is conformal: the share of the unseen normal images, of which each detector keeps the figures, whose t
     is as large. It has this side alone, as the images that were learnt have a small t.
 
-    One joint model of all products has the memory of one detector, and finds fewer defects (docs/benchmarks/products.md
-    has figures). Cost per image: that of one detector where the product is given, else that of all. Memory: a detector
+    The rate of rejections is as exact as the p-values of the detector: with `calibration` a number for any number of
+    images, by default about so.
+
+    One joint model of all products has the memory of one detector; docs/benchmarks/products.md compares it. Cost per
+    image: that of one detector where the product is given, else that of all. Memory: a detector
     for each product, and one step of features.
 
     Examples

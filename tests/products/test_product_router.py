@@ -78,8 +78,8 @@ def test_images_find_their_product_and_defects_do_not_hide_it(global_random_seed
 def test_a_known_product_is_called_unknown_as_seldom_as_stated():
     rng = np.random.default_rng(0)
     shares = []
-    for _ in range(15):
-        fitted = router(rejection_rate=0.1).fit(*two_products(rng, n=(80, 80)))
+    for _ in range(10):
+        fitted = router(rejection_rate=0.1).fit(*two_products(rng, n=(250, 250)))
         shares += [np.mean(~fitted.route(images_of(rng, name, 100)).is_known) for name in ("bolt", "nut")]
     assert 0.05 < np.mean(shares) < 0.16
 

@@ -114,9 +114,8 @@ class ProductRouter(
     The rate of rejections is as exact as the p-values of the detector: with `calibration` a number for any number of
     images, by default about so.
 
-    One joint model of all products has the memory of one detector; docs/benchmarks/products.md compares it. Cost per
-    image: that of one detector where the product is given, else that of all. Memory: a detector
-    for each product, and one step of features.
+    Cost per image: that of one detector where the product is given, else that of all. Memory: a detector for each
+    product, and one step of features.
 
     Examples
     --------

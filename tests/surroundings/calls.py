@@ -134,6 +134,7 @@ def _detector_calls(w: World) -> dict[str, Call]:
     for name in (
         "calibration_scores_",
         "calibration_maxima_",
+        "calibration_medians_",
         "map_threshold_",
         "offset_",
         "n_samples_seen_",

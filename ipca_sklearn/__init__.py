@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from ipca_sklearn.detection import PatchGaussianDetector
     from ipca_sklearn.exceptions import FewImagesWarning, ImageReadError, SkippedImagesWarning
     from ipca_sklearn.features import FeatureCache, PatchFeatureExtractor, PatchFeatures
+    from ipca_sklearn.products import ProductRouter
 
 __all__ = [
     "BatchedIncrementalPCA",
@@ -21,6 +22,7 @@ __all__ = [
     "PatchFeatureExtractor",
     "PatchFeatures",
     "PatchGaussianDetector",
+    "ProductRouter",
     "SkippedImagesWarning",
     "__version__",
 ]
@@ -35,6 +37,7 @@ _ROOMS = {
     "PatchFeatureExtractor": "features",
     "PatchFeatures": "features",
     "PatchGaussianDetector": "detection",
+    "ProductRouter": "products",
     "SkippedImagesWarning": "exceptions",
 }
 

@@ -8,7 +8,7 @@ import pytest
 from sklearn.utils import estimator_checks
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from ipca_sklearn import BatchedIncrementalPCA, PatchFeatureExtractor, PatchGaussianDetector
+from ipca_sklearn import BatchedIncrementalPCA, PatchFeatureExtractor, PatchGaussianDetector, ProductRouter
 from ipca_sklearn.decomposition._full_covariance import FullCovariance
 
 
@@ -21,6 +21,7 @@ from ipca_sklearn.decomposition._full_covariance import FullCovariance
         PatchGaussianDetector(1, false_positive_rate=0.1),
         PatchGaussianDetector(covariance="full", distance="mahalanobis", false_positive_rate=0.1),
         FullCovariance(),
+        ProductRouter(PatchGaussianDetector(1)),
     ],
 )
 def test_scikit_learn_checks(estimator, check):

@@ -29,6 +29,7 @@ COMMANDS = {
     "predict": ("_predict", "Score images, and write tables, defects, heat maps, masks and a report."),
     "watch": ("_watch", "Score images as they appear in a folder, and append a row for each to a table."),
     "evaluate": ("_evaluate", "Test a model on labelled images in MVTec AD's layout."),
+    "compare": ("_compare", "Test two models on the same images: the differences, and how sure they are."),
     "threshold": ("_threshold", "Choose the threshold of a model with images that it has not learnt."),
     "info": ("_evaluate", "Print what a model was trained on, its settings and its size."),
     "export": (

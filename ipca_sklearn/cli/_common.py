@@ -12,7 +12,7 @@ import torch
 import typer
 from sklearn.pipeline import Pipeline
 
-from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector, persistence
+from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector, ProductRouter, persistence
 from ipca_sklearn._utils._devices import resolve_device
 from ipca_sklearn._utils._files import printable
 from ipca_sklearn.datasets._folders import IMAGE_SUFFIXES, list_images
@@ -22,6 +22,9 @@ ModelFile = Annotated[
 ]
 OnError = Annotated[
     str, typer.Option(help="raise: stop at an image that cannot be read; skip: leave it out and print a warning.")
+]
+Product = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Product, for a model of several; see `ipca-sklearn fit --products`.")
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... or auto: a GPU if there is one.")]
 
@@ -69,12 +72,43 @@ def check_common(device: str | None, on_error: str) -> None:
     resolve_device(device, torch.device("cpu"))
 
 
-def open_model(path: Path, device: str | None, *, on_error: str = "raise") -> Pipeline:
-    """Load a model, and set where it computes and what it does about images that cannot be read."""
+def open_model(path: Path, device: str | None, *, on_error: str = "raise", product: str | None = None) -> Pipeline:
+    """Load a model of one product, or that of a product, and set where it computes and what it does about bad images.
+
+    "Bad" are images that cannot be read.
+    """
+    return of_product(open_whole(path, device, on_error=on_error), product, path)
+
+
+def open_whole(path: Path, device: str | None, *, on_error: str = "raise") -> Pipeline:
+    """Load a model of one product or of several, as `open_model`."""
     check_common(device, on_error)
     pipe = persistence.load(path)
-    steps = [step for _, step in pipe.steps] if isinstance(pipe, Pipeline) else []
-    if [type(step) for step in steps] != [PatchFeatureExtractor, PatchGaussianDetector]:
+    steps = [type(step) for _, step in pipe.steps] if isinstance(pipe, Pipeline) else []
+    if steps not in ([PatchFeatureExtractor, PatchGaussianDetector], [PatchFeatureExtractor, ProductRouter]):
         raise ValueError(f"{path} holds a {type(pipe).__name__}, but no pipeline written by `ipca-sklearn fit`")
     pipe[0].set_params(device=device, on_error=on_error)
+    return pipe
+
+
+def of_product(whole: Pipeline, product: str | None, path: Path) -> Pipeline:
+    """Return the pipeline of one product of a model; it shares the detector with it.
+
+    Raises
+    ------
+    ValueError
+        The model has several products and none is named, or it has not this one.
+    """
+    router = whole[-1]
+    if not isinstance(router, ProductRouter):
+        if product is not None:
+            raise ValueError(f"--product {product!r}: {printable(path)} is of one product, which has no name")
+        return whole
+    names = ", ".join(map(repr, router.detectors_))
+    if product is None:
+        raise ValueError(f"{printable(path)} has the products {names}: name one with --product")
+    if product not in router.detectors_:
+        raise ValueError(f"--product {product!r}: {printable(path)} has {names}")
+    pipe = Pipeline([whole.steps[0], ("detector", router.detectors_[product])])
+    vars(pipe).update({name: vars(whole)[name] for name in ("learnt_from_", "learnt_images_") if name in vars(whole)})
     return pipe

@@ -10,13 +10,16 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
+from sklearn.pipeline import Pipeline
+from sklearn.utils import Bunch
 from torch import Tensor
 
+from ipca_sklearn import ProductRouter
 from ipca_sklearn._utils._files import naming, printable
 from ipca_sklearn._utils._precision import above, below
 from ipca_sklearn._utils._tables import to_json
 from ipca_sklearn.cli._alarms import WORSE, doubt_of_normal, expected_rate
-from ipca_sklearn.cli._common import Device, ModelFile, open_model
+from ipca_sklearn.cli._common import Device, ModelFile, Product, of_product, open_model, open_whole
 from ipca_sklearn.cli._figures import draw_pimo, draw_roc, print_report
 from ipca_sklearn.cli._learnt import unseen
 from ipca_sklearn.cli._outputs import PICTURES, Output, check_outputs
@@ -52,6 +55,7 @@ def evaluate(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON; null is a figure that these images do not give.")
     ] = False,
+    product: Product = None,
     device: Device = "auto",
 ) -> None:
     """Test a model on labelled images in MVTec AD's layout.
@@ -70,38 +74,18 @@ def evaluate(
     pictures = [("--picture", picture), ("--pimo", pimo)]
     outputs = [None if path is None else Output(option, path, PICTURES) for option, path in pictures]
     check_outputs(outputs, files=[model, *([] if reviewed is None else [reviewed])], folders=folders)
-    pipe = open_model(model, device)
-    if root is not None:
-        tests = list_test_images(root, all_masks=False)
-    else:
-        assert reviewed is not None
-        ticks = read_reviewed(reviewed)
-        tests = [Sample(path, NORMAL_TYPE, None) for path in ticks.good]
-        tests += [Sample(path, "defect", None) for path in ticks.defects]
-    new = set(unseen(pipe, [test.path for test in tests if test.defect_type == NORMAL_TYPE]))
-    tests = [test for test in tests if test.defect_type != NORMAL_TYPE or test.path in new]
-    if not tests:
-        source = reviewed if root is None else root
-        assert source is not None
-        raise ValueError(f"{printable(source)} has no image that is not learnt: there is nothing to test with")
-    data = make_bunch([], tests, "")
+    pipe = open_model(model, device, product=product)
+    data = test_images(root, reviewed, pipe)
     extractor, detector = pipe[0], pipe[-1]
     normal = data.test_labels == 1
     # Before the network runs: a wrong mask is told at once.
     masks = extractor.transform_masks(data.mask_paths, data.test_paths)
     has_mask = normal | [path is not None for path in data.mask_paths]
     if root is not None:
-        _warn_of_masks(root / "ground_truth", data.mask_paths, masks, normal, has_mask)
-    features = extractor.transform(data.test_paths)
-    steps: list[np.ndarray] = []
-    size = detector.step_size or 16
-    with Progress(len(data.test_paths)) as progress:
-        for start in range(0, len(data.test_paths), size):
-            steps.append(detector.transform(features[start : start + size]))
-            progress.show(start + len(steps[-1]))
-    maps = np.concatenate(steps)
+        warn_of_masks(root / "ground_truth", data.mask_paths, masks, normal, has_mask)
+    maps = maps_of(pipe, data.test_paths)
     scores = detector.score_maps(maps)
-    with _masks_are_checked():
+    with masks_are_checked():
         report = evaluation_report(
             data.test_labels,
             scores,
@@ -131,18 +115,49 @@ def evaluate(
         if normal.all() or not normal.any():
             warn("no ROC curve is drawn: it needs normal and anomalous images")
         else:
-            _draw(picture, draw_roc, data.test_labels, scores, data.defect_types, detector.offset_)
+            draw(picture, draw_roc, data.test_labels, scores, data.defect_types, detector.offset_)
     if pimo is not None:
         if report["defects"][0]["aupimo"] is None:
             warn("no PIMO curve is drawn: it needs masks, and normal images with enough pixels for AUPIMO")
         else:
             shown = has_mask & (normal | masks.any(axis=(1, 2)))
-            with _masks_are_checked():
-                _draw(pimo, draw_pimo, masks[shown], maps[shown], data.defect_types[shown], detector.region_)
+            with masks_are_checked():
+                draw(pimo, draw_pimo, masks[shown], maps[shown], data.defect_types[shown], detector.region_)
+
+
+def test_images(root: Path | None, reviewed: Path | None, *models: Pipeline) -> Bunch:
+    """Return the images of a folder in MVTec AD's layout, or of a file of ticks, without good ones that were learnt."""
+    if root is not None:
+        tests = list_test_images(root, all_masks=False)
+    else:
+        assert reviewed is not None
+        ticks = read_reviewed(reviewed)
+        tests = [Sample(path, NORMAL_TYPE, None) for path in ticks.good]
+        tests += [Sample(path, "defect", None) for path in ticks.defects]
+    for model in models:
+        new = set(unseen(model, [test.path for test in tests if test.defect_type == NORMAL_TYPE]))
+        tests = [test for test in tests if test.defect_type != NORMAL_TYPE or test.path in new]
+    if not tests:
+        source = reviewed if root is None else root
+        assert source is not None
+        raise ValueError(f"{printable(source)} has no image that is not learnt: there is nothing to test with")
+    return make_bunch([], tests, "")
+
+
+def maps_of(pipe: Pipeline, paths: list[Path]) -> np.ndarray:
+    """Return the maps of images, and show the progress."""
+    features = pipe[0].transform(paths)
+    steps: list[np.ndarray] = []
+    size = pipe[-1].step_size or 16
+    with Progress(len(paths)) as progress:
+        for start in range(0, len(paths), size):
+            steps.append(pipe[-1].transform(features[start : start + size]))
+            progress.show(start + len(steps[-1]))
+    return np.concatenate(steps)
 
 
 @contextmanager
-def _masks_are_checked() -> Iterator[None]:
+def masks_are_checked() -> Iterator[None]:
     """Without warnings of masks: those that mark nothing have been named, and maps lie over them whatever the grid."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=MaskWarning)
@@ -150,7 +165,7 @@ def _masks_are_checked() -> Iterator[None]:
         yield
 
 
-def _warn_of_masks(
+def warn_of_masks(
     folder: Path, paths: list[Path | None], masks: np.ndarray, normal: np.ndarray, has_mask: np.ndarray
 ) -> None:
     """Say which anomalous images have no mask, and which masks mark nothing of what is inspected."""
@@ -168,17 +183,23 @@ def _warn_of_masks(
         )
 
 
-def _draw(path: Path, draw: Callable[..., None], *arguments: Any) -> None:
+def draw(path: Path, draw: Callable[..., None], *arguments: Any) -> None:
     with naming(path):
         draw(path, *arguments)
     typer.echo(f"picture: {printable(path)}", err=True)
 
 
 def info(
-    model: ModelFile, as_json: Annotated[bool, typer.Option("--json", help="Print JSON; null is infinity.")] = False
+    model: ModelFile,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON; null is infinity.")] = False,
+    product: Product = None,
 ) -> None:
-    """Print what a model was trained on, its settings and its size."""
-    pipe = open_model(model, None)
+    """Print what a model was trained on, its settings and its size; of several products, a line for each."""
+    whole = open_whole(model, None)
+    if isinstance(whole[-1], ProductRouter) and product is None:
+        _print_products(whole[-1], as_json)
+        return
+    pipe = of_product(whole, product, model)
     extractor, detector = pipe[0], pipe[-1]
     height, width = detector.patch_shape_
     state = detector.pca_.fitted_.state
@@ -224,3 +245,20 @@ def info(
                 )
         else:
             typer.echo(f"{name}: {value if not isinstance(value, list) else ', '.join(map(str, value))}")
+
+
+def _print_products(router: ProductRouter, as_json: bool) -> None:
+    facts = {
+        name: {
+            "images learnt": detector.n_samples_seen_,
+            "offset": float(detector.offset_),
+            "called unknown": round(router.rejection_rates_[name], 4),
+        }
+        for name, detector in router.detectors_.items()
+    }
+    if as_json:
+        typer.echo(to_json({"products": facts, "worse scores": "lower"}))
+        return
+    for name, values in facts.items():
+        typer.echo(f"{printable(name)}: " + ", ".join(f"{fact} {value}" for fact, value in values.items()))
+    typer.echo("more of each by --product NAME")

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ipca_sklearn._utils._files import naming, printable, shown_bytes
-from ipca_sklearn.cli._common import ModelFile, find_images, open_model
+from ipca_sklearn.cli._common import ModelFile, Product, find_images, open_model
 from ipca_sklearn.cli._outputs import ONNX, OPENVINO, Output, check_outputs
 from ipca_sklearn.export import to_onnx, to_openvino
 
@@ -50,6 +50,7 @@ def export(
         list[Path] | None,
         typer.Option(metavar="DIR", help="Images: the file is written only if it scores them as the model does."),
     ] = None,
+    product: Product = None,
 ) -> None:
     """Write a model as an ONNX file or for OpenVINO: images (n, 3, H, W) to scores and maps."""
     if format is Format.ONNX and (precision is not Precision.FP32 or calibration_images):
@@ -61,7 +62,7 @@ def export(
     if format is Format.OPENVINO:
         outputs.append(Output("--output", output.with_suffix(".bin")))
     check_outputs(outputs, files=[model])
-    pipe = open_model(model, "cpu")
+    pipe = open_model(model, "cpu", product=product)
     with naming(output):
         if format is Format.ONNX:
             agreement = to_onnx(pipe, output, dtype=dtype, check=images)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,15 @@ _TABLES = {
     "defects": {"pro": "PRO", "region_f1": "F1 of defects"},
 }
 _PERCENT = ("found",)
+_HEADINGS = {key: heading for columns in _TABLES.values() for key, heading in columns.items()}
+# Where the heading of a column needs its table to be understood.
+_NAMES = _HEADINGS | {
+    "image_average_precision": "image average precision",
+    "image_f1_max": "image F1 max",
+    "false_alarms": "false alarms",
+    "pixel_average_precision": "pixel average precision",
+    "pixel_f1_max": "pixel F1 max",
+}
 
 
 def print_report(report: dict[str, Any]) -> None:
@@ -77,6 +87,54 @@ def _cell(row: dict[str, Any], key: str) -> str:
     form = ".0%" if key in _PERCENT else ".3f"
     low, high = row["intervals"][key]
     return f"{row[key]:{form}} ({low:{form.replace('3', '2')}}-{high:{form.replace('3', '2')}})"
+
+
+def print_comparison(report: dict[str, Any]) -> None:
+    """Print tables of `compare_scores`: of all images, and of each type of defect."""
+    level = f"{report['confidence_level']:.0%} interval"
+    for kind in report["defects"]:
+        title = f"{printable(kind['defects'])} ({kind['n_images']})"
+        typer.echo(f"{title:24} {'a':>6} {'b':>6}  {'b - a':>6}  {level:16} p")
+        for row in kind["measures"]:
+            low, high = row["interval"]
+            typer.echo(
+                f"{_NAMES[row['measure']]:24} {row['a']:6.3f} {row['b']:6.3f}  {row['difference']:+6.3f}  "
+                f"{f'{low:+.3f} {high:+.3f}':16} {row['p_value']:.2g}"
+            )
+        typer.echo("")
+    typer.echo(
+        "p is the p-value of no difference: image ROCAUC by DeLong's method, the others from "
+        f"{report['n_resamples']} resamples of the images, the same for both models; there are {report['n_normal']} "
+        "normal images"
+    )
+
+
+def draw_comparison(
+    path: Path, report: dict[str, Any], labels: np.ndarray, scores: Sequence[np.ndarray], names: Sequence[str]
+) -> None:
+    """Draw the ROC curves of two models, and the differences of all measures with their intervals."""
+    plt = _pyplot()
+    from sklearn.metrics import RocCurveDisplay
+
+    figure, (curves, differences) = plt.subplots(1, 2, figsize=(12, 6), layout="constrained")
+    if len(np.unique(labels)) == 2:
+        for letter, name, of_model in zip("ab", names, scores, strict=True):
+            display = RocCurveDisplay.from_predictions(labels == -1, -of_model, ax=curves)
+            display.line_.set(label=f"{letter}: {printable(name)}, area {display.roc_auc:.3f}")
+        curves.legend(loc="lower right")
+    curves.set(xlabel="Share of normal images called anomalous", ylabel="Share of anomalous images found")
+    measures = report["defects"][0]["measures"]
+    rows = np.arange(len(measures))
+    values = np.array([row["difference"] for row in measures])
+    ends = np.array([row["interval"] for row in measures]).T
+    differences.hlines(rows, *ends, linewidth=2)
+    differences.plot(values, rows, "o")
+    differences.axvline(0, color="0.5", linewidth=1)
+    differences.set_yticks(rows, [_NAMES[row["measure"]] for row in measures])
+    differences.invert_yaxis()
+    differences.set(xlabel=f"b - a, with its {report['confidence_level']:.0%} interval")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
 
 
 def draw_roc(path: Path, labels: np.ndarray, scores: np.ndarray, defect_types: np.ndarray, offset: float) -> None:

@@ -13,15 +13,33 @@ import numpy as np
 import typer
 from sklearn.pipeline import Pipeline
 
-from ipca_sklearn import FewImagesWarning, PatchFeatureExtractor, PatchGaussianDetector, __version__, persistence
+from ipca_sklearn import (
+    FewImagesWarning,
+    PatchFeatureExtractor,
+    PatchGaussianDetector,
+    ProductRouter,
+    __version__,
+    persistence,
+)
 from ipca_sklearn._utils._files import printable, shown_bytes
 from ipca_sklearn.cli._alarms import in_words
 from ipca_sklearn.cli._backbone import choose_backbone
 from ipca_sklearn.cli._commands import INTERRUPTED
-from ipca_sklearn.cli._common import Device, ModelFile, OnError, check_common, find_images, folders_of, open_model
+from ipca_sklearn.cli._common import (
+    Device,
+    ModelFile,
+    OnError,
+    Product,
+    check_common,
+    find_images,
+    folders_of,
+    of_product,
+    open_whole,
+)
 from ipca_sklearn.cli._learnt import not_learnt, noting_pixels, pixels, remember
 from ipca_sklearn.cli._numbers import LEAST, Components, components_of, gaussians_of, number_of, size_of
 from ipca_sklearn.cli._outputs import MODELS, Output, changed_model, check_outputs, check_space
+from ipca_sklearn.cli._products import images_of_products, learn_products
 from ipca_sklearn.cli._progress import Progress
 from ipca_sklearn.cli._reviewed import ReviewedFile, Ticks, read_reviewed
 from ipca_sklearn.cli._training_images import refuse_test_images, tell_copies
@@ -36,6 +54,9 @@ Folders = Annotated[
 def fit(
     folders: Folders,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="MODEL", help="File of the model to write.")],
+    products: Annotated[
+        bool, typer.Option("--products", help="Each folder in DIR is a product: a model for each, in one file.")
+    ] = False,
     backbone: Annotated[
         str,
         typer.Option(
@@ -84,6 +105,7 @@ def fit(
 
     A checkpoint is kept beside the model until it is complete: after an interruption, the same command resumes there.
     If images have come or gone since, remove the checkpoint to start again, or bring back the images as they were.
+    With --products there is no checkpoint.
     """
     check_common(device, on_error)
     size, crop = size_of("--image-size", image_size, "auto"), size_of("--crop-size", crop_size, "all")
@@ -94,14 +116,17 @@ def fit(
         raise ValueError("--jobs 0: use a number of threads, or -1 for all cores")
     if region is not None:
         _check_region(region)
-    paths = find_images(folders)
+    of_products = images_of_products(folders) if products else {"": find_images(folders)}
+    paths = [path for images in of_products.values() for path in images]
     checkpoint = output.parent / f"{output.name}.checkpoint"
     files = [Output("--output", output, MODELS), Output("the checkpoint", checkpoint)]
     check_outputs(files, files=paths, folders=folders_of(folders))
-    refuse_test_images(folders_of(folders), paths)
+    refuse_test_images([] if products else folders_of(folders), paths)
     tell_copies(paths)
     if shuffle:  # the threshold comes from the scores of the later half
-        paths = [paths[index] for index in np.random.default_rng(0).permutation(len(paths))]
+        for name, images in of_products.items():
+            of_products[name] = [images[index] for index in np.random.default_rng(0).permutation(len(images))]
+        paths = [path for images in of_products.values() for path in images]
     pipe = Pipeline(
         [
             (
@@ -124,13 +149,18 @@ def fit(
         ]
     )
     need = pipe[1].memory_needed(pipe[0].fit(paths).transform(paths))
+    n_others = (len(of_products) - 1) * need.model
     typer.echo(
-        f"learning takes about {shown_bytes(need.learning)} of memory, the model {shown_bytes(need.model)} of it"
+        f"learning takes about {shown_bytes(need.learning + n_others)} of memory, the model "
+        f"{shown_bytes(need.model + n_others)} of it"
     )
-    check_space([replace(file, n_bytes=need.model) for file in files])
+    check_space([replace(file, n_bytes=need.model + n_others) for file in files])
     try:
         with Progress(len(paths)) as progress, noting_pixels():
-            persistence.fit_resumable(pipe, paths, checkpoint, every=checkpoint_every, callback=progress.show)
+            if products:
+                pipe = learn_products(pipe[0], pipe[1], of_products, progress.show)
+            else:
+                persistence.fit_resumable(pipe, paths, checkpoint, every=checkpoint_every, callback=progress.show)
     except KeyboardInterrupt:
         saved = checkpoint.exists()
         again = (
@@ -140,7 +170,7 @@ def fit(
         )
         typer.echo(f"\ninterrupted: {again}", err=True)
         raise typer.Exit(INTERRUPTED) from None
-    pipe.learnt_from_ = [_record(folders, pipe[-1].n_samples_seen_)]
+    pipe.learnt_from_ = [_record(folders, len(paths) - len(pipe[0].skipped_))]
     remember(pipe, [path for index, path in enumerate(paths) if index not in pipe[0].skipped_])
     persistence.save(pipe, output)
     checkpoint.unlink(missing_ok=True)
@@ -157,6 +187,7 @@ def update(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="MODEL", help="Write here and keep the old model.")
     ] = None,
+    product: Product = None,
     on_error: OnError = "raise",
     device: Device = "auto",
 ) -> None:
@@ -175,7 +206,8 @@ def update(
     ticks = None if reviewed is None else read_reviewed(reviewed)
     place = changed_model(model, output)
     check_outputs([place], files=[*paths, *([] if reviewed is None else [reviewed])], folders=folders_of(folders))
-    pipe = open_model(model, device, on_error=on_error)
+    whole = open_whole(model, device, on_error=on_error)
+    pipe = of_product(whole, product, model)
     if reviewed is not None and ticks is not None:
         paths = _choose(pipe, reviewed, ticks, paths)
     new = not_learnt(pipe, paths)
@@ -184,7 +216,7 @@ def update(
     if not new:
         typer.echo(f"no image is new to {printable(model)}: there is nothing to learn, and the model is as it was")
         if output is not None:  # who named it goes on with it
-            persistence.save(pipe, output)
+            persistence.save(whole, output)
         return
     paths = new
     tell_copies(paths)
@@ -202,9 +234,12 @@ def update(
             unreadable.update(part.skipped)
             progress.show(min(start + size, len(paths)))
     record = _record([*folders, *([] if reviewed is None else [reviewed])], pipe[-1].n_samples_seen_ - n_before)
-    pipe.learnt_from_ = [*getattr(pipe, "learnt_from_", []), record]
-    remember(pipe, [path for index, path in enumerate(paths) if index not in unreadable])
-    persistence.save(pipe, place.path)
+    whole.learnt_from_ = [
+        *getattr(whole, "learnt_from_", []),
+        record,
+    ]  # whose detector has learnt: it is that of `pipe`
+    remember(whole, [path for index, path in enumerate(paths) if index not in unreadable])
+    persistence.save(whole, place.path)
     _print_summary(pipe, place.path)
 
 
@@ -244,6 +279,11 @@ def _record(folders: list[Path], n_images: int) -> dict[str, Any]:
 
 
 def _print_summary(pipe: Pipeline, path: Path) -> None:
+    if isinstance(pipe[-1], ProductRouter):
+        for name in pipe[-1].detectors_:
+            typer.echo(f"{printable(name)}: ", nl=False)
+            _print_summary(of_product(pipe, name, path), path)
+        return
     detector = pipe[-1]
     typer.echo(f"{printable(path)}: {detector.n_samples_seen_} images learnt, {path.stat().st_size / 1e6:.1f} MB")
     typer.echo(in_words(detector))

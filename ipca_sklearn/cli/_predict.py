@@ -11,17 +11,19 @@ from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 from sklearn.pipeline import Pipeline
 
-from ipca_sklearn import SkippedImagesWarning
+from ipca_sklearn import ProductRouter, SkippedImagesWarning
+from ipca_sklearn._utils._files import printable
 from ipca_sklearn._utils._precision import below
 from ipca_sklearn.cli._alarms import WORSE, doubt_of_unknown
 from ipca_sklearn.cli._annotations import CocoFile, DefectLines, LabelmeFolder, labelme_names
-from ipca_sklearn.cli._common import Device, ModelFile, find_images, folders_of, open_model
+from ipca_sklearn.cli._common import Device, ModelFile, Product, find_images, folders_of, of_product, open_whole
 from ipca_sklearn.cli._outputs import COCO, LINES, REPORTS, TABLES, Output, check_outputs
 from ipca_sklearn.cli._progress import Progress
-from ipca_sklearn.cli._table import COLUMNS, Table
+from ipca_sklearn.cli._table import COLUMNS, PRODUCT_COLUMNS, Table
 from ipca_sklearn.cli._text import one_line, warn
 from ipca_sklearn.cli._writing import PictureFolder, picture_names
 from ipca_sklearn.detection import find_defects
@@ -83,6 +85,7 @@ def predict(
     ] = None,
     min_area: MinArea = 0,
     merge_distance: MergeDistance = 0,
+    product: Product = None,
     device: Device = "auto",
 ) -> None:
     """Score images, and write tables, defects, heat maps, masks and a report.
@@ -91,6 +94,10 @@ def predict(
     worst defect in pixels of the image (or around the patch with the largest value, if there is no defect), number and
     area of the defects, and error. A defect is a connected region of patches above the threshold for patches; an image
     can have one and yet score normal. An image that cannot be read is a row with its error, and the exit code is 3.
+
+    A model of several products (`fit --products`) takes the nearest product for each image, or that of --product. The
+    column product is empty where no product is near enough, which is called anomalous, and product_p_value is how often
+    an image of the product is as far from it. Scores in the report are those less the threshold of the product.
     """
     check_region_options(min_area, merge_distance)
     if maps is None and maps_format != MapsFormat.PNG:
@@ -113,19 +120,22 @@ def predict(
         files=[model, *images],
         folders=folders_of(paths),
     )
-    pipe = open_model(model, device, on_error="skip")
-    n_failed = n_alarms = 0
+    pipe = open_whole(model, device, on_error="skip")
+    routed = isinstance(pipe[-1], ProductRouter)
+    if not routed or product is not None:
+        of_product(pipe, product, model)  # an error if there is none
+    n_failed = n_alarms = n_unknown = 0
     with ExitStack() as stack:
-        table = Table(output, stack)
+        table = Table(output, stack, PRODUCT_COLUMNS if routed else COLUMNS)
         page = None
         if report is not None:
             page = stack.enter_context(
                 HtmlReport(
                     report,
-                    threshold=pipe[-1].offset_,
+                    threshold=0.0 if routed else pipe[-1].offset_,
                     title=f"{model.name}, {len(images)} images",
                     picture_size=_picture_size(picture_size, len(images)),
-                    normal_scores=pipe[-1].calibration_scores_,
+                    normal_scores=None if routed else pipe[-1].calibration_scores_,
                     model=model,
                     source=_source(paths),
                 )
@@ -137,12 +147,13 @@ def predict(
         mask_folder = None if masks is None else stack.enter_context(PictureFolder("--masks", masks))
         rows_in_terminal = str(output) == "-" and sys.stdout.isatty()
         progress = stack.enter_context(Progress(len(images), plain=rows_in_terminal))
-        found = rows(pipe, images, min_area, merge_distance)
+        found = rows(pipe, images, min_area, merge_distance, product)
         for index, row in enumerate(found):
-            pictures = draw(pipe, row, maps is not None and maps_format == MapsFormat.PNG, page)
+            pictures = draw(row["pipe"], row, maps is not None and maps_format == MapsFormat.PNG, page)
             table.write(row)
             n_failed += row["error"] is not None
             n_alarms += row["label"] == -1
+            n_unknown += routed and row["error"] is None and row["product"] is None
             if lists is not None:
                 lists.write(row)
             if map_folder is not None and "map" in pictures:
@@ -157,9 +168,15 @@ def predict(
                 if labelme is not None:
                     labelme.add(images[index], file_names[index], row["size"], row["defects"])
             if page is not None:
-                page.add(row["path"], row["score"], p_value=row["p_value"], error=row["error"], **pictures["report"])
+                shown = row["score"] - row["pipe"][-1].offset_ if routed and row["error"] is None else row["score"]
+                page.add(row["path"], shown, p_value=row["p_value"], error=row["error"], **pictures["report"])
             progress.show(index + 1)
-    typer.echo(f"images that score below {pipe[-1].offset_:.4g} are anomalous: {WORSE}", err=True)
+    if routed:
+        limits = ", ".join(f"{printable(name)} {part.offset_:.4g}" for name, part in pipe[-1].detectors_.items())
+        typer.echo(f"images that score below the threshold of their product are anomalous: {limits}; {WORSE}", err=True)
+        typer.echo(f"{n_unknown} of {len(images) - n_failed} images show no product that was learnt", err=True)
+    else:
+        typer.echo(f"images that score below {pipe[-1].offset_:.4g} are anomalous: {WORSE}", err=True)
     doubt = doubt_of_unknown(n_alarms, len(images) - n_failed)
     if doubt is not None:
         warn(doubt)
@@ -194,35 +211,36 @@ def check_region_options(min_area: float, merge_distance: float) -> None:
 
 
 def rows(
-    pipe: Pipeline, paths: Sequence[Path], min_area: float = 0, merge_distance: float = 0
+    pipe: Pipeline,
+    paths: Sequence[Path],
+    min_area: float = 0,
+    merge_distance: float = 0,
+    product: str | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Yield a row per image, with its map, its size and its defects. One step of images is in memory at a time."""
-    size = pipe[-1].step_size or 16
+    detector = pipe[-1].detector if isinstance(pipe[-1], ProductRouter) else pipe[-1]
+    size = detector.step_size or 16
     for start in range(0, len(paths), size):
-        yield from _score(pipe, list(paths[start : start + size]), min_area, merge_distance)
+        yield from _score(pipe, list(paths[start : start + size]), min_area, merge_distance, product)
 
 
-def _score(pipe: Pipeline, paths: list[Path], min_area: float, merge_distance: float) -> list[dict[str, Any]]:
-    extractor, detector = pipe[0], pipe[-1]
+def _score(
+    pipe: Pipeline, paths: list[Path], min_area: float, merge_distance: float, product: str | None
+) -> list[dict[str, Any]]:
+    extractor = pipe[0]
     features = extractor.transform(paths)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SkippedImagesWarning)  # the rows have the reasons
-        maps = detector.transform(features)
-    scores = detector.score_maps(maps)
-    p_values = detector.p_values(scores=scores)
+        maps, judged = _judged(pipe, features, product)
     found = []
-    for index, (path, anomaly_map, score, p_value) in enumerate(zip(paths, maps, scores, p_values, strict=True)):
-        row: dict[str, Any] = dict.fromkeys(COLUMNS) | {"path": str(path)}
+    for index, (path, anomaly_map) in enumerate(zip(paths, maps, strict=True)):
+        row: dict[str, Any] = dict.fromkeys(PRODUCT_COLUMNS) | {"path": str(path), "pipe": pipe}
         found.append(row)
         if index in features.skipped:
             row["error"] = one_line(features.skipped[index])
             continue
-        row |= {
-            "score": float(score),
-            "p_value": float(p_value),
-            "label": -1 if below(score, detector.offset_) else 1,
-            "anomaly_map": anomaly_map,
-        }
+        row |= judged[index] | {"anomaly_map": anomaly_map}
+        detector = row["pipe"][-1]
         try:
             row["size"] = size_of(path, extractor.max_pixels)
         except Exception as error:  # the file has gone or changed since it was scored
@@ -247,6 +265,37 @@ def _score(pipe: Pipeline, paths: list[Path], min_area: float, merge_distance: f
             "defect_area": sum(defect.area for defect in defects),
         }
     return found
+
+
+def _judged(pipe: Pipeline, features: Any, product: str | None) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """Return the maps, and for each image scores, label, and the pipeline of one product that gave them."""
+    detector = pipe[-1]
+    if not isinstance(detector, ProductRouter):
+        maps = detector.transform(features)
+        scores = detector.score_maps(maps)
+        labels = np.where(below(scores, detector.offset_), -1, 1)
+        columns = {"score": scores, "p_value": detector.p_values(scores=scores), "label": labels}
+        return maps, [{"pipe": pipe} | row for row in _transposed(columns)]
+    routed = detector.route(features, product)
+    parts = {name: Pipeline([pipe.steps[0], ("detector", detector.detectors_[name])]) for name in detector.detectors_}
+    names = routed.products.copy()
+    if product is None:
+        names[~routed.is_known] = None
+    columns = {
+        "product": names,
+        "product_p_value": routed.product_p_values,
+        "score": routed.scores,
+        "p_value": routed.p_values,
+        "label": routed.labels,
+    }
+    rows = _transposed(columns)
+    return routed.maps, [{"pipe": parts.get(name)} | row for name, row in zip(routed.products, rows, strict=True)]
+
+
+def _transposed(columns: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+    """Return a dict of Python's own numbers for each row."""
+    rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+    return [dict(zip(columns, row, strict=True)) for row in rows]
 
 
 def draw(pipe: Pipeline, row: dict[str, Any], with_map: bool, page: HtmlReport | None) -> dict[str, Any]:

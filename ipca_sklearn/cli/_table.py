@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from ipca_sklearn._utils._tables import as_cell, to_json
 from ipca_sklearn.cli._text import standard_output
 
 COLUMNS = ("path", "score", "p_value", "label", "top", "left", "height", "width", "n_defects", "defect_area", "error")
+PRODUCT_COLUMNS = (COLUMNS[0], "product", "product_p_value", *COLUMNS[1:])
 
 
 class Table:
@@ -28,10 +30,13 @@ class Table:
         File to write, its suffix is the form; "-" is CSV on the standard output.
     stack : ExitStack
         Closes the file.
+    columns : sequence of str, default=COLUMNS
+        What is written of each row.
     """
 
-    def __init__(self, path: Path, stack: ExitStack) -> None:
+    def __init__(self, path: Path, stack: ExitStack, columns: Sequence[str] = COLUMNS) -> None:
         self._path = path
+        self._columns = columns
         if str(path) == "-":
             self._stream = standard_output()
         else:
@@ -39,7 +44,7 @@ class Table:
             opened = path.open("w", encoding="utf-8", errors="surrogateescape", newline="")
             self._stream = stack.enter_context(opened)
         self._in_terminal = self._stream.isatty()
-        self._csv = None if path.suffix.lower() == ".jsonl" else csv.DictWriter(self._stream, COLUMNS)
+        self._csv = None if path.suffix.lower() == ".jsonl" else csv.DictWriter(self._stream, columns)
         if self._csv is not None:
             self._csv.writeheader()
 
@@ -47,9 +52,9 @@ class Table:
         """Write one row."""
         with naming(self._path):
             if self._csv is not None:
-                self._csv.writerow({name: self._cell(row[name]) for name in COLUMNS})
+                self._csv.writerow({name: self._cell(row[name]) for name in self._columns})
             else:
-                self._stream.write(to_json({name: row[name] for name in COLUMNS}) + "\n")
+                self._stream.write(to_json({name: row[name] for name in self._columns}) + "\n")
 
     def _cell(self, value: Any) -> Any:
         cell = as_cell(value)

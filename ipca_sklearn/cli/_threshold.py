@@ -12,7 +12,16 @@ from sklearn.pipeline import Pipeline
 from ipca_sklearn import persistence
 from ipca_sklearn._utils._files import printable
 from ipca_sklearn.cli._alarms import WORSE
-from ipca_sklearn.cli._common import Device, ModelFile, OnError, find_images, folders_of, open_model
+from ipca_sklearn.cli._common import (
+    Device,
+    ModelFile,
+    OnError,
+    Product,
+    find_images,
+    folders_of,
+    of_product,
+    open_whole,
+)
 from ipca_sklearn.cli._learnt import pixels, unseen
 from ipca_sklearn.cli._outputs import changed_model, check_outputs
 from ipca_sklearn.cli._reviewed import ReviewedFile, Ticks, read_reviewed
@@ -36,6 +45,7 @@ def threshold(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="MODEL", help="Write here and keep the old model.")
     ] = None,
+    product: Product = None,
     on_error: OnError = "raise",
     device: Device = "auto",
 ) -> None:
@@ -58,7 +68,8 @@ def threshold(
         files=[*paths[1], *paths[-1], *([] if reviewed is None else [reviewed])],
         folders=folders_of([*folders[1], *folders[-1]]),
     )
-    pipe = open_model(model, device, on_error=on_error)
+    whole = open_whole(model, device, on_error=on_error)
+    pipe = of_product(whole, product, model)
     if reviewed is not None and ticks is not None:
         _add(pipe, paths, ticks, reviewed)
     paths[1] = unseen(pipe, paths[1])
@@ -79,7 +90,7 @@ def threshold(
         confidence=confidence,
         source=", ".join(map(str, given)),
     )
-    persistence.save(pipe, place.path)
+    persistence.save(whole, place.path)  # which shares the detector with `pipe`
     chosen = detector.chosen_threshold_
     typer.echo(f"{printable(place.path)}: images that score below {detector.offset_:.4g} are anomalous: {WORSE}")
     typer.echo(f"false alarms: {chosen.false_alarms}")

@@ -19,7 +19,7 @@ import typer
 from ipca_sklearn._utils._files import printable
 from ipca_sklearn.cli._alarms import WORSE
 from ipca_sklearn.cli._annotations import DefectLines
-from ipca_sklearn.cli._common import Device, ModelFile, open_model
+from ipca_sklearn.cli._common import Device, ModelFile, Product, open_model
 from ipca_sklearn.cli._latest import N_IMAGES, LatestReport
 from ipca_sklearn.cli._outputs import LINES, REPORTS, TABLES, Output, check_outputs
 from ipca_sklearn.cli._predict import DefectsFile, MergeDistance, MinArea, check_region_options, draw
@@ -67,6 +67,7 @@ def watch(
     ] = False,
     min_area: MinArea = 0,
     merge_distance: MergeDistance = 0,
+    product: Product = None,
     device: Device = "auto",
 ) -> None:
     """Score images as they appear in a folder, and append a row for each to a table.
@@ -89,7 +90,7 @@ def watch(
     if not isfinite(command_seconds):
         raise ValueError(f"--command-seconds {command_seconds}: name a finite number of seconds")
     watcher = FolderWatcher(folder, settle=settle, tries=tries, events=not poll)
-    pipe = open_model(model, device, on_error="skip")
+    pipe = open_model(model, device, on_error="skip", product=product)
     watcher.batch_size = pipe[-1].step_size or watcher.batch_size
     # The same random state with each start: the scores of the table bring the monitor to where it was.
     monitor = DriftMonitor.from_detector(pipe, random_state=0) if drift_alarm or stop_on_drift else None

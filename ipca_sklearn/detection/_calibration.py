@@ -171,6 +171,17 @@ def upper_quantiles(maps: Tensor) -> Tensor:
     return values.sort(dim=1, descending=True).values[:, _order_statistics(values.shape[1])[0]]
 
 
+def medians(maps: Tensor) -> Tensor:
+    """Return about the median of each map (n, ...): the order statistic nearest to it that `upper_quantiles` keeps."""
+    values = maps.flatten(1)
+    rank = _order_statistics(values.shape[1])[0][_median_column(values.shape[1])]
+    return values.kthvalue(values.shape[1] - rank, dim=1).values
+
+
+def _median_column(n_values: int) -> int:
+    return int(np.abs(np.array(_order_statistics(n_values)[0]) - (n_values - 1) / 2).argmin())
+
+
 @dataclass(frozen=True)
 class Calibration:
     """Scores of normal images by models that had not learnt them, in the order of the images.
@@ -253,6 +264,10 @@ class ReferenceScores:
     quantiles: np.ndarray
     shares: np.ndarray
     correction: float = 0.0
+
+    def medians(self, n_patches: int) -> np.ndarray:
+        """Return about the medians of the maps, see `medians`."""
+        return self.quantiles[:, _median_column(n_patches)]
 
     def offset(self, false_positive_rate: Any) -> float:
         """Return the score below which an image is called anomalous."""

@@ -130,6 +130,8 @@ class PatchGaussianDetector(
         Scores of unseen normal images, from which `offset_` was made, in the order of the images.
     calibration_maxima_ : ndarray of shape (n_calibration,)
         Largest values of their maps: the reference of the p-values of regions.
+    calibration_medians_ : ndarray of shape (n_calibration,)
+        Medians of their maps, about (a neighbouring order statistic).
     n_samples_seen_ : int
         Number of images learnt.
     n_features_in_ : int

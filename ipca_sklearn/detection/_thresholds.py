@@ -99,6 +99,12 @@ class ThresholdMixin(MapScoringMixin):
         check_is_fitted(self)
         return self._reference.maxima
 
+    @property
+    @of_one_state
+    def calibration_medians_(self) -> np.ndarray:
+        """About the medians of the maps of the same images: how far their patches lie from the model as a rule."""
+        return self._thresholds().medians(self._calibration.n_patches)
+
     def set_params(self: _Self, **params: Any) -> _Self:
         """Set parameters; those of the threshold take effect at once, and a warning says if scores are too few."""
         super().set_params(**params)  # type: ignore[misc]

@@ -6,6 +6,7 @@ pixel is more anomalous, with masks that are true on the defects.
 """
 
 from ipca_sklearn.metrics._aupimo import PimoCurves, aupimo_score, pimo_curves
+from ipca_sklearn.metrics._comparison import compare_scores
 from ipca_sklearn.metrics._images import image_average_precision_score, image_f1_max_score, image_roc_auc_score
 from ipca_sklearn.metrics._inputs import resize_maps
 from ipca_sklearn.metrics._intervals import confidence_interval
@@ -23,6 +24,7 @@ __all__ = [
     "PimoCurves",
     "aupimo_score",
     "aupro_score",
+    "compare_scores",
     "confidence_interval",
     "evaluation_report",
     "found_by_size",

@@ -3,39 +3,23 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.utils.validation import check_consistent_length
 
-from ipca_sklearn._utils._labels import check_labels
-from ipca_sklearn._utils._precision import below
 from ipca_sklearn._utils._shares import clopper_pearson
 from ipca_sklearn._utils._surroundings import own_surroundings
 from ipca_sklearn._utils._typing import ArrayLike
-from ipca_sklearn.exceptions import FewImagesWarning, MaskWarning
-from ipca_sklearn.metrics import _pixels, _resampling
-from ipca_sklearn.metrics._aupimo import FPR_BOUNDS, image_areas, lack_of_normal_pixels, normal_scores
-from ipca_sklearn.metrics._images import image_average_precision_score, image_f1_max_score, image_roc_auc_score
-from ipca_sklearn.metrics._inputs import Pixels, as_real_array
-from ipca_sklearn.metrics._intervals import check_resampling, confidence_interval
-from ipca_sklearn.metrics._regions import SIDES, RegionCounts
-from ipca_sklearn.metrics._resampling import PixelCounts, percentile_interval, resampled_weights, strata_of
+from ipca_sklearn.exceptions import FewImagesWarning
+from ipca_sklearn.metrics._intervals import check_resampling
+from ipca_sklearn.metrics._resampling import percentile_interval
+from ipca_sklearn.metrics._sample import FALSE_ALARMS, FOUND, OF_IMAGES, OF_MAPS, OF_MARKED, TestedImages
 
 _MIN_IMAGES = 30
-_OF_IMAGES: dict[str, Callable[..., float]] = {
-    "image_roc_auc": image_roc_auc_score,
-    "image_average_precision": image_average_precision_score,
-    "image_f1_max": image_f1_max_score,
-}
-_OF_MAPS = ("pixel_roc_auc", "pixel_average_precision", "pixel_f1_max", "aupro", "aupro_0.05", "aupimo")
-_OF_MARKED = ("pixel_f1", "pro", "region_f1")
 _SIZES = "found_by_size"
-_FOUND = "found"
 
 
 @own_surroundings()
@@ -124,42 +108,29 @@ def evaluation_report(
     (0.96875, 0.75, [0.59, 0.87])
     """
     check_resampling(n_resamples, confidence_level)
-    labels = check_labels(as_real_array(y_true, "y_true"), "y_true")
-    scores = as_real_array(y_score, "y_score")
-    check_consistent_length(labels, scores, masks, maps, marked, defect_types, has_mask)
-    is_normal = labels == 1
-    names = np.full(len(labels), "all") if defect_types is None else np.asarray(defect_types)
-    _warn_of_few(is_normal, names, confidence_level)
-    interval = partial(
-        confidence_interval, n_resamples=n_resamples, confidence_level=confidence_level, random_state=random_state
-    )
-    known = np.ones(len(labels), dtype=bool) if has_mask is None else np.asarray(has_mask, dtype=bool)
-    sample = None
-    if (masks is None) != (maps is None):
-        raise ValueError("give both masks and maps, or neither")
-    if masks is not None and maps is not None:
-        sample = _PixelSample.of(masks, maps, marked, known, is_normal, region)
+    check_consistent_length(y_true, defect_types)
+    images = TestedImages.of(y_true, y_score, masks, maps, marked, offset, has_mask, region)
+    is_normal, known, called = images.is_normal, images.has_mask, images.is_called
+    names = np.full(len(is_normal), "all") if defect_types is None else np.asarray(defect_types)
+    warn_of_few(is_normal, names, confidence_level)
     rows = []
     for name, chosen in kinds(is_normal, names):
-        row: dict[str, Any] = {"defects": name, "n_images": int(np.sum(chosen & ~is_normal))}
-        row["n_masks"] = 0 if sample is None else int(np.sum(chosen & known & ~is_normal))
-        row |= dict.fromkeys((*_OF_IMAGES, _FOUND, *_OF_MAPS, *_OF_MARKED, _SIZES))
-        ends: dict[str, tuple[float, float]] = {}
-        if len(np.unique(is_normal[chosen])) == 2:
-            for key, metric in _OF_IMAGES.items():
-                row[key] = metric(labels[chosen], scores[chosen])
-                ends[key] = interval(metric, labels[chosen], scores[chosen])
-        if offset is not None and row["n_images"]:
-            row[_FOUND], ends[_FOUND] = _share(below(scores[chosen & ~is_normal], offset), confidence_level)
-        if sample is not None:
-            figures, resampled = sample.measures(chosen[known], n_resamples, random_state)
-            row |= figures
-            ends |= {key: percentile_interval(values, confidence_level) for key, values in resampled.items()}
-            row[_SIZES] = sample.found_by_size(chosen[known], confidence_level)
+        anomalous = chosen & ~is_normal
+        row: dict[str, Any] = {"defects": name, "n_images": int(np.sum(anomalous))}
+        row["n_masks"] = 0 if images.pixels is None else int(np.sum(anomalous & known))
+        row |= dict.fromkeys((*OF_IMAGES, FOUND, *OF_MAPS, *OF_MARKED, _SIZES))
+        figures, resampled = images.measures(chosen, n_resamples, random_state)
+        row |= {key: value for key, value in figures.items() if key != FALSE_ALARMS}
+        ends = {key: percentile_interval(resampled[key], confidence_level) for key in row if key in resampled}
+        if called is not None and anomalous.any():
+            ends[FOUND] = clopper_pearson(called[anomalous], confidence_level)
+        if images.pixels is not None:
+            row[_SIZES] = images.pixels.found_by_size(chosen[known], confidence_level)
         rows.append(row | {"intervals": ends})
     alarms, alarm_ends = None, None
-    if offset is not None and is_normal.any():
-        alarms, alarm_ends = _share(below(scores[is_normal], offset), confidence_level)
+    if called is not None and is_normal.any():
+        alarms = float(called[is_normal].mean())
+        alarm_ends = clopper_pearson(called[is_normal], confidence_level)
     return {
         "defects": rows,
         "n_normal": int(is_normal.sum()),
@@ -179,11 +150,8 @@ def kinds(is_normal: NDArray[np.bool_], names: NDArray[Any]) -> Iterator[tuple[s
             yield name, is_normal | (names == name)
 
 
-def _share(below: NDArray[np.bool_], confidence_level: float) -> tuple[float, tuple[float, float]]:
-    return float(below.mean()), clopper_pearson(below, confidence_level)
-
-
-def _warn_of_few(is_normal: NDArray[np.bool_], names: NDArray[Any], confidence_level: float) -> None:
+def warn_of_few(is_normal: NDArray[np.bool_], names: NDArray[Any], confidence_level: float) -> None:
+    """Warn of kinds of images that are too few for a figure that holds for others."""
     numbers = {"normal": int(is_normal.sum())}
     numbers |= {name: int(np.sum(~is_normal & (names == name))) for name in sorted(set(names[~is_normal].tolist()))}
     few = [f"{name} ({number})" for name, number in numbers.items() if number < _MIN_IMAGES]
@@ -194,117 +162,3 @@ def _warn_of_few(is_normal: NDArray[np.bool_], names: NDArray[Any], confidence_l
             FewImagesWarning,
             stacklevel=4,
         )
-
-
-@dataclass(frozen=True)
-class _PixelSample:
-    """The pixels of all images with a mask: what all rows of a report share.
-
-    Parameters
-    ----------
-    pixels : Pixels
-        Their masks and maps.
-    counts : PixelCounts or None
-        None if there are only normal or only anomalous pixels.
-    of_marks : ndarray of shape (n, 3) or None
-        See `mask_counts`.
-    of_regions : RegionCounts or None
-        Of the same images.
-    normal : ndarray or None
-        Sorted scores of the normal images' pixels; None if they are too few for AUPIMO.
-    """
-
-    pixels: Pixels
-    counts: PixelCounts | None
-    of_marks: NDArray[np.int64] | None
-    of_regions: RegionCounts | None
-    normal: NDArray[Any] | None
-
-    @classmethod
-    def of(
-        cls,
-        masks: ArrayLike,
-        maps: ArrayLike,
-        marked: ArrayLike | None,
-        known: NDArray[np.bool_],
-        is_normal: NDArray[np.bool_],
-        region: ArrayLike | None,
-    ) -> _PixelSample:
-        whole = Pixels.of(masks, maps, region)
-        wrong = is_normal & known & ~whole.is_normal
-        if wrong.any():
-            raise ValueError(f"masks[{wrong.argmax()}] has anomalous pixels, and y_true says that the image is normal")
-        empty = ~is_normal & known & whole.is_normal
-        if empty.any():
-            warnings.warn(
-                f"{empty.sum()} anomalous images have a mask without an anomalous pixel, the first is "
-                f"masks[{empty.argmax()}]: their pixels count as normal. Leave them out with has_mask if they have no "
-                "mask",
-                MaskWarning,
-                stacklevel=3,
-            )
-        pixels = replace(whole.only(known), is_normal=is_normal[known])
-        of_marks = of_regions = None
-        if marked is not None:
-            checked = _pixels.check_marked(masks, marked, region)
-            of_marks = _pixels.mask_counts(*checked)[known]
-            of_regions = RegionCounts.of_pixels(*checked).only(known)
-        if not _has_both(pixels):
-            return cls(pixels, None, of_marks, of_regions, None)
-        normal, anomalous = pixels.split()
-        anomalous.sort()
-        kinds, of_normal = [normal, anomalous], None
-        lack = lack_of_normal_pixels(pixels, FPR_BOUNDS) if pixels.is_normal.any() else "there is no normal image"
-        if lack is None:
-            of_normal = normal_scores(pixels, FPR_BOUNDS)
-            kinds.append(of_normal)
-        else:
-            warnings.warn(f"there is no AUPIMO: {lack}", FewImagesWarning, stacklevel=5)
-        counts = PixelCounts.of(pixels, _resampling.shared_thresholds(*kinds))
-        return cls(pixels, counts, of_marks, of_regions, of_normal)
-
-    def found_by_size(self, chosen: NDArray[np.bool_], confidence_level: float) -> list[dict[str, Any]] | None:
-        """Return how many defects of each size are found among some of the images."""
-        if self.of_regions is None or not self.pixels.defects[chosen].any():
-            return None
-        return self.of_regions.only(chosen).by_size(SIDES, confidence_level)
-
-    def measures(
-        self, chosen: NDArray[np.bool_], n_resamples: int, seed: int | None
-    ) -> tuple[dict[str, float], dict[str, NDArray[np.float64]]]:
-        """Return the measures of some of the images, and those of their resamples."""
-        pixels = self.pixels.only(chosen)
-        if not pixels.defects.any():
-            return {}, {}
-        weights = resampled_weights(strata_of(pixels), n_resamples, seed)
-        figures, resampled = {}, {}
-        if self.of_marks is not None and self.of_regions is not None:
-            of_marks, of_regions = self.of_marks[chosen], self.of_regions.only(chosen)
-            figures["pixel_f1"] = float(_pixels.f1(*of_marks.sum(axis=0)))
-            resampled["pixel_f1"] = _pixels.f1(*(weights @ of_marks).T)
-            figures["pro"], resampled["pro"] = of_regions.pro(), of_regions.pro(weights)
-            figures["region_f1"], resampled["region_f1"] = of_regions.f1(), of_regions.f1(weights)
-        if self.counts is None or not _has_both(pixels):
-            return figures, resampled
-        normal, anomalous = pixels.split()
-        regions = _pixels.label_defects(pixels.defects, 2)
-        sums = self.counts.only(chosen).sums(weights)
-        both = sums.normal, sums.anomalous
-        figures["pixel_roc_auc"] = _pixels.roc_auc(normal, anomalous)
-        resampled["pixel_roc_auc"] = _resampling.roc_auc(*both)
-        figures["pixel_average_precision"] = _pixels.average_precision(normal, anomalous)
-        resampled["pixel_average_precision"] = _resampling.average_precision(*both)
-        figures["pixel_f1_max"] = _pixels.f1_max(normal, anomalous)
-        resampled["pixel_f1_max"] = _resampling.f1_max(*both)
-        for key, max_fpr in (("aupro", 0.3), ("aupro_0.05", 0.05)):
-            figures[key] = _pixels.aupro(normal, anomalous, *regions, max_fpr)
-            resampled[key] = _resampling.aupro(sums.normal, sums.overlap, max_fpr)
-        if self.normal is not None:
-            figures["aupimo"] = float(np.nanmean(image_areas(self.normal, anomalous, pixels.defects, FPR_BOUNDS)))
-            resampled["aupimo"] = _resampling.aupimo(sums.normal_images, sums.tpr, FPR_BOUNDS)
-        return figures, resampled
-
-
-def _has_both(pixels: Pixels) -> bool:
-    n_anomalous = int(np.count_nonzero(pixels.defects))
-    return 0 < n_anomalous < len(pixels) * pixels.n_per_image

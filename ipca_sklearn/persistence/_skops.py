@@ -30,6 +30,7 @@ _TRUSTED_TYPES = (
     "ipca_sklearn.features._backbones.Backbone",
     "ipca_sklearn.features._extractor.PatchFeatureExtractor",
     "ipca_sklearn.monitoring._drift.DriftMonitor",
+    "ipca_sklearn.products._router.ProductRouter",
 )
 
 

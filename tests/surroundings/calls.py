@@ -32,6 +32,7 @@ from ipca_sklearn import (
     watching,
 )
 from tests.surroundings.bits import digest
+from tests.surroundings.product_calls import product_calls
 from tests.surroundings.region_calls import region_calls
 from tests.surroundings.world import Fresh, World
 
@@ -45,7 +46,7 @@ def public_calls(w: World) -> dict[str, Call]:
     for name, new in (("BatchedIncrementalPCA", "pca"), ("FullCovariance", "full")):
         calls |= _pca_calls(w, name, new)
     calls |= _detector_calls(w) | _extractor_calls(w, fresh) | _linalg_calls(w) | _metric_calls(w)
-    calls |= region_calls(w) | _picture_calls(w, fresh) | _file_calls(w, fresh) | _monitor_calls(w)
+    calls |= product_calls(w) | region_calls(w) | _picture_calls(w, fresh) | _file_calls(w, fresh) | _monitor_calls(w)
     return calls
 
 
@@ -133,6 +134,7 @@ def _detector_calls(w: World) -> dict[str, Call]:
     for name in (
         "calibration_scores_",
         "calibration_maxima_",
+        "calibration_medians_",
         "map_threshold_",
         "offset_",
         "n_samples_seen_",
@@ -314,6 +316,7 @@ def _metric_calls(w: World) -> dict[str, Call]:
         "confidence_interval": lambda: metrics.confidence_interval(
             metrics.image_roc_auc_score, labels, scores, n_resamples=20
         ),
+        "compare_scores": lambda: metrics.compare_scores(labels, scores, scores[::-1], n_resamples=20),
         "evaluation_report": lambda: metrics.evaluation_report(labels, scores, n_resamples=20),
     }
     return {f"metrics.{function}": call for function, call in calls.items()}

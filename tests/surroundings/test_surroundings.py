@@ -52,6 +52,10 @@ LEFT_OUT = {
     "OneClassKFold.set_split_request": "made by scikit-learn",
     "RepeatedOneClassKFold.set_split_request": "made by scikit-learn",
     **dict.fromkeys(
+        (f"ProductRouter.set_{method}_request" for method in ("decision_function", "predict", "transform")),
+        "made by scikit-learn",
+    ),
+    **dict.fromkeys(
         (f"{name}.{method}" for name in ("BatchedIncrementalPCA", "FullCovariance") for method in
          ("advance", "check_memory", "need", "store", "keeps_scatter", "with_components")),
         "parts of fit",

@@ -158,18 +158,17 @@ def main() -> None:
     warnings.simplefilter("ignore")  # of few images and of their proportions
     with ExitStack() as at_the_end:
         folder = Path(at_the_end.enter_context(tempfile.TemporaryDirectory()))
-        for name, images in sets.items():
-            networks = extractors(options, folder)
-            plain = PatchFeatureExtractor(LITE0).fit(images.train)
-            masks = plain.transform_masks(images.masks, images.test)
-            for network, extractor in networks.items():
-                if network in values.setdefault(name, {}):
+        plain = PatchFeatureExtractor(LITE0)
+        for network, extractor in extractors(options, folder).items():
+            for name, images in sets.items():
+                if network in values.get(name, {}):
                     continue
+                masks = plain.fit(images.train).transform_masks(images.masks, images.test)
                 found: dict[str, list[float]] = {}
                 for row, rocauc in measured(extractor.fit(images.train), images, masks):
                     found[row] = rocauc
                     print(name, network, row, rocauc, file=sys.stderr)
-                values[name][network] = {"n_test": len(images.test), "rocauc": found}
+                values.setdefault(name, {})[network] = {"n_test": len(images.test), "rocauc": found}
                 stored = {"environment": environment(), "sets": values}
                 write_results(options, "gaussians", report(values, options.n_train), stored, show=False)
     print(report(values, options.n_train))

@@ -89,10 +89,16 @@ def test_padim_is_that_of_numpy():
     layers = ["layer1", "layer2", "layer3"]
     extractor = PatchFeatureExtractor(network, layers=layers, map_interpolation="nearest", pooling_size=1, margin=0)
     detector = PatchGaussianDetector(
-        n_gaussians=None, covariance="full", distance="mahalanobis", n_random_features=40, random_state=0
+        n_gaussians=None,
+        covariance="full",
+        distance="mahalanobis",
+        n_random_features=40,
+        random_state=0,
+        dtype="float64",  # the inverse of a covariance loses digits
     )
     train, test = pictures(30), pictures(4, seed=1)
-    maps = detector.fit(extractor.fit_transform(train)).transform(extractor.transform(test))
+    learnt, looked_at = (np.asarray(part) for part in (extractor.fit_transform(train), extractor.transform(test)))
+    maps = detector.fit(learnt).transform(looked_at)
 
     seen = {}
     for layer in layers:
@@ -101,15 +107,17 @@ def test_padim_is_that_of_numpy():
         )
 
     def embeddings(images):
-        """All layers at the places of the first one, by the nearest position; the chosen features of each patch."""
+        """All layers at the places of the first one, by the nearest position."""
         pixels = (images / 255 - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)
         with torch.inference_mode():
             network(torch.from_numpy(pixels).float().movedim(-1, 1))
         parts = [value.movedim(1, -1).double().numpy() for value in seen.values()]
         stretched = [part.repeat(16 // part.shape[1], axis=1).repeat(16 // part.shape[2], axis=2) for part in parts]
-        return np.concatenate(stretched, axis=-1)[..., detector.feature_indices_]
+        return np.concatenate(stretched, axis=-1)
 
-    learnt, looked_at = embeddings(train), embeddings(test)
+    assert_close(looked_at, embeddings(test))
+    assert len(set(detector.feature_indices_)) == 40
+    learnt, looked_at = (part[..., detector.feature_indices_].astype(float) for part in (learnt, looked_at))
     expected = np.empty((4, 16, 16))
     for place in np.ndindex(16, 16):
         samples = learnt[:, *place]

@@ -64,7 +64,7 @@ def ours(rows: list[Row], data: Any, cache: Path | None) -> Iterator[tuple[str, 
     import torch
     from scipy.ndimage import gaussian_filter
 
-    from benchmarks.accuracy.evaluation import evaluate
+    from benchmarks.accuracy.evaluation import evaluate, subspace_ad
     from ipca_sklearn import FeatureCache, PatchFeatureExtractor, PatchGaussianDetector
     from ipca_sklearn.exceptions import AspectRatioWarning
 
@@ -86,8 +86,11 @@ def ours(rows: list[Row], data: Any, cache: Path | None) -> Iterator[tuple[str, 
         for row in rows:
             detector = PatchGaussianDetector(**({} if row.k is None else {"n_components": row.k}), **row.gaussian)
             maps = np.asarray(detector.fit(train).transform(test))
-            scores = -detector.score_maps(maps)
-            figures = evaluate(data.test_labels, scores, masks, gaussian_filter(maps, (0, 1, 1)))
+            if row.gaussian is settings.SUBSPACE_AD:
+                maps, scores = subspace_ad(maps, masks.shape[1:])
+            else:
+                maps, scores = gaussian_filter(maps, (0, 1, 1)), -detector.score_maps(maps)
+            figures = evaluate(data.test_labels, scores, masks, maps)
             pickled = io.BytesIO()
             joblib.dump(detector, pickled)
             yield row.key, {"images": images, **figures, "model_mb": pickled.tell() / 1e6, "masks": "area"}
@@ -182,7 +185,9 @@ the paper's images are
 `{settings.PAPER_GEOMETRY}`. *Methods*: "default" is
 `PatchGaussianDetector(k)` (256 Gaussians, and k = 96 where none is given); "one per patch" is
 `{settings.ONE_PER_PATCH}`; "the paper's distance" is `{settings.PAPER_DISTANCE}`, and "the paper" has it on
-`{settings.PAPER_IMAGES}`; "our PaDiM" is `{settings.PADIM}`.
+`{settings.PAPER_IMAGES}`; "our PaDiM" is `{settings.PADIM}`; "SubspaceAD" is
+`{settings.SUBSPACE_AD}` with its own scores: squared residuals, upsampled, blurred
+with sigma {settings.SUBSPACE_AD_BLUR:g} pixels, mean of the largest 1 % of the pixels.
 
 Image score of ours: mean of the largest 0.5 % of the map, and its maximum where there is a Gaussian per patch; not
 smoothed. Pixel figures: maps smoothed with sigma 1 on the grid, bilinear

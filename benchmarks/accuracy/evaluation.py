@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+from scipy.ndimage import gaussian_filter
 
+from benchmarks.accuracy.settings import SUBSPACE_AD_BLUR
 from ipca_sklearn import metrics
 
 # Key and heading of each figure, in the order of the table.
@@ -42,3 +44,14 @@ def evaluate(labels: np.ndarray, scores: np.ndarray, masks: np.ndarray, maps: np
         "pixel_f1": metrics.pixel_f1_max_score(masks, pixels),
     }
     return {name: 100 * float(value) for name, value in figures.items()}
+
+
+def subspace_ad(maps: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Return maps (n, *size) and image scores (n,) of SubspaceAD from residuals (n, H, W); larger is more anomalous.
+
+    The squared residuals are upsampled and blurred; the score is the mean of the largest 1 % of the pixels.
+    """
+    pixels = gaussian_filter(metrics.resize_maps(maps**2, size), (0, SUBSPACE_AD_BLUR, SUBSPACE_AD_BLUR))
+    flat = pixels.reshape(len(pixels), -1)
+    n_largest = max(1, round(0.01 * flat.shape[1]))
+    return pixels, np.partition(flat, -n_largest)[:, -n_largest:].mean(axis=1)

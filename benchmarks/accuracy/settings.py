@@ -16,6 +16,9 @@ PAPER_IMAGES = {**PAPER_GEOMETRY, "normalization": "imagenet", "map_interpolatio
 ONE_PER_PATCH: dict[str, Any] = {"n_gaussians": None, "image_score": "max"}
 PAPER_DISTANCE = {**ONE_PER_PATCH, "distance": "mahalanobis", "centering": "deferred"}
 PADIM = {**ONE_PER_PATCH, "covariance": "full", "distance": "mahalanobis", "n_random_features": 100, "random_state": 0}
+# One PCA of all patches; its maps are of residuals, see `evaluation.subspace_ad`.
+SUBSPACE_AD = {"n_components": 0.99, "n_gaussians": 1, "distance": "residual"}
+SUBSPACE_AD_BLUR = 4.0  # pixels
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ def rows(ks: Sequence[int]) -> list[Row]:
     table += [Row(LITE0, "one per patch", k, OURS, ONE_PER_PATCH) for k in ks]
     table += [Row(LITE0, "residual", None, OURS, {"distance": "residual"})]
     table += [Row(LITE0, "the paper's distance", k, OURS, PAPER_DISTANCE) for k in ks]
-    table += [Row(LITE0, "our PaDiM", None, OURS, PADIM)]
+    table += [Row(LITE0, "our PaDiM", None, OURS, PADIM), Row(LITE0, "SubspaceAD", None, OURS, SUBSPACE_AD)]
     table += [Row(LITE0, "default", None, {"margin": 0}), Row(LITE0, "default", None, PAPER_GEOMETRY)]
     table += [Row(LITE0, "the paper", k, PAPER_IMAGES, PAPER_DISTANCE) for k in ks]
     return [*table, Row(LITE2, "default")]

@@ -17,7 +17,7 @@ from sklearn.base import clone
 from sklearn.pipeline import Pipeline
 
 from ipca_sklearn._utils._files import shown_bytes
-from ipca_sklearn.cli._common import ModelFile, open_model
+from ipca_sklearn.cli._common import ModelFile, Product, open_model
 
 ENGINES = ("torch", "openvino", "onnxruntime")
 _N_FRAMES = 20  # one at a time
@@ -26,13 +26,14 @@ _N_FRAMES = 20  # one at a time
 def bench(
     model: ModelFile,
     images: Annotated[int, typer.Option(min=2, max=10_000, help="How many images are learnt and scored.")] = 48,
+    product: Product = None,
 ) -> None:
     """Measure a model on this machine: images per second, a frame, size and memory.
 
     The images are noise of the model's image size, in memory: files take their decoding besides. Each engine that is
     installed runs the network (the package `openvino`, or `onnxruntime` with `onnxscript`).
     """
-    pipe = open_model(model, "cpu")
+    pipe = open_model(model, "cpu", product=product)
     height, width = pipe[0].image_size_
     frames = np.random.default_rng(0).integers(0, 255, (images, height, width, 3), dtype=np.uint8)
     typer.echo(

@@ -59,6 +59,9 @@ class Backbone(nn.Module):
         Height and width of the images, which transformers must know.
     margin : int, default=0
         Pixels that are mirrored at each edge of the images; the maps cover them too.
+    layer_pooling : {"concat", "mean", "auto"}, default="concat"
+        With `"mean"` there is one map, the mean of all layers. `"auto"` is that for the layers of a transformer if none
+        are named.
 
     Attributes
     ----------
@@ -66,6 +69,10 @@ class Backbone(nn.Module):
         The cut network.
     layers : tuple of str or int
         Its layers, in the order of the maps.
+    layer_pooling : {"concat", "mean"}
+        How they are combined.
+    map_names : tuple of str or int
+        Names of the maps that a pass gives: the layers, or `"mean"`.
     name : str
         The backbone's name, or the class of the user's module.
     mean, std : tuple of float
@@ -84,6 +91,7 @@ class Backbone(nn.Module):
         seed: int,
         crop_size: Size,
         margin: int = 0,
+        layer_pooling: str = "concat",
     ) -> None:
         super().__init__()
         self._source = (source,)  # in a tuple, so that torch does not register the user's module as a part of this one
@@ -98,6 +106,8 @@ class Backbone(nn.Module):
         with _BUILDING, tracing_modules(), as_in_a_fresh_process(torch.device("cpu")), seeded_torch(seed):
             cut = _build(source, layers, weights, self._input_size)
             self.layers, self.mean, self.std = cut.layers, cut.mean, cut.std
+            self.layer_pooling = cut.layer_pooling if layer_pooling == "auto" else layer_pooling
+            self.map_names = ("mean",) if self.layer_pooling == "mean" else self.layers
             self.network = cut.network.eval().requires_grad_(False)
             if isinstance(self.network, torch.fx.GraphModule):
                 fold_batch_norms(self.network)
@@ -114,7 +124,7 @@ class Backbone(nn.Module):
         return repr(self.name) if isinstance(self._source[0], str) else self.name
 
     def forward(self, images: Tensor, *, compiled: bool = False) -> list[Tensor]:
-        """Return one (n, C, H, W) map per layer for normalised images (n, 3, *crop_size), and their margin.
+        """Return the maps (n, C, H, W) of normalised images (n, 3, *crop_size), and their margin: `map_names`.
 
         With `compiled=True` the network is compiled first, unless it has been.
         """
@@ -126,7 +136,8 @@ class Backbone(nn.Module):
         values = self._named(network, images)
         if not self._orders:  # otherwise they are known from the fit, or from the file
             self._orders = self._find_orders({layer: shape_of(value) for layer, value in values.items()})
-        return [self._as_map(values[layer], layer) for layer in self.layers]
+        maps = [self._as_map(values[layer], layer) for layer in self.layers]
+        return maps if self.layer_pooling == "concat" else [sum(map_.float() for map_ in maps) / len(maps)]
 
     def _named(self, network: Callable[[Tensor], Any], images: Tensor) -> dict[str | int, Any]:
         """Return the layers of images with their margin by name, in the order of `layers`."""
@@ -142,13 +153,13 @@ class Backbone(nn.Module):
         return {layer: only_tensor(values[layer]) for layer in self.layers}
 
     def shapes_of_maps(self) -> list[tuple[int, int, int]]:
-        """Return channels, rows and columns of the map of each layer, of a blank image.
+        """Return channels, rows and columns of each map of a blank image.
 
         Raises
         ------
         ValueError
             The network fails on images of this size, or gives no maps of them, or maps with channels nobody knows
-            where.
+            where, or maps of different shapes for a mean.
         """
         try:
             if self._seen is None:
@@ -163,7 +174,16 @@ class Backbone(nn.Module):
         if not self._orders:
             self._orders = self._find_orders(seen.layers)
         maps = (self._as_map(torch.empty(seen.layers[layer], device="meta"), layer).shape[1:] for layer in self.layers)
-        return [(channels, rows, columns) for channels, rows, columns in maps]
+        shapes = [(channels, rows, columns) for channels, rows, columns in maps]
+        if self.layer_pooling == "concat":
+            return shapes
+        if len(set(shapes)) > 1:
+            given = ", ".join(f"{layer} {shape}" for layer, shape in zip(self.layers, shapes, strict=True))
+            raise ValueError(
+                f"layer_pooling='mean' needs layers with the same channels, rows and columns, and those of backbone "
+                f"{self.label()} have {given}: name others in layers=, or set layer_pooling='concat'"
+            )
+        return shapes[:1]
 
     def bytes_per_image(self) -> int:
         """Return the bytes that the largest layer reads and writes for an image, in float32."""
@@ -271,17 +291,18 @@ class Backbone(nn.Module):
             "layers": self.layers,
             "crop_size": self._crop_size,
             "margin": self.margin,
+            "layer_pooling": self.layer_pooling,
             "orders": self._orders,
             "weights": weights,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # skops and pickle make the object without __init__; it builds the same architecture, without a download.
-        if "margin" not in state:
-            raise OldFileError("the network was stored without a margin")
+        if "layer_pooling" not in state:
+            raise OldFileError("the network was stored without layer_pooling")
         source, layers, crop_size, margin = (state[name] for name in ("source", "layers", "crop_size", "margin"))
         _check_shapes(source, layers, _with_margin(crop_size, margin), state["weights"])
-        Backbone.__init__(self, source, layers, None, 0, crop_size, margin)
+        Backbone.__init__(self, source, layers, None, 0, crop_size, margin, state["layer_pooling"])
         self._orders = dict(state.get("orders", {}))  # those of older files are found anew
         self.network.load_state_dict(
             {key: torch.from_numpy(np.array(value)) for key, value in state["weights"].items()}

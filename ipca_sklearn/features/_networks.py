@@ -38,17 +38,18 @@ _DEFAULT_LAYERS = {
     r"mobilenet_v2": ("features.3", "features.6", "features.13"),
     r"convnext_.*": ("features.1", "features.3", "features.5"),
     r"swin_.*": ("features.1", "features.3", "features.5"),
-    r"vit_[bl]_\d+": tuple(f"encoder.layers.encoder_layer_{i}" for i in (2, 5, 8)),
 }
+_VIT_DEPTHS = {"b": 12, "l": 24, "h": 32}
 
 
 class CutNetwork(NamedTuple):
-    """A network that returns the maps of some layers, and how its images are normalised."""
+    """A network that returns the maps of some layers, how its images are normalised and its layers are combined."""
 
     network: nn.Module
     layers: tuple[str, ...] | tuple[int, ...]
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
+    layer_pooling: str = "concat"  # what "auto" means for these layers
 
 
 def torchvision_names() -> list[str]:
@@ -68,6 +69,7 @@ def build_torchvision(name: str, layers: Sequence[Any] | None, weights: Weights,
             f"{', '.join(map(repr, LITE_NAMES))}, a name of torchvision.models.list_models(), 'timm:<name>' or an "
             "nn.Module"
         )
+    pooling = "mean" if layers is None and name.startswith("vit_") else "concat"
     layers = default_layers(name) if layers is None else layers
     named = weights is not None and not is_file(weights)
     options = {}
@@ -91,7 +93,7 @@ def build_torchvision(name: str, layers: Sequence[Any] | None, weights: Weights,
         raise failed_download(weights, repr(name), error) from error
     if is_file(weights):
         load_file(network, weights, repr(name))
-    return _cut(network, layers, repr(name))
+    return _cut(network, layers, repr(name))._replace(layer_pooling=pooling)
 
 
 def build_lite(name: str, layers: Sequence[Any] | None, weights: Weights) -> CutNetwork:
@@ -222,7 +224,17 @@ def default_layers(name: str) -> tuple[str, ...]:
 
 def known_layers(name: str) -> tuple[str, ...] | None:
     """Return the layers used where the user names none, or None if none are known."""
+    if name.startswith("vit_"):
+        return tuple(f"encoder.layers.encoder_layer_{block}" for block in middle_blocks(_VIT_DEPTHS[name[4]]))
     return next((layers for pattern, layers in _DEFAULT_LAYERS.items() if re.fullmatch(pattern, name)), None)
+
+
+def middle_blocks(depth: int) -> list[int]:
+    """Return the blocks of a transformer, counted from 0, whose tokens describe parts of an image best.
+
+    Half of the depth to two thirds; of 40 blocks those that SubspaceAD takes, 22 to 28 counted from 1.
+    """
+    return list(range(max(11 * depth // 20 - 1, 0), max(7 * depth // 10, 1)))
 
 
 def _no_layers(label: str) -> ValueError:

@@ -141,7 +141,8 @@ class FeatureSettings:
         parts = (
             (torch.__version__, version("torchvision"), images.device.type, self.amp_dtype, self.compile, rounded_by),
             (PIXELS_VERSION, images.image_size, images.crop_size, images.interpolation, self.mean, self.std),
-            (self.map_interpolation, self.pooling_size, self.grid_size, self.backbone.layers, self.backbone.margin),
+            (self.map_interpolation, self.pooling_size, self.grid_size),
+            (self.backbone.layers, self.backbone.layer_pooling, self.backbone.margin),
             None if self.region is None else self.region.tobytes(),
             (str(self.backbone.network), weights_digest(self.backbone.network)),
         )

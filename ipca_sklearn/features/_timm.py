@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ipca_sklearn._utils._typing import Size
-from ipca_sklearn.features._networks import CutNetwork, check_patches
+from ipca_sklearn.features._networks import CutNetwork, check_patches, middle_blocks, takes_patches
 from ipca_sklearn.features._weights import Weights, failed_download, is_file, load_file, nearest
 
 
@@ -36,10 +36,11 @@ def build_timm(name: str, layers: Sequence[Any] | None, weights: Weights, crop_s
         options["pretrained_cfg_overlay"] = {"state_dict": whole.state_dict()}
     if getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False):
         options["img_size"] = crop_size
+    pooling = "concat"
     try:
         if layers is None:
             with torch.random.fork_rng(devices=[]):  # random weights are the same, whoever names the layers
-                layers = _default_layers(timm.create_model(name, **options).feature_info)
+                layers, pooling = _default_layers(name, timm.create_model(name, **options).feature_info)
         indices = tuple(int(layer) for layer in layers)
         network: Any = timm.create_model(name, pretrained=weights is not None, out_indices=indices, **options)
     except OSError as error:
@@ -55,11 +56,18 @@ def build_timm(name: str, layers: Sequence[Any] | None, weights: Weights, crop_s
         if isinstance(getattr(part, "pretrained_cfg", None), dict):
             part.pretrained_cfg.pop("state_dict", None)  # timm keeps a second copy of the weights it was given
     config = timm.data.resolve_model_data_config(network)
-    return CutNetwork(network, indices, tuple(config["mean"]), tuple(config["std"]))
+    return CutNetwork(network, indices, tuple(config["mean"]), tuple(config["std"]), pooling)
 
 
-def _default_layers(info: Any) -> list[int]:
-    """Return the layers of strides 4 to 16 of a pyramid, as for other networks; all of a network of one stride."""
+def _default_layers(name: str, info: Any) -> tuple[list[int], str]:
+    """Return the layers used where the user names none, and how they are combined.
+
+    Of a pyramid those of strides 4 to 16, as of other networks; of a transformer the mean of the middle ones; timm's
+    own choice of other networks of one stride.
+    """
     strides = dict(zip(info.out_indices, info.reduction(), strict=True))
-    is_pyramid = len(set(strides.values())) > 1
-    return [layer for layer, stride in strides.items() if 4 <= stride <= 16 or not is_pyramid]
+    if len(set(strides.values())) > 1:
+        return [layer for layer, stride in strides.items() if 4 <= stride <= 16], "concat"
+    if "vit" in name or takes_patches(name):
+        return middle_blocks(len(info.info)), "mean"
+    return list(strides), "concat"

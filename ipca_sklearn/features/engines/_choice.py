@@ -221,7 +221,8 @@ def _digest(settings: FeatureSettings, *versions: str) -> str:
     backbone = settings.backbone
     parts = (
         (*versions, torch.__version__, version("torchvision"), _how(settings)),
-        (backbone.layers, backbone.margin, backbone.axes(), str(backbone.network), weights_digest(backbone.network)),
+        (backbone.layers, backbone.layer_pooling, backbone.margin, backbone.axes()),
+        (str(backbone.network), weights_digest(backbone.network)),
     )
     digest = new_digest()
     digest.update(repr(parts).encode())
@@ -250,7 +251,7 @@ def _difference(engine: Engine, image: Tensor, expected: Tensor, settings: Featu
     except Exception as error:
         return f"fails on a trial image ({_shown(error)})"
     channels = [shape[0] for shape in settings.backbone.shapes_of_maps()]
-    parts = zip(settings.backbone.layers, found.split(channels, -1), expected.split(channels, -1), strict=True)
+    parts = zip(settings.backbone.map_names, found.split(channels, -1), expected.split(channels, -1), strict=True)
     for layer, ours, theirs in parts:
         if settings.amp_dtype is None:
             distance, allowed = float((ours - theirs).abs().max()), _TOLERANCE * float(theirs.abs().max())

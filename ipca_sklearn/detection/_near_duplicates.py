@@ -41,7 +41,7 @@ class Describer:
         of_patch = np.arange(steps.n_patches) if labels is None else labels[labels >= 0]
         members = np.equal.outer(np.unique(of_patch), of_patch)
         weights = members / members.sum(1, keepdims=True)
-        self._weights = torch.from_numpy(weights - weights.mean(0))
+        self._weights = torch.from_numpy(weights)
         means = fitted.state.mean.cpu().double()
         self._means = self._weights @ (means if cells is None else means[cells.place // cells.size])
         directions = np.random.default_rng(0).normal(size=(len(weights) * steps.n_features, self.size))
@@ -49,8 +49,9 @@ class Describer:
 
     def __call__(self, step: Tensor) -> Tensor:
         """Return the descriptors (b, 256) of a step (b, P, m)."""
-        above = (self._weights.to(step) @ step - self._means.to(step)).sign()
-        return above.flatten(1) @ self._directions.to(step)
+        parts = self._weights.to(step) @ step - self._means.to(step)
+        own = parts - parts.median(1, keepdim=True).values
+        return own.sign().flatten(1) @ self._directions.to(step)
 
 
 def near_duplicates(descriptors: np.ndarray) -> np.ndarray:

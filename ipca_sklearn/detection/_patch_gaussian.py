@@ -30,14 +30,13 @@ from ipca_sklearn.decomposition._batched_ipca import BatchedIncrementalPCA
 from ipca_sklearn.decomposition._batches import read_steps
 from ipca_sklearn.decomposition._fitted_scatter import pickles_are_exact
 from ipca_sklearn.decomposition._memory import MemoryNeed
-from ipca_sklearn.detection._calibration import Calibration
 from ipca_sklearn.detection._calibrator import KnownScores, n_kept
 from ipca_sklearn.detection._cells import Cells
 from ipca_sklearn.detection._copies import group_size
 from ipca_sklearn.detection._gaussians import PCA_PARAMETERS, choose_cells, choose_features, new_pca, pca_parameters
 from ipca_sklearn.detection._learning import learn
-from ipca_sklearn.detection._merging import check_same_kind
-from ipca_sklearn.detection._suspects import refuse_trim, without_suspects
+from ipca_sklearn.detection._merging import check_same_kind, scores_of_both
+from ipca_sklearn.detection._suspects import HELD_MODELS, refuse_trim, without_suspects
 from ipca_sklearn.detection._thresholds import ThresholdMixin, normal_steps
 
 
@@ -117,12 +116,11 @@ class PatchGaussianDetector(
         Standard deviation in patches of a Gaussian blur of the maps (for `(n, H, W, m)` input) before the image score.
         PaDiM uses 1 (4 pixels). It improves the outlines of large defects and weakens defects of a single patch.
     trim : "auto" or float in [0, 0.5), default=0
-        Share of the images that `fit` leaves out: those farthest from all others, scored by models that have not learnt
-        them; found in rounds, until they stay the same (at most 10). `"auto"` leaves out those with a q-value of at
-        most 0.05. More bad images than this share (half of them, with `"auto"`) cannot be left out: that is the
-        breakdown point. The threshold comes from the same scores, of all images with a larger q-value. X is read four
-        times in each round, and three more models are held. `partial_fit` and `merge`, which do not see all images,
-        need `trim=0`.
+        Share of the images that `fit` leaves out: those farthest from the others, scored by models that have not learnt
+        them, in at most 10 rounds until they stay the same. No more bad images than this share can be left out: the
+        breakdown point. `"auto"` leaves out what has a q-value of at most 0.05, so it misses many that are bad alike.
+        Thresholds come from the same scores, of all images with a larger q-value. X is read about three times in each
+        round. `partial_fit` and `merge`, which do not see all images, take `trim=0`.
 
     Attributes
     ----------
@@ -158,9 +156,8 @@ class PatchGaussianDetector(
         Number of Gaussians, C.
     suspects_ : ndarray of shape (n,), with named fields
         The images of a `fit` with `trim`, the most suspicious first: `index` in X, `score` by models that have not
-        learnt it (higher is more normal), `p_value`, `q_value` (the share of false ones among the images up to this
-        one: Benjamini-Hochberg), whether it was `trimmed`, and `near_duplicate_of`, the index of an earlier image, or
-        -1. `pandas.DataFrame(suspects_)` is a table of them. See :meth:`find_suspects`.
+        learnt it (higher is more normal), `p_value`, `q_value` (Benjamini-Hochberg: the share of false ones among the
+        images up to this one), `trimmed`, and `near_duplicate_of`, the index of an earlier image or -1.
 
     See Also
     --------
@@ -359,26 +356,24 @@ class PatchGaussianDetector(
         steps = read_steps(self, X, reset=True)
         n_gaussians = min(self.n_gaussians or steps.n_patches, steps.n_patches)
         taken = steps.take(choose_features(self.n_random_features, self.random_state, steps.n_features))
-        pca = self._new_pca(taken.n_features, -(-steps.n_patches // n_gaussians))
         kept = n_kept(0, steps, prequential=self.calibration == "prequential" and not self.trim)
-        return pca.need(taken, n_kept=kept, n_gaussians=n_gaussians)
+        pca = self._new_pca(taken.n_features, -(-steps.n_patches // n_gaussians))
+        need = pca.need(taken, n_kept=kept, n_gaussians=n_gaussians)
+        return MemoryNeed(need.model, need.learning + HELD_MODELS * need.model) if self.trim else need
 
     @of_one_state
     def find_suspects(self, X: ArrayLike) -> np.ndarray:
-        """Rank images by how far each one lies from all others, to find those that should not be learnt.
-
-        Nothing is learnt or changed. `fit` with `trim` ranks its images in passing: see `suspects_`.
+        """Rank images by how far each lies from the others, to find those that should not be learnt; learn nothing.
 
         Parameters
         ----------
         X : PatchFeatures, array-like or tensor of shape (n, H, W, m), (n, P, m) or (n, m)
-            At least 8 images, such as those of the fit. They are read four times, one step at a time; with `trim`, in
-            each of up to 11 rounds.
+            At least 8 images, such as those of the fit; read three or four times, and with `trim` in each round.
 
         Returns
         -------
-        ndarray of shape (n,)
-            As `suspects_`.
+        ndarray of shape (n,), with named fields
+            As `suspects_`. `pandas.DataFrame` makes a table of it.
 
         Raises
         ------
@@ -443,7 +438,6 @@ class PatchGaussianDetector(
             If `other` is of another class, or was learnt from other shapes or with other parameters.
         """
         check_is_fitted(self)
-        refuse_trim(self.trim, "merge")
         if not isinstance(other, PatchGaussianDetector):
             raise TypeError(f"merge takes another PatchGaussianDetector, got {type(other).__name__}")
         check_is_fitted(other)
@@ -451,8 +445,5 @@ class PatchGaussianDetector(
         check_same_kind(self, other)
         self._thresholds(), other._thresholds()  # both are scores of the kind that is computed now
         pca = copy.copy(self.pca_).merge(other.pca_)
-        left_out = other._left_out.extended([self._left_out.summaries])
-        best = (d._left_out if len(d._left_out) else d._calibration for d in (other, self))
-        scores = Calibration.empty(left_out.n_patches).extended(part.summaries for part in best)
-        self._store(self._learnt_shape(), pca, scores, left_out, chosen=self._chosen())
+        self._store(self._learnt_shape(), pca, *scores_of_both(self, other), chosen=self._chosen())
         return self

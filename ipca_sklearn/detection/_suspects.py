@@ -36,6 +36,9 @@ _FEWEST = 8
 # Blocks that are left out in turn. Of many images fewer, as each block takes a decomposition of all Gaussians.
 _N_BLOCKS_OF_MANY = 4
 
+# Models that are held at a time while blocks are left out, besides the one that learns.
+HELD_MODELS = 3
+
 _RECORD = np.dtype(
     [
         ("index", np.int64),

@@ -62,12 +62,12 @@ class Split:
         return np.random.default_rng(1).permutation(chosen)
 
 
-def ours(split: Split, done: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+def ours(options: argparse.Namespace, split: Split, done: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield each fit that is not done."""
     torch.set_grad_enabled(False)
     warnings.simplefilter("ignore", AspectRatioWarning)  # tiles have many shapes
     warnings.simplefilter("ignore", FewImagesWarning)
-    missing = [(share, trim) for share in SHARES for trim in TRIMS if _key(f"trim={trim!r}", share) not in done]
+    missing = [(share, trim) for share in options.shares for trim in TRIMS if _key(f"trim={trim!r}", share) not in done]
     if not missing:
         return
     used = np.unique(np.concatenate([split.test, *map(split.train, SHARES)]))
@@ -100,7 +100,7 @@ def ours(split: Split, done: dict[str, Any]) -> Iterator[tuple[str, dict[str, An
 
 def rivals(options: argparse.Namespace, split: Split, done: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield each fit of a rival that is not done."""
-    for share in options.rival_shares:
+    for share in options.shares:
         for rival in RIVALS:
             key = _key(rival.title, share)
             if key in done:
@@ -150,13 +150,13 @@ def main() -> None:
     parser.add_argument("--n-train", type=int, default=160)
     parser.add_argument("--n-test", type=int, default=100)
     parser.add_argument("--rival-python", type=Path, help="interpreter of an environment with anomalib")
-    parser.add_argument("--rival-shares", type=float, nargs="+", default=list(SHARES))
+    parser.add_argument("--shares", type=float, nargs="+", default=list(SHARES), choices=SHARES, help="of defects")
     parser.add_argument("--resume", action="store_true", help="keep the results that the results file already has")
     options = parser.parse_args()
     values: Results = read_results(options, "dirty_training")["sets"] if options.resume else {}
 
     def measured(split: Split, done: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-        yield from ours(split, done)
+        yield from ours(options, split, done)
         if options.rival_python:
             yield from rivals(options, split, done)
 

@@ -11,6 +11,7 @@ from sklearn.pipeline import Pipeline
 
 from ipca_sklearn._utils._files import printable
 from ipca_sklearn.cli._predict import draw, rows, side_of_pictures, source_of
+from ipca_sklearn.detection._suspects import FALSE_DISCOVERY_RATE
 from ipca_sklearn.inspection import HtmlReport
 
 # Images that are named in a terminal.
@@ -19,24 +20,16 @@ _MOST = 5
 
 def print_suspects(suspects: np.ndarray, paths: Sequence[Path]) -> None:
     """Print how many training images stand out, were left out, and are nearly the same as others."""
-    outstanding = suspects[suspects["q_value"] <= 0.05]
-    _print(len(suspects), "stand out (false discovery rate 5 %)", [printable(paths[i]) for i in outstanding["index"]])
-    trimmed = suspects[suspects["trimmed"]]
-    if len(trimmed):
-        _print(len(suspects), "were left out", [printable(paths[i]) for i in trimmed["index"]])
-    twins = suspects[suspects["near_duplicate_of"] >= 0]
-    pairs = [
-        f"{printable(paths[i])} of {printable(paths[j])}"
-        for i, j in zip(twins["index"], twins["near_duplicate_of"], strict=True)
-    ]
-    if pairs:
-        _print(len(suspects), "are near-duplicates of others", pairs)
 
+    def told(what: str, chosen: np.ndarray) -> None:
+        names = [printable(paths[index]) for index in suspects["index"][chosen]]
+        more = f" and {len(names) - _MOST} more" if len(names) > _MOST else ""
+        listed = f": {', '.join(names[:_MOST])}{more}" if names else ""
+        typer.echo(f"{len(names)} of {len(suspects)} training images {what}{listed}")
 
-def _print(n_images: int, what: str, names: list[str]) -> None:
-    more = f" and {len(names) - _MOST} more" if len(names) > _MOST else ""
-    listed = f": {', '.join(names[:_MOST])}{more}" if names else ""
-    typer.echo(f"{len(names)} of {n_images} training images {what}{listed}")
+    told(f"stand out (false discovery rate {FALSE_DISCOVERY_RATE:.0%})", suspects["q_value"] <= FALSE_DISCOVERY_RATE)
+    told("were left out", suspects["trimmed"])
+    told("are nearly the same as others", suspects["near_duplicate_of"] >= 0)
 
 
 def write_report(

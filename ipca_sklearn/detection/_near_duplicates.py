@@ -18,6 +18,9 @@ from ipca_sklearn.detection._gaussians import choose_cells
 _N_PARTS = 16
 _NEARLY_SAME = 0.45
 
+# Features of parts from which images have no such cosine by chance.
+_FEWEST_SIGNS = 256
+
 
 class Describer:
     """Whether each feature is above its mean in each of 16 parts of an image: its own pattern, whatever the encoding.
@@ -41,9 +44,10 @@ class Describer:
         of_patch = np.arange(steps.n_patches) if labels is None else labels[labels >= 0]
         members = np.equal.outer(np.unique(of_patch), of_patch)
         weights = members / members.sum(1, keepdims=True)
-        self._weights = torch.from_numpy(weights)
+        enough = len(weights) * steps.n_features >= _FEWEST_SIGNS
+        self._weights = torch.from_numpy(weights * enough)  # of fewer, all are the same and none is told
         means = fitted.state.mean.cpu().double()
-        self._means = self._weights @ (means if cells is None else means[cells.place // cells.size])
+        self._means = self._weights @ (means if cells is None else means[cells.place.cpu() // cells.size])
         directions = np.random.default_rng(0).normal(size=(len(weights) * steps.n_features, self.size))
         self._directions = torch.from_numpy(directions)
 

@@ -37,11 +37,12 @@ from ipca_sklearn.cli._common import (
     open_whole,
 )
 from ipca_sklearn.cli._learnt import not_learnt, noting_pixels, pixels, remember
-from ipca_sklearn.cli._numbers import LEAST, Components, components_of, gaussians_of, number_of, size_of
-from ipca_sklearn.cli._outputs import MODELS, Output, changed_model, check_outputs, check_space
+from ipca_sklearn.cli._numbers import LEAST, MOST_TRIMMED, Components, components_of, gaussians_of, number_of, size_of
+from ipca_sklearn.cli._outputs import MODELS, REPORTS, Output, changed_model, check_outputs, check_space
 from ipca_sklearn.cli._products import images_of_products, learn_products
 from ipca_sklearn.cli._progress import Progress
 from ipca_sklearn.cli._reviewed import ReviewedFile, Ticks, read_reviewed
+from ipca_sklearn.cli._suspects import print_suspects, write_report
 from ipca_sklearn.cli._training_images import refuse_test_images, tell_copies
 from ipca_sklearn.features._masks import read_mask
 from ipca_sklearn.features._networks import DEFAULT_BACKBONE
@@ -92,6 +93,22 @@ def fit(
     region: Annotated[
         Path | None, typer.Option(metavar="MASK", help="Picture of the region of interest: white is inspected.")
     ] = None,
+    trim: Annotated[
+        str,
+        typer.Option(
+            help="Share of the images that is left out, those farthest from all others; auto: those that stand out "
+            "(false discovery rate 5 %). The images are read several times, and no checkpoint is kept."
+        ),
+    ] = "0",
+    reviewed: ReviewedFile = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write an HTML page of the training images, the most suspicious first, scored by models of the "
+            "others. Ticks saved from it are for --reviewed. Without --trim the images are read four times more.",
+        ),
+    ] = None,
     shuffle: Annotated[
         bool,
         typer.Option(help="Learn in a fixed random order, as folders are often sorted by time or light."),
@@ -105,28 +122,30 @@ def fit(
 
     A checkpoint is kept beside the model until it is complete: after an interruption, the same command resumes there.
     If images have come or gone since, remove the checkpoint to start again, or bring back the images as they were.
-    With --products there is no checkpoint.
+    With --products there is no checkpoint, --trim, --report or --reviewed.
+    With --reviewed the images that are ticked as defects in a report are not learnt, and ticked good ones are.
     """
     check_common(device, on_error)
     size, crop = size_of("--image-size", image_size, "auto"), size_of("--crop-size", crop_size, "all")
     n_components, n_gaussians = components_of("--k", k), gaussians_of("--gaussians", gaussians)
     pixels_beyond = number_of("--margin", margin, int, "a number of pixels from 0 on", 0, inf)
     rate = number_of("--false-positive-rate", false_positive_rate, float, "a share above 0 and at most 0.5", LEAST, 0.5)
+    share = number_of("--trim", trim, float, "a share from 0 on and below 0.5", 0, MOST_TRIMMED)
     if jobs == 0:
         raise ValueError("--jobs 0: use a number of threads, or -1 for all cores")
     if region is not None:
         _check_region(region)
+    if products and (share or report is not None or reviewed is not None):
+        raise ValueError("--products with --trim, --report or --reviewed: look at the images of each product by itself")
     of_products = images_of_products(folders) if products else {"": find_images(folders)}
     paths = [path for images in of_products.values() for path in images]
     checkpoint = output.parent / f"{output.name}.checkpoint"
     files = [Output("--output", output, MODELS), Output("the checkpoint", checkpoint)]
-    check_outputs(files, files=paths, folders=folders_of(folders))
+    page = [] if report is None else [Output("--report", report, REPORTS)]
+    read = [*paths, *([] if reviewed is None else [reviewed])]
+    check_outputs([*files, *page], files=read, folders=folders_of(folders))
     refuse_test_images([] if products else folders_of(folders), paths)
     tell_copies(paths)
-    if shuffle:  # the threshold comes from the scores of the later half
-        for name, images in of_products.items():
-            of_products[name] = [images[index] for index in np.random.default_rng(0).permutation(len(images))]
-        paths = [path for images in of_products.values() for path in images]
     pipe = Pipeline(
         [
             (
@@ -144,10 +163,19 @@ def fit(
             ),
             (
                 "detector",
-                PatchGaussianDetector(n_components, n_gaussians=n_gaussians, step_size=step, false_positive_rate=rate),
+                PatchGaussianDetector(
+                    n_components, n_gaussians=n_gaussians, step_size=step, false_positive_rate=rate, trim=share
+                ),
             ),
         ]
     )
+    if reviewed is not None:
+        paths = _choose(pipe, reviewed, read_reviewed(reviewed), paths)
+        of_products = {"": paths}
+    if shuffle:  # the threshold comes from the scores of the later half
+        for name, images in of_products.items():
+            of_products[name] = [images[index] for index in np.random.default_rng(0).permutation(len(images))]
+    paths = [path for images in of_products.values() for path in images]
     need = pipe[1].memory_needed(pipe[0].fit(paths).transform(paths))
     n_others = (len(of_products) - 1) * need.model
     typer.echo(
@@ -159,6 +187,8 @@ def fit(
         with Progress(len(paths)) as progress, noting_pixels():
             if products:
                 pipe = learn_products(pipe[0], pipe[1], of_products, progress.show)
+            elif share:
+                pipe.fit(paths)
             else:
                 persistence.fit_resumable(pipe, paths, checkpoint, every=checkpoint_every, callback=progress.show)
     except KeyboardInterrupt:
@@ -175,6 +205,11 @@ def fit(
     persistence.save(pipe, output)
     checkpoint.unlink(missing_ok=True)
     _print_summary(pipe, output)
+    if share or report is not None:
+        suspects = pipe[-1].suspects_ if share else pipe[-1].find_suspects(pipe[0].transform(paths))
+        print_suspects(suspects, paths)
+        if report is not None:
+            write_report(report, pipe, paths, suspects, model=output, folders=folders)
 
 
 def update(
@@ -208,6 +243,7 @@ def update(
     check_outputs([place], files=[*paths, *([] if reviewed is None else [reviewed])], folders=folders_of(folders))
     whole = open_whole(model, device, on_error=on_error)
     pipe = of_product(whole, product, model)
+    pipe[-1].set_params(trim=0)  # which is for all images of a fit
     if reviewed is not None and ticks is not None:
         paths = _choose(pipe, reviewed, ticks, paths)
     new = not_learnt(pipe, paths)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from math import nan
+from math import nan, nextafter
 from typing import Annotated, Any
 
 import typer
 
 LEAST = 5e-324  # the smallest number above 0
+MOST_TRIMMED = nextafter(0.5, 0)
 
 Components = Annotated[
     str,

@@ -134,10 +134,10 @@ def predict(
                     report,
                     threshold=0.0 if routed else pipe[-1].offset_,
                     title=f"{model.name}, {len(images)} images",
-                    picture_size=_picture_size(picture_size, len(images)),
+                    picture_size=side_of_pictures(picture_size, len(images)),
                     normal_scores=None if routed else pipe[-1].calibration_scores_,
                     model=model,
-                    source=_source(paths),
+                    source=source_of(paths),
                 )
             )
         map_folder = None if maps is None else stack.enter_context(PictureFolder("--maps", maps))
@@ -185,13 +185,13 @@ def predict(
         raise typer.Exit(UNREADABLE)
 
 
-def _source(paths: Sequence[Path]) -> str:
+def source_of(paths: Sequence[Path]) -> str:
     """Return where the images of a report come from, as a page that is opened elsewhere can say it."""
     named = ["standard input" if str(path) == "-" else str(path.absolute()) for path in paths]
     return ", ".join(named[:3]) + (f" and {len(named) - 3} more" if len(named) > 3 else "")
 
 
-def _picture_size(wanted: int | None, n_images: int) -> int | None:
+def side_of_pictures(wanted: int | None, n_images: int) -> int | None:
     """Return the side of the large pictures of a report: without a wish, a page of many images has none."""
     if wanted is None and n_images > MANY:
         typer.echo(

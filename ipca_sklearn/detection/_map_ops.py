@@ -74,6 +74,12 @@ class MapScorer:
         return torch.cat([weights, -image_scores(maps, self.image_score)[:, None], upper_quantiles(maps)], dim=1)
 
 
+def check_smoothing(smoothing: float, patch_shape: tuple[int, ...]) -> None:
+    """Raise a ValueError if maps are to be blurred that have no rows and columns."""
+    if smoothing > 0 and len(patch_shape) != 2:
+        raise ValueError(f"smoothing={smoothing} needs X of shape (n, H, W, m), not patches of shape {patch_shape}")
+
+
 def inspected(maps: Tensor, region: np.ndarray | None) -> Tensor:
     """Return the values (b, P) of maps (b, H, W) that belong to a region of interest; None is all."""
     return maps.flatten(1) if region is None else maps[:, torch.from_numpy(region).to(maps.device)]

@@ -1,4 +1,4 @@
-"""Which detectors can be merged."""
+"""Which detectors can be merged, and the scores that they then have."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 
 from ipca_sklearn._utils._layouts import check_mergeable
+from ipca_sklearn.detection._calibration import Calibration
+from ipca_sklearn.detection._suspects import refuse_trim
 
 # Parameters that both must share: scores of one kind, from Gaussians of one kind.
 _SHARED = ("distance", "noise_shrinkage", "image_score", "smoothing", "covariance", "ridge")
@@ -17,6 +19,8 @@ def check_same_kind(mine: Any, theirs: Any) -> None:
 
     What their PCAs must share is compared when these are merged.
     """
+    for detector in (mine, theirs):
+        refuse_trim(detector.trim, "merge")
     for name in _SHARED:
         one, other = getattr(mine, name), getattr(theirs, name)
         if one != other:
@@ -41,3 +45,10 @@ def check_same_kind(mine: Any, theirs: Any) -> None:
             "cannot merge detectors that learnt other numbers of augmented copies of each image: fit both with the "
             "same n_augmented"
         )
+
+
+def scores_of_both(mine: Any, theirs: Any) -> tuple[Calibration, Calibration]:
+    """Return the scores that both detectors make their thresholds from, and those of few images among them."""
+    left_out = theirs._left_out.extended([mine._left_out.summaries])
+    best = (detector._left_out if len(detector._left_out) else detector._calibration for detector in (theirs, mine))
+    return Calibration.empty(left_out.n_patches).extended(part.summaries for part in best), left_out

@@ -3,39 +3,40 @@
 from __future__ import annotations
 
 import copy
-import time
 from math import prod
 from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, OutlierMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
 from ipca_sklearn import linalg
+from ipca_sklearn._utils._labels import normal_rows
 from ipca_sklearn._utils._output import TableOutputMixin
 from ipca_sklearn._utils._sklearn_compat import (
     CallbackSupportMixin,
-    FitProgress,
     Interval,
     StrOptions,
     fit_context,
     validate_parameters,
 )
 from ipca_sklearn._utils._surroundings import own_surroundings
-from ipca_sklearn._utils._turns import in_turn, snapshot
+from ipca_sklearn._utils._turns import in_turn, of_one_state, snapshot
 from ipca_sklearn._utils._typing import ArrayLike, DeviceLike, DTypeLike
 from ipca_sklearn._utils._versions import VersionedMixin
-from ipca_sklearn.decomposition._base import BasePCA, Learning
+from ipca_sklearn.decomposition._base import BasePCA
 from ipca_sklearn.decomposition._batched_ipca import BatchedIncrementalPCA
-from ipca_sklearn.decomposition._batches import StepReader, read_steps
-from ipca_sklearn.decomposition._fitted_scatter import FittedExactPCA, pickles_are_exact
+from ipca_sklearn.decomposition._batches import read_steps
+from ipca_sklearn.decomposition._fitted_scatter import pickles_are_exact
 from ipca_sklearn.decomposition._memory import MemoryNeed
-from ipca_sklearn.detection._calibration import Calibration, split_for_calibration
-from ipca_sklearn.detection._calibrator import Calibrator, KnownScores, n_kept
+from ipca_sklearn.detection._calibrator import KnownScores, n_kept
 from ipca_sklearn.detection._cells import Cells
-from ipca_sklearn.detection._copies import check_copies, group_size, images_per_step, samples_of
+from ipca_sklearn.detection._copies import group_size
 from ipca_sklearn.detection._gaussians import PCA_PARAMETERS, choose_cells, choose_features, new_pca, pca_parameters
-from ipca_sklearn.detection._merging import check_same_kind
+from ipca_sklearn.detection._learning import learn
+from ipca_sklearn.detection._merging import check_same_kind, scores_of_both
+from ipca_sklearn.detection._suspects import HELD_MODELS, refuse_trim, without_suspects
 from ipca_sklearn.detection._thresholds import ThresholdMixin, normal_steps
 
 
@@ -114,6 +115,12 @@ class PatchGaussianDetector(
     smoothing : float, default=0.0
         Standard deviation in patches of a Gaussian blur of the maps (for `(n, H, W, m)` input) before the image score.
         PaDiM uses 1 (4 pixels). It improves the outlines of large defects and weakens defects of a single patch.
+    trim : "auto" or float in [0, 0.5), default=0
+        Share of the images that `fit` leaves out: those farthest from the others, scored by models that have not learnt
+        them, in at most 10 rounds until they stay the same. No more bad images than this share can be left out: the
+        breakdown point. `"auto"` leaves out what has a q-value of at most 0.05, so it misses many that are bad alike.
+        Thresholds come from the same scores, of all images with a larger q-value. X is read about three times in each
+        round. `partial_fit` and `merge`, which do not see all images, take `trim=0`.
 
     Attributes
     ----------
@@ -149,6 +156,10 @@ class PatchGaussianDetector(
         that has one patch fewer than others learns from the nearest patch of another cell, too.
     n_gaussians_ : int
         Number of Gaussians, C.
+    suspects_ : ndarray of shape (n,), with named fields
+        The images of a `fit` with `trim`, the most suspicious first: `index` in X, `score` by models that have not
+        learnt it (higher is more normal), `p_value`, `q_value` (Benjamini-Hochberg: the share of false ones among the
+        images up to this one), `trimmed`, and `near_duplicate_of`, the index of an earlier image or -1.
 
     See Also
     --------
@@ -210,6 +221,7 @@ class PatchGaussianDetector(
         "pixel_false_positive_rate": [StrOptions({"image"}), Interval(Real, 0, 0.5, closed="right")],
         "image_score": [StrOptions({"max", "mean"}), Interval(Real, 0, 1, closed="right")],
         "smoothing": [Interval(Real, 0, None, closed="left")],
+        "trim": [StrOptions({"auto"}), Interval(Real, 0, 0.5, closed="left")],
     }
 
     def __init__(
@@ -232,6 +244,7 @@ class PatchGaussianDetector(
         pixel_false_positive_rate: float | str = "image",
         image_score: float | str = 0.005,
         smoothing: float = 0.0,
+        trim: float | str = 0.0,
         covariance: str = "low_rank",
         n_random_features: int | None = None,
         ridge: float = 0.01,
@@ -255,6 +268,7 @@ class PatchGaussianDetector(
         self.pixel_false_positive_rate = pixel_false_positive_rate
         self.image_score = image_score
         self.smoothing = smoothing
+        self.trim = trim
         self.covariance = covariance
         self.n_random_features = n_random_features
         self.ridge = ridge
@@ -285,7 +299,9 @@ class PatchGaussianDetector(
             NaN or infinity, a shape that is not 2-D to 4-D, `n_components` larger than m, a device that is not there,
             other labels, or not one for each image, no normal image.
         """
-        steps = normal_steps(read_steps(self, X, reset=True), y)
+        steps = read_steps(self, X, reset=True)
+        rows = normal_rows(y, steps.n_samples, is_table=steps.patch_shape == ())
+        steps = steps if rows is None else steps.keep(rows)
         columns = choose_features(self.n_random_features, self.random_state, steps.n_features)
         cells = choose_cells(self.n_gaussians, steps)
         shape = {
@@ -298,78 +314,23 @@ class PatchGaussianDetector(
         group = group_size(Cells.of(cells), steps.n_copies)
         pca = self._new_pca(steps.n_features, group)
         with own_surroundings():
-            return self._learn(steps, shape, pca, KnownScores.none(steps.n_patches), (X, y))
+            known = KnownScores.none(steps.n_patches)
+            if self.trim:
+                steps, shape["suspects_"], known = without_suspects(self, pca, steps, shape, rows)
+            return learn(self, steps, shape, pca, known, (X, y))
 
     @in_turn
     @fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self, X: ArrayLike, y: Any = None) -> PatchGaussianDetector:
         """Go on learning from >= 1 normal images, as `fit`; a call that fails leaves the detector as it was."""
+        refuse_trim(self.trim, "partial_fit")
         if not hasattr(self, "pca_"):
             return self.fit(X, y)
         steps = normal_steps(read_steps(self, X, reset=False), y)
         group = group_size(self._cells(), steps.n_copies)
         pca = copy.copy(self.pca_).set_params(**pca_parameters(self.get_params(), steps.n_features, group))
         with own_surroundings():
-            return self._learn(steps, self._learnt_shape(), pca, self._known_scores(), (X, y))
-
-    def _learn(
-        self,
-        steps: StepReader,
-        shape: dict[str, Any],
-        pca: BasePCA,
-        known: KnownScores,
-        callback_data: tuple[Any, Any],
-    ) -> PatchGaussianDetector:
-        """Score each step before it is learnt, learn it, and store the result when all steps are done.
-
-        `callback_data` are X and y as callbacks get them.
-        """
-        if self.smoothing > 0 and len(steps.patch_shape) != 2:
-            raise ValueError(
-                f"smoothing={self.smoothing} needs X of shape (n, H, W, m), not patches of shape {steps.patch_shape}"
-            )
-        began = time.perf_counter()
-        cells = Cells.of(shape["cells_"])
-        learnt, held_out = split_for_calibration(steps.take(shape.get("feature_indices_")), self.calibration)
-        step_size = images_per_step(self.step_size, steps.n_copies)
-        progress = FitProgress(self, learnt.count(step_size), *callback_data)
-        start = getattr(pca, "fitted_", None)
-        group = group_size(cells, steps.n_copies)
-        check_copies(start, group, steps.n_copies)
-        learning = Learning(pca, start, group)
-        calibrator = Calibrator(
-            pca,
-            start,
-            known.model,
-            learnt,
-            cells,
-            operator_of=lambda fitted: self._operator(fitted, fitted.state.mean.device),
-            scorer_of=lambda operator: self._scorer(operator, learnt, cells),
-            prequential=self.calibration == "prequential",
-        )
-        pca.check_memory(learnt, n_kept=calibrator.n_kept, n_gaussians=None if cells is None else len(cells.slots))
-        with learnt.overflow_named():
-            for step in learnt.read(step_size, copies=True):
-                calibrator.see(step, learning.fitted)
-                learning.advance(samples_of(step, cells))
-                progress.step()
-            if learning.fitted is None:  # there are images, but all of them were skipped
-                raise learnt.unreadable()
-            calibrator.finish(learning.fitted, held_out)
-        pca.store(learning.fitted, learnt if cells is None else cells.reader(learnt))
-        self._store(
-            shape,
-            pca,
-            known.earlier.extended(calibrator.summaries),
-            known.left_out.extended(calibrator.left_out),
-            chosen=known.chosen,
-            scoring=calibrator.model if isinstance(learning.fitted, FittedExactPCA) and held_out is None else None,
-        )
-        progress.end()
-        if self.verbose and not progress.is_watched:
-            seconds = time.perf_counter() - began
-            print(f"[PatchGaussianDetector] {self.n_samples_seen_} images learnt, the last ones in {seconds:.1f} s")
-        return self
+            return learn(self, steps, self._learnt_shape(), pca, self._known_scores(), (X, y))
 
     def memory_needed(self, X: ArrayLike) -> MemoryNeed:
         """Return about how much memory `fit` takes for X, of which only shape and dtype count.
@@ -397,9 +358,45 @@ class PatchGaussianDetector(
         steps = read_steps(self, X, reset=True)
         n_gaussians = min(self.n_gaussians or steps.n_patches, steps.n_patches)
         taken = steps.take(choose_features(self.n_random_features, self.random_state, steps.n_features))
+        kept = n_kept(0, steps, prequential=self.calibration == "prequential" and not self.trim)
         pca = self._new_pca(taken.n_features, -(-steps.n_patches // n_gaussians))
-        kept = n_kept(0, steps, prequential=self.calibration == "prequential")
-        return pca.need(taken, n_kept=kept, n_gaussians=n_gaussians)
+        need = pca.need(taken, n_kept=kept, n_gaussians=n_gaussians)
+        return MemoryNeed(need.model, need.learning + HELD_MODELS * need.model) if self.trim else need
+
+    @of_one_state
+    def find_suspects(self, X: ArrayLike) -> np.ndarray:
+        """Rank images by how far each lies from the others, to find those that should not be learnt; learn nothing.
+
+        Parameters
+        ----------
+        X : PatchFeatures, array-like or tensor of shape (n, H, W, m), (n, P, m) or (n, m)
+            At least 8 images, such as those of the fit; read three or four times, and with `trim` in each round.
+
+        Returns
+        -------
+        ndarray of shape (n,), with named fields
+            As `suspects_`. `pandas.DataFrame` makes a table of it.
+
+        Raises
+        ------
+        NotFittedError, ValueError
+            As `transform`, and for fewer images.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from ipca_sklearn import PatchGaussianDetector
+        >>> X = np.random.default_rng(0).normal(size=(100, 6, 8))
+        >>> X[7, 2] += 9
+        >>> suspects = PatchGaussianDetector(2).fit(X).find_suspects(X)
+        >>> suspects["index"][suspects["q_value"] < 0.05]
+        array([7])
+        """
+        check_is_fitted(self)
+        validate_parameters(self)
+        steps = read_steps(self, X, reset=False)
+        with own_surroundings():
+            return without_suspects(self, self.pca_, steps, self._learnt_shape(), None)[1]
 
     def _new_pca(self, n_features: int, group: int) -> BasePCA:
         if self.covariance == "full":
@@ -457,8 +454,5 @@ class PatchGaussianDetector(
         check_same_kind(self, other)
         self._thresholds(), other._thresholds()  # both are scores of the kind that is computed now
         pca = copy.copy(self.pca_).merge(other.pca_)
-        left_out = other._left_out.extended([self._left_out.summaries])
-        best = (d._left_out if len(d._left_out) else d._calibration for d in (other, self))
-        scores = Calibration.empty(left_out.n_patches).extended(part.summaries for part in best)
-        self._store(self._learnt_shape(), pca, scores, left_out, chosen=self._chosen())
+        self._store(self._learnt_shape(), pca, *scores_of_both(self, other), chosen=self._chosen())
         return self

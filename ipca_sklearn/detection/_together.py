@@ -26,6 +26,7 @@ from ipca_sklearn.detection._copies import group_size
 from ipca_sklearn.detection._gaussians import choose_cells, pca_parameters
 from ipca_sklearn.detection._map_ops import MapScorer
 from ipca_sklearn.detection._patch_gaussian import PatchGaussianDetector
+from ipca_sklearn.detection._suspects import refuse_trim
 
 # Parameters of scores and thresholds: learning does not depend on them.
 _NOT_LEARNT = {
@@ -83,6 +84,7 @@ def fit_together(detectors: Sequence[PatchGaussianDetector], X: ArrayLike, y: An
 def _what_is_learnt(detector: PatchGaussianDetector, X: ArrayLike) -> dict[str, Any]:
     """Return the parameters that learning from X depends on; an error if there is something wrong with them."""
     validate_parameters(detector)
+    refuse_trim(detector.trim, "one pass for several detectors")
     parameters = {name: value for name, value in detector.get_params().items() if name not in _NOT_LEARNT}
     steps = read_steps(detector, X, reset=True)
     labels = choose_cells(detector.n_gaussians, steps)

@@ -1,0 +1,278 @@
+"""Training images that may not be normal: scored by models of the others, ranked, and left out of a fit."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import false_discovery_control, gumbel_r
+from torch import Tensor
+
+from ipca_sklearn import linalg
+from ipca_sklearn.decomposition._base import BasePCA, Learning
+from ipca_sklearn.decomposition._batches import StepReader
+from ipca_sklearn.decomposition._fitted import Fitted, independent_samples
+from ipca_sklearn.detection._calibration import FEW_IMAGES, N_BLOCKS, Calibration, LearningCurve, leave_out
+from ipca_sklearn.detection._calibrator import KnownScores
+from ipca_sklearn.detection._cells import Cells
+from ipca_sklearn.detection._copies import group_size, images_per_step, samples_of
+from ipca_sklearn.detection._map_ops import check_smoothing
+from ipca_sklearn.detection._near_duplicates import Describer, near_duplicates
+from ipca_sklearn.exceptions import AspectRatioWarning, MultiPageImageWarning, SkippedImagesWarning
+
+# Share of false ones among the images that are called suspects.
+FALSE_DISCOVERY_RATE = 0.05
+
+# Rounds after which the images that were left out last count.
+_MAX_ROUNDS = 10
+
+# Images from which their scores tell how large one may be.
+_FEWEST = 8
+
+# Blocks that are left out in turn. Of many images fewer, as each block takes a decomposition of all Gaussians.
+_N_BLOCKS_OF_MANY = 4
+
+# Models that are held at a time while blocks are left out, besides the one that learns.
+HELD_MODELS = 3
+
+_RECORD = np.dtype(
+    [
+        ("index", np.int64),
+        ("score", np.float64),
+        ("p_value", np.float64),
+        ("q_value", np.float64),
+        ("trimmed", bool),
+        ("near_duplicate_of", np.int64),
+    ]
+)
+
+
+def refuse_trim(trim: Any, what: str) -> None:
+    """Raise a ValueError if images would have to be left out by a method that does not see all of them."""
+    if trim:
+        raise ValueError(
+            f"trim={trim!r} leaves out what is far from all other images, and {what} does not see all of them: fit "
+            "them in one call, or set trim=0 to go on from what was learnt"
+        )
+
+
+def without_suspects(
+    detector: Any, pca: BasePCA, steps: StepReader, shape: dict[str, Any], rows: np.ndarray | None
+) -> tuple[StepReader, np.ndarray, KnownScores]:
+    """Return the images that a fit shall learn, a record of all, and the scores that make its thresholds.
+
+    Parameters
+    ----------
+    detector : PatchGaussianDetector
+        Says how images are scored, and which are left out.
+    pca : BasePCA
+        Says how they are learnt.
+    steps : StepReader
+        All images.
+    shape : dict
+        Learnt attributes that say how X is read.
+    rows : ndarray or None
+        Places in X of the images.
+
+    Raises
+    ------
+    ValueError
+        There are too few images, or a share of them is held out for the threshold.
+    """
+    trim = detector.trim
+    if trim and detector.calibration != "prequential":
+        raise ValueError(
+            f"trim={trim!r} makes the threshold from scores of all images by models of the others, so that no share "
+            f"calibration={detector.calibration} is held out: set calibration='prequential' or trim=0"
+        )
+    fewest = _FEWEST if trim in ("auto", 0) else max(_FEWEST, ceil(1 / trim))
+    if steps.n_samples < fewest:
+        raise ValueError(
+            f"trim={trim!r} takes at least {fewest} images to tell which of them is far from the others, and X has "
+            f"{steps.n_samples}: give more"
+        )
+    check_smoothing(detector.smoothing, steps.patch_shape)
+    taken, cells = steps.take(shape.get("feature_indices_")), Cells.of(shape["cells_"])
+    with warnings.catch_warnings(), taken.overflow_named():
+        for category in (AspectRatioWarning, MultiPageImageWarning, SkippedImagesWarning):  # the fit tells once
+            warnings.simplefilter("ignore", category)
+        ranking = _Others(detector, pca, taken, cells).rank()
+    records = ranking.records(np.arange(steps.n_samples) if rows is None else rows)
+    kept = steps.keep(np.flatnonzero(~ranking.trimmed))
+    return kept, records, KnownScores(ranking.normal, Calibration.empty(steps.n_patches))
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Images in the order of X, as models of the others score them.
+
+    Parameters
+    ----------
+    calibration : Calibration
+        Of all images; NaN for those that could not be read.
+    scores, p_values, q_values : ndarray of shape (n,)
+        Scores by models that know all images which are not trimmed.
+    trimmed : ndarray of bool, shape (n,)
+        Images that no model has learnt.
+    descriptors : ndarray of shape (n, d)
+        Of `Describer`.
+    """
+
+    calibration: Calibration
+    scores: np.ndarray
+    p_values: np.ndarray
+    q_values: np.ndarray
+    trimmed: np.ndarray
+    descriptors: np.ndarray
+
+    @classmethod
+    def of(
+        cls, calibration: Calibration, weight: float, curve: LearningCurve, trimmed: np.ndarray, descriptors: np.ndarray
+    ) -> Ranking:
+        """Return the images ranked by scores, brought to a model of this weight."""
+        scores, p_values, q_values = np.full((3, len(calibration)), np.nan)
+        readable = np.isfinite(calibration.summaries[:, 1])
+        known = Calibration(calibration.summaries[readable], calibration.n_patches)
+        scores[readable] = known.corrected_to(weight, curve).scores
+        p_values[readable] = tail_probabilities(-scores[readable])
+        q_values[readable] = false_discovery_control(p_values[readable])
+        return cls(calibration, scores, p_values, q_values, trimmed, descriptors)
+
+    @property
+    def normal(self) -> Calibration:
+        """Scores of the images that do not stand out, trimmed or not: normal images can be as far."""
+        return Calibration(self.calibration.summaries[self.q_values > FALSE_DISCOVERY_RATE], self.calibration.n_patches)
+
+    def farthest(self, trim: float | str) -> np.ndarray:
+        """Return which images the next models shall not learn: a share, or those that stand out and never half."""
+        n_readable = int(np.isfinite(self.scores).sum())
+        if trim == "auto":
+            n_trimmed = min(int((self.q_values <= FALSE_DISCOVERY_RATE).sum()), (n_readable - 1) // 2)
+        else:
+            n_trimmed = int(float(trim) * n_readable)
+        farthest = np.zeros(len(self.scores), bool)
+        farthest[np.argsort(self.scores, kind="stable")[:n_trimmed]] = True  # NaN comes last
+        return farthest
+
+    def records(self, rows: np.ndarray) -> np.ndarray:
+        """Return the images that could be read, the most suspicious first; `rows` are their places in X."""
+        found = np.empty(len(rows), _RECORD)
+        found["index"], found["trimmed"], found["near_duplicate_of"] = rows, self.trimmed, -1
+        for name in ("score", "p_value", "q_value"):
+            found[name] = getattr(self, f"{name}s")
+        readable = np.flatnonzero(np.isfinite(self.scores))
+        firsts = near_duplicates(self.descriptors[readable])
+        found["near_duplicate_of"][readable[firsts >= 0]] = rows[readable[firsts[firsts >= 0]]]
+        return found[readable[np.argsort(self.scores[readable], kind="stable")]]
+
+
+@dataclass(frozen=True)
+class _Others:
+    """Scores images by models of the others.
+
+    Parameters
+    ----------
+    detector : PatchGaussianDetector
+        Says how images are scored.
+    pca : BasePCA
+        Says how they are learnt.
+    steps : StepReader
+        The images.
+    cells : Cells or None
+        The patches that share a Gaussian.
+    """
+
+    detector: Any
+    pca: BasePCA
+    steps: StepReader
+    cells: Cells | None
+
+    def rank(self) -> Ranking:
+        """Leave out what is farthest from models without it, until these images stay the same.
+
+        The first round looks at one feature at a time: images that are alike, but not as the others, make directions of
+        their own, along which nothing is far.
+        """
+        self.pca.check_memory(self.steps, n_gaussians=None if self.cells is None else len(self.cells.slots))
+        trim, trimmed = self.detector.trim, np.zeros(self.steps.n_samples, bool)
+        if not trim:
+            return self._ranking(trimmed)
+        trimmed = self._ranking(trimmed, without_directions=True).farthest(trim)
+        seen: list[np.ndarray] = []
+        while True:
+            ranking = self._ranking(trimmed)
+            farthest = ranking.farthest(trim)
+            seen.append(trimmed)
+            if len(seen) == _MAX_ROUNDS or any(np.array_equal(farthest, before) for before in seen):
+                return ranking
+            trimmed = farthest
+
+    def _ranking(self, trimmed: np.ndarray, *, without_directions: bool = False) -> Ranking:
+        """Score each image by a model of the images outside of its block that are not trimmed."""
+
+        def learn(fitted: Fitted | None, rows: Tensor) -> Fitted | None:
+            return self._learn(fitted, rows.numpy()[~trimmed[rows.numpy()]])
+
+        steps, detector = self.steps, self.detector
+        parts, describe = [], None
+        n_blocks = N_BLOCKS if steps.n_samples <= FEW_IMAGES else _N_BLOCKS_OF_MANY
+        for fitted, rows in leave_out(learn, None, torch.arange(steps.n_samples), n_blocks):
+            if fitted is None or fitted.weight < 2:
+                raise steps.unreadable()
+            device = fitted.state.mean.device
+            operator = _by_feature(fitted) if without_directions else detector._operator(fitted, device)
+            scorer = detector._scorer(operator, steps, self.cells)
+            describe = describe or Describer(steps, fitted, self.cells)
+
+            def known(
+                step: Tensor, scorer: Any = scorer, weight: float = fitted.weight, describe: Describer = describe
+            ) -> Tensor:
+                summaries = scorer.summaries(step, weight)
+                return torch.cat([summaries, describe(step).to(summaries)], 1)
+
+            block = steps.keep(rows.numpy()).map_steps(known, self.pca.step_size)
+            block = np.asarray(block.cpu() if isinstance(block, Tensor) else block, dtype=np.float64)
+            block[:, 0] = fitted.weight  # not rounded
+            parts.append(block)
+        values = np.concatenate(parts)
+        summaries, descriptors = values[:, : -Describer.size], values[:, -Describer.size :]
+        curve = LearningCurve.of(
+            detector.distance, detector.covariance, fitted.n_components, independent_samples(fitted.group)
+        )
+        weight = fitted.weight / fitted.count * (len(values) - trimmed.sum())
+        return Ranking.of(Calibration(summaries, steps.n_patches), weight, curve, trimmed, descriptors)
+
+    def _learn(self, fitted: Fitted | None, rows: np.ndarray) -> Fitted | None:
+        n_copies = self.steps.n_copies
+        learning = Learning(self.pca, fitted, group_size(self.cells, n_copies))
+        if len(rows):
+            for step in self.steps.keep(rows).read(images_per_step(self.pca.step_size, n_copies), copies=True):
+                learning.advance(samples_of(step, self.cells))
+        return learning.fitted
+
+
+def _by_feature(fitted: Fitted) -> linalg.DistanceOperator:
+    """Return the operator of distances that are scaled by the deviation of each feature."""
+    state, dtype = fitted.state, fitted.dtype
+    variance = (state.sum_of_squares / state.degrees_of_freedom).to(dtype)
+    precision = variance.clamp(
+        min=max(float(variance.mean()) * torch.finfo(dtype).eps, torch.finfo(dtype).tiny)
+    ).rsqrt()
+    return linalg.DistanceOperator(state.mean.to(dtype), torch.zeros_like(precision)[:, None], None, None, precision)
+
+
+def tail_probabilities(distances: np.ndarray) -> np.ndarray:
+    """Return how often a normal image is as far, if most of these are normal.
+
+    The logarithm of the mean of the largest values of a map has about a Gumbel distribution: it is fitted to the median
+    and the lower decile, which hardly change with up to half of the images far away.
+    """
+    logs = np.log(np.maximum(distances, np.finfo(distances.dtype).tiny))
+    median, decile = np.quantile(logs, [0.5, 0.1])
+    of_median, of_decile = (-np.log(-np.log(share)) for share in (0.5, 0.1))  # of the standard distribution
+    scale = max((median - decile) / (of_median - of_decile), np.finfo(distances.dtype).eps)
+    return gumbel_r.sf(of_median + (logs - median) / scale)

@@ -34,7 +34,14 @@ from ipca_sklearn.detection._calibration import Calibration, split_for_calibrati
 from ipca_sklearn.detection._calibrator import Calibrator, KnownScores, n_kept
 from ipca_sklearn.detection._cells import Cells
 from ipca_sklearn.detection._copies import check_copies, group_size, images_per_step, samples_of
-from ipca_sklearn.detection._gaussians import PCA_PARAMETERS, choose_cells, choose_features, new_pca, pca_parameters
+from ipca_sklearn.detection._gaussians import (
+    PCA_PARAMETERS,
+    choose_cells,
+    choose_features,
+    keeps_scatter,
+    new_pca,
+    pca_parameters,
+)
 from ipca_sklearn.detection._merging import check_same_kind
 from ipca_sklearn.detection._thresholds import ThresholdMixin, normal_steps
 
@@ -328,11 +335,13 @@ class PatchGaussianDetector(
             )
         began = time.perf_counter()
         cells = Cells.of(shape["cells_"])
-        learnt, held_out = split_for_calibration(steps.take(shape.get("feature_indices_")), self.calibration)
-        step_size = images_per_step(self.step_size, steps.n_copies)
-        progress = FitProgress(self, learnt.count(step_size), *callback_data)
         start = getattr(pca, "fitted_", None)
         group = group_size(cells, steps.n_copies)
+        steps = steps.take(shape.get("feature_indices_"))
+        steps = steps.in_bands(cells is not None and keeps_scatter(pca, start, steps, group))
+        learnt, held_out = split_for_calibration(steps, self.calibration)
+        step_size = images_per_step(self.step_size, steps.n_copies)
+        progress = FitProgress(self, learnt.count(step_size), *callback_data)
         check_copies(start, group, steps.n_copies)
         learning = Learning(pca, start, group)
         calibrator = Calibrator(
@@ -395,7 +404,9 @@ class PatchGaussianDetector(
         steps = read_steps(self, X, reset=True)
         n_gaussians = min(self.n_gaussians or steps.n_patches, steps.n_patches)
         taken = steps.take(choose_features(self.n_random_features, self.random_state, steps.n_features))
-        pca = self._new_pca(taken.n_features, -(-steps.n_patches // n_gaussians))
+        group = -(-steps.n_patches // n_gaussians)
+        pca = self._new_pca(taken.n_features, group)
+        taken = taken.in_bands(n_gaussians < steps.n_patches and keeps_scatter(pca, None, taken, group))
         kept = n_kept(0, steps, prequential=self.calibration == "prequential")
         return pca.need(taken, n_kept=kept, n_gaussians=n_gaussians)
 

@@ -160,7 +160,7 @@ class MapScoringMixin:
             basis = fitted.scoring_basis(device)
             return on_patches(cells, step.to(device), partial(linalg.log_likelihood, basis)).mean(1).cpu()
 
-        likelihoods = np.asarray(steps.map_steps(likelihoods_of, self.step_size), dtype=np.float64)
+        likelihoods = np.asarray(steps.map_steps(likelihoods_of, 1 if steps.has_bands else self.step_size), dtype=np.float64)
         return float(np.mean(likelihoods[~np.isnan(likelihoods)]))
 
     @of_one_state
@@ -228,6 +228,7 @@ class MapScoringMixin:
         steps = read_steps(self, X, reset=False).take(self._columns())
 
         cells = self._cells()
+        steps = steps.in_bands(cells is not None)
         fitted = self._fitted_now()
 
         def result_of(step: Tensor) -> Tensor:

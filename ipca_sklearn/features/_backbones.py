@@ -66,6 +66,8 @@ class Backbone(nn.Module):
         The cut network.
     layers : tuple of str or int
         Its layers, in the order of the maps.
+    crop_size, margin : (int, int), int
+        As given.
     name : str
         The backbone's name, or the class of the user's module.
     mean, std : tuple of float
@@ -87,7 +89,7 @@ class Backbone(nn.Module):
     ) -> None:
         super().__init__()
         self._source = (source,)  # in a tuple, so that torch does not register the user's module as a part of this one
-        self._crop_size, self.margin = crop_size, margin
+        self.crop_size, self.margin = crop_size, margin
         self._input_size = _with_margin(crop_size, margin)
         self._compiled: Callable[[Tensor], Any] | None = None
         self._bytes_per_image: int | None = None
@@ -268,7 +270,7 @@ class Backbone(nn.Module):
         return {
             "source": self._source[0],
             "layers": self.layers,
-            "crop_size": self._crop_size,
+            "crop_size": self.crop_size,
             "margin": self.margin,
             "orders": self._orders,
             "weights": weights,

@@ -28,9 +28,9 @@ from ipca_sklearn.features._decode import check_images
 from ipca_sklearn.features._formats import MAX_PIXELS
 from ipca_sklearn.features._geometry import InspectedAreaMixin
 from ipca_sklearn.features._lazy import PatchFeatures
+from ipca_sklearn.features._network_of import make_network
 from ipca_sklearn.features._networks import DEFAULT_BACKBONE
 from ipca_sklearn.features._resize import INTERPOLATIONS
-from ipca_sklearn.features._network_of import make_network
 from ipca_sklearn.features._settings import Augment, FeatureSettings, settings_of
 from ipca_sklearn.features._tiled import features_of
 from ipca_sklearn.features._training_record import TrainingRecordMixin, unchanged_after_error
@@ -164,7 +164,9 @@ class PatchFeatureExtractor(
     image_size_, crop_size_ : (int, int)
         Height and width in pixels of the resized image, and of its part that is inspected.
     margin_ : int
-        Pixels beyond each edge of that part that the network sees.
+        Pixels beyond each edge of that part, or of the kept part of a tile, that the network sees.
+    tile_size_ : (int, int) or None
+        Height and width of the tiles that the network takes; None is the whole image.
     grid_size_ : (int, int)
         Rows and columns of patches, H and W.
     region_ : ndarray of bool, shape (H, W), or None

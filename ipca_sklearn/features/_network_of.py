@@ -21,9 +21,7 @@ def make_network(extractor: Any, images: Any) -> None:
     """Set the fitted attributes of an extractor for checked images; after an error some of them may be set."""
     resolve_device(extractor.device, torch.device("cpu"))
     if extractor.pooling_size % 2 == 0:
-        raise ValueError(
-            f"pooling_size={extractor.pooling_size} is even: a neighbourhood has its patch in the middle"
-        )
+        raise ValueError(f"pooling_size={extractor.pooling_size} is even: a neighbourhood has its patch in the middle")
     geometry = Geometry.of(images, extractor)
     tiling = Tiling.of(extractor, geometry.crop_size)
     check_augment(extractor.augment, extractor.n_augmented, geometry.image_size, geometry.crop_size)
@@ -45,7 +43,7 @@ def make_network(extractor: Any, images: Any) -> None:
     extractor._backbone, extractor._seed = backbone, seed
     extractor._channels, extractor._tiling = tuple(shape[0] for shape in shapes), tiling
     extractor._begin_record()
-    extractor.layers_ = backbone.layers
+    extractor.layers_, extractor.tile_size_ = backbone.layers, None if tiling is None else tiling.size
     extractor.image_size_, extractor.crop_size_ = geometry.image_size, geometry.crop_size
     extractor._aspect_ratio, extractor.margin_ = geometry.aspect_ratio, geometry.margin
     extractor.grid_size_, extractor.region_ = (int(grid_size[0]), int(grid_size[1])), region

@@ -64,7 +64,9 @@ class TiledFeatures(PatchFeatures):
     def _pictures(self, size: int, remarks: _Remarks) -> Iterator[tuple[list[Bands | None], dict[int, str]]]:
         for start in range(0, len(self), size):
             chosen = self._indices[start : start + size].tolist()
-            skipped = {row: why for row, index in enumerate(chosen) if (why := self._reason(index, remarks)) is not None}
+            skipped = {
+                row: why for row, index in enumerate(chosen) if (why := self._reason(index, remarks)) is not None
+            }
             bands = [None if row in skipped else Bands(self, index, remarks) for row, index in enumerate(chosen)]
             yield bands, skipped
 

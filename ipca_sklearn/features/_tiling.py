@@ -62,7 +62,9 @@ class Tiling:
             return None
         multiple, only = sides_of(extractor.backbone, extractor.weights)
         size = as_size(extractor.tile_size, "tile_size")
-        overlap = _STRIDES_OF_OVERLAP * multiple if isinstance(extractor.tile_overlap, str) else int(extractor.tile_overlap)
+        overlap = (
+            _STRIDES_OF_OVERLAP * multiple if isinstance(extractor.tile_overlap, str) else int(extractor.tile_overlap)
+        )
         assert size is not None
         if only is not None:
             multiple = int(extractor.backbone.rpartition("_")[2])

@@ -233,8 +233,8 @@ def to_torch(pipe: Pipeline, *, components_dtype: str = "float32") -> PatchGauss
         check_is_fitted(step)
     if steps[0].tile_size is not None:
         raise ValueError(
-            f"tile_size={steps[0].tile_size}: a module or a file takes whole images; export the network of one tile with "
-            "tile_to_onnx, and stitch its features (see the guide), or fit without tile_size"
+            f"tile_size={steps[0].tile_size}: a module or a file takes a whole image at once;"
+            " fit without tile_size, or keep the model with persistence.save"
         )
     if steps[0].interpolation == "bilinear":
         _require_torch("bilinear resizing within a module")

@@ -160,9 +160,8 @@ class MapScoringMixin:
             basis = fitted.scoring_basis(device)
             return on_patches(cells, step.to(device), partial(linalg.log_likelihood, basis)).mean(1).cpu()
 
-        likelihoods = np.asarray(
-            steps.map_steps(likelihoods_of, 1 if steps.has_bands else self.step_size), dtype=np.float64
-        )
+        step_size = 1 if steps.has_bands else self.step_size
+        likelihoods = np.asarray(steps.map_steps(likelihoods_of, step_size), dtype=np.float64)
         return float(np.mean(likelihoods[~np.isnan(likelihoods)]))
 
     @of_one_state

@@ -87,7 +87,7 @@ class PatchFeatureExtractor(
         first one, and others are resized to it. Without `n_augmented` and `cache`. None is the whole image at once.
     tile_overlap : "auto" or int, default="auto"
         Pixels that neighbouring tiles share. The outer half is seen and cut off, and mirrored at the edges of the
-        picture, in place of a `margin`: as much context as a patch gets. `"auto"` is 128, or four strides of transformers.
+        picture, in place of a `margin`. `"auto"` is 128, or four strides of transformers.
     region : path, PIL image, array of shape (h, w) or None, default=None
         Mask of the region of interest: True, 1, or 128 and more is inspected. It lies over the whole image, in any
         size with the image's proportions. A patch belongs to it if at least half of its pixels do. Other patches are

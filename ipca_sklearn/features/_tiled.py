@@ -64,9 +64,8 @@ class TiledFeatures(PatchFeatures):
     def _pictures(self, size: int, remarks: _Remarks) -> Iterator[tuple[list[Bands | None], dict[int, str]]]:
         for start in range(0, len(self), size):
             chosen = self._indices[start : start + size].tolist()
-            skipped = {
-                row: why for row, index in enumerate(chosen) if (why := self._reason(index, remarks)) is not None
-            }
+            reasons = [self._reason(index, remarks) for index in chosen]
+            skipped = {row: reason for row, reason in enumerate(reasons) if reason is not None}
             bands = [None if row in skipped else Bands(self, index, remarks) for row, index in enumerate(chosen)]
             yield bands, skipped
 
@@ -89,8 +88,9 @@ class TiledFeatures(PatchFeatures):
     def _picture(self, index: int, remarks: _Remarks) -> tuple[Tensor, str | None]:
         """Return a picture (3, h, w) as floats in [0, 1], or the reason why it cannot be read."""
         (batch,) = read_batches(self._images, [np.array([index])], self._settings.images)
-        remarks.pages |= {index: text for text in batch.pages.values()}
-        remarks.stretched |= {index: text for text in batch.stretched.values()}
+        for known, noticed in ((remarks.pages, batch.pages), (remarks.stretched, batch.stretched)):
+            if noticed:
+                known[index] = noticed[0]
         return batch.images[0], batch.skipped.get(0)
 
     def _bands(self, index: int, remarks: _Remarks) -> Iterator[Tensor]:

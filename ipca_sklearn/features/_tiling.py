@@ -62,9 +62,6 @@ class Tiling:
             return None
         multiple, only = sides_of(extractor.backbone, extractor.weights)
         size = as_size(extractor.tile_size, "tile_size")
-        overlap = (
-            _STRIDES_OF_OVERLAP * multiple if isinstance(extractor.tile_overlap, str) else int(extractor.tile_overlap)
-        )
         assert size is not None
         if only is not None:
             multiple = int(extractor.backbone.rpartition("_")[2])
@@ -72,6 +69,8 @@ class Tiling:
                 raise ValueError(
                     f"backbone {extractor.backbone!r} takes {only[0]} x {only[1]} pixels only: set tile_size={only[0]}"
                 )
+        auto = isinstance(extractor.tile_overlap, str)
+        overlap = _STRIDES_OF_OVERLAP * multiple if auto else int(extractor.tile_overlap)
         _check(extractor, size, overlap, multiple)
         axes = [
             _along(length, side - overlap, multiple, fixed=only is not None)
@@ -123,8 +122,8 @@ class Tiling:
         height, width = (int(whole // side * side) for whole, side in zip(self.picture, patch, strict=True))
         if fixed and (height, width) != self.picture:
             raise ValueError(
-                f"crop_size={self.picture} holds no whole number of patches of {patch[0]:g} x {patch[1]:g} pixels; take "
-                f"{(height, width)}"
+                f"crop_size={self.picture} holds no whole number of patches of {patch[0]:g} x {patch[1]:g} pixels; "
+                f"take {(height, width)}"
             )
         return replace(self, picture=(height, width)), (int(height / patch[0]), int(width / patch[1]))
 
@@ -159,8 +158,8 @@ def _check(extractor: Any, size: Size, overlap: int, multiple: int) -> None:
         )
     if extractor.n_augmented:
         raise ValueError(
-            f"n_augmented={extractor.n_augmented}: copies are of whole pictures, which tile_size is to avoid; set it to "
-            "0, or augment the training images themselves"
+            f"n_augmented={extractor.n_augmented}: copies are of whole pictures, which tile_size is to avoid; set it "
+            "to 0, or augment the training images themselves"
         )
     if extractor.cache is not None:
         raise ValueError("cache= keeps the features of whole pictures, which tile_size is to avoid; set cache=None")

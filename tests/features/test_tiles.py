@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import warnings
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -207,7 +208,7 @@ def test_tiles_cover_a_side_on_the_strides(length, side, fixed):
     assert all(start % 32 == 0 for start in (inner, *starts))
     assert starts[0] == 0
     assert starts[-1] + inner >= length
-    assert all(0 < later - earlier <= inner for earlier, later in zip(starts, starts[1:], strict=False))
+    assert all(0 < later - earlier <= inner for earlier, later in pairwise(starts))
     if not fixed:
         assert inner * len(starts) < length + 32 * len(starts)
 

@@ -27,6 +27,7 @@ from benchmarks.image_size import draw
 
 DIAMETERS = (4, 8, 16, 32)
 MATERIALS = ("leather", "fabric")
+OVERLAPS = (0, 64, 128, 192)
 # Megapixels and by how much the 4000 x 3000 pixels of `draw` are divided.
 SIZES = {"1": 3.4, "4": 1.7, "12": 1}
 
@@ -111,6 +112,35 @@ def at(mask: Any, grid: tuple[int, int]) -> Any:
     return binary_dilation(touched, np.ones((3, 3)))
 
 
+def seams(options: argparse.Namespace) -> list[dict[str, float]]:
+    """Return how far features of tiles are from those of the whole picture, for each overlap."""
+    import numpy as np
+    import torch
+
+    from ipca_sklearn import PatchFeatureExtractor
+    from ipca_sklearn.datasets import make_textures
+
+    torch.set_grad_enabled(False)
+    pictures = make_textures(1, 0, material=options.materials[0], size=options.side).train_images
+    rows = []
+    for overlap in OVERLAPS:
+        tiled = PatchFeatureExtractor("efficientnet_lite0", tile_size=options.tile, tile_overlap=overlap)
+        whole = PatchFeatureExtractor("efficientnet_lite0", image_size=options.side, margin=overlap // 2)
+        found, expected = (np.asarray(made.fit(pictures).transform(pictures))[0] for made in (tiled, whole))
+        spread = np.linalg.norm(expected - expected.mean((0, 1)), axis=-1).mean()
+        away = np.linalg.norm(found - expected, axis=-1) / spread
+        side = tiled.tile_size_[0]
+        rows.append(
+            {
+                "overlap": overlap,
+                "mean": float(away.mean()),
+                "p99": float(np.quantile(away, 0.99)),
+                "work": (side / (side - overlap)) ** 2,
+            }
+        )
+    return rows
+
+
 def measure(paths: Sequence[Path], tile: int, n_scored: int) -> dict[str, float]:
     """Learn all pictures by tiles and score some, and return seconds and megabytes."""
     import joblib
@@ -146,6 +176,7 @@ def measure(paths: Sequence[Path], tile: int, n_scored: int) -> dict[str, float]
 def run(options: argparse.Namespace) -> None:
     """Measure both tables and write the page."""
     rows = [row for material in tqdm(options.materials, unit="surface") for row in find(material, options)]
+    overlaps = seams(options)
     costs = []
     for shrink in tqdm([SIZES[size] for size in options.megapixels], unit="size"):
         with tempfile.TemporaryDirectory() as name:
@@ -163,13 +194,20 @@ with such a patch anywhere.
 
 {_found(rows)}
 
+How far the features of tiles lie from those of the whole picture, divided by their mean distance from the mean patch
+(one picture of {options.materials[0]}), and the pixels that the network takes for one of the picture:
+
+{_seams(overlaps)}
+
 What tiles of {options.tile} pixels cost: {options.n_pictures} JPEG files, of which 2 are held out for the threshold and
 scored once more; each row a fresh process. Decoding is included. The peak is that of the whole process; "said" is
 `PatchGaussianDetector.memory_needed`, which counts neither Python nor the libraries. The model is network and detector.
 
 {_costs(costs)}
 """
-    write_results(options, "tiles", text, {"environment": environment(), "found": rows, "costs": costs})
+    write_results(
+        options, "tiles", text, {"environment": environment(), "found": rows, "seams": overlaps, "costs": costs}
+    )
 
 
 def _found(rows: list[dict[str, Any]]) -> str:
@@ -189,6 +227,13 @@ def _found(rows: list[dict[str, Any]]) -> str:
             [row["material"], row["variant"], str(row["diameter"]), *(f"{100 * row[name]:.1f} %" for name in shares)]
             for row in rows
         ],
+    )
+
+
+def _seams(rows: list[dict[str, float]]) -> str:
+    return markdown_table(
+        ["overlap", "mean of patches", "99 % of patches", "pixels"],
+        [[f"{row['overlap']:.0f}", *(f"{row[name]:.3f}" for name in ("mean", "p99", "work"))] for row in rows],
     )
 
 

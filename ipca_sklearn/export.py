@@ -29,8 +29,9 @@ from ipca_sklearn.features._decode import check_images, load_batch, resize_and_c
 from ipca_sklearn.features._patch_network import PatchNetwork
 from ipca_sklearn.features._resize import to_unit_floats
 from ipca_sklearn.features._settings import FeatureSettings
+from ipca_sklearn.features._tile_module import tile_module
 
-__all__ = ["to_onnx", "to_torch"]
+__all__ = ["tile_module", "to_onnx", "to_torch"]
 
 # How much the results of a file may differ from those of its pipeline, of the largest value of a map.
 LARGEST_DIFFERENCE = 1e-4
@@ -233,8 +234,8 @@ def to_torch(pipe: Pipeline, *, components_dtype: str = "float32") -> PatchGauss
         check_is_fitted(step)
     if steps[0].tile_size is not None:
         raise ValueError(
-            f"tile_size={steps[0].tile_size}: a module or a file takes a whole image at once;"
-            " fit without tile_size, or keep the model with persistence.save"
+            f"tile_size={steps[0].tile_size}: a module or a file takes a whole image at once; export the network of a "
+            "tile (tile_module) and stitch what it gives, or fit without tile_size"
         )
     if steps[0].interpolation == "bilinear":
         _require_torch("bilinear resizing within a module")

@@ -10,7 +10,33 @@ from torch import Tensor
 
 from ipca_sklearn import linalg
 from ipca_sklearn.decomposition._banded import BandedStep
+from ipca_sklearn.decomposition._base import BasePCA
+from ipca_sklearn.decomposition._batched_ipca import BatchedIncrementalPCA
+from ipca_sklearn.decomposition._batches import StepReader
+from ipca_sklearn.decomposition._fitted import Fitted
+from ipca_sklearn.decomposition._fitted_scatter import FittedCovariance, FittedExactPCA
 from ipca_sklearn.detection._cells import Cells, CellSamples
+
+
+def in_bands(steps: StepReader, pca: BasePCA, start: Fitted | None, group: int) -> StepReader:
+    """Return a reader by bands, if there are some and they can be learnt: by scatter matrices of cells.
+
+    Parameters
+    ----------
+    steps : StepReader
+    pca : BasePCA
+        Learns them.
+    start : Fitted or None
+        What it has learnt.
+    group : int
+        Samples of an image, for each Gaussian.
+    """
+    if start is not None:
+        return steps.in_bands(group > 1 and isinstance(start, (FittedExactPCA, FittedCovariance)))
+    if not isinstance(pca, BatchedIncrementalPCA):
+        return steps.in_bands(group > 1)
+    n_in_step = min(pca.step_size or steps.n_samples, steps.n_samples)
+    return steps.in_bands(group > 1 and pca.keeps_scatter(n_in_step * group, steps.n_features, group))
 
 
 class BandedCellSamples:

@@ -10,8 +10,6 @@ from sklearn.utils import check_random_state
 from ipca_sklearn.decomposition._base import BasePCA
 from ipca_sklearn.decomposition._batched_ipca import BatchedIncrementalPCA
 from ipca_sklearn.decomposition._batches import StepReader
-from ipca_sklearn.decomposition._fitted import Fitted, FittedPCA
-from ipca_sklearn.decomposition._fitted_scatter import FittedExactPCA
 from ipca_sklearn.decomposition._full_covariance import FullCovariance
 from ipca_sklearn.detection._cells import partition
 
@@ -58,14 +56,6 @@ def pca_parameters(parameters: dict[str, Any], n_features: int, group: int) -> d
         mine["n_components"] = max(1, min(most, (mine["n_random_features"] or n_features) // 2))
     mine["forgetting_factor"] **= 1 / group  # the user counts images
     return {name: mine[name] for name in (_FULL_PARAMETERS if mine["covariance"] == "full" else PCA_PARAMETERS)}
-
-
-def keeps_scatter(pca: BasePCA, start: Fitted | None, steps: StepReader, group: int) -> bool:
-    """Return whether a PCA learns scatter matrices, which pictures can be added to band by band."""
-    if start is not None or not isinstance(pca, BatchedIncrementalPCA):
-        return not isinstance(start, FittedPCA) or isinstance(start, FittedExactPCA)
-    n_in_step = min(pca.step_size or steps.n_samples, steps.n_samples)
-    return pca.keeps_scatter(n_in_step * group, steps.n_features, group)
 
 
 def new_pca(parameters: dict[str, Any], n_features: int, group: int) -> BasePCA:

@@ -30,18 +30,12 @@ from ipca_sklearn.decomposition._batched_ipca import BatchedIncrementalPCA
 from ipca_sklearn.decomposition._batches import StepReader, read_steps
 from ipca_sklearn.decomposition._fitted_scatter import FittedExactPCA, pickles_are_exact
 from ipca_sklearn.decomposition._memory import MemoryNeed
+from ipca_sklearn.detection._bands import in_bands
 from ipca_sklearn.detection._calibration import Calibration, split_for_calibration
 from ipca_sklearn.detection._calibrator import Calibrator, KnownScores, n_kept
 from ipca_sklearn.detection._cells import Cells
 from ipca_sklearn.detection._copies import check_copies, group_size, images_per_step, samples_of
-from ipca_sklearn.detection._gaussians import (
-    PCA_PARAMETERS,
-    choose_cells,
-    choose_features,
-    keeps_scatter,
-    new_pca,
-    pca_parameters,
-)
+from ipca_sklearn.detection._gaussians import PCA_PARAMETERS, choose_cells, choose_features, new_pca, pca_parameters
 from ipca_sklearn.detection._merging import check_same_kind
 from ipca_sklearn.detection._thresholds import ThresholdMixin, normal_steps
 
@@ -337,8 +331,7 @@ class PatchGaussianDetector(
         cells = Cells.of(shape["cells_"])
         start = getattr(pca, "fitted_", None)
         group = group_size(cells, steps.n_copies)
-        steps = steps.take(shape.get("feature_indices_"))
-        steps = steps.in_bands(cells is not None and keeps_scatter(pca, start, steps, group))
+        steps = in_bands(steps.take(shape.get("feature_indices_")), pca, start, group)
         learnt, held_out = split_for_calibration(steps, self.calibration)
         step_size = images_per_step(self.step_size, steps.n_copies)
         progress = FitProgress(self, learnt.count(step_size), *callback_data)
@@ -406,9 +399,8 @@ class PatchGaussianDetector(
         taken = steps.take(choose_features(self.n_random_features, self.random_state, steps.n_features))
         group = -(-steps.n_patches // n_gaussians)
         pca = self._new_pca(taken.n_features, group)
-        taken = taken.in_bands(n_gaussians < steps.n_patches and keeps_scatter(pca, None, taken, group))
         kept = n_kept(0, steps, prequential=self.calibration == "prequential")
-        return pca.need(taken, n_kept=kept, n_gaussians=n_gaussians)
+        return pca.need(in_bands(taken, pca, None, group), n_kept=kept, n_gaussians=n_gaussians)
 
     def _new_pca(self, n_features: int, group: int) -> BasePCA:
         if self.covariance == "full":

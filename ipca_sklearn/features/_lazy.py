@@ -180,7 +180,7 @@ class PatchFeatures:
         return self._at(chosen)
 
     def _at(self, indices: np.ndarray) -> PatchFeatures:
-        return PatchFeatures(self._images, indices, self._settings, self._cache, self._record)
+        return type(self)(self._images, indices, self._settings, self._cache, self._record)
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
         if copy is False:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -87,7 +88,9 @@ class TiledFeatures(PatchFeatures):
 
     def _picture(self, index: int, remarks: _Remarks) -> tuple[Tensor, str | None]:
         """Return a picture (3, h, w) as floats in [0, 1], or the reason why it cannot be read."""
-        (batch,) = read_batches(self._images, [np.array([index])], self._settings.images)
+        # By the reader itself: decoding takes far less time than the tiles.
+        alone = replace(self._settings.images, n_jobs=1, processes=False)
+        (batch,) = read_batches(self._images, [np.array([index])], alone)
         for known, noticed in ((remarks.pages, batch.pages), (remarks.stretched, batch.stretched)):
             if noticed:
                 known[index] = noticed[0]
@@ -105,7 +108,7 @@ class TiledFeatures(PatchFeatures):
         mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (settings.mean, settings.std))
         height, width = (side // n for side, n in zip(tiling.picture, settings.grid_size, strict=True))
         for number in range(len(tiling.starts[0])):
-            rows = _patches(tiling.kept(0, number), height)
+            rows = patches_of(tiling.kept(0, number), height)
             inside = None if region is None else region[rows]
             if inside is not None and not inside.any():
                 continue
@@ -120,7 +123,7 @@ class TiledFeatures(PatchFeatures):
         """Compute the features of a row of tiles from its normalised pixels, those of tiles outside a region aside."""
         settings, tiling = self._settings.of_network, self._settings.tiling
         assert tiling is not None
-        columns = [_patches(tiling.kept(1, column), patch[1]) for column in range(len(tiling.starts[1]))]
+        columns = [patches_of(tiling.kept(1, column), patch[1]) for column in range(len(tiling.starts[1]))]
         wanted = [c for c, taken in enumerate(columns) if inside is None or inside[:, taken].any()]
         size = settings.network_batch(band.device)
         for first in range(0, len(wanted), size):
@@ -130,18 +133,19 @@ class TiledFeatures(PatchFeatures):
             _run_network(tiles.contiguous(memory_format=torch.channels_last), found, settings)
             for column, features in zip(some, found, strict=True):
                 band[:, columns[column]] = features[
-                    _within(tiling, 0, number, patch[0]), _within(tiling, 1, column, patch[1])
+                    within(tiling, 0, number, patch[0]), within(tiling, 1, column, patch[1])
                 ]
 
 
-def _patches(pixels: slice, side: int) -> slice:
+def patches_of(pixels: slice, side: int) -> slice:
+    """Return which patches of a side lie on some pixels."""
     return slice(pixels.start // side, pixels.stop // side)
 
 
-def _within(tiling: Tiling, axis: int, number: int, side: int) -> slice:
+def within(tiling: Tiling, axis: int, number: int, side: int) -> slice:
     """Return which patches of a tile are kept."""
     kept, start = tiling.kept(axis, number), tiling.starts[axis][number]
-    return _patches(slice(kept.start - start, kept.stop - start), side)
+    return patches_of(slice(kept.start - start, kept.stop - start), side)
 
 
 def features_of(*arguments: Any) -> PatchFeatures:

@@ -60,6 +60,8 @@ def test_stitched_features_are_those_of_the_whole_picture(size, pooling_size, ma
     assert tiled.margin_ == 16
     expected = np.asarray(whole(size, **how).fit(images).transform(images))
     np.testing.assert_allclose(np.asarray(features), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(np.asarray(features[1:]), expected[1:], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(features[0], expected[0], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("tile_size", [64, 96, (64, 128), 160])

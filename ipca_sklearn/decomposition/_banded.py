@@ -85,7 +85,7 @@ class BandedStep:
 
     def _bands_of(self, sample: Iterable[Tensor] | None) -> Iterator[Tensor]:
         if sample is None:
-            yield torch.zeros(1, 1, device=self.device).expand(self.shape[1:])
+            yield torch.zeros(1, 1, dtype=self.dtype, device=self.device).expand(self.shape[1:])
             return
         for band in sample:
             if not torch.isfinite(torch.stack(torch.aminmax(band))).all():
@@ -102,7 +102,8 @@ class BandedStep:
 
     def tensor_split(self, n_parts: int) -> list[BandedStep]:
         """Return the step in so many parts, the first ones longer."""
-        return [self._with(list(part)) for part in np.array_split(np.array(self.samples, object), n_parts)]
+        parts = np.array_split(np.arange(len(self)), n_parts)
+        return [self._with([self.samples[row] for row in part]) for part in parts]
 
 
 def joined(steps: Sequence[Any]) -> Any:
@@ -112,16 +113,11 @@ def joined(steps: Sequence[Any]) -> Any:
     return torch.cat(list(steps))
 
 
-class BandedSamples(Protocol):
-    """Samples (b, P, m) that come in parts: of some Gaussians, in their order."""
-
-    def parts(self) -> Iterator[Iterator[tuple[slice, linalg.Samples]]]:
-        """Yield, sample by sample or group by group, all Gaussians in slices, each with its samples."""
-        ...
-
-
 def update_scatter(state: linalg.ScatterState, step: Any, *, forgetting_factor: float, in_place: bool) -> Any:
-    """Do what `linalg.update_scatter` does, also with samples that come in parts."""
+    """Do what `linalg.update_scatter` does, also with samples that come in parts.
+
+    `step.parts()` yields, image by image, all Gaussians in slices, each with its samples.
+    """
     how: dict[str, Any] = {"forgetting_factor": forgetting_factor}
     if not hasattr(step, "parts"):
         return linalg.update_scatter(state, step, **how, in_place=in_place)

@@ -105,7 +105,8 @@ class TiledFeatures(PatchFeatures):
         assert tiling is not None
         with own_surroundings():
             settings.backbone.to(device)
-        mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (settings.mean, settings.std))
+        how: Any = {"dtype": torch.float32, "device": device}
+        mean, std = (torch.tensor(values, **how).view(3, 1, 1) for values in (settings.mean, settings.std))
         height, width = (side // n for side, n in zip(tiling.picture, settings.grid_size, strict=True))
         for number in range(len(tiling.starts[0])):
             rows = patches_of(tiling.kept(0, number), height)
@@ -113,7 +114,7 @@ class TiledFeatures(PatchFeatures):
             if inside is not None and not inside.any():
                 continue
             seen = picture[:, tiling.pixels(0, number, device)]
-            band = torch.empty(rows.stop - rows.start, settings.grid_size[1], settings.n_features, device=device)
+            band = torch.empty(rows.stop - rows.start, settings.grid_size[1], settings.n_features, **how)
             self._fill(band, (seen - mean) / std, number, inside, (height, width))
             yield band.flatten(0, 1) if inside is None else band[torch.from_numpy(inside).to(device)]
 
@@ -129,7 +130,7 @@ class TiledFeatures(PatchFeatures):
         for first in range(0, len(wanted), size):
             some = wanted[first : first + size]
             tiles = torch.stack([pixels[..., tiling.pixels(1, column, band.device)] for column in some])
-            found = torch.empty(len(some), *settings.shape, device=band.device)
+            found = band.new_empty(len(some), *settings.shape)
             _run_network(tiles.contiguous(memory_format=torch.channels_last), found, settings)
             for column, features in zip(some, found, strict=True):
                 band[:, columns[column]] = features[

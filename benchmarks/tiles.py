@@ -159,6 +159,7 @@ def measure(paths: Sequence[Path], tile: int, n_scored: int) -> dict[str, float]
     learnt = time.perf_counter()
     detector.transform(features[:n_scored])
     ended = time.perf_counter()
+    peak = peak_mb()
     stored = io.BytesIO()
     joblib.dump([extractor, detector], stored)
     scoring = (ended - learnt) / n_scored
@@ -167,7 +168,7 @@ def measure(paths: Sequence[Path], tile: int, n_scored: int) -> dict[str, float]
         "n_patches": math.prod(features.shape[1:3]),
         "learning": (len(paths) - n_scored) / max(learnt - started - n_scored * scoring, 1e-9),
         "scoring": 1 / scoring,
-        "peak_mb": peak_mb(),
+        "peak_mb": peak,
         "said_mb": said.learning / 1e6,
         "model_mb": stored.tell() / 1e6,
     }

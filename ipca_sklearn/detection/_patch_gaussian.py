@@ -8,6 +8,7 @@ from math import prod
 from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, OutlierMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
@@ -417,7 +418,15 @@ class PatchGaussianDetector(
         state = super().__getstate__()
         if "_scoring" in state and not pickles_are_exact():
             state["_scoring"] = None  # as large as the components; the next images are then scored by what is stored
+        cells = state.get("cells_")
+        if cells is not None:  # of a large picture they are megabytes
+            kinds = (np.min_scalar_type(value) for value in (cells.min(), cells.max()))
+            state["cells_"] = cells.astype(np.result_type(*kinds))
         return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        cells = state.get("cells_")
+        super().__setstate__(state if cells is None else {**state, "cells_": cells.astype(np.int32)})
 
     @in_turn
     @own_surroundings()

@@ -14,7 +14,7 @@ import math
 import tempfile
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from benchmarks.common.memory import peak_mb
 from benchmarks.common.processes import in_fresh_process
-from benchmarks.common.reports import argument_parser, environment, markdown_table, write_results
+from benchmarks.common.reports import argument_parser, environment, markdown_table, read_results, write_results
 from benchmarks.image_size import draw
 
 DIAMETERS = (4, 8, 16, 32)
@@ -175,15 +175,9 @@ def measure(paths: Sequence[Path], tile: int, n_scored: int) -> dict[str, float]
 
 
 def run(options: argparse.Namespace) -> None:
-    """Measure both tables and write the page."""
-    rows = [row for material in tqdm(options.materials, unit="surface") for row in find(material, options)]
-    overlaps = seams(options)
-    costs = []
-    for shrink in tqdm([SIZES[size] for size in options.megapixels], unit="size"):
-        with tempfile.TemporaryDirectory() as name:
-            paths = draw(Path(name), options.n_pictures, shrink)
-            job = json.dumps({"paths": [str(path) for path in paths], "tile": options.tile})
-            costs.append(in_fresh_process(options.module, ["--measure", job]))
+    """Measure what is wanted, and write the page with what an earlier run has measured of the rest."""
+    known = {} if len(options.parts) == len(PARTS) else read_results(options, "tiles")
+    values = {name: part(options) if name in options.parts else known[name] for name, part in PARTS.items()}
     text = f"""# Small defects in large pictures
 
 EfficientNet-Lite0, defaults but for the size. {options.n_train} normal pictures of {options.side} x {options.side}
@@ -193,22 +187,39 @@ with such a patch anywhere.
 
 {environment()}
 
-{_found(rows)}
+{_found(values["found"])}
 
 How far the features of tiles lie from those of the whole picture, divided by their mean distance from the mean patch
 (one picture of {options.materials[0]}), and the pixels that the network takes for one of the picture:
 
-{_seams(overlaps)}
+{_seams(values["seams"])}
 
 What tiles of {options.tile} pixels cost: {options.n_pictures} JPEG files, of which 2 are held out for the threshold and
 scored once more; each row a fresh process. Decoding is included. The peak is that of the whole process; "said" is
 `PatchGaussianDetector.memory_needed`, which counts neither Python nor the libraries. The model is network and detector.
 
-{_costs(costs)}
+{_costs(values["costs"])}
 """
-    write_results(
-        options, "tiles", text, {"environment": environment(), "found": rows, "seams": overlaps, "costs": costs}
-    )
+    write_results(options, "tiles", text, {"environment": environment(), **values})
+
+
+def cost(options: argparse.Namespace) -> list[dict[str, float]]:
+    """Return what tiles cost, for each size of pictures."""
+    costs = []
+    for shrink in tqdm([SIZES[size] for size in options.megapixels], unit="size"):
+        with tempfile.TemporaryDirectory() as name:
+            paths = draw(Path(name), options.n_pictures, shrink)
+            job = json.dumps({"paths": [str(path) for path in paths], "tile": options.tile})
+            costs.append(in_fresh_process(options.module, ["--measure", job]))
+    return costs
+
+
+def found(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return which defects are found, for each surface."""
+    return [row for material in tqdm(options.materials, unit="surface") for row in find(material, options)]
+
+
+PARTS: dict[str, Callable[[argparse.Namespace], Any]] = {"found": found, "seams": seams, "costs": cost}
 
 
 def _found(rows: list[dict[str, Any]]) -> str:
@@ -260,11 +271,12 @@ def main() -> None:
     parser = argument_parser("benchmarks.tiles", __doc__)
     parser.add_argument("--side", type=int, default=1024)
     parser.add_argument("--tile", type=int, default=512)
-    parser.add_argument("--n-train", type=int, default=24)
-    parser.add_argument("--n-test", type=int, default=16, help="pictures of each kind")
-    parser.add_argument("--n-pictures", type=int, default=6, help="files of each size")
+    parser.add_argument("--n-train", type=int, default=16)
+    parser.add_argument("--n-test", type=int, default=12, help="pictures of each kind")
+    parser.add_argument("--n-pictures", type=int, default=5, help="files of each size")
     parser.add_argument("--materials", nargs="+", default=list(MATERIALS))
     parser.add_argument("--megapixels", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="others are kept as they are")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:

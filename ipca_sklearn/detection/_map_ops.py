@@ -49,7 +49,8 @@ class MapScorer:
 
     def maps(self, step: Tensor | BandedStep) -> Tensor:
         """Return the maps (b, *patch_shape) of a step (b, P, m); (b, 1) for one PCA. They are 0 outside of a region."""
-        if isinstance(step, BandedStep) and self.cells is not None:
+        if isinstance(step, BandedStep):
+            assert self.cells is not None
             distances = banded_distances(self.operator, step, self.cells)
         else:
             step = step.to(self.operator.mean.device)

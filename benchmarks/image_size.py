@@ -29,8 +29,8 @@ SCALES = (2, 4, 8)
 LIMIT = 0.01  # a change of the maps that would be allowed
 
 
-def draw(folder: Path, n_images: int, shrink: int) -> list[Path]:
-    """Write JPEG files of mosaics of textures, and return their paths."""
+def draw(folder: Path, n_images: int, shrink: float) -> list[Path]:
+    """Write JPEG files of mosaics of textures, their sides divided by `shrink`, and return their paths."""
     import numpy as np
     from PIL import Image
 
@@ -40,7 +40,7 @@ def draw(folder: Path, n_images: int, shrink: int) -> list[Path]:
     tiles = make_textures(48, 2, material="stone", size=TILE, random_state=0).train_images
     paths = []
     for number in range(n_images):
-        picture = Image.new("RGB", (WIDTH // shrink, HEIGHT // shrink))
+        picture = Image.new("RGB", (int(WIDTH / shrink), int(HEIGHT / shrink)))
         for top in range(0, picture.height, TILE):
             for left in range(0, picture.width, TILE):
                 picture.paste(Image.fromarray(tiles[rng.integers(len(tiles))]), (left, top))

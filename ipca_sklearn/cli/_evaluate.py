@@ -212,6 +212,7 @@ def info(
         "image size": list(extractor.image_size_),
         "inspected": list(extractor.crop_size_),
         "margin": extractor.margin_,
+        "tiles": None if extractor.tile_size_ is None else list(extractor.tile_size_),
         "patches": [height, width],
         "patches in the region of interest": None if detector.region_ is None else int(detector.region_.sum()),
         "features": detector.n_features_in_,

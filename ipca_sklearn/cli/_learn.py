@@ -90,6 +90,16 @@ def fit(
     margin: Annotated[
         str, typer.Option(help="Mirrored pixels beyond each edge that the network sees too, or auto: 16.")
     ] = "auto",
+    tile_size: Annotated[
+        str,
+        typer.Option(
+            help="For small defects in large pictures: size of the tiles that pass through the network, in pixels of "
+            "the picture unless --image-size says another size: 512, 384x512 (height x width), or none."
+        ),
+    ] = "none",
+    tile_overlap: Annotated[
+        str, typer.Option(help="Pixels that neighbouring tiles share, or auto: 128, four strides of transformers.")
+    ] = "auto",
     region: Annotated[
         Path | None, typer.Option(metavar="MASK", help="Picture of the region of interest: white is inspected.")
     ] = None,
@@ -129,6 +139,8 @@ def fit(
     size, crop = size_of("--image-size", image_size, "auto"), size_of("--crop-size", crop_size, "all")
     n_components, n_gaussians = components_of("--k", k), gaussians_of("--gaussians", gaussians)
     pixels_beyond = number_of("--margin", margin, int, "a number of pixels from 0 on", 0, inf)
+    tile = size_of("--tile-size", tile_size, "none")
+    overlap = number_of("--tile-overlap", tile_overlap, int, "a number of pixels from 0 on", 0, inf)
     rate = number_of("--false-positive-rate", false_positive_rate, float, "a share above 0 and at most 0.5", LEAST, 0.5)
     share = number_of("--trim", trim, float, "a share from 0 on and below 0.5", 0, MOST_TRIMMED)
     if jobs == 0:
@@ -155,6 +167,8 @@ def fit(
                     image_size=size,
                     crop_size=None if crop == "all" else crop,
                     margin=pixels_beyond,
+                    tile_size=None if tile == "none" else tile,
+                    tile_overlap=overlap,
                     region=region,
                     on_error=on_error,
                     device=device,

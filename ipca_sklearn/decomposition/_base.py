@@ -128,8 +128,9 @@ class BasePCA(
         kept, held, sums = self._numbers_per_feature(n_in_step * group // n_of_each, steps.n_features, group)
         model = n_gaussians * steps.n_features * (dtype.itemsize * kept + 8 * sums)
         learning = n_gaussians * steps.n_features * (dtype.itemsize * held + 3 * 8 * sums)
-        # Measured: kept samples are held 2.8 times.
-        learning += steps.n_patches * steps.n_features * dtype.itemsize * (n_in_step + 3 * n_kept * n_of_each)
+        if not steps.by_bands:  # whose source counts what it holds
+            # Measured: kept samples are held 2.8 times.
+            learning += steps.n_patches * steps.n_features * dtype.itemsize * (n_in_step + 3 * n_kept * n_of_each)
         return MemoryNeed(round(model), round(learning) + steps.memory_needed)
 
     def check_memory(self, steps: StepReader, *, n_kept: int = 0, n_gaussians: int | None = None) -> None:

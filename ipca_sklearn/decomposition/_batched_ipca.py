@@ -15,6 +15,7 @@ from ipca_sklearn._utils._devices import resolve_device, resolve_dtype
 from ipca_sklearn._utils._sklearn_compat import Interval, RealNotInt, StrOptions
 from ipca_sklearn._utils._turns import of_one_state
 from ipca_sklearn._utils._typing import DeviceLike, DTypeLike
+from ipca_sklearn.decomposition._banded import update_scatter
 from ipca_sklearn.decomposition._base import BasePCA
 from ipca_sklearn.decomposition._fitted import FittedPCA
 from ipca_sklearn.decomposition._fitted_scatter import FittedExactPCA
@@ -229,7 +230,7 @@ class BatchedIncrementalPCA(BasePCA):
         step = step.to(device)
         if exact:
             in_place = owned or fitted is None
-            state = linalg.update_scatter(state, step, forgetting_factor=self.forgetting_factor, in_place=in_place)
+            state = update_scatter(state, step, forgetting_factor=self.forgetting_factor, in_place=in_place)
             return FittedExactPCA(state, "torch", n_components, group)
         start = state
         for part in (step,) if group == 1 else step.split(-(-n_samples // group)):

@@ -13,6 +13,7 @@ from sklearn.utils.validation import check_array, validate_data
 from torch import Tensor
 
 from ipca_sklearn._utils._arrays import as_tensor
+from ipca_sklearn.decomposition._banded import BandedSource, BandedStep
 from ipca_sklearn.exceptions import ImageReadError
 
 _TOO_LARGE = (
@@ -96,6 +97,8 @@ class StepReader:
         The patches that steps have; None is all. Steps are (b, P, m) for the P patches of the region.
     columns : ndarray of int or None
         The features of the source that steps have; see `take`.
+    by_bands : bool
+        Steps are `BandedStep`: the source is a `BandedSource`, and the reader can do with bands.
     """
 
     source: Any
@@ -109,6 +112,7 @@ class StepReader:
     feature_names: np.ndarray | None
     region: np.ndarray | None = None
     columns: np.ndarray | None = None
+    by_bands: bool = False
     _unchecked: list[tuple[int, int, Tensor]] = field(default_factory=list, init=False, repr=False)
     _first_reason: str | None = field(default=None, init=False, repr=False)
 
@@ -118,6 +122,15 @@ class StepReader:
             return self
         names = None if self.feature_names is None else self.feature_names[columns]
         return replace(self, n_features=len(columns), feature_names=names, columns=columns)
+
+    def in_bands(self, wanted: bool) -> StepReader:
+        """Return a reader by bands, if that is wanted and the source has some."""
+        return replace(self, by_bands=True) if wanted and self.has_bands else self
+
+    @property
+    def has_bands(self) -> bool:
+        """Whether the samples of the source are so large that it can give them by bands."""
+        return isinstance(self.source, BandedSource)
 
     def keep(self, rows: np.ndarray) -> StepReader:
         """Return a reader of the samples at `rows` only, ascending."""
@@ -183,6 +196,13 @@ class StepReader:
 
         Each image has `n_of_each` consecutive rows.
         """
+        if self.by_bands:
+            shape = self.n_patches, self.n_features
+            for samples, skipped in self.source.read_bands(self.n_samples if size is None else size):
+                self._first_reason = self._first_reason or next(iter(skipped.values()), None)
+                step: Any = BandedStep(samples, shape, self.device, self.columns, self.owner)
+                yield step, skipped
+            return
         start = 0
         for batch, skipped in self._batches(self.n_samples if size is None else size, copies=n_of_each > 1):
             step = self._patches_of(batch)

@@ -7,6 +7,7 @@ from typing import Any
 from ipca_sklearn import linalg
 from ipca_sklearn._utils._devices import resolve_device, resolve_dtype
 from ipca_sklearn._utils._typing import DeviceLike, DTypeLike
+from ipca_sklearn.decomposition._banded import update_scatter
 from ipca_sklearn.decomposition._base import BasePCA
 from ipca_sklearn.decomposition._batched_ipca import BatchedIncrementalPCA
 from ipca_sklearn.decomposition._fitted_scatter import FittedCovariance
@@ -83,7 +84,7 @@ class FullCovariance(BasePCA):
             state = linalg.empty_scatter(*step.shape[1:], dtype=dtype, device=device)
         else:
             state = fitted.state.to(device)
-        state = linalg.update_scatter(
+        state = update_scatter(
             state, step.to(device), forgetting_factor=self.forgetting_factor, in_place=owned or fitted is None
         )
         return FittedCovariance(state, "torch", group)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ipca_sklearn import linalg
+from ipca_sklearn.decomposition._banded import joined
 from ipca_sklearn.decomposition._base import BasePCA, Learning
 from ipca_sklearn.decomposition._batches import StepReader
 from ipca_sklearn.decomposition._fitted import Fitted, independent_samples
@@ -190,7 +191,7 @@ class Calibrator:
             step_size = images_per_step(self._pca.step_size, self._steps.n_copies)
             self._images = [step.clone() for step in self._steps.read(step_size, copies=True)]
         if self._images:
-            self._left_out = self._by_models_of_the_others(torch.cat(self._images), self._start, N_BLOCKS)
+            self._left_out = self._by_models_of_the_others(joined(self._images), self._start, N_BLOCKS)
         if held_out is not None:
             self.model = self._model_of(fitted)
             for step in held_out.read(self._pca.step_size):

@@ -5,19 +5,26 @@ A step is (b, P, m), or (b, 1 + a, P, m) where each image is followed by its a c
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
+from ipca_sklearn.decomposition._banded import BandedStep
 from ipca_sklearn.decomposition._fitted import Fitted
+from ipca_sklearn.detection._bands import BandedCellSamples
 from ipca_sklearn.detection._cells import Cells, CellSamples
 
 
-def images_of(step: Tensor) -> Tensor:
+def images_of(step: Any) -> Any:
     """Return the images (b, P, m) of a step without their copies."""
     return step[:, 0] if step.ndim == 4 else step
 
 
-def samples_of(step: Tensor, cells: Cells | None) -> Tensor | CellSamples:
+def samples_of(step: Tensor | BandedStep, cells: Cells | None) -> Tensor | CellSamples | BandedCellSamples:
     """Return what Gaussians learn of a step: samples of cells or of patches, image by image."""
+    if isinstance(step, BandedStep):
+        assert cells is not None
+        return BandedCellSamples(step, cells)
     together = step.flatten(0, 1) if step.ndim == 4 else step
     return together if cells is None else cells.samples(together)
 

@@ -9,6 +9,7 @@ from ipca_sklearn._utils._sklearn_compat import FitProgress
 from ipca_sklearn.decomposition._base import BasePCA, Learning
 from ipca_sklearn.decomposition._batches import StepReader
 from ipca_sklearn.decomposition._fitted_scatter import FittedExactPCA
+from ipca_sklearn.detection._bands import in_bands
 from ipca_sklearn.detection._calibration import split_for_calibration
 from ipca_sklearn.detection._calibrator import Calibrator, KnownScores
 from ipca_sklearn.detection._cells import Cells
@@ -44,11 +45,12 @@ def learn(
     check_smoothing(detector.smoothing, steps.patch_shape)
     began = time.perf_counter()
     cells = Cells.of(shape["cells_"])
-    learnt, held_out = split_for_calibration(steps.take(shape.get("feature_indices_")), detector.calibration)
-    step_size = images_per_step(detector.step_size, steps.n_copies)
-    progress = FitProgress(detector, learnt.count(step_size), *callback_data)
     start = getattr(pca, "fitted_", None)
     group = group_size(cells, steps.n_copies)
+    steps = in_bands(steps.take(shape.get("feature_indices_")), pca, start, group)
+    learnt, held_out = split_for_calibration(steps, detector.calibration)
+    step_size = images_per_step(detector.step_size, steps.n_copies)
+    progress = FitProgress(detector, learnt.count(step_size), *callback_data)
     check_copies(start, group, steps.n_copies)
     learning = Learning(pca, start, group)
     calibrator = Calibrator(

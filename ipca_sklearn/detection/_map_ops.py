@@ -14,6 +14,8 @@ from torch import Tensor
 from ipca_sklearn import linalg
 from ipca_sklearn._utils._regions import at_patches
 from ipca_sklearn._utils._surroundings import own_surroundings
+from ipca_sklearn.decomposition._banded import BandedStep
+from ipca_sklearn.detection._bands import banded_distances
 from ipca_sklearn.detection._calibration import upper_quantiles
 from ipca_sklearn.detection._cells import Cells, on_patches
 
@@ -45,10 +47,14 @@ class MapScorer:
     region: np.ndarray | None = None
     cells: Cells | None = None
 
-    def maps(self, step: Tensor) -> Tensor:
+    def maps(self, step: Tensor | BandedStep) -> Tensor:
         """Return the maps (b, *patch_shape) of a step (b, P, m); (b, 1) for one PCA. They are 0 outside of a region."""
-        step = step.to(self.operator.mean.device)
-        distances = on_patches(self.cells, step, partial(linalg.patch_distances, self.operator))
+        if isinstance(step, BandedStep):
+            assert self.cells is not None
+            distances = banded_distances(self.operator, step, self.cells)
+        else:
+            step = step.to(self.operator.mean.device)
+            distances = on_patches(self.cells, step, partial(linalg.patch_distances, self.operator))
         if self.region is None:
             maps = distances.unflatten(1, self.patch_shape or (1,))
             return smooth_maps(maps, self.smoothing) if self.smoothing > 0 else maps
@@ -63,11 +69,11 @@ class MapScorer:
         """Return the values (b, P) of maps that belong to the region."""
         return inspected(maps, self.region)
 
-    def scores(self, step: Tensor) -> Tensor:
+    def scores(self, step: Tensor | BandedStep) -> Tensor:
         """Return the image scores (b,) of a step (b, P, m); higher is more normal."""
         return -image_scores(self.inspected(self.maps(step)), self.image_score)
 
-    def summaries(self, step: Tensor, weight: float) -> Tensor:
+    def summaries(self, step: Tensor | BandedStep, weight: float) -> Tensor:
         """Return the summaries (b, 2 + q) of a `Calibration` for a step (b, P, m), by a model of this weight."""
         maps = self.inspected(self.maps(step))
         weights = maps.new_full((len(maps), 1), weight)

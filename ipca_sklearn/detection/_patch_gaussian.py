@@ -30,6 +30,7 @@ from ipca_sklearn.decomposition._batched_ipca import BatchedIncrementalPCA
 from ipca_sklearn.decomposition._batches import read_steps
 from ipca_sklearn.decomposition._fitted_scatter import pickles_are_exact
 from ipca_sklearn.decomposition._memory import MemoryNeed
+from ipca_sklearn.detection._bands import in_bands
 from ipca_sklearn.detection._calibrator import KnownScores, n_kept
 from ipca_sklearn.detection._cells import Cells
 from ipca_sklearn.detection._copies import group_size
@@ -359,8 +360,9 @@ class PatchGaussianDetector(
         n_gaussians = min(self.n_gaussians or steps.n_patches, steps.n_patches)
         taken = steps.take(choose_features(self.n_random_features, self.random_state, steps.n_features))
         kept = n_kept(0, steps, prequential=self.calibration == "prequential" and not self.trim)
-        pca = self._new_pca(taken.n_features, -(-steps.n_patches // n_gaussians))
-        need = pca.need(taken, n_kept=kept, n_gaussians=n_gaussians)
+        group = -(-steps.n_patches // n_gaussians)
+        pca = self._new_pca(taken.n_features, group)
+        need = pca.need(in_bands(taken, pca, None, group), n_kept=kept, n_gaussians=n_gaussians)
         return MemoryNeed(need.model, need.learning + HELD_MODELS * need.model) if self.trim else need
 
     @of_one_state
@@ -420,7 +422,15 @@ class PatchGaussianDetector(
         state = super().__getstate__()
         if "_scoring" in state and not pickles_are_exact():
             state["_scoring"] = None  # as large as the components; the next images are then scored by what is stored
+        cells = state.get("cells_")
+        if cells is not None:  # of a large picture they are megabytes
+            kinds = (np.min_scalar_type(value) for value in (cells.min(), cells.max()))
+            state["cells_"] = cells.astype(np.result_type(*kinds))
         return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        cells = state.get("cells_")
+        super().__setstate__(state if cells is None else {**state, "cells_": cells.astype(np.int32)})
 
     @in_turn
     @own_surroundings()

@@ -160,7 +160,8 @@ class MapScoringMixin:
             basis = fitted.scoring_basis(device)
             return on_patches(cells, step.to(device), partial(linalg.log_likelihood, basis)).mean(1)
 
-        likelihoods = steps.map_steps(likelihoods_of, self.step_size)
+        step_size = 1 if steps.has_bands else self.step_size
+        likelihoods = steps.map_steps(likelihoods_of, step_size)
         likelihoods = likelihoods.cpu().numpy() if isinstance(likelihoods, Tensor) else likelihoods
         return float(np.nanmean(likelihoods, dtype=np.float64))
 
@@ -229,6 +230,7 @@ class MapScoringMixin:
         steps = read_steps(self, X, reset=False).take(self._columns())
 
         cells = self._cells()
+        steps = steps.in_bands(cells is not None)
         fitted = self._fitted_now()
 
         def result_of(step: Tensor) -> Tensor:

@@ -251,6 +251,11 @@ def to_torch(pipe: Pipeline, *, components_dtype: str = "float32") -> PatchGauss
         raise TypeError(f"export takes a Pipeline of PatchFeatureExtractor and PatchGaussianDetector, got {names}")
     for step in steps:
         check_is_fitted(step)
+    if steps[0].tile_size is not None:
+        raise ValueError(
+            f"tile_size={steps[0].tile_size}: a module or a file takes a whole image at once; export the network of a "
+            "tile (tile_module) and stitch what it gives, or fit without tile_size"
+        )
     if steps[0].interpolation == "bilinear":
         require_torch("bilinear resizing within a module")
     with as_in_a_fresh_process(torch.device("cpu")), linalg.full_precision():

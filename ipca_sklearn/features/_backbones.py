@@ -73,6 +73,8 @@ class Backbone(nn.Module):
         How they are combined.
     map_names : tuple of str or int
         Names of the maps that a pass gives: the layers, or `"mean"`.
+    crop_size, margin : (int, int), int
+        As given.
     name : str
         The backbone's name, or the class of the user's module.
     mean, std : tuple of float
@@ -95,7 +97,7 @@ class Backbone(nn.Module):
     ) -> None:
         super().__init__()
         self._source = (source,)  # in a tuple, so that torch does not register the user's module as a part of this one
-        self._crop_size, self.margin = crop_size, margin
+        self.crop_size, self.margin = crop_size, margin
         self._input_size = _with_margin(crop_size, margin)
         self._compiled: Callable[[Tensor], Any] | None = None
         self._seen: Shapes | None = None  # of a blank image: a tenth of a second
@@ -289,7 +291,7 @@ class Backbone(nn.Module):
         return {
             "source": self._source[0],
             "layers": self.layers,
-            "crop_size": self._crop_size,
+            "crop_size": self.crop_size,
             "margin": self.margin,
             "layer_pooling": self.layer_pooling,
             "orders": self._orders,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,27 +13,26 @@ import numpy as np
 import PIL.Image
 import torch
 from sklearn.base import BaseEstimator, TransformerMixin
-from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from ipca_sklearn._utils import _digests
-from ipca_sklearn._utils._devices import resolve_device
 from ipca_sklearn._utils._output import TableOutputMixin
 from ipca_sklearn._utils._sklearn_compat import CallbackSupportMixin, FitProgress, Interval, StrOptions, fit_context
 from ipca_sklearn._utils._typing import DeviceLike, Image, Images, PathLike
 from ipca_sklearn.features import engines
 from ipca_sklearn.features._augment import AUGMENTATIONS, check_augment
-from ipca_sklearn.features._backbones import Backbone
 from ipca_sklearn.features._cache import FeatureCache
 from ipca_sklearn.features._copies import AugmentedFeatures
 from ipca_sklearn.features._decode import check_images
 from ipca_sklearn.features._formats import MAX_PIXELS
-from ipca_sklearn.features._geometry import Geometry, InspectedAreaMixin, as_size
+from ipca_sklearn.features._geometry import InspectedAreaMixin
 from ipca_sklearn.features._lazy import PatchFeatures
+from ipca_sklearn.features._network_of import make_network
 from ipca_sklearn.features._networks import DEFAULT_BACKBONE
 from ipca_sklearn.features._resize import INTERPOLATIONS
 from ipca_sklearn.features._settings import Augment, FeatureSettings, settings_of
+from ipca_sklearn.features._tiled import features_of
 from ipca_sklearn.features._training_record import TrainingRecordMixin, unchanged_after_error
 from ipca_sklearn.features._weights import Weights
 
@@ -87,6 +85,14 @@ class PatchFeatureExtractor(
         with zeros, so without a margin the patches at the edge are described by less of the image and by zeros.
         `"auto"` is 16, or half of a side shorter than 32; with a `crop_size`, and for networks that cut images into
         patches (`"vit_*"`, `"timm:*patch*"`), it is 0. 16 pixels around 256 x 256 are 27 % more for the network.
+    tile_size : int, (int, int) or None, default=None
+        For small defects in large pictures: height and width in pixels of overlapping tiles, at most, that pass through
+        the network one by one (512, say), so that memory is that of a row of tiles. They are evened out to fill the
+        picture; the maps are those of the whole picture. With `image_size="auto"` pictures then keep the size of the
+        first one, and others are resized to it. Without `n_augmented` and `cache`. None is the whole image at once.
+    tile_overlap : "auto" or int, default="auto"
+        Pixels that neighbouring tiles share. The outer half is seen and cut off, and mirrored at the edges of the
+        picture, in place of a `margin`. `"auto"` is 128, or four strides of transformers.
     region : path, PIL image, array of shape (h, w) or None, default=None
         Mask of the region of interest: True, 1, or 128 and more is inspected. It lies over the whole image, in any
         size with the image's proportions. A patch belongs to it if at least half of its pixels do. Other patches are
@@ -163,7 +169,9 @@ class PatchFeatureExtractor(
     image_size_, crop_size_ : (int, int)
         Height and width in pixels of the resized image, and of its part that is inspected.
     margin_ : int
-        Pixels beyond each edge of that part that the network sees.
+        Pixels beyond each edge of that part, or of the kept part of a tile, that the network sees.
+    tile_size_ : (int, int) or None
+        Height and width of the tiles that the network takes; None is the whole image.
     grid_size_ : (int, int)
         Rows and columns of patches, H and W.
     region_ : ndarray of bool, shape (H, W), or None
@@ -218,6 +226,8 @@ class PatchFeatureExtractor(
         "image_size": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left"), tuple, list],
         "crop_size": [Interval(Integral, 1, None, closed="left"), tuple, list, None],
         "margin": [StrOptions({"auto"}), Interval(Integral, 0, None, closed="left")],
+        "tile_size": [Interval(Integral, 1, None, closed="left"), tuple, list, None],
+        "tile_overlap": [StrOptions({"auto"}), Interval(Integral, 0, None, closed="left")],
         "region": [str, os.PathLike, PIL.Image.Image, np.ndarray, Tensor, None],
         "interpolation": [StrOptions(set(INTERPOLATIONS))],
         "augment": [StrOptions(set(AUGMENTATIONS)), list, tuple, callable, None],
@@ -248,6 +258,8 @@ class PatchFeatureExtractor(
         image_size: str | int | Sequence[int] = "auto",
         crop_size: int | Sequence[int] | None = None,
         margin: str | int = "auto",
+        tile_size: int | Sequence[int] | None = None,
+        tile_overlap: str | int = "auto",
         region: Image | None = None,
         interpolation: str = "bilinear",
         augment: Augment = None,
@@ -274,6 +286,8 @@ class PatchFeatureExtractor(
         self.image_size = image_size
         self.crop_size = crop_size
         self.margin = margin
+        self.tile_size = tile_size
+        self.tile_overlap = tile_overlap
         self.region = region
         self.interpolation = interpolation
         self.augment = augment
@@ -323,38 +337,14 @@ class PatchFeatureExtractor(
         """
         progress = FitProgress(self, 0, X, y)
         with unchanged_after_error(self):
-            self._make_network(check_images(X))
+            make_network(self, check_images(X))
         progress.end()
         return self
-
-    def _make_network(self, images: Any) -> None:
-        resolve_device(self.device, torch.device("cpu"))
-        if self.pooling_size % 2 == 0:
-            raise ValueError(f"pooling_size={self.pooling_size} is even: a neighbourhood has its patch in the middle")
-        geometry = Geometry.of(images, self)
-        check_augment(self.augment, self.n_augmented, geometry.image_size, geometry.crop_size)
-        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        sizes = geometry.crop_size, geometry.margin
-        backbone = Backbone(self.backbone, self.layers, self.weights, seed, *sizes, self.layer_pooling)
-        shapes = backbone.shapes_of_maps()
-        finest = max((shape[1:] for shape in shapes), key=math.prod)
-        grid_size = as_size(self.grid_size, "grid_size") or geometry.without_margin(finest)
-        region = None if self.region is None else geometry.patches_inside(self.region, grid_size, self.max_pixels)
-        self._mean, self._std = backbone.normalization(self.normalization)
-        self._backbone, self._seed = backbone, seed
-        self._channels = tuple(shape[0] for shape in shapes)
-        self._begin_record()
-        self.layers_ = backbone.layers
-        self.image_size_, self.crop_size_ = geometry.image_size, geometry.crop_size
-        self._aspect_ratio, self.margin_ = geometry.aspect_ratio, geometry.margin
-        self.grid_size_, self.region_ = (int(grid_size[0]), int(grid_size[1])), region
-        self.n_features_out_ = sum(self._channels)
-        engines.require(self.feature_settings())
 
     @property
     def engine_(self) -> str:
         """The engine and its version, or torch."""
-        return engines.choose(self.feature_settings()).label
+        return engines.choose(self.feature_settings().of_network).label
 
     def transform(self, X: Images) -> PatchFeatures:
         """Return the features of images, to be computed when they are read.
@@ -380,7 +370,7 @@ class PatchFeatureExtractor(
         check_is_fitted(self)
         images = check_images(X)
         settings = self.feature_settings(self._device_for(images))
-        return PatchFeatures(images, np.arange(len(images)), settings, self._feature_cache())
+        return features_of(images, np.arange(len(images)), settings, self._feature_cache())
 
     def fit_transform(self, X: Images, y: Any = None) -> PatchFeatures:  # type: ignore[override]
         """Fit, and return the features of X as training images: augmented, if `augment` says so."""
@@ -397,7 +387,7 @@ class PatchFeatureExtractor(
         cache, record = self._feature_cache(), self._training_record
         if self.n_augmented:
             return AugmentedFeatures(images, indices, settings, augmented, cache, record)
-        return PatchFeatures(images, indices, augmented, cache, record)
+        return features_of(images, indices, augmented, cache, record)
 
     def _device_for(self, images: Any) -> DeviceLike:
         if self.device is None and isinstance(images[0], Tensor):

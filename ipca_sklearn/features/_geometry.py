@@ -224,7 +224,10 @@ class Geometry:
         first = None
         if auto or extractor.region is not None:
             first = _first_readable(images, extractor.on_error, extractor.max_pixels)
-        if auto:
+        if auto and extractor.tile_size is not None:
+            assert first is not None
+            image_size, aspect_ratio = first[1], first[1][0] / first[1][1]
+        elif auto:
             assert first is not None
             multiple, only = sides_of(extractor.backbone, extractor.weights)
             image_size = auto_size(first[1], multiple) if only is None else only

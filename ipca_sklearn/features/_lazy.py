@@ -180,14 +180,14 @@ class PatchFeatures:
         return self._at(chosen)
 
     def _at(self, indices: np.ndarray) -> PatchFeatures:
-        return PatchFeatures(self._images, indices, self._settings, self._cache, self._record)
+        return type(self)(self._images, indices, self._settings, self._cache, self._record)
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
         if copy is False:
             raise ValueError("PatchFeatures are computed, so an array of them is always new; copy=False cannot be had")
         array = np.empty(self.shape, dtype=dtype or self.dtype)
         start = 0
-        for batch, _ in self.read(self._settings.images.batch_size, reuse=True):
+        for batch, _ in self.read(self._images_at_once, reuse=True):
             array[start : start + len(batch)] = self._on_grid(batch).cpu().numpy()
             start += len(batch)
         return array
@@ -217,8 +217,12 @@ class PatchFeatures:
         RuntimeError
             If the network cannot be compiled and `compile=True`.
         """
-        for batch, _ in self.read(self._settings.images.batch_size if size is None else size):
+        for batch, _ in self.read(self._images_at_once if size is None else size):
             yield self._on_grid(batch)
+
+    @property
+    def _images_at_once(self) -> int:
+        return self._settings.images.batch_size
 
     def _on_grid(self, batch: Tensor) -> Tensor:
         """Return the patches of a region (b, P, m) at their places (b, H, W, m); without a region they are there."""
@@ -254,10 +258,14 @@ class PatchFeatures:
         """
         if size < 1:
             raise ValueError(f"size={size} images per batch; it is at least 1")
-        reasons: dict[int, str] = {}
         remarks = _Remarks()
+        return self._told(self._read(size, reuse, remarks), remarks)
+
+    def _told(self, reading: Iterator[tuple[Any, dict[int, str]]], remarks: _Remarks) -> Iterator[Any]:
+        """Pass on what is read, and warn at the end of what there is to say about the images."""
+        reasons: dict[int, str] = {}
         start = 0
-        for batch, skipped in self._read(size, reuse, remarks):
+        for batch, skipped in reading:
             reasons |= {int(self._indices[start + row]): reason for row, reason in skipped.items()}
             start += len(batch)
             yield batch, skipped
@@ -423,7 +431,7 @@ def _run_network(images: Tensor, out: Tensor, settings: FeatureSettings) -> None
                     out_of_some[..., start:stop],
                     interpolation=settings.map_interpolation,
                     pooling_size=settings.pooling_size,
-                    margin=settings.backbone.margin,
+                    margin=settings.margin,
                     length=settings.images.crop_size,
                 )
                 start = stop

@@ -24,7 +24,7 @@ class PatchNetwork(nn.Module):
     def __init__(self, settings: FeatureSettings, backbone: Backbone) -> None:
         super().__init__()
         self.backbone = backbone
-        how = settings.map_interpolation, settings.pooling_size, backbone.margin
+        how = settings.map_interpolation, settings.pooling_size, settings.margin
         for index, (_, *sides) in enumerate(backbone.shapes_of_maps()):
             for axis, side, patches, pixels in zip(
                 ("rows", "columns"), sides, settings.grid_size, settings.images.crop_size, strict=True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any, TypeAlias
 
@@ -20,6 +20,7 @@ from ipca_sklearn._utils._sklearn_compat import LokyBackend, get_active_backend
 from ipca_sklearn._utils._typing import DeviceLike, Size
 from ipca_sklearn.features._backbones import Backbone
 from ipca_sklearn.features._resize import PIXELS_VERSION
+from ipca_sklearn.features._tiling import Tiling
 
 # What `augment` may be.
 Augment: TypeAlias = str | Sequence[str] | Callable[[Tensor], Tensor] | None
@@ -100,6 +101,8 @@ class FeatureSettings:
         Whether the network is compiled.
     engine : str
         What runs the network on a CPU; see `engines.choose`.
+    tiling : Tiling or None
+        Tiles that pictures pass through the network in; None is whole ones.
     """
 
     backbone: Backbone
@@ -114,6 +117,22 @@ class FeatureSettings:
     amp_dtype: torch.dtype | None
     compile: bool
     engine: str
+    tiling: Tiling | None = None
+
+    @property
+    def margin(self) -> int:
+        """Pixels around an image of which the maps have patches too."""
+        return self.backbone.margin if self.tiling is None else self.tiling.context
+
+    @property
+    def of_network(self) -> FeatureSettings:
+        """The settings of what the network takes: a tile as an image, or the image itself."""
+        if self.tiling is None:
+            return self
+        inner, picture = self.tiling.inner, self.tiling.picture
+        rows, columns = (n * side // whole for n, side, whole in zip(self.grid_size, inner, picture, strict=True))
+        images = replace(self.images, image_size=inner, crop_size=inner)
+        return replace(self, grid_size=(rows, columns), region=None, images=images)
 
     def network_batch(self, device: torch.device) -> int:
         """Return how many images the network takes at once: on a CPU as many as stay near its cache."""
@@ -142,7 +161,7 @@ class FeatureSettings:
             (torch.__version__, version("torchvision"), images.device.type, self.amp_dtype, self.compile, rounded_by),
             (PIXELS_VERSION, images.image_size, images.crop_size, images.interpolation, self.mean, self.std),
             (self.map_interpolation, self.pooling_size, self.grid_size),
-            (self.backbone.layers, self.backbone.layer_pooling, self.backbone.margin),
+            (self.backbone.layers, self.backbone.layer_pooling, self.margin),
             None if self.region is None else self.region.tobytes(),
             (str(self.backbone.network), weights_digest(self.backbone.network)),
         )
@@ -194,4 +213,5 @@ def settings_of(extractor: Any, device: DeviceLike) -> FeatureSettings:
         amp_dtype=resolve_amp(extractor.amp, chosen),
         compile=extractor.compile,
         engine=extractor.engine,
+        tiling=getattr(extractor, "_tiling", None),
     )

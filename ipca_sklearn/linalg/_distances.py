@@ -80,6 +80,11 @@ class DistanceOperator:
             moved(self.mean), moved(self.rows), *(None if tensor is None else moved(tensor) for tensor in optional)
         )
 
+    def __getitem__(self, gaussians: slice) -> DistanceOperator:
+        """Return the operator of some of the Gaussians."""
+        parts = (self.mean, self.rows, self.transform, self.scale, self.precision)
+        return DistanceOperator(*(None if part is None else part[gaussians] for part in parts))  # type: ignore[arg-type]
+
     def folded(self) -> DistanceOperator:
         """Return the same operator with `transform @ rows` as its rows and without a transform.
 

@@ -29,6 +29,7 @@ _TRUSTED_TYPES = (
     "ipca_sklearn.detection._patch_gaussian.PatchGaussianDetector",
     "ipca_sklearn.features._backbones.Backbone",
     "ipca_sklearn.features._extractor.PatchFeatureExtractor",
+    "ipca_sklearn.features._tiling.Tiling",
     "ipca_sklearn.monitoring._drift.DriftMonitor",
     "ipca_sklearn.products._router.ProductRouter",
 )

@@ -29,6 +29,8 @@ BAD = {
         "--image-size": (FIT, ["x", "0", "0x5", "-1", "5x", "16"]),
         "--crop-size": (FIT, ["x", "0", "auto", "64"]),
         "--margin": (FIT, ["x", "-1", "1.5", "nan", "1000"]),
+        "--tile-size": (FIT, ["x", "0", "-1", "5x", "100"]),
+        "--tile-overlap": ((*FIT, "--tile-size", "96"), ["x", "-1", "1.5", "nan", "96", "20"]),
         "--region": (FIT, ["nowhere.png", "good", "text.png", "black.png"]),
         "--on-error": (FIT, ["x", ""]),
         "--checkpoint-every": (FIT, ["0", "x"]),

@@ -118,7 +118,7 @@ def require(settings: FeatureSettings) -> None:
 
 def _how(settings: FeatureSettings) -> tuple[Any, ...]:
     """Return all of the settings that the network and its grid depend on."""
-    rest = ("backbone", "mean", "std", "region", "images", "engine")
+    rest = ("backbone", "mean", "std", "region", "images", "engine", "tiling")
     values = tuple(getattr(settings, field.name) for field in fields(settings) if field.name not in rest)
     return (*values, settings.images.crop_size)
 
@@ -221,7 +221,7 @@ def _digest(settings: FeatureSettings, *versions: str) -> str:
     backbone = settings.backbone
     parts = (
         (*versions, torch.__version__, version("torchvision"), _how(settings)),
-        (backbone.layers, backbone.layer_pooling, backbone.margin, backbone.axes()),
+        (backbone.layers, backbone.layer_pooling, settings.margin, backbone.axes()),
         (str(backbone.network), weights_digest(backbone.network)),
     )
     digest = new_digest()
@@ -235,7 +235,7 @@ def _trial(settings: FeatureSettings) -> tuple[nn.Module, Tensor, Tensor]:
         settings.backbone.to("cpu")
         network = PatchNetwork(settings, settings.backbone).eval()
         noise = torch.Generator().manual_seed(0)
-        image = torch.randn(1, 3, *settings.images.crop_size, generator=noise)
+        image = torch.randn(1, 3, *settings.backbone.crop_size, generator=noise)
     with torch.inference_mode(), full_precision(), calling_modules(), as_in_a_fresh_process(torch.device("cpu")):
         expected = network(image)
     if not torch.isfinite(expected).all():

@@ -1,0 +1,133 @@
+"""Steps of large pictures: features that are computed band by band when they are read, and never exist as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ipca_sklearn import linalg
+
+
+@runtime_checkable
+class BandedSource(Protocol):
+    """What a source (`LazySource`) offers besides, if its samples are too large to exist as a whole."""
+
+    @property
+    def bytes_of_band(self) -> int:
+        """Bytes of the largest band."""
+        ...
+
+    def read_bands(self, size: int) -> Iterator[tuple[list[Iterable[Tensor] | None], dict[int, str]]]:
+        """Yield what `read` yields, each sample as bands (p, m) of its patches, in their order; None if it is skipped.
+
+        Bands may be iterated over as often as wanted; each time they are computed.
+        """
+        ...
+
+
+class BandedStep:
+    """A step (b, P, m) of which only a band exists at a time; it does what a detector does with a tensor.
+
+    Parameters
+    ----------
+    samples : sequence of (iterable of Tensor, or None)
+        Bands of each sample; None is zeros.
+    shape : (int, int)
+        P and m.
+    device : torch.device
+    columns : ndarray of int or None
+        The features that the step has.
+    owner : str
+        For messages.
+    """
+
+    ndim = 3
+    dtype = torch.float32
+
+    def __init__(
+        self,
+        samples: Sequence[Iterable[Tensor] | None],
+        shape: tuple[int, int],
+        device: torch.device,
+        columns: np.ndarray | None,
+        owner: str,
+    ) -> None:
+        self.samples = samples
+        self.device = device
+        self.shape = (len(samples), *shape)
+        self._columns = None if columns is None else torch.from_numpy(columns).to(device)
+        self._owner = owner
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, rows: Tensor) -> BandedStep:
+        return self._with([self.samples[row] for row in rows.tolist()])
+
+    def _with(self, samples: Sequence[Any]) -> BandedStep:
+        other = object.__new__(BandedStep)
+        vars(other).update(vars(self), samples=samples, shape=(len(samples), *self.shape[1:]))
+        return other
+
+    def bands(self) -> Iterator[Iterator[Tensor]]:
+        """Yield the bands (p, m) of each sample.
+
+        Raises
+        ------
+        ValueError
+            A band holds NaN or infinity.
+        """
+        return (self._bands_of(sample) for sample in self.samples)
+
+    def _bands_of(self, sample: Iterable[Tensor] | None) -> Iterator[Tensor]:
+        if sample is None:
+            yield torch.zeros(1, 1, dtype=self.dtype, device=self.device).expand(self.shape[1:])
+            return
+        for band in sample:
+            if not torch.isfinite(torch.stack(torch.aminmax(band))).all():
+                raise ValueError(f"X passed to {self._owner} contains NaN or infinity; remove these samples")
+            yield band if self._columns is None else band[:, self._columns]
+
+    def clone(self) -> BandedStep:
+        """Return the step, which nothing overwrites."""
+        return self
+
+    def split(self, size: int) -> list[BandedStep]:
+        """Return the step in parts of so many samples."""
+        return [self._with(self.samples[start : start + size]) for start in range(0, len(self), size)]
+
+    def tensor_split(self, n_parts: int) -> list[BandedStep]:
+        """Return the step in so many parts, the first ones longer."""
+        parts = np.array_split(np.arange(len(self)), n_parts)
+        return [self._with([self.samples[row] for row in part]) for part in parts]
+
+
+def joined(steps: Sequence[Any]) -> Any:
+    """Return steps of one kind as one."""
+    if isinstance(steps[0], BandedStep):
+        return steps[0]._with([sample for step in steps for sample in step.samples])
+    return torch.cat(list(steps))
+
+
+def update_scatter(state: linalg.ScatterState, step: Any, *, forgetting_factor: float, in_place: bool) -> Any:
+    """Do what `linalg.update_scatter` does, also with samples that come in parts.
+
+    `step.parts()` yields, image by image, all Gaussians in slices, each with its samples.
+    """
+    how: dict[str, Any] = {"forgetting_factor": forgetting_factor}
+    if not hasattr(step, "parts"):
+        return linalg.update_scatter(state, step, **how, in_place=in_place)
+    matrix = state.matrix if in_place else state.matrix.clone()
+    mean = state.mean.clone()
+    count, weight = state.count, state.weight
+    for parts in step.parts():
+        for gaussians, samples in parts:
+            part = linalg.ScatterState(matrix[gaussians], mean[gaussians], count, weight)
+            learnt = linalg.update_scatter(part, samples, **how, in_place=True)
+            mean[gaussians] = learnt.mean
+        count, weight = learnt.count, learnt.weight
+    return linalg.ScatterState(matrix, mean, count, weight)

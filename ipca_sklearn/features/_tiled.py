@@ -1,0 +1,154 @@
+"""Features of pictures that pass through the network tile by tile, read by bands: rows of tiles."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ipca_sklearn._utils._surroundings import own_surroundings
+from ipca_sklearn.exceptions import ImageReadError
+from ipca_sklearn.features._lazy import PatchFeatures, _Remarks, _run_network
+from ipca_sklearn.features._loader import read_batches
+from ipca_sklearn.features._tiling import Tiling
+
+
+class Bands:
+    """The features of one picture, as bands (p, m) of its patches from the first row on; computed in each iteration."""
+
+    def __init__(self, features: TiledFeatures, index: int, remarks: _Remarks) -> None:
+        self._features = features
+        self._index = index
+        self._remarks = remarks
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return self._features._bands(self._index, self._remarks)
+
+
+class TiledFeatures(PatchFeatures):
+    """Features of large pictures: those of `PatchFeatures`, of which only a band exists at a time.
+
+    `read` gives the whole grids of its images, as for any PatchFeatures. `read_bands` gives each picture as `Bands`.
+    """
+
+    @property
+    def memory_needed(self) -> int:
+        """Bytes that computing them takes, about: the network, a picture as it is decoded and as floats, and bands."""
+        settings = self._settings.of_network
+        pixels = 2 * 3 * 4 * math.prod(self._settings.images.crop_size)
+        in_network = settings.network_batch(self.device) * settings.backbone.bytes_per_image()
+        weights = sum(tensor.numel() * tensor.element_size() for tensor in settings.backbone.state_dict().values())
+        return weights + in_network + pixels + self._bytes_of_decoding() + 3 * self.bytes_of_band
+
+    @property
+    def bytes_of_band(self) -> int:
+        """Bytes of the features of a row of tiles."""
+        return 4 * self._settings.of_network.grid_size[0] * self._settings.grid_size[1] * self._settings.n_features
+
+    @property
+    def _images_at_once(self) -> int:
+        return 1
+
+    def read_bands(self, size: int) -> Iterator[tuple[list[Bands | None], dict[int, str]]]:
+        """Yield the pictures like `read`, `size` at a time; None is one that could not be read.
+
+        :meta private:
+        """
+        remarks = _Remarks()
+        return self._told(self._pictures(size, remarks), remarks)
+
+    def _pictures(self, size: int, remarks: _Remarks) -> Iterator[tuple[list[Bands | None], dict[int, str]]]:
+        for start in range(0, len(self), size):
+            chosen = self._indices[start : start + size].tolist()
+            reasons = [self._reason(index, remarks) for index in chosen]
+            skipped = {row: reason for row, reason in enumerate(reasons) if reason is not None}
+            bands = [None if row in skipped else Bands(self, index, remarks) for row, index in enumerate(chosen)]
+            yield bands, skipped
+
+    def _reason(self, index: int, remarks: _Remarks) -> str | None:
+        """Return why a picture cannot be read, where such are skipped: it is decoded once more for that."""
+        return self._picture(index, remarks)[1] if self.may_skip else None
+
+    def _read(self, size: int, reuse: bool, remarks: _Remarks) -> Iterator[tuple[Tensor, dict[int, str]]]:
+        memory = torch.empty(min(size, len(self)), *self._settings.kept_shape, dtype=torch.float32, device=self.device)
+        for pictures, skipped in self._pictures(size, remarks):
+            batch = (memory if reuse else torch.empty_like(memory))[: len(pictures)]
+            for picture, out in zip(pictures, batch.flatten(1, -2), strict=True):
+                start = 0
+                out.fill_(torch.nan)
+                for band in () if picture is None else picture:
+                    out[start : start + len(band)] = band
+                    start += len(band)
+            yield batch, skipped
+
+    def _picture(self, index: int, remarks: _Remarks) -> tuple[Tensor, str | None]:
+        """Return a picture (3, h, w) as floats in [0, 1], or the reason why it cannot be read."""
+        # By the reader itself: decoding takes far less time than the tiles.
+        alone = replace(self._settings.images, n_jobs=1, processes=False)
+        (batch,) = read_batches(self._images, [np.array([index])], alone)
+        for known, noticed in ((remarks.pages, batch.pages), (remarks.stretched, batch.stretched)):
+            if noticed:
+                known[index] = noticed[0]
+        return batch.images[0], batch.skipped.get(0)
+
+    def _bands(self, index: int, remarks: _Remarks) -> Iterator[Tensor]:
+        picture, reason = self._picture(index, remarks)
+        if reason is not None:  # it could be read a moment ago
+            raise ImageReadError(reason)
+        settings = self._settings
+        tiling, region, device = settings.tiling, settings.region, self.device
+        assert tiling is not None
+        with own_surroundings():
+            settings.backbone.to(device)
+        how: Any = {"dtype": torch.float32, "device": device}
+        mean, std = (torch.tensor(values, **how).view(3, 1, 1) for values in (settings.mean, settings.std))
+        height, width = (side // n for side, n in zip(tiling.picture, settings.grid_size, strict=True))
+        for number in range(len(tiling.starts[0])):
+            rows = patches_of(tiling.kept(0, number), height)
+            inside = None if region is None else region[rows]
+            if inside is not None and not inside.any():
+                continue
+            seen = picture[:, tiling.pixels(0, number, device)]
+            band = torch.empty(rows.stop - rows.start, settings.grid_size[1], settings.n_features, **how)
+            self._fill(band, (seen - mean) / std, number, inside, (height, width))
+            yield band.flatten(0, 1) if inside is None else band[torch.from_numpy(inside).to(device)]
+
+    def _fill(
+        self, band: Tensor, pixels: Tensor, number: int, inside: np.ndarray | None, patch: tuple[int, int]
+    ) -> None:
+        """Compute the features of a row of tiles from its normalised pixels, those of tiles outside a region aside."""
+        settings, tiling = self._settings.of_network, self._settings.tiling
+        assert tiling is not None
+        columns = [patches_of(tiling.kept(1, column), patch[1]) for column in range(len(tiling.starts[1]))]
+        wanted = [c for c, taken in enumerate(columns) if inside is None or inside[:, taken].any()]
+        size = settings.network_batch(band.device)
+        for first in range(0, len(wanted), size):
+            some = wanted[first : first + size]
+            tiles = torch.stack([pixels[..., tiling.pixels(1, column, band.device)] for column in some])
+            found = band.new_empty(len(some), *settings.shape)
+            _run_network(tiles.contiguous(memory_format=torch.channels_last), found, settings)
+            for column, features in zip(some, found, strict=True):
+                band[:, columns[column]] = features[
+                    within(tiling, 0, number, patch[0]), within(tiling, 1, column, patch[1])
+                ]
+
+
+def patches_of(pixels: slice, side: int) -> slice:
+    """Return which patches of a side lie on some pixels."""
+    return slice(pixels.start // side, pixels.stop // side)
+
+
+def within(tiling: Tiling, axis: int, number: int, side: int) -> slice:
+    """Return which patches of a tile are kept."""
+    kept, start = tiling.kept(axis, number), tiling.starts[axis][number]
+    return patches_of(slice(kept.start - start, kept.stop - start), side)
+
+
+def features_of(*arguments: Any) -> PatchFeatures:
+    """Return the features of images, which are read by bands if the settings say that they are tiled."""
+    return (PatchFeatures if arguments[2].tiling is None else TiledFeatures)(*arguments)

@@ -1,0 +1,174 @@
+"""How a large picture is divided into tiles: equal in size, overlapping, on the strides of the network."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ipca_sklearn._utils._typing import Size
+from ipca_sklearn.features._geometry import as_size
+from ipca_sklearn.features._networks import sides_of
+
+# Of `tile_overlap="auto"`: with half of that, features differ three times as much from the whole picture's (the page of
+# benchmarks.tiles).
+_STRIDES_OF_OVERLAP = 4
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Tiles over the inspected part of a picture.
+
+    A tile describes `inner` pixels and shows the network `context` more at each side: those of the picture, mirrored
+    at its edges. Of what the network returns only the patches of the inner pixels are kept, so there is no seam where
+    the context is as large as what the network looks at.
+
+    Parameters
+    ----------
+    inner : (int, int)
+        Height and width of the part of a tile that is kept, multiples of the strides of the network.
+    context : int
+        Half of the overlap.
+    picture : (int, int)
+        Height and width of the inspected part.
+    starts : (tuple of int, tuple of int)
+        First inner rows of the rows of tiles, and first inner columns of the columns of tiles. The last ones are moved
+        back to where the picture ends, on the strides.
+    """
+
+    inner: Size
+    context: int
+    picture: Size
+    starts: tuple[tuple[int, ...], tuple[int, ...]]
+
+    @classmethod
+    def of(cls, extractor: Any, picture: Size) -> Tiling | None:
+        """Return the tiling of an extractor with parameters; None without `tile_size`.
+
+        Raises
+        ------
+        ValueError
+            The sizes do not go with each other, or with the network.
+
+        Warns
+        -----
+        UserWarning
+            The picture is one tile.
+        """
+        if extractor.tile_size is None:
+            return None
+        multiple, only = sides_of(extractor.backbone, extractor.weights)
+        size = as_size(extractor.tile_size, "tile_size")
+        assert size is not None
+        if only is not None:
+            multiple = int(extractor.backbone.rpartition("_")[2])
+            if size != only:
+                raise ValueError(
+                    f"backbone {extractor.backbone!r} takes {only[0]} x {only[1]} pixels only: set tile_size={only[0]}"
+                )
+        auto = isinstance(extractor.tile_overlap, str)
+        overlap = _STRIDES_OF_OVERLAP * multiple if auto else int(extractor.tile_overlap)
+        _check(extractor, size, overlap, multiple)
+        axes = [
+            _along(length, side - overlap, multiple, fixed=only is not None)
+            for length, side in zip(picture, size, strict=True)
+        ]
+        if all(len(starts) == 1 for _, starts in axes):
+            warnings.warn(
+                f"tile_size={extractor.tile_size} holds the whole picture of {picture[0]} x {picture[1]} pixels: it is "
+                "taken as one tile",
+                UserWarning,
+                stacklevel=5,
+            )
+        (height, rows), (width, columns) = axes
+        return cls((height, width), overlap // 2, picture, (rows, columns))
+
+    @property
+    def size(self) -> Size:
+        """Height and width of what the network takes."""
+        return self.inner[0] + 2 * self.context, self.inner[1] + 2 * self.context
+
+    def on_patches(self, finest: Size, grid_size: Size | None, *, fixed: bool) -> tuple[Tiling, Size]:
+        """Return the tiling of a picture that patches fill, and the rows and columns of patches.
+
+        Parameters
+        ----------
+        finest : (int, int)
+            Rows and columns of the largest map of a tile, which give the size of a patch.
+        grid_size : (int, int) or None
+            Rows and columns of patches of the whole picture, if the user wants others.
+        fixed : bool
+            The size of the picture is the user's; otherwise up to a patch is cut off at its edges.
+
+        Raises
+        ------
+        ValueError
+            Patches would not divide a tile or the picture evenly.
+        """
+        wanted = grid_size or (None, None)
+        patch = [
+            whole / n if n else side / count
+            for whole, n, side, count in zip(self.picture, wanted, self.size, finest, strict=True)
+        ]
+        if any(inner % side for inner, side in zip(self.inner, patch, strict=True)):
+            what = "the largest map of the network" if grid_size is None else f"grid_size={grid_size}"
+            raise ValueError(
+                f"{what} gives patches of {patch[0]:g} x {patch[1]:g} pixels, which do not divide the {self.inner[0]} "
+                f"x {self.inner[1]} pixels of a tile evenly; set grid_size so that patches have 4, 8 or 16 pixels"
+            )
+        height, width = (int(whole // side * side) for whole, side in zip(self.picture, patch, strict=True))
+        if fixed and (height, width) != self.picture:
+            raise ValueError(
+                f"crop_size={self.picture} holds no whole number of patches of {patch[0]:g} x {patch[1]:g} pixels; "
+                f"take {(height, width)}"
+            )
+        return replace(self, picture=(height, width)), (int(height / patch[0]), int(width / patch[1]))
+
+    def kept(self, axis: int, number: int) -> slice:
+        """Return which pixels along an axis are kept of a tile: those that no tile before it has."""
+        first = number * self.inner[axis]
+        return slice(first, min(first + self.inner[axis], self.picture[axis]))
+
+    def pixels(self, axis: int, number: int, device: torch.device) -> Tensor:
+        """Return which pixels along an axis a tile shows the network, mirrored at the edges of the picture."""
+        first, last = self.starts[axis][number] - self.context, self.picture[axis] - 1
+        seen = torch.arange(first, first + self.size[axis], device=device).abs() % max(2 * last, 1)
+        return torch.where(seen > last, 2 * last - seen, seen)
+
+
+def _check(extractor: Any, size: Size, overlap: int, multiple: int) -> None:
+    if overlap >= min(size):
+        raise ValueError(
+            f"tile_overlap={extractor.tile_overlap} leaves nothing of tiles of {size[0]} x {size[1]} pixels "
+            f"(tile_size={extractor.tile_size}): lower it"
+        )
+    if overlap % 2 or any(side % multiple for side in (*size, overlap)):
+        sides = sorted({max(2, round(side / multiple)) * multiple for side in size})
+        nearest = ", ".join(map(str, sides))
+        raise ValueError(
+            f"tile_size={extractor.tile_size} with tile_overlap={overlap}: tiles lie on the strides of the network, so "
+            f"both are multiples of {max(multiple, 2)}; take {nearest} and {round(overlap / multiple) * multiple}"
+        )
+    if extractor.margin != "auto":
+        raise ValueError(
+            f"margin={extractor.margin}: with tile_size the margin is half of tile_overlap; leave it at 'auto'"
+        )
+    if extractor.n_augmented:
+        raise ValueError(
+            f"n_augmented={extractor.n_augmented}: copies are of whole pictures, which tile_size is to avoid; set it "
+            "to 0, or augment the training images themselves"
+        )
+    if extractor.cache is not None:
+        raise ValueError("cache= keeps the features of whole pictures, which tile_size is to avoid; set cache=None")
+
+
+def _along(length: int, inner: int, multiple: int, *, fixed: bool) -> tuple[int, tuple[int, ...]]:
+    """Return the inner side of tiles along an axis, evened out unless it is fixed, and where they start."""
+    if not fixed:
+        inner = math.ceil(length / math.ceil(length / inner) / multiple) * multiple
+    last = max(0, math.ceil((length - inner) / multiple) * multiple)
+    return inner, tuple(min(number * inner, last) for number in range(math.ceil(length / inner)))

@@ -8,7 +8,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from ipca_sklearn.decomposition._fitted import Fitted
-from ipca_sklearn.detection._cells import Cells, CellSamples
+from ipca_sklearn.detection._cells import Cells
+from ipca_sklearn.linalg import GroupedSamples
 
 
 def images_of(step: Tensor) -> Tensor:
@@ -16,7 +17,7 @@ def images_of(step: Tensor) -> Tensor:
     return step[:, 0] if step.ndim == 4 else step
 
 
-def samples_of(step: Tensor, cells: Cells | None) -> Tensor | CellSamples:
+def samples_of(step: Tensor, cells: Cells | None) -> Tensor | GroupedSamples:
     """Return what Gaussians learn of a step: samples of cells or of patches, image by image."""
     together = step.flatten(0, 1) if step.ndim == 4 else step
     return together if cells is None else cells.samples(together)

@@ -71,9 +71,8 @@ def for_each_chunk(
 
     On a CPU the chunks run on as many threads as torch may use (`torch.get_num_threads()`), with one BLAS/LAPACK
     thread in each: LAPACK releases the GIL, and two threads inside one small decomposition are slower than one. The
-    threads are kept for the next call. Short tasks that call no BLAS take the calling thread as one of them
-    (`with_caller`): a thread that is woken may wait milliseconds for a core, and where all cores are busy the caller does
-    the work alone.
+    threads are kept for the next call. `with_caller`, for short tasks without BLAS, makes the calling thread one of
+    them: a thread that is woken may wait milliseconds for a core, and where all cores are busy the caller does it all.
 
     A chunk that does not fit the memory of a device is halved until it fits, and so are all later chunks. A warning
     says so once. A task therefore writes to its own patches only, and calling it again is harmless.

@@ -125,7 +125,7 @@ def _project_four(rows, samples, projected, n_rows):
 
 @_jit
 def _subtract_four(rows, weights, samples, n_rows):
-    """Compute `samples -= weights @ rows` for four samples; four rows at a time, of which those after `n_rows` are 0."""
+    """Compute `samples -= weights @ rows` for four samples; four rows at a time, those after `n_rows` are 0."""
     n_features = rows.shape[1]
     s0, s1, s2, s3 = samples[0], samples[1], samples[2], samples[3]
     for r in range(0, n_rows, 4):

@@ -27,6 +27,8 @@ _TRACED_SOURCES: dict[str, str] = getattr(getattr(graph_module, "_loader", None)
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_kept_pools.clear)  # threads do not live on in a child
+    # libgomp would wait for ever for those of the parent. torch sets the workers of its DataLoader to one thread, too.
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 
 class Visit:

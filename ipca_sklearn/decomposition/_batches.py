@@ -22,6 +22,11 @@ _TOO_LARGE = (
 )
 
 
+# Samples that are taken at once where each has a result of its own: near the cache of a CPU, and small enough for the C
+# library to keep their memory between calls (glibc gives back more than 32 MB, and each new page costs a microsecond).
+_SCORED_BYTES = 16 << 20
+
+
 @runtime_checkable
 class LazySource(Protocol):
     """What an X must offer to be read in batches instead of slices. `PatchFeatures` is one.
@@ -191,10 +196,12 @@ class StepReader:
             if len(step):
                 yield step
 
-    def _read(self, size: int | None, n_of_each: int = 1) -> Iterator[tuple[Tensor, dict[int, str]]]:
+    def _read(
+        self, size: int | None, n_of_each: int = 1, *, checked: bool = True
+    ) -> Iterator[tuple[Tensor, dict[int, str]]]:
         """Yield steps with zeros for skipped images, and their numbers with the reasons.
 
-        Each image has `n_of_each` consecutive rows.
+        Each image has `n_of_each` consecutive rows. NaN and infinity raise an error, if `checked`.
         """
         if self.by_bands:
             shape = self.n_patches, self.n_features
@@ -212,14 +219,17 @@ class StepReader:
             if skipped:
                 step.unflatten(0, (-1, n_of_each))[list(skipped)] = 0
                 self._first_reason = self._first_reason or next(iter(skipped.values()))
-            # Both extremes are NaN if any value is, and they need no mask as large as the step.
-            finite = torch.isfinite(torch.stack(torch.aminmax(step))).all()
-            self._unchecked.append((start, len(step) // n_of_each, finite))
-            if self._checks_at_once(step):
-                self.check_finite()
+            if checked:
+                self._check(step, start, len(step) // n_of_each)
             start += len(step) // n_of_each
             yield step, skipped
         self.check_finite()
+
+    def _check(self, step: Tensor, start: int, length: int) -> None:
+        # Both extremes are NaN if any value is, and they need no mask as large as the step.
+        self._unchecked.append((start, length, torch.isfinite(torch.stack(torch.aminmax(step))).all()))
+        if self._checks_at_once(step):
+            self.check_finite()
 
     def _patches_of(self, batch: Tensor) -> Tensor:
         """Return the patches that are looked at, (b, P, m)."""
@@ -275,15 +285,25 @@ class StepReader:
     def map_steps(self, function: Callable[[Tensor], Tensor], size: int | None) -> Any:
         """Return `function` of all steps, joined along the first axis, in the type of array that X is.
 
-        Rows of images that could not be read and are skipped are NaN.
+        Rows of images that could not be read and are skipped are NaN. On a CPU a step is checked for NaN and infinity
+        only if its result is not finite.
         """
-        parts = []
-        for step, skipped in self._read(size):
+        parts: list[Any] = []
+        for step, skipped in self._read(self._scored_at_once(size), checked=self.device.type != "cpu"):
             result = function(step)
+            if step.device.type == "cpu" and not np.isfinite(result.numpy()).all():
+                self._check(step, sum(map(len, parts)), len(step))
             if skipped:
                 result[list(skipped)] = torch.nan
             parts.append(self.like(result))
         return np.concatenate(parts) if self.array_type == "numpy" else torch.cat(parts)
+
+    def _scored_at_once(self, size: int | None) -> int | None:
+        """Return how many samples of a step are taken at once where each has a result of its own."""
+        if self.device.type != "cpu":
+            return size
+        fitting = max(1, _SCORED_BYTES // (4 * self.n_patches * self.n_features))
+        return min(self.n_samples if size is None else size, fitting)
 
     def like(self, result: Tensor) -> Any:
         """Return a result in X's type of array, floating dtype and device."""

@@ -15,7 +15,7 @@ from ipca_sklearn.decomposition._batched_ipca import BatchedIncrementalPCA
 from ipca_sklearn.decomposition._batches import StepReader
 from ipca_sklearn.decomposition._fitted import Fitted
 from ipca_sklearn.decomposition._fitted_scatter import FittedCovariance, FittedExactPCA
-from ipca_sklearn.detection._cells import Cells, CellSamples
+from ipca_sklearn.detection._cells import Cells
 
 
 def in_bands(steps: StepReader, pca: BasePCA, start: Fitted | None, group: int) -> StepReader:
@@ -53,12 +53,12 @@ class BandedCellSamples:
         """Return the samples; they are learnt where they are computed."""
         return self
 
-    def parts(self) -> Iterator[Iterator[tuple[slice, CellSamples]]]:
+    def parts(self) -> Iterator[Iterator[tuple[slice, linalg.GroupedSamples]]]:
         """Yield for each picture its parts: consecutive cells, and their samples (s, c, m)."""
         return (_parts(bands, self._cells) for bands in self._step.bands())
 
 
-def _parts(bands: Iterable[Tensor], cells: Cells) -> Iterator[tuple[slice, CellSamples]]:
+def _parts(bands: Iterable[Tensor], cells: Cells) -> Iterator[tuple[slice, linalg.GroupedSamples]]:
     slots = cells.slots.cpu().numpy()
     complete = np.maximum.accumulate(slots.max(1))  # the patch with which a cell and those before it are complete
     needed = np.minimum.accumulate(slots.min(1)[::-1])[::-1]  # the first patch of a cell and those after it
@@ -82,6 +82,6 @@ def banded_distances(operator: linalg.DistanceOperator, step: BandedStep, cells:
     """Return the distances (b, P) of the patches of large pictures from the Gaussians of their cells."""
     maps = []
     for parts in BandedCellSamples(step, cells).parts():
-        of_cells = [linalg.patch_distances(operator[some], samples, group=cells.size) for some, samples in parts]
+        of_cells = [linalg.patch_distances(operator[some], samples) for some, samples in parts]
         maps.append(cells.on_patches(torch.cat(of_cells, 1)))
     return torch.cat(maps)

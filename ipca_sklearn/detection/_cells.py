@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ipca_sklearn.decomposition._batches import StepReader
+from ipca_sklearn.linalg import GroupedSamples
 
 # Rectangles that fill the grid are taken if they are at least this share of the cells asked for, ...
 _LEAST_CELLS = 0.75
@@ -128,9 +129,9 @@ class Cells:
         """Return the cells on a device."""
         return self if self.slots.device == device else Cells(self.slots.to(device), self.place.to(device))
 
-    def samples(self, step: Tensor) -> CellSamples:
+    def samples(self, step: Tensor) -> GroupedSamples:
         """Return what each cell sees of a step (b, P, m): b * s samples, image by image."""
-        return CellSamples(step, self.to(step.device))
+        return GroupedSamples(step, self.to(step.device).slots)
 
     def reader(self, steps: StepReader) -> StepReader:
         """Return the description of X as the Gaussians see it: one position for each cell."""
@@ -163,54 +164,8 @@ def _cells_of(content: bytes, shape: tuple[int, ...]) -> Cells:
     return Cells(torch.from_numpy(slots), torch.from_numpy(place))
 
 
-class CellSamples:
-    """A step (b, P, m) as samples (b * s, C, m) of cells, which are gathered for some cells at a time."""
-
-    def __init__(self, step: Tensor, cells: Cells) -> None:
-        self._step = step
-        self._cells = cells
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """`(b * s, C, m)`."""
-        n_images, _, n_features = self._step.shape
-        n_cells, size = self._cells.slots.shape
-        return n_images * size, n_cells, n_features
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the samples."""
-        return self._step.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Of the samples."""
-        return self._step.device
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def to(self, device: torch.device) -> CellSamples:
-        """Return the samples on a device."""
-        return self if device == self.device else self._cells.to(device).samples(self._step.to(device))
-
-    def __getitem__(self, key: tuple[slice, slice]) -> Tensor:
-        """Return samples (b * s, c, m) of a slice of cells; those of a cell are contiguous."""
-        samples, cells = key
-        n_images, n_patches, n_features = self._step.shape
-        slots = self._cells.slots[cells]
-        first = torch.arange(0, n_images * n_patches, n_patches, device=slots.device)
-        rows = (slots[:, None] + first[:, None]).flatten()
-        gathered = self._step.reshape(-1, n_features).index_select(0, rows)
-        return gathered.view(len(slots), -1, n_features).transpose(0, 1)[samples]
-
-    def split(self, size: int) -> tuple[Tensor, ...]:
-        """Return the samples of all cells in parts of so many."""
-        return self[:, :].split(size)
-
-
 def on_patches(cells: Cells | None, step: Tensor, function: Callable[..., Tensor]) -> Tensor:
     """Return what `function` gives (n, C) for the samples of the cells of a step (b, P, m), as values (b, P)."""
     if cells is None:
         return function(step)
-    return cells.on_patches(function(cells.samples(step), group=cells.size))
+    return cells.on_patches(function(cells.samples(step)))

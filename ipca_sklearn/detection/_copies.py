@@ -12,7 +12,8 @@ from torch import Tensor
 from ipca_sklearn.decomposition._banded import BandedStep
 from ipca_sklearn.decomposition._fitted import Fitted
 from ipca_sklearn.detection._bands import BandedCellSamples
-from ipca_sklearn.detection._cells import Cells, CellSamples
+from ipca_sklearn.detection._cells import Cells
+from ipca_sklearn.linalg import GroupedSamples
 
 
 def images_of(step: Any) -> Any:
@@ -20,7 +21,7 @@ def images_of(step: Any) -> Any:
     return step[:, 0] if step.ndim == 4 else step
 
 
-def samples_of(step: Tensor | BandedStep, cells: Cells | None) -> Tensor | CellSamples | BandedCellSamples:
+def samples_of(step: Tensor | BandedStep, cells: Cells | None) -> Tensor | GroupedSamples | BandedCellSamples:
     """Return what Gaussians learn of a step: samples of cells or of patches, image by image."""
     if isinstance(step, BandedStep):
         assert cells is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -124,6 +125,12 @@ class Backbone(nn.Module):
     def label(self) -> str:
         """Return the name as messages show it: in quotes, or the class of the user's module."""
         return repr(self.name) if isinstance(self._source[0], str) else self.name
+
+    def move(self, device: torch.device) -> None:
+        """Move to a device, as `to`, but at no cost where the first tensor is there already."""
+        first = next(chain(self.parameters(), self.buffers()), None)
+        if first is None or first.device != device:
+            self.to(device)
 
     def forward(self, images: Tensor, *, compiled: bool = False) -> list[Tensor]:
         """Return the maps (n, C, H, W) of normalised images (n, 3, *crop_size), and their margin: `map_names`.

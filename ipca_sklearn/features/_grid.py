@@ -1,17 +1,21 @@
 """Maps of layers, of any sizes, to one grid of patches: resized, averaged over neighbours, channels last.
 
 Resizing along an axis is linear, so a matrix does it, with the average over neighbours in the same product and without
-the margin of the maps. The matrix serves the extractor and the exported module alike.
+the margin of the maps. The matrix serves the extractor and the exported module alike; on a CPU with numba the extractor
+leaves out its zeros.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ipca_sklearn._utils._surroundings import own_surroundings
+from ipca_sklearn.linalg._execution import numba_works
 
 
 @lru_cache(maxsize=64)
@@ -62,8 +66,22 @@ def write_on_grid(
     if layer.shape[2:] == out.shape[1:3] and pooling_size == 1 and margin == 0:
         out.copy_(layer.permute(0, 2, 3, 1))
         return
-    rows, columns = (
-        resize_matrix(side, patches, interpolation, pooling_size, margin, pixels, out.device)
+    how = [
+        (side, patches, interpolation, pooling_size, margin, pixels, out.device)
         for side, patches, pixels in zip(layer.shape[2:], out.shape[1:3], length, strict=True)
-    )
-    out.copy_(on_grid(layer, rows, columns))
+    ]
+    if out.device.type == "cpu" and numba_works():
+        from ipca_sklearn.features._numba_grid import write_maps  # numba is optional
+
+        maps = layer.detach().permute(0, 2, 3, 1).float().contiguous()
+        write_maps(maps.numpy(), *_bands(*how[0]), *_bands(*how[1]), out.detach().numpy())
+        return
+    out.copy_(on_grid(layer, *(resize_matrix(*each) for each in how)))
+
+
+@lru_cache(maxsize=64)
+def _bands(*how: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return what is not 0 of a `resize_matrix`."""
+    from ipca_sklearn.features._numba_grid import band
+
+    return band(resize_matrix(*how).numpy())

@@ -301,13 +301,9 @@ class PatchFeatures:
         """Yield batches and skipped rows, and add to the remarks."""
         settings, device, limit = self._settings, self.device, self._settings.images.batch_size
         with own_surroundings():
-            settings.backbone.to(device)  # another reader may have moved it, or it comes from a pickle
-        mean, std = (
-            torch.tensor(values, dtype=torch.float32, device=device).view(3, 1, 1)
-            for values in (settings.mean, settings.std)
-        )
+            settings.backbone.move(device)  # another reader may have moved it, or it comes from a pickle
         # The network takes several whole tensors of `size` at once, if they fit. Such a group shares one memory.
-        length = size * max(1, limit // size)
+        length = size * max(1, settings.network_batch(device) // size)
         groups = [self._indices[start : start + length] for start in range(0, len(self), length)]
         stored = self._stored()
         missing = [np.arange(len(group)) if stored is None else stored.missing(group) for group in groups]
@@ -324,7 +320,7 @@ class PatchFeatures:
                     images, unreadable, pages, stretched = next(loaded)
                     remarks.pages |= {int(group[rows[number]]): text for number, text in pages.items()}
                     remarks.stretched |= {int(group[rows[number]]): text for number, text in stretched.items()}
-                    _fill(features, rows, (images - mean) / std, settings)
+                    _fill(features, rows, images, settings)
                     for number, row in enumerate(rows.tolist()):
                         if number in unreadable:
                             features[row] = torch.nan
@@ -409,32 +405,41 @@ def _fill(features: Tensor, rows: np.ndarray, images: Tensor, settings: FeatureS
 
 
 def _run_network(images: Tensor, out: Tensor, settings: FeatureSettings) -> None:
-    """Write the features (n, H, W, m) of normalised images (n, 3, *crop_size): all layers on the grid, side by side."""
+    """Write the features (n, H, W, m) of images (n, 3, *crop_size): all layers on the grid, side by side."""
+    start = 0
+    for layers in _layers(images, settings):
+        part = out[start : start + len(layers[0])]  # of a compiled network it may be shorter
+        column = 0
+        for layer in layers:
+            write_on_grid(
+                layer[: len(part)],
+                part[..., column : column + layer.shape[1]],
+                interpolation=settings.map_interpolation,
+                pooling_size=settings.pooling_size,
+                margin=settings.margin,
+                length=settings.images.crop_size,
+            )
+            column += layer.shape[1]
+        start += len(part)
+
+
+def _layers(images: Tensor, settings: FeatureSettings) -> Iterator[list[Tensor]]:
+    """Yield the layers (n, C, h, w) of one or more images after the other."""
     engine = engines.choose(settings).engine
+    mean, std = (np.array(values, np.float32)[:, None, None] for values in (settings.mean, settings.std))
     if engine is not None:
-        engine.run(images, out)
+        yield from engine.run(images, mean, std)
         return
+    images = (images - torch.from_numpy(mean).to(images.device)) / torch.from_numpy(std).to(images.device)
     n_missing = settings.images.batch_size - len(images) if settings.compile else 0
     if n_missing > 0:  # a batch of another size would be compiled anew
         images = F.pad(images, (0, 0, 0, 0, 0, 0, 0, n_missing))
     amp_dtype = settings.amp_dtype
-    size = settings.network_batch(images.device)
-    with torch.inference_mode(), full_precision(), default_device(images.device), calling_modules():
-        for some, out_of_some in zip(images.split(size), out.split(size), strict=True):
-            with torch.autocast(images.device.type, amp_dtype, enabled=amp_dtype is not None):
-                layers = settings.backbone(some, compiled=settings.compile)
-            start = 0
-            for layer in layers:
-                stop = start + layer.shape[1]
-                write_on_grid(
-                    layer[: len(out_of_some)],
-                    out_of_some[..., start:stop],
-                    interpolation=settings.map_interpolation,
-                    pooling_size=settings.pooling_size,
-                    margin=settings.margin,
-                    length=settings.images.crop_size,
-                )
-                start = stop
+    for some in images.split(settings.network_batch(images.device)):
+        autocast = torch.autocast(images.device.type, amp_dtype, enabled=amp_dtype is not None)
+        with torch.inference_mode(), full_precision(), default_device(images.device), calling_modules(), autocast:
+            layers = settings.backbone(some, compiled=settings.compile)
+        yield layers
 
 
 def _warn(texts: list[str], n_images: int, remark: str, advice: str, category: type[Warning]) -> None:

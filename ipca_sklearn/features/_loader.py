@@ -72,8 +72,8 @@ def read_batches(images: Any, batches: Sequence[np.ndarray], settings: ImageSett
 
     `n_jobs` workers decode, resize and crop. One more thread puts batches together and moves them, while the network
     works on earlier ones. At most `2 * batch_size` images wait. For a GPU all of it happens in a stream beside the
-    network's, and the host waits for neither. A single batch that has nothing to be done at the same time is prepared
-    by the reader itself: to start threads for a frame takes longer, and far longer on a busy machine.
+    network's, and the host waits for neither. No more than `batch_size` images in one piece are prepared by the reader
+    itself: to start threads for a frame takes longer, and far longer on a busy machine.
 
     Parameters
     ----------
@@ -143,10 +143,11 @@ class _Caller(Executor):
 
 
 def _is_one_piece(images: Any, batches: Sequence[np.ndarray], settings: ImageSettings) -> bool:
-    """Whether nothing can be prepared at the same time: not two images, and no batch while the network works."""
-    if len(batches) > 1 or settings.processes:
+    """Whether little can be prepared at the same time: not two images, and few while the network works."""
+    n_images = sum(map(len, batches))
+    if n_images > settings.batch_size or settings.processes:
         return False
-    return settings.n_jobs == 1 or not isinstance(images, list) or sum(map(len, batches)) <= 1
+    return settings.n_jobs == 1 or not isinstance(images, list) or n_images <= 1
 
 
 def _processes(n_jobs: int) -> ProcessPoolExecutor:

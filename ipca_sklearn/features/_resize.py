@@ -68,8 +68,11 @@ def to_unit_floats(images: Tensor) -> Tensor:
     """Return uint8 as shares of 255, and everything else as it is, in float32.
 
     The bits are those of the same picture in 16 bits or floats. torchvision's to_dtype(scale=True) multiplies by
-    1 / 255, which rounds 126 of the 256 values differently.
+    1 / 255, which rounds 126 of the 256 values differently. numpy, because torch's threads would look for more work for
+    milliseconds, on the cores that an engine or the distances need next.
     """
+    if images.dtype == torch.uint8 and images.device.type == "cpu":
+        return torch.from_numpy(np.divide(images.numpy(), np.float32(255), dtype=np.float32))
     return images.float().div_(255) if images.dtype == torch.uint8 else images.float()
 
 

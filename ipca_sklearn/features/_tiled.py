@@ -106,7 +106,6 @@ class TiledFeatures(PatchFeatures):
         with own_surroundings():
             settings.backbone.to(device)
         how: Any = {"dtype": torch.float32, "device": device}
-        mean, std = (torch.tensor(values, **how).view(3, 1, 1) for values in (settings.mean, settings.std))
         height, width = (side // n for side, n in zip(tiling.picture, settings.grid_size, strict=True))
         for number in range(len(tiling.starts[0])):
             rows = patches_of(tiling.kept(0, number), height)
@@ -115,13 +114,13 @@ class TiledFeatures(PatchFeatures):
                 continue
             seen = picture[:, tiling.pixels(0, number, device)]
             band = torch.empty(rows.stop - rows.start, settings.grid_size[1], settings.n_features, **how)
-            self._fill(band, (seen - mean) / std, number, inside, (height, width))
+            self._fill(band, seen, number, inside, (height, width))
             yield band.flatten(0, 1) if inside is None else band[torch.from_numpy(inside).to(device)]
 
     def _fill(
         self, band: Tensor, pixels: Tensor, number: int, inside: np.ndarray | None, patch: tuple[int, int]
     ) -> None:
-        """Compute the features of a row of tiles from its normalised pixels, those of tiles outside a region aside."""
+        """Compute the features of a row of tiles from its pixels, those of tiles outside a region aside."""
         settings, tiling = self._settings.of_network, self._settings.tiling
         assert tiling is not None
         columns = [patches_of(tiling.kept(1, column), patch[1]) for column in range(len(tiling.starts[1]))]

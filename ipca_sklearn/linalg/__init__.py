@@ -41,6 +41,7 @@ from ipca_sklearn.linalg._distances import (
 )
 from ipca_sklearn.linalg._execution import full_precision
 from ipca_sklearn.linalg._finalize import Basis, finalize, keep_share, leading_components
+from ipca_sklearn.linalg._grouped import GroupedSamples
 from ipca_sklearn.linalg._projection import project, reconstruct
 from ipca_sklearn.linalg._rounded import pack, unpack
 from ipca_sklearn.linalg._scatter import (
@@ -63,6 +64,7 @@ __all__ = [
     "SVD_DRIVERS",
     "Basis",
     "DistanceOperator",
+    "GroupedSamples",
     "ScatterState",
     "State",
     "choose_eigensolver",

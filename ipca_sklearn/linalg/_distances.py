@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ipca_sklearn.linalg._execution import NUMBA_BATCH, for_each_chunk, full_precision, numba_works
 from ipca_sklearn.linalg._finalize import Basis
+from ipca_sklearn.linalg._grouped import GroupedSamples
 from ipca_sklearn.linalg._projection import inverse_scale
 from ipca_sklearn.linalg._update import Samples
 
@@ -162,18 +164,15 @@ def distance_operator(basis: Basis, *, distance: str, noise_shrinkage: float = 0
     return DistanceOperator(basis.mean, basis.rows, basis.transform, scale, precision)
 
 
-def patch_distances(operator: DistanceOperator, step: Samples, *, group: int = 1) -> Tensor:
+def patch_distances(operator: DistanceOperator, step: Samples) -> Tensor:
     """Return the distance of every sample from every Gaussian.
 
     Parameters
     ----------
     operator : DistanceOperator
         P Gaussians of m features.
-    step : Tensor of shape (n, P, m)
+    step : Tensor of shape (n, P, m), or GroupedSamples
         Finite samples in any strides; not changed.
-    group : int, default=1
-        Samples that always come together, such as the patches of an image that share a Gaussian: they are taken by
-        four on a CPU.
 
     Returns
     -------
@@ -200,30 +199,51 @@ def patch_distances(operator: DistanceOperator, step: Samples, *, group: int = 1
     n_samples, n_patches, n_features = step.shape
     n_rows = operator.rows.shape[1]
     mean = operator.mean
-    distances = mean.new_empty(n_samples, n_patches)
+    n_together = step.slots.shape[1] if isinstance(step, GroupedSamples) else 1
+    with_numba = mean.device.type == "cpu" and n_patches * n_together >= NUMBA_BATCH and numba_works()
+    if with_numba and isinstance(step, GroupedSamples):
+        distances, task = _by_groups(operator, step)
+    else:
+        distances = mean.new_empty(n_samples, n_patches)
+        compute = _by_numba() if with_numba else _by_matrix_products
 
-    with_numba = mean.device.type == "cpu" and n_patches * group >= NUMBA_BATCH and numba_works()
-    compute = _by_numba(group) if with_numba else _by_matrix_products
-
-    def task(patches: slice) -> None:
-        optional = (operator.transform, operator.scale, operator.precision)
-        factors = (None if factor is None else factor[patches] for factor in optional)
-        samples, rows = step[:, patches].to(mean), operator.rows[patches].to(mean)
-        distances[:, patches] = compute(samples, mean[patches], rows, *factors)
+        def task(patches: slice) -> None:
+            distances[:, patches] = compute(step[:, patches].to(mean), *_part(operator, patches))
 
     plain = operator.transform is None and operator.precision is None
     numbers_per_sample = n_features + n_rows if plain else 2 * n_features + 3 * n_rows
     # A residual reads the rows twice: the second time from the cache.
     numbers = n_samples * numbers_per_sample + n_rows * n_features
+    with_caller = with_numba and operator.transform is None
     with full_precision():
-        for_each_chunk(task, n_patches, numbers * mean.element_size(), mean.device)
+        for_each_chunk(task, n_patches, numbers * mean.element_size(), mean.device, with_caller=with_caller)
     return distances
 
 
-def _by_numba(group: int) -> Callable[..., Tensor]:
-    from ipca_sklearn.linalg._numba_distances import distances_of_chunk, distances_of_groups  # numba is optional
+def _by_groups(operator: DistanceOperator, step: GroupedSamples) -> tuple[Tensor, Callable[[slice], None]]:
+    """Return where the distances (n * s, C) of groups will be, and what computes those from some Gaussians by numba."""
+    from ipca_sklearn.linalg._numba_distances import distances_of_groups  # numba is optional
 
-    return distances_of_chunk if group == 1 else distances_of_groups
+    images = step.images.to(operator.mean).contiguous()
+    by_gaussian = operator.mean.new_empty(step.shape[1], len(step))
+
+    def task(patches: slice) -> None:
+        distances_of_groups(images, step.slots[patches], *_part(operator, patches), by_gaussian[patches])
+
+    return by_gaussian.mT, task
+
+
+def _part(operator: DistanceOperator, patches: slice) -> tuple[Any, ...]:
+    """Return mean, rows, transform, scale and precision of some Gaussians, in the dtype of the mean."""
+    optional = (operator.transform, operator.scale, operator.precision)
+    factors = (None if factor is None else factor[patches] for factor in optional)
+    return operator.mean[patches], operator.rows[patches].to(operator.mean), *factors
+
+
+def _by_numba() -> Callable[..., Tensor]:
+    from ipca_sklearn.linalg._numba_distances import distances_of_chunk  # numba is optional
+
+    return distances_of_chunk
 
 
 def _by_matrix_products(samples: Tensor, mean: Tensor, rows: Tensor, *factors: Tensor | None) -> Tensor:
@@ -293,7 +313,7 @@ def _hypotenuse(a: Tensor, b: Tensor) -> Tensor:
     return (a.square() + b.square()).sqrt() if torch.compiler.is_compiling() else torch.hypot(a, b)
 
 
-def log_likelihood(basis: Basis, step: Samples, *, group: int = 1) -> Tensor:
+def log_likelihood(basis: Basis, step: Samples) -> Tensor:
     """Return the log-density of samples under probabilistic PCA.
 
     The covariance has the basis' variances along its components and `noise_variance` along every other direction.
@@ -302,10 +322,8 @@ def log_likelihood(basis: Basis, step: Samples, *, group: int = 1) -> Tensor:
     ----------
     basis : Basis
         P PCAs of m features.
-    step : Tensor of shape (n, P, m)
+    step : Tensor of shape (n, P, m), or GroupedSamples
         Finite samples in any strides; not changed.
-    group : int, default=1
-        As of `patch_distances`.
 
     Returns
     -------
@@ -335,7 +353,7 @@ def log_likelihood(basis: Basis, step: Samples, *, group: int = 1) -> Tensor:
     noise = _floored(basis.noise_variance)
     log_determinant = torch.where(live, basis.variance, 1).log().sum(1) + (n_features - live.sum(1)) * noise.log()
     constant = n_features * math.log(2 * math.pi) + log_determinant
-    distances = patch_distances(distance_operator(basis, distance="ppca"), step, group=group)
+    distances = patch_distances(distance_operator(basis, distance="ppca"), step)
     return -0.5 * (constant + distances.square())
 
 

@@ -57,13 +57,20 @@ def chunk_size(n_patches: int, bytes_per_patch: int, device: torch.device, group
 
 
 def for_each_chunk(
-    task: Callable[[slice], None], n_patches: int, bytes_per_patch: int, device: torch.device, *, group: int = 1
+    task: Callable[[slice], None],
+    n_patches: int,
+    bytes_per_patch: int,
+    device: torch.device,
+    *,
+    group: int = 1,
+    with_caller: bool = False,
 ) -> None:
     """Call `task(slice)` on consecutive chunks of the patch axis until all patches are done.
 
     On a CPU the chunks run on as many threads as torch may use (`torch.get_num_threads()`), with one BLAS/LAPACK
     thread in each: LAPACK releases the GIL, and two threads inside one small decomposition are slower than one. The
-    threads are kept for the next call.
+    threads are kept for the next call. `with_caller`, for short tasks without BLAS, makes the calling thread one of
+    them: a thread that is woken may wait milliseconds for a core, and where all cores are busy the caller does it all.
 
     A chunk that does not fit the memory of a device is halved until it fits, and so are all later chunks. A warning
     says so once. A task therefore writes to its own patches only, and calling it again is harmless.
@@ -79,13 +86,22 @@ def for_each_chunk(
     # Of the calling thread alone: workers write to its tensors.
     inference, with_gradients = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
 
-    def in_worker(chunk: slice) -> None:
+    left = iter(chunks)  # one for all threads: each takes the next chunk
+
+    def work() -> None:
         with torch.inference_mode(inference), torch.set_grad_enabled(with_gradients):
-            attempt(chunk)
+            for chunk in left:
+                attempt(chunk)
 
     with kept_workers(n_threads) as pool:
-        for _ in pool.map(in_worker, chunks):
-            pass
+        jobs = [pool.submit(work) for _ in range(min(n_threads, len(chunks)) - with_caller)]
+        try:
+            if with_caller:
+                work()
+        finally:
+            for job in jobs:
+                if not (with_caller and job.cancel()):  # nothing is left for a thread that has not begun
+                    job.result()
 
 
 def _halve_on_out_of_memory(

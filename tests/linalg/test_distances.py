@@ -218,7 +218,7 @@ def test_many_patches_take_the_kernel_if_numba_works(
         return lambda samples, *others: taken.add(name) or samples[..., 0]
 
     monkeypatch.setattr(_distances, "numba_works", lambda: works)
-    monkeypatch.setattr(_distances, "_by_numba", lambda group: standing_for("numba"))
+    monkeypatch.setattr(_distances, "_by_numba", lambda: standing_for("numba"))
     monkeypatch.setattr(_distances, "_by_matrix_products", standing_for("products"))
     axis, one = torch.ones(n_patches, 1, 1), torch.ones(n_patches, 1)
     operator = linalg.DistanceOperator(one, axis, None, one, None)

@@ -11,7 +11,6 @@ import os
 import threading
 import warnings
 from collections import OrderedDict
-from dataclasses import fields
 from importlib import import_module
 from importlib.metadata import version
 from typing import Any, NamedTuple
@@ -24,10 +23,9 @@ from ipca_sklearn._utils._digests import new_digest, weights_digest
 from ipca_sklearn._utils._surroundings import as_in_a_fresh_process
 from ipca_sklearn._utils._threads import calling_modules
 from ipca_sklearn.features._hooks import HookedNetwork
-from ipca_sklearn.features._patch_network import PatchNetwork
 from ipca_sklearn.features._settings import FeatureSettings
 from ipca_sklearn.features.engines import _store
-from ipca_sklearn.features.engines._engine import Engine, Unsuitable, living
+from ipca_sklearn.features.engines._engine import Engine, Layers, Unsuitable, living
 from ipca_sklearn.linalg import full_precision
 
 # In the order in which "auto" tries them. Each is a module of this folder with `make`, `load`, `check`, `version` and
@@ -84,7 +82,7 @@ def _choice(settings: FeatureSettings) -> Choice:
         wanted = named if named in ("torch", *ENGINES) else "auto"
     if wanted == "torch":
         return Choice(None, "torch")
-    key = (os.getpid(), wanted, torch.get_num_threads(), settings.images.device.type, _how(settings))
+    key = (os.getpid(), wanted, torch.get_num_threads(), settings.images.device.type, *_how(settings))
     choices = settings.backbone.engines
     if key not in choices:
         with _building:
@@ -117,10 +115,8 @@ def require(settings: FeatureSettings) -> None:
 
 
 def _how(settings: FeatureSettings) -> tuple[Any, ...]:
-    """Return all of the settings that the network and its grid depend on."""
-    rest = ("backbone", "mean", "std", "region", "images", "engine", "tiling")
-    values = tuple(getattr(settings, field.name) for field in fields(settings) if field.name not in rest)
-    return (*values, settings.images.crop_size)
+    """Return the settings that a compiled network depends on."""
+    return settings.amp_dtype, settings.compile, settings.backbone.crop_size
 
 
 def _try(wanted: str, settings: FeatureSettings) -> Choice:
@@ -229,30 +225,26 @@ def _digest(settings: FeatureSettings, *versions: str) -> str:
     return str(digest.hexdigest())
 
 
-def _trial(settings: FeatureSettings) -> tuple[nn.Module, Tensor, Tensor]:
-    """Return network and grid as one module, an image, and its features by torch."""
+def _trial(settings: FeatureSettings) -> tuple[nn.Module, Tensor, list[Tensor]]:
+    """Return the network, a normalised image, and its layers by torch."""
     with as_in_a_fresh_process(torch.device("cpu")):
-        settings.backbone.to("cpu")
-        network = PatchNetwork(settings, settings.backbone).eval()
+        network = Layers(settings.backbone.to("cpu")).eval()
         noise = torch.Generator().manual_seed(0)
         image = torch.randn(1, 3, *settings.backbone.crop_size, generator=noise)
     with torch.inference_mode(), full_precision(), calling_modules(), as_in_a_fresh_process(torch.device("cpu")):
-        expected = network(image)
-    if not torch.isfinite(expected).all():
+        expected = [layer.permute(0, 3, 1, 2).float() for layer in network(image)]
+    if not all(torch.isfinite(layer).all() for layer in expected):
         raise Unsuitable("torch gives no finite features of a trial image")
     return network, image, expected
 
 
-def _difference(engine: Engine, image: Tensor, expected: Tensor, settings: FeatureSettings) -> str | None:
+def _difference(engine: Engine, image: Tensor, expected: list[Tensor], settings: FeatureSettings) -> str | None:
     """Return how an engine differs from torch on an image, None if it agrees in every layer."""
-    found = torch.full_like(expected, torch.nan)
     try:
-        engine.run(image, found)
+        (found,) = ([layer.clone() for layer in layers] for layers in engine.run(image, 0, 1))
     except Exception as error:
         return f"fails on a trial image ({_shown(error)})"
-    channels = [shape[0] for shape in settings.backbone.shapes_of_maps()]
-    parts = zip(settings.backbone.map_names, found.split(channels, -1), expected.split(channels, -1), strict=True)
-    for layer, ours, theirs in parts:
+    for layer, ours, theirs in zip(settings.backbone.map_names, found, expected, strict=True):
         if settings.amp_dtype is None:
             distance, allowed = float((ours - theirs).abs().max()), _TOLERANCE * float(theirs.abs().max())
         else:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 from weakref import WeakSet
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,6 +24,24 @@ class Unsuitable(Exception):
     """An engine cannot run a network here; the message is the reason."""
 
 
+class Layers(nn.Module):
+    """Normalised images to the layers of a backbone, channels last, as engines compile it.
+
+    Parameters
+    ----------
+    backbone : Backbone
+        Its network, with the margin.
+    """
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return one (n, h, w, C) map per layer."""
+        return tuple(layer.permute(0, 2, 3, 1) for layer in self.backbone(images))
+
+
 class Engine(ABC):
     """A network compiled for one image of one size; images of a batch go through it one after another.
 
@@ -32,17 +52,21 @@ class Engine(ABC):
         self._free: list[Any] = []  # requests that no thread uses at present
         living.add(self)
 
-    def run(self, images: Tensor, out: Tensor) -> None:
-        """Write the features (n, H, W, m) of normalised images (n, 3, *crop_size). Threads may call it together."""
+    def run(self, images: Tensor, mean: Any, std: Any) -> Iterator[list[Tensor]]:
+        """Yield the layers (1, C, h, w) of each image (3, *crop_size); the next image overwrites their memory.
+
+        Images are normalised here, on one thread: those of OpenMP, which torch would take, look for more work for
+        milliseconds before they sleep, on the cores that the engine needs. Threads may call it together.
+        """
         try:
             request = self._free.pop()
         except IndexError:
             request = self._new_request()
-        for image, features in zip(images.detach(), out.detach(), strict=True):
-            there = features if features.is_contiguous() else torch.empty_like(features).contiguous()
-            self._run_one(request, image[None].contiguous().numpy(), there[None].numpy())
-            if there is not features:
-                features.copy_(there)
+        for image in images.detach().numpy():
+            np.subtract(image, mean, out=request.image[0])
+            np.divide(request.image[0], std, out=request.image[0])
+            self._run_one(request)
+            yield [torch.from_numpy(layer).permute(0, 3, 1, 2) for layer in request.layers]
         self._free.append(request)  # after an error it is not used again
 
     @abstractmethod
@@ -50,12 +74,20 @@ class Engine(ABC):
         """Return the compiled network for a file."""
 
     @abstractmethod
-    def _new_request(self) -> Any:
+    def _new_request(self) -> Request:
         """Return what one run at a time needs."""
 
     @abstractmethod
-    def _run_one(self, request: Any, image: Any, out: Any) -> None:
-        """Write the features (1, H, W, m) of one image (1, 3, h, w), both numpy arrays in one piece."""
+    def _run_one(self, request: Request) -> None:
+        """Compute the layers of a request's image."""
+
+
+class Request(NamedTuple):
+    """The memory of one image (1, 3, h, w) and of its layers (1, h, w, C), and the library's handle."""
+
+    image: np.ndarray
+    layers: list[np.ndarray]
+    handle: Any
 
 
 def exported(network: nn.Module, image: Tensor) -> torch.export.ExportedProgram:

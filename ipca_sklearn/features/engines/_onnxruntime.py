@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ipca_sklearn.features.engines._engine import Engine, Unsuitable, exported
+from ipca_sklearn.features.engines._engine import Engine, Request, Unsuitable, exported
 
 
 class OnnxRuntimeEngine(Engine):
@@ -36,14 +37,19 @@ class OnnxRuntimeEngine(Engine):
         """Return the model for a file."""
         return self._model
 
-    def _new_request(self) -> Any:
-        return None  # a session serves any number of threads
-
-    def _run_one(self, request: Any, image: Any, out: Any) -> None:
+    def _new_request(self) -> Request:
+        image, *layers = (
+            np.empty(value.shape, np.float32) for value in (*self._session.get_inputs(), *self._session.get_outputs())
+        )
         binding = self._session.io_binding()
-        binding.bind_input(self._input.name, "cpu", 0, image.dtype, image.shape, image.ctypes.data)
-        binding.bind_output(self._output.name, "cpu", 0, out.dtype, out.shape, out.ctypes.data)
-        self._session.run_with_iobinding(binding)
+        named = zip(self._session.get_outputs(), layers, strict=True)
+        binding.bind_input(self._session.get_inputs()[0].name, "cpu", 0, image.dtype, image.shape, image.ctypes.data)
+        for output, layer in named:
+            binding.bind_output(output.name, "cpu", 0, layer.dtype, layer.shape, layer.ctypes.data)
+        return Request(image, layers, binding)
+
+    def _run_one(self, request: Request) -> None:
+        self._session.run_with_iobinding(request.handle)
 
 
 def version() -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ipca_sklearn.features.engines._engine import Engine, Unsuitable, exported
+from ipca_sklearn.features.engines._engine import Engine, Request, Unsuitable, exported
 
 
 class OpenVINOEngine(Engine):
@@ -29,21 +29,14 @@ class OpenVINOEngine(Engine):
         stored = self._compiled.export_model()
         return bytes(stored) if isinstance(stored, (bytes, bytearray)) else stored.getvalue()
 
-    def _new_request(self) -> Any:
-        request = self._compiled.create_infer_request()
-        return request, request.get_input_tensor(0), request.get_output_tensor(0)
+    def _new_request(self) -> Request:
+        infer = self._compiled.create_infer_request()
+        outputs = range(len(self._compiled.outputs))
+        # Views of its own memory.
+        return Request(infer.get_input_tensor(0).data, [infer.get_output_tensor(i).data for i in outputs], infer)
 
-    def _run_one(self, request: Any, image: Any, out: Any) -> None:
-        import openvino
-
-        infer, own_input, own_output = request
-        infer.set_input_tensor(0, openvino.Tensor(image, shared_memory=True))
-        infer.set_output_tensor(0, openvino.Tensor(out, shared_memory=True))
-        try:
-            infer.infer()
-        finally:  # the memory is the caller's
-            infer.set_input_tensor(0, own_input)
-            infer.set_output_tensor(0, own_output)
+    def _run_one(self, request: Request) -> None:
+        request.handle.infer()
 
 
 def version() -> str:

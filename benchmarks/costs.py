@@ -1,0 +1,192 @@
+"""What learning, scoring and storing cost on this machine: the goals of the shared Gaussians and of the engines.
+
+Every row runs in fresh processes, round by round. With --beside, the rows of the pipeline also run with the
+`ipca_sklearn` of another checkout, such as one of an earlier commit. Textures of 256 x 256 pixels, EfficientNet-Lite0.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+SIZE, LITE = 256, "efficientnet_lite0"
+
+
+def milliseconds(task: Callable[[int], object], repeats: int, warm_up: int = 8) -> list[float]:
+    """Time `task(number)` again and again, after some runs that do not count."""
+    times = []
+    for number in range(warm_up + repeats):
+        start = time.perf_counter()
+        task(number)
+        times.append(1000 * (time.perf_counter() - start))
+    return times[warm_up:]
+
+
+def percentiles(times: list[float]) -> dict[str, float]:
+    """Return the median, the quarter of the fastest, and p95."""
+    ordered = sorted(times)
+    return {
+        "p50": statistics.median(ordered),
+        "p25": ordered[len(ordered) // 4],
+        "p95": ordered[int(0.95 * len(ordered))],
+    }
+
+
+def pipeline(job: dict[str, Any]) -> dict[str, Any]:
+    """Time a pipeline by calls that earlier versions have too."""
+    import torch
+    from sklearn.pipeline import Pipeline
+
+    from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector
+    from ipca_sklearn.datasets import make_textures
+
+    torch.set_num_threads(job["threads"])
+    data = make_textures(job["n_train"], 64, material="stone", size=SIZE, random_state=0)
+    engine = {} if job["engine"] is None else {"engine": job["engine"]}
+    extractor = PatchFeatureExtractor(LITE, **engine).fit(data.train_images)
+    pipe = Pipeline([("features", extractor), ("detector", PatchGaussianDetector())])
+    images = data.test_images
+    pipe.fit(data.train_images[:24]).score_samples(images[:16])  # libraries load, kernels and the network compile
+    start = time.perf_counter()
+    pipe.fit(data.train_images)
+    found: dict[str, Any] = {"learning, images/s": job["n_train"] / (time.perf_counter() - start)}
+    start = time.perf_counter()
+    pipe.score_samples(images[:1])
+    found["first score after learning, s"] = time.perf_counter() - start
+    start = time.perf_counter()
+    pipe.transform(images)
+    found["maps, images/s"] = len(images) / (time.perf_counter() - start)
+
+    def read(number: int) -> None:
+        for _ in pipe[0].transform(images[number % 64 : number % 64 + 1]).read(1, reuse=True):
+            pass
+
+    frames = milliseconds(lambda number: pipe.score_samples(images[number % 64 : number % 64 + 1]), 80)
+    found["a frame, ms"] = percentiles(frames)
+    found["its features, ms"] = percentiles(milliseconds(read, 80))
+    return found
+
+
+def parts(job: dict[str, Any]) -> dict[str, Any]:
+    """Time the parts: scatter matrices, distances, memory of a fit, the file."""
+    import io
+
+    import joblib
+    import torch
+
+    from benchmarks.common.generated import GeneratedFeatures
+    from benchmarks.common.memory import peak_mb, restart_peak
+    from ipca_sklearn import PatchGaussianDetector, linalg
+
+    torch.set_num_threads(job["threads"])
+    detector = PatchGaussianDetector(64).fit(GeneratedFeatures(48, 4096, 256))
+    baseline = restart_peak()
+    detector = PatchGaussianDetector(64).fit(GeneratedFeatures(job["n_train"], 4096, 256))
+    found: dict[str, Any] = {"peak of a fit, MB": peak_mb() - baseline}
+    file = io.BytesIO()
+    joblib.dump(detector, file)
+    found["file, MB"] = file.tell() / 1e6
+    operator, cells = detector.distance_operator(), torch.arange(4096).reshape(256, 16)
+    for n in (1, 8):
+        samples = linalg.GroupedSamples(torch.randn(n, 4096, 256), cells)
+        times = percentiles(milliseconds(lambda _, s=samples: linalg.patch_distances(operator, s), 100 // n))
+        found[f"distances of {n}, ms an image"] = {name: value / n for name, value in times.items()}
+    samples = linalg.GroupedSamples(torch.randn(16, 4096, 256), cells)
+    state = [linalg.empty_scatter(256, 256)]
+
+    def learn(_: int) -> None:
+        state[0] = linalg.update_scatter(state[0], samples, in_place=True)
+
+    found["scatter matrices, ms an image"] = {k: v / 16 for k, v in percentiles(milliseconds(learn, 20, 3)).items()}
+    return found
+
+
+def measured(job: dict[str, Any], checkout: Path) -> dict[str, Any]:
+    """Run a job in a fresh process with the packages of a checkout."""
+    paths = [str(checkout), str(Path(__file__).resolve().parents[1])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": str(job["threads"])}
+    environment.pop("IPCA_SKLEARN_ENGINE", None)
+    command = [sys.executable, "-W", "ignore", __file__, "--measure", json.dumps(job)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def merged(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the runs' values side by side, a median for each percentile."""
+    values = {name: [run[name] for run in runs] for name in runs[0]}
+    return {
+        name: {key: statistics.median(value[key] for value in several) for key in several[0]}
+        if isinstance(several[0], dict)
+        else several
+        for name, several in values.items()
+    }
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
+    from benchmarks.common.reports import figure, markdown_table
+
+    def cell(value: Any) -> str:
+        if isinstance(value, dict):
+            return f"{figure(value['p50'])} (p25 {figure(value['p25'])}, p95 {figure(value['p95'])})"
+        return figure(value)
+
+    names = list(dict.fromkeys(name for result in results.values() for name in result))
+    rows = [[name, *(cell(result.get(name)) for result in results.values())] for name in names]
+    return markdown_table(["", *results], rows)
+
+
+def main() -> None:
+    from benchmarks.common.reports import argument_parser, environment, write_results
+
+    parser = argument_parser("benchmarks.costs", __doc__)
+    parser.add_argument("--beside", type=Path, metavar="CHECKOUT", help="of another version")
+    parser.add_argument("--n-train", type=int, default=200)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    options = parser.parse_args()
+    here = Path(__file__).resolve().parents[1]
+    common = {"threads": options.threads, "n_train": options.n_train}
+    rows: dict[str, tuple[dict[str, Any], Path]] = {
+        engine: ({**common, "engine": engine}, here) for engine in ("openvino", "torch")
+    }
+    if options.beside:
+        rows = {"other checkout": ({**common, "engine": None}, options.beside), **rows}
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in [*rows, "parts"]}
+    for _ in range(options.repeats):
+        for name, (job, checkout) in rows.items():
+            runs[name].append(measured(job, checkout))
+        runs["parts"].append(measured({**common, "engine": "parts"}, here))
+    results = {name: merged(several) for name, several in runs.items()}
+    alone = {"": results.pop("parts")}
+    text = f"""# What learning, scoring and storing cost
+
+{options.n_train} training images and 64 others of 256 x 256 pixels as uint8 arrays, {options.threads} threads, default
+parameters, EfficientNet-Lite0; {options.repeats} fresh process(es) per column, median. Learning is a `fit` with its
+thresholds, maps `transform` of 64 images, a frame `score_samples` of one, features what the extractor does for it.
+
+{environment()}
+
+{table(results)}
+
+## Parts
+
+4096 patches of 256 features, 256 Gaussians with 64 components. The peak is over imports, with features that take
+no memory of their own but four steps.
+
+{table(alone)}"""
+    write_results(options, "costs", text, {"environment": environment(), "results": {**results, "parts": alone[""]}})
+
+
+if __name__ == "__main__":
+    if "--measure" in sys.argv:
+        given = json.loads(sys.argv[sys.argv.index("--measure") + 1])
+        print(json.dumps((parts if given["engine"] == "parts" else pipeline)(given)))
+    else:
+        main()

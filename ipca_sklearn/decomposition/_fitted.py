@@ -89,6 +89,11 @@ class Fitted(ABC):
         return self._operators[key]
 
     @property
+    def fewest_samples(self) -> float:
+        """Independent samples that a Gaussian scores with at least, because it borrows those that are missing."""
+        return 0.0
+
+    @property
     def n_scoring_components(self) -> int:
         """Number of components that distances and likelihoods use."""
         return self.n_components
@@ -226,15 +231,20 @@ class FittedPCA(Fitted):
         take all directions, and distances would be divided by zero. So at least half of the directions are left.
         Samples of a group depend on each other, and count as fewer (`independent_samples`).
         """
-        return min(self.n_components, max(0, int((self.weight * independent_samples(self.group) - 1) // 2)))
+        samples = max(self._own_samples, self.fewest_samples)
+        return min(self.n_components, max(0, int((samples - 1) // 2)))
+
+    @property
+    def _own_samples(self) -> float:
+        return self.weight * independent_samples(self.group)
 
     @own_surroundings()
     def scoring_basis(self, device: torch.device | None = None) -> linalg.Basis:
         """Return the `n_scoring_components` that distances and likelihoods use (device None: that of the state)."""
-        if self.n_scoring_components == self.n_components:
+        if not self._has_scoring_basis:
             return self.basis(device)
         if self._scoring_basis is None:
-            self._scoring_basis = self._finalized(self.n_scoring_components)
+            self._scoring_basis = self._finalized_to_score(self.n_scoring_components)
         return self._scoring_basis.to(device or self.state.mean.device)
 
     def _make_basis(self) -> linalg.Basis:
@@ -246,6 +256,14 @@ class FittedPCA(Fitted):
     def _most_components(self) -> int:
         """Components that could be kept."""
         return self.state.rows.shape[1]
+
+    @property
+    def _has_scoring_basis(self) -> bool:
+        """Whether distances and likelihoods do not use the components that users read."""
+        return self.n_scoring_components < self.n_components
+
+    def _finalized_to_score(self, n_components: int) -> linalg.Basis:
+        return self._finalized(n_components)
 
     def _finalized(self, n_components: int) -> linalg.Basis:
         return linalg.finalize(self.state, n_components=n_components, centering=self.centering)

@@ -19,6 +19,9 @@ from ipca_sklearn._utils._arrays import as_tensor
 from ipca_sklearn.decomposition._fitted import Fitted, FittedPCA
 from ipca_sklearn.decomposition._singular import whitening_operator
 
+# Independent samples below which the covariance of a cell is completed with the mean of all (docs/dev_notes.md).
+_FEWEST_SAMPLES = 48.0
+
 _exact_pickles: ContextVar[bool] = ContextVar("exact_pickles", default=False)
 
 
@@ -132,6 +135,25 @@ class FittedExactPCA(FittedPCA):
     @property
     def _most_components(self) -> int:
         return self.state.mean.shape[1]
+
+    @property
+    def fewest_samples(self) -> float:
+        """Independent samples that a cell scores with at least: those that are missing come from all cells."""
+        return _FEWEST_SAMPLES if self.group > 1 and len(self.state.mean) > 1 else 0.0
+
+    @property
+    def pooled_share(self) -> float:
+        """Share of the mean covariance of all cells in the covariance that scores."""
+        return max(0.0, 1 - self._own_samples / self.fewest_samples) if self.fewest_samples else 0.0
+
+    @property
+    def _has_scoring_basis(self) -> bool:
+        return super()._has_scoring_basis or self.pooled_share > 0
+
+    def _finalized_to_score(self, n_components: int) -> linalg.Basis:
+        if not self.pooled_share:
+            return super()._finalized_to_score(n_components)
+        return linalg.finalize_scatter(self.state, n_components=n_components, pooled_share=self.pooled_share)
 
     def _finalized(self, n_components: int) -> linalg.Basis:
         shared = self._decomposition

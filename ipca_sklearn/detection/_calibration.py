@@ -102,6 +102,8 @@ class LearningCurve:
         What a was on other images, to about 0.2.
     per_image : float
         Independent samples that a Gaussian gets of an image: n of the formula counts those.
+    fewest : float
+        Samples that a Gaussian has at least, because it borrows from others what is missing.
     """
 
     n_directions: int
@@ -109,9 +111,12 @@ class LearningCurve:
     largest_share: float
     slope: float
     per_image: float = 1.0
+    fewest: float = 0.0
 
     @classmethod
-    def of(cls, distance: str, covariance: str, n_directions: int, per_image: float = 1.0) -> LearningCurve:
+    def of(
+        cls, distance: str, covariance: str, n_directions: int, per_image: float = 1.0, fewest: float = 0.0
+    ) -> LearningCurve:
         """Return the curve of a kind of distance."""
         if covariance == "full":  # the ridge takes over where n - 1 is not much more than m
             return cls(n_directions, True, 0.95, 0.2, per_image)
@@ -119,7 +124,7 @@ class LearningCurve:
             return cls(n_directions, False, 1, 0.4, per_image)
         if distance == "mahalanobis":  # directions of few images have variance that others do not have there
             return cls(n_directions, False, 1, -0.3, per_image)
-        return cls(n_directions, True, 0.5, 0.7, per_image)
+        return cls(n_directions, True, 0.5, 0.7, per_image, fewest)
 
     def correction(self, learnt: np.ndarray, distances: np.ndarray, weight: float) -> np.ndarray:
         """Return the factors that turn distances by models of weights `learnt` into those by a model of `weight`."""
@@ -129,7 +134,7 @@ class LearningCurve:
 
     def _terms(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the term that is known, and what the slope is multiplied with."""
-        weights = weights * self.per_image
+        weights = np.maximum(weights * self.per_image, self.fewest)
         degrees = np.maximum(weights - 1, 1)
         used = np.minimum(self.n_directions, np.floor(self.largest_share * degrees))
         known = -0.5 * np.log1p(-used / degrees) if self.divided else np.zeros_like(degrees)

@@ -435,7 +435,8 @@ class ThresholdMixin(MapScoringMixin):
         calibration = calibration.kept(fitted.count, fitted.weight, renewed=renewed)
         if fitted.count > FEW_IMAGES:
             left_out = Calibration.empty(left_out.n_patches)
-        curve = LearningCurve.of(self.distance, self.covariance, pca.n_components_, independent_samples(fitted.group))
+        per_image = independent_samples(fitted.group)
+        curve = LearningCurve.of(self.distance, self.covariance, pca.n_components_, per_image, fitted.fewest_samples)
         reference = (left_out if len(left_out) else calibration).corrected_to(fitted.weight, curve)
         learnt = {
             **shape,

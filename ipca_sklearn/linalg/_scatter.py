@@ -215,7 +215,7 @@ def merge_scatter(first: ScatterState, second: ScatterState) -> ScatterState:
     return ScatterState(matrix, mean, first.count + second.count, total)
 
 
-def finalize_scatter(state: ScatterState, *, n_components: int | None = None) -> Basis:
+def finalize_scatter(state: ScatterState, *, n_components: int | None = None, pooled_share: float = 0.0) -> Basis:
     """Return the leading principal directions of every Gaussian.
 
     Parameters
@@ -224,6 +224,8 @@ def finalize_scatter(state: ScatterState, *, n_components: int | None = None) ->
         At least one sample; not changed.
     n_components : int or None, default=None
         k; None is all m. `keep_share` keeps a share of the variance of all.
+    pooled_share : float in [0, 1], default=0.0
+        Share of the mean covariance of all Gaussians in the covariance of each; what is left is its own.
 
     Returns
     -------
@@ -254,10 +256,15 @@ def finalize_scatter(state: ScatterState, *, n_components: int | None = None) ->
     rows = state.matrix.new_empty(n_patches, kept, n_features)
     variance = rows.new_empty(n_patches, kept)
     rounding = share_of_rounding(n_features, rows.dtype)
-    rank = max(0, min(n_features, state.count - 1))  # the directions that so many samples span
+    # The directions that so many samples span.
+    rank = max(0, min(n_features, (state.count - 1) * (n_patches if pooled_share else 1)))
+    pooled = _mean_matrix(state).mul_(pooled_share) if pooled_share else None
 
     def task(patches: slice) -> None:
-        values, vectors = torch.linalg.eigh(rounded(state.matrix[patches]))
+        matrices = rounded(state.matrix[patches])
+        if pooled is not None:
+            matrices = matrices.mul(1 - pooled_share).add_(pooled)
+        values, vectors = torch.linalg.eigh(matrices)
         values = values.flip(-1)
         values = torch.where(values > rounding * values[:, :1], values, 0)
         values[:, rank:] = 0
@@ -267,9 +274,21 @@ def finalize_scatter(state: ScatterState, *, n_components: int | None = None) ->
     with full_precision():
         bytes_per_patch = (3 * n_features + kept) * n_features * rows.element_size()
         for_each_chunk(task, n_patches, bytes_per_patch, rows.device)
-    feature_variance = state.sum_of_squares / state.degrees_of_freedom
+    sums = state.sum_of_squares
+    if pooled is not None:
+        sums = sums * (1 - pooled_share) + pooled.diagonal()
+    feature_variance = sums / state.degrees_of_freedom
     noise_variance = variance_left(feature_variance, variance, kept)
     return Basis(rows, None, variance, state.mean.to(rows.dtype), noise_variance, feature_variance)
+
+
+def _mean_matrix(state: ScatterState) -> Tensor:
+    """Return the mean (m, m) of the rounded matrices, in their order: the same bits whatever the chunks."""
+    total = state.mean.new_zeros(state.matrix.shape[1:])
+    with full_precision():
+        for matrices in state.matrix.split(16):
+            total += rounded(matrices).sum(0)
+    return total.div_(len(state.matrix)).to(state.matrix.dtype)
 
 
 def whitening_operator(state: ScatterState, *, ridge: float) -> DistanceOperator:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from functools import reduce
 from itertools import chain
 from typing import Any
 
@@ -146,7 +147,9 @@ class Backbone(nn.Module):
         if not self._orders:  # otherwise they are known from the fit, or from the file
             self._orders = self._find_orders({layer: shape_of(value) for layer, value in values.items()})
         maps = [self._as_map(values[layer], layer) for layer in self.layers]
-        return maps if self.layer_pooling == "concat" else [sum(map_.float() for map_ in maps) / len(maps)]
+        if self.layer_pooling == "concat":
+            return maps
+        return [reduce(torch.add, [map_.float() for map_ in maps]) / len(maps)]
 
     def _named(self, network: Callable[[Tensor], Any], images: Tensor) -> dict[str | int, Any]:
         """Return the layers of images with their margin by name, in the order of `layers`."""

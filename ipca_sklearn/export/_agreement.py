@@ -116,7 +116,8 @@ def compare(
             )
         differences.append(found)
         n_other_labels += (float(score) >= offset) != image.is_normal
-    return Agreement(len(expected), *np.max(differences, axis=0).tolist(), n_other_labels)
+    score_difference, map_difference = np.max(differences, axis=0).tolist()
+    return Agreement(len(expected), score_difference, map_difference, n_other_labels)
 
 
 def _name(image: Any, index: int) -> str:

@@ -14,8 +14,8 @@ from ipca_sklearn._utils._typing import Size
 from ipca_sklearn.features._geometry import as_size
 from ipca_sklearn.features._networks import sides_of
 
-# Of `tile_overlap="auto"`: with half of that, features differ three times as much from the whole picture's (the page of
-# benchmarks.tiles).
+# Of `tile_overlap="auto"`: with half of that, features differ three times as much from the whole picture's (`seams` of
+# benchmarks.tiles measures that).
 _STRIDES_OF_OVERLAP = 4
 
 

@@ -56,7 +56,7 @@ def test_tiles_cover_each_patch_once():
 def test_exports_say_which_of_them_takes_a_pipeline():
     pictures, pipe = fitted()
     with pytest.raises(
-        ValueError, match=r"tile_size=96: a module or a file takes a whole image at once; .* tile_module"
+        ValueError, match=r"tile_size=96: a module or a file takes a whole image at once; .*tile_module"
     ):
         to_torch(pipe)
     with pytest.raises(ValueError, match="tile_module takes an extractor that was fitted with tile_size="):

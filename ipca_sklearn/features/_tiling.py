@@ -14,8 +14,8 @@ from ipca_sklearn._utils._typing import Size
 from ipca_sklearn.features._geometry import as_size
 from ipca_sklearn.features._networks import sides_of
 
-# Of `tile_overlap="auto"`: with half of that, features differ three times as much from the whole picture's (the page of
-# benchmarks.tiles).
+# Of `tile_overlap="auto"`: with half of that, features differ three times as much from the whole picture's (`seams` of
+# benchmarks.tiles measures that).
 _STRIDES_OF_OVERLAP = 4
 
 
@@ -126,7 +126,12 @@ class Tiling:
                 f"crop_size={self.picture} holds no whole number of patches of {patch[0]:g} x {patch[1]:g} pixels; "
                 f"take {(height, width)}"
             )
-        return replace(self, picture=(height, width)), (int(height / patch[0]), int(width / patch[1]))
+        rows, columns = (  # without a last tile that has nothing left to keep
+            tuple(start for number, start in enumerate(starts) if number * inner < length)
+            for starts, inner, length in zip(self.starts, self.inner, (height, width), strict=True)
+        )
+        filled = replace(self, picture=(height, width), starts=(rows, columns))
+        return filled, (int(height / patch[0]), int(width / patch[1]))
 
     def kept(self, axis: int, number: int) -> slice:
         """Return which pixels along an axis are kept of a tile: those that no tile before it has."""

@@ -46,11 +46,12 @@ def features(n=24, seed=0, shift=0.0):
     return (np.random.default_rng(seed + 1).normal(size=(n, *SHAPE)) @ mixing + 5 + shift).astype(np.float32)
 
 
-@pytest.mark.parametrize("covariance", ["low_rank", "full"])
-@pytest.mark.parametrize("n_gaussians", [1, 5, 12, 48])
-@pytest.mark.parametrize("n_patches", [7, 18, 50, 1000])
+@pytest.mark.parametrize(
+    ("n_patches", "n_gaussians", "covariance"),
+    [(7, 5, "low_rank"), (18, 12, "low_rank"), (50, 1, "low_rank"), (50, 48, "full"), (1000, 5, "low_rank")],
+)
 def test_bands_of_any_size_give_the_model_of_whole_pictures(n_patches, n_gaussians, covariance):
-    how = {"covariance": covariance, "distance": "mahalanobis"} if covariance == "full" else {}
+    how = {"covariance": "full", "distance": "mahalanobis", "ridge": 1.0} if covariance == "full" else {}
     expected = PatchGaussianDetector(4, n_gaussians=n_gaussians, **how).fit(features())
     found = PatchGaussianDetector(4, n_gaussians=n_gaussians, **how).fit(InBands(features(), n_patches))
     assert found.n_samples_seen_ == 24

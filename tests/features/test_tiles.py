@@ -48,9 +48,16 @@ def whole(size, margin=16, **parameters):
     return extractor(tile_size=None, image_size=size, margin=margin, **parameters)
 
 
-@pytest.mark.parametrize("pooling_size", [1, 3])
-@pytest.mark.parametrize("map_interpolation", ["nearest", "bilinear"])
-@pytest.mark.parametrize("size", [(200, 264), (192, 256), (64, 400), (96, 96)])
+@pytest.mark.parametrize(
+    ("size", "pooling_size", "map_interpolation"),
+    [
+        ((200, 264), 3, "bilinear"),
+        ((200, 264), 1, "nearest"),
+        ((192, 256), 3, "nearest"),
+        ((64, 400), 3, "bilinear"),
+        ((96, 96), 1, "bilinear"),
+    ],
+)
 def test_stitched_features_are_those_of_the_whole_picture(size, pooling_size, map_interpolation):
     images, how = pictures(2, *size), {"pooling_size": pooling_size, "map_interpolation": map_interpolation}
     tiled = extractor(**how).fit(images)
@@ -64,7 +71,7 @@ def test_stitched_features_are_those_of_the_whole_picture(size, pooling_size, ma
     np.testing.assert_allclose(features[0], expected[0], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("tile_size", [64, 96, (64, 128), 160])
+@pytest.mark.parametrize("tile_size", [(64, 128), 160])
 def test_the_size_of_tiles_changes_nothing(tile_size):
     images = pictures()
     np.testing.assert_allclose(
@@ -125,12 +132,9 @@ def test_the_largest_picture_that_patches_fill_is_inspected_in_native_pixels():
     assert made.image_size_ == (203, 266)
     assert made.crop_size_ == (200, 264)
     assert made.covered_box((203, 266)) == (2, 1, 200, 264)
-    np.testing.assert_allclose(
-        np.asarray(made.transform(images)),
-        np.asarray(extractor().fit(images).transform(images[:, 2:202, 1:265])),
-        rtol=1e-4,
-        atol=1e-5,
-    )
+    cut = images[:, 2:202, 1:265]
+    expected = np.asarray(extractor().fit(cut).transform(cut))
+    np.testing.assert_allclose(np.asarray(made.transform(images)), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_pictures_of_other_sizes_are_resized_to_the_first_one():

@@ -36,8 +36,11 @@ Of each set {n_train} training images, of which the given share are defects, {n_
 defects (or all others) to test; the same ones for every share and method. EfficientNet-Lite0 and the defaults of the
 extractor and the detector; `trim` as in the first column. Each cell is image ROCAUC / share of the defects found / share of
 normal images called anomalous, in per cent, at the threshold that the fit has learnt. *Left out*: defects among the
-training images that the fit has left out / normal images that it has left out. Rivals: anomalib's models on the same
-network, as in the pages of accuracy; ROCAUC alone, as their thresholds take labelled images. One draw."""  # noqa: E501 (a paragraph of Markdown)
+training images that the fit has left out / normal images that it has left out. One draw."""  # noqa: E501 (a paragraph of Markdown)
+
+OF_RIVALS = """\
+Rivals: anomalib's models on the same network, as in the pages of accuracy; ROCAUC alone, as their thresholds take
+labelled images."""
 
 Results = dict[str, dict[str, dict[str, Any]]]
 
@@ -135,6 +138,11 @@ def report(values: Results, options: argparse.Namespace) -> str:
     parts = [
         "# Defects among the training images",
         METHOD.format(n_train=options.n_train, n_test=options.n_test),
+        *(
+            [OF_RIVALS]
+            if any(rival.title in key for results in values.values() for rival in RIVALS for key in results)
+            else []
+        ),
         environment(),
     ]
     for name, results in values.items():

@@ -31,7 +31,6 @@ class OnnxRuntimeEngine(Engine):
         options.log_severity_level = 4
         self._model = model
         self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        (self._input,), (self._output,) = self._session.get_inputs(), self._session.get_outputs()
 
     def content(self) -> bytes:
         """Return the model for a file."""

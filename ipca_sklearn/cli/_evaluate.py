@@ -194,7 +194,10 @@ def info(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON; null is infinity.")] = False,
     product: Product = None,
 ) -> None:
-    """Print what a model was trained on, its settings and its size; of several products, a line for each."""
+    """Print what a model was trained on, its settings and its size.
+
+    Of a model of several products, a line for each; more of one with --product.
+    """
     whole = open_whole(model, None)
     if isinstance(whole[-1], ProductRouter) and product is None:
         _print_products(whole[-1], as_json)

@@ -41,6 +41,7 @@ BAD = {
         "--reviewed": (("update", "model.joblib"), ["nowhere.csv"]),
         "--output": (("update", "model.joblib", "good"), ["new.txt", "good"]),
         "--on-error": (("update", "model.joblib", "good"), ["x"]),
+        "--product": (("update", "model.joblib", "good"), ["x"]),
         "--device": (("update", "model.joblib", "good"), DEVICES),
     },
     "predict": {
@@ -55,6 +56,7 @@ BAD = {
         "--merge-distance": (("predict", "model.joblib", "good"), ["-1", "nan", "inf", "x"]),
         "--report": (("predict", "model.joblib", "good"), ["page.txt", "good"]),
         "--picture-size": (("predict", "model.joblib", "good"), ["-1", "x"]),
+        "--product": (("predict", "model.joblib", "good"), ["x"]),
         "--device": (("predict", "model.joblib", "good"), DEVICES),
     },
     "watch": {
@@ -67,13 +69,21 @@ BAD = {
         "--command-seconds": (WATCH, ["0", "nan", "inf", "x"]),
         "--settle": (WATCH, ["-1", "nan", "inf", "x"]),
         "--tries": (WATCH, ["0", "x"]),
+        "--product": (WATCH, ["x"]),
         "--device": (WATCH, DEVICES),
     },
     "evaluate": {
         "--reviewed": (("evaluate", "model.joblib"), ["nowhere.csv"]),
         "--picture": (("evaluate", "model.joblib", "."), ["roc.txt", "good"]),
         "--pimo": (("evaluate", "model.joblib", "."), ["roc.txt", "good"]),
+        "--product": (("evaluate", "model.joblib", "."), ["x"]),
         "--device": (("evaluate", "model.joblib", "."), DEVICES),
+    },
+    "compare": {
+        "--reviewed": (("compare", "model.joblib", "model.joblib"), ["nowhere.csv"]),
+        "--picture": (("compare", "model.joblib", "model.joblib", "."), ["roc.txt", "good"]),
+        "--product": (("compare", "model.joblib", "model.joblib", "."), ["x"]),
+        "--device": (("compare", "model.joblib", "model.joblib", "."), DEVICES),
     },
     "threshold": {
         "--good": ((*THRESHOLD, "--false-alarms", "0.1"), ["nowhere", "empty"]),
@@ -85,9 +95,10 @@ BAD = {
         "--confidence": ((*THRESHOLD, "--score", "-1"), ["0", "1", "nan", "x"]),
         "--output": ((*THRESHOLD, "--score", "-1"), ["new.txt", "good"]),
         "--on-error": ((*THRESHOLD, "--score", "-1"), ["x"]),
+        "--product": ((*THRESHOLD, "--score", "-1"), ["x"]),
         "--device": ((*THRESHOLD, "--score", "-1"), DEVICES),
     },
-    "info": {},
+    "info": {"--product": (("info", "model.joblib"), ["x"])},
     "export": {
         "--output": (("export", "model.joblib"), ["new.txt", "good"]),
         "--format": (("export", "model.joblib", "-o", "new.onnx"), ["x", "openvino"]),
@@ -98,6 +109,7 @@ BAD = {
         ),
         "--dtype": (("export", "model.joblib", "-o", "new.onnx"), ["x", "float64"]),
         "--check": (("export", "model.joblib", "-o", "new.onnx"), ["nowhere", "empty"]),
+        "--product": (("export", "model.joblib", "-o", "new.onnx"), ["x"]),
     },
     "bench": {"--images": (("bench", "model.joblib"), ["1", "x"])},
     "demo": {

@@ -51,7 +51,7 @@ def features(n=24, seed=0, shift=0.0):
     [(7, 5, "low_rank"), (18, 12, "low_rank"), (50, 1, "low_rank"), (50, 48, "full"), (1000, 5, "low_rank")],
 )
 def test_bands_of_any_size_give_the_model_of_whole_pictures(n_patches, n_gaussians, covariance):
-    how = {"covariance": "full", "distance": "mahalanobis", "ridge": 1.0} if covariance == "full" else {}
+    how = {"covariance": "full", "distance": "mahalanobis", "dtype": "float64"} if covariance == "full" else {}
     expected = PatchGaussianDetector(4, n_gaussians=n_gaussians, **how).fit(features())
     found = PatchGaussianDetector(4, n_gaussians=n_gaussians, **how).fit(InBands(features(), n_patches))
     assert found.n_samples_seen_ == 24

@@ -228,7 +228,7 @@ def _by_groups(operator: DistanceOperator, step: GroupedSamples) -> tuple[Tensor
     by_gaussian = operator.mean.new_empty(step.shape[1], len(step))
 
     def task(patches: slice) -> None:
-        distances_of_groups(images, step.slots[patches], *_part(operator, patches), by_gaussian[patches])
+        distances_of_groups(images, step.slots[patches], *_part(operator, patches), distances=by_gaussian[patches])
 
     return by_gaussian.mT, task
 

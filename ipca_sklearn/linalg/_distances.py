@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -228,16 +227,18 @@ def _by_groups(operator: DistanceOperator, step: GroupedSamples) -> tuple[Tensor
     by_gaussian = operator.mean.new_empty(step.shape[1], len(step))
 
     def task(patches: slice) -> None:
-        distances_of_groups(images, step.slots[patches], *_part(operator, patches), distances=by_gaussian[patches])
+        distances_of_groups(images, step.slots[patches], *_part(operator, patches), by_gaussian[patches])
 
     return by_gaussian.mT, task
 
 
-def _part(operator: DistanceOperator, patches: slice) -> tuple[Any, ...]:
+def _part(
+    operator: DistanceOperator, patches: slice
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """Return mean, rows, transform, scale and precision of some Gaussians, in the dtype of the mean."""
     optional = (operator.transform, operator.scale, operator.precision)
-    factors = (None if factor is None else factor[patches] for factor in optional)
-    return operator.mean[patches], operator.rows[patches].to(operator.mean), *factors
+    transform, scale, precision = (None if factor is None else factor[patches] for factor in optional)
+    return operator.mean[patches], operator.rows[patches].to(operator.mean), transform, scale, precision
 
 
 def _by_numba() -> Callable[..., Tensor]:

@@ -60,11 +60,18 @@ def test_subspacead_is_that_of_numpy(monkeypatch):
 
     layers = ["layer2.0", "layer2.1"]
     extractor = PatchFeatureExtractor(
-        "resnet18", weights=None, layers=layers, layer_pooling="mean", pooling_size=1, margin=0, random_state=0
+        "resnet18",
+        weights=None,
+        layers=layers,
+        layer_pooling="mean",
+        image_size=64,
+        pooling_size=1,
+        margin=0,
+        random_state=0,
     )
     train = np.asarray(extractor.fit_transform(pictures(20)), dtype=np.float64)
     test = np.asarray(extractor.transform(pictures(5, seed=1)), dtype=np.float64)
-    detector = PatchGaussianDetector(**SUBSPACE_AD).fit(train.astype(np.float32))
+    detector = PatchGaussianDetector(**SUBSPACE_AD, dtype="float64").fit(train.astype(np.float32))
     maps, scores = subspace_ad(detector.transform(test.astype(np.float32)), (64, 64))
 
     samples = train.reshape(-1, train.shape[-1])
@@ -87,7 +94,9 @@ def test_padim_is_that_of_numpy():
     torch.manual_seed(0)
     network = torchvision.models.resnet18(weights=None).eval()
     layers = ["layer1", "layer2", "layer3"]
-    extractor = PatchFeatureExtractor(network, layers=layers, map_interpolation="nearest", pooling_size=1, margin=0)
+    extractor = PatchFeatureExtractor(
+        network, layers=layers, image_size=64, map_interpolation="nearest", pooling_size=1, margin=0
+    )
     detector = PatchGaussianDetector(
         n_gaussians=None,
         covariance="full",

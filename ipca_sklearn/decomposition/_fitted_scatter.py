@@ -6,7 +6,7 @@ import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -86,12 +86,12 @@ class _Decomposition:
     ----------
     most : int
         Components that somebody wants.
-    basis : linalg.Basis or None
-        The components; None before they are read.
+    bases : dict
+        The components by `pooled_share`, once they are read.
     """
 
     most: int
-    basis: linalg.Basis | None = None
+    bases: dict[float, linalg.Basis] = field(default_factory=dict)
 
 
 class FittedExactPCA(FittedPCA):
@@ -151,16 +151,18 @@ class FittedExactPCA(FittedPCA):
         return super()._has_scoring_basis or self.pooled_share > 0
 
     def _finalized_to_score(self, n_components: int) -> linalg.Basis:
-        if not self.pooled_share:
-            return super()._finalized_to_score(n_components)
-        return linalg.finalize_scatter(self.state, n_components=n_components, pooled_share=self.pooled_share)
+        return self._decomposed(n_components, self.pooled_share)
 
     def _finalized(self, n_components: int) -> linalg.Basis:
+        return self._decomposed(n_components, 0.0)
+
+    def _decomposed(self, n_components: int, pooled_share: float) -> linalg.Basis:
         shared = self._decomposition
-        basis = shared.basis
+        basis = shared.bases.get(pooled_share)
         if basis is None or basis.variance.shape[1] < n_components:
             n_decomposed = max(n_components, shared.most)
-            shared.basis = basis = linalg.finalize_scatter(self.state, n_components=n_decomposed)
+            basis = linalg.finalize_scatter(self.state, n_components=n_decomposed, pooled_share=pooled_share)
+            shared.bases[pooled_share] = basis
         return linalg.leading_components(basis, n_components)
 
     def _sums(self) -> tuple[Tensor, ...]:

@@ -310,8 +310,9 @@ class Backbone(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # skops and pickle make the object without __init__; it builds the same architecture, without a download.
-        if "layer_pooling" not in state:
-            raise OldFileError("the network was stored without layer_pooling")
+        missing = {"margin", "layer_pooling"} - state.keys()
+        if missing and state.keys() >= {"source", "layers", "crop_size", "weights"}:
+            raise OldFileError(f"the network was stored without {' and '.join(sorted(missing))}")
         source, layers, crop_size, margin = (state[name] for name in ("source", "layers", "crop_size", "margin"))
         _check_shapes(source, layers, _with_margin(crop_size, margin), state["weights"])
         Backbone.__init__(self, source, layers, None, 0, crop_size, margin, state["layer_pooling"])

@@ -113,7 +113,7 @@ def compare_scores(
     >>> a = b + rng.normal(size=100)                                      # the same with more noise
     >>> row = compare_scores(labels, a, b)["defects"][0]["measures"][0]
     >>> row["measure"], row["method"], round(row["difference"], 2), [round(end, 2) for end in row["interval"]]
-    ('image_roc_auc', 'DeLong', 0.13, [0.05, 0.21])
+    ('image_roc_auc', 'DeLong', 0.07, [0.02, 0.13])
     """
     check_resampling(n_resamples, confidence_level)
     check_consistent_length(y_true, defect_types)

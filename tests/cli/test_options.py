@@ -29,6 +29,9 @@ BAD = {
         "--image-size": (FIT, ["x", "0", "0x5", "-1", "5x", "16"]),
         "--crop-size": (FIT, ["x", "0", "auto", "64"]),
         "--margin": (FIT, ["x", "-1", "1.5", "nan", "1000"]),
+        "--trim": (FIT, ["x", "-1", "0.5", "nan"]),
+        "--report": (FIT, ["new.txt", "nowhere/new.html", "good"]),
+        "--reviewed": (FIT, ["nowhere.csv", "text.png"]),
         "--tile-size": (FIT, ["x", "0", "-1", "5x", "100"]),
         "--tile-overlap": ((*FIT, "--tile-size", "96"), ["x", "-1", "1.5", "nan", "96", "20"]),
         "--region": (FIT, ["nowhere.png", "good", "text.png", "black.png"]),
@@ -101,7 +104,7 @@ BAD = {
     "info": {"--product": (("info", "model.joblib"), ["x"])},
     "export": {
         "--output": (("export", "model.joblib"), ["new.txt", "good"]),
-        "--format": (("export", "model.joblib", "-o", "new.onnx"), ["x", "openvino"]),
+        "--format": (("export", "model.joblib", "-o", "new.onnx"), ["x"]),
         "--precision": (("export", "model.joblib", "-o", "new.onnx"), ["x", "FP16"]),
         "--calibration-images": (
             ("export", "model.joblib", "-o", "new.xml", "--format", "openvino", "--precision", "INT8"),

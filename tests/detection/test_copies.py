@@ -171,8 +171,8 @@ def test_copies_make_fewer_warnings_of_few_images_than_images_do():
     with pytest.warns(FewImagesWarning):
         copied = clone(few).fit(Copied(values))
     images = clone(few).fit(values.reshape(-1, 6, 6, 12))
-    numbers = [each.pca_.fitted_.n_scoring_components for each in (few, copied, images)]
-    assert numbers[0] <= numbers[1] <= numbers[2] and numbers[0] < numbers[2]
+    borrowed = [each.pca_.fitted_.pooled_share for each in (few, copied, images)]
+    assert borrowed[0] >= borrowed[1] >= borrowed[2] and borrowed[0] > borrowed[2]
 
 
 def test_memory_for_few_images_counts_their_copies():

@@ -38,9 +38,15 @@ def basis(samples):
     return linalg.finalize(learnt(samples), n_components=3)
 
 
-def distances(samples, distance="factor_analysis", **how):
+def distances(samples, distance="factor_analysis"):
     operator = linalg.distance_operator(basis(samples), distance=distance, noise_shrinkage=0.5)
-    return linalg.patch_distances(operator, samples, **how)
+    return linalg.patch_distances(operator, samples)
+
+
+def distances_of_groups(samples):
+    operator = linalg.distance_operator(basis(samples), distance="factor_analysis", noise_shrinkage=0.5)
+    slots = torch.arange(2 * samples.shape[1], device=samples.device).view(-1, 2)
+    return linalg.patch_distances(operator, linalg.GroupedSamples(torch.cat([samples, samples], 1), slots))
 
 
 def packed(samples):
@@ -88,7 +94,7 @@ LINALG = {
     "whitening_operator": lambda X: linalg.patch_distances(linalg.whitening_operator(scatter(X), ridge=0.1), X),
     "pack and unpack": lambda X: packed(X).tril(),
     **{f"patch_distances, {name}": lambda X, name=name: distances(X, name) for name in linalg.DISTANCES},
-    "patch_distances, groups": lambda X: distances(X, group=4),
+    "patch_distances, groups": distances_of_groups,
     "distances_from_centred": centred,
     "log_likelihood": lambda X: linalg.log_likelihood(basis(X), X),
     "project": lambda X: linalg.project(basis(X), X, whiten=True),

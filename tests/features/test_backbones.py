@@ -527,8 +527,8 @@ def test_transformers_give_a_grid_of_tokens_at_the_default_size_without_a_networ
     # torchvision's takes squares only, timm's the images' own shape.
     expected = (14, 14) if name == "vit_b_16" else (22, 14)
     assert extractor.image_size_ == (expected[0] * patch, expected[1] * patch)
-    assert (extractor.grid_size_, extractor.n_features_out_) == (expected, 3 * channels)
-    assert extractor.transform(images).shape == (1, *expected, 3 * channels)
+    assert (extractor.grid_size_, extractor.n_features_out_) == (expected, channels)
+    assert extractor.transform(images).shape == (1, *expected, channels)
 
 
 def tokens_stay_apart(network):

@@ -99,7 +99,7 @@ def test_intervals_hold_the_true_difference_as_often_as_they_say():
     held = {"image_roc_auc": [], "image_average_precision": []}
     many = two_models(np.random.default_rng(1), n=(20_000, 20_000), signal=(1.0, 1.6))
     truth = {key: row["difference"] for key, row in measures(*many, n_resamples=1).items()}
-    for _ in range(100):
+    for _ in range(200):
         found = measures(*two_models(rng, n=(60, 60), signal=(1.0, 1.6)), n_resamples=200)
         for key, of_measure in held.items():
             low, high = found[key]["interval"]

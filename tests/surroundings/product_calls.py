@@ -20,7 +20,7 @@ def product_calls(w: World) -> dict[str, Callable[[], Any]]:
     calls: dict[str, Callable[[], Any]] = {
         "fit": fitted,
         "fit_transform": lambda: ProductRouter(PatchGaussianDetector(4)).fit_transform(w.X, np.arange(len(w.X)) % 2),
-        "partial_fit": lambda: fitted().partial_fit(w.new, np.arange(len(w.new)) % 3),
+        "partial_fit": lambda: fitted().partial_fit(w.new, np.arange(len(w.new)) % 2 + 1),
         "products_": lambda: fitted().products_,
         "rejection_rates_": lambda: fitted().rejection_rates_,
         "route": lambda: fitted().route(w.new),

@@ -37,6 +37,8 @@ LEFT_OUT = {
     "export.to_onnx": "takes seconds: test_an_exported_file_does_not_depend_on_the_program",
     "features.weights_license": "a text",
     "export.to_openvino": "takes seconds: a file of to_onnx, which OpenVINO reads",
+    "export.tile_module": "a part of the extractor's network, as to_torch makes it",
+    **dict.fromkeys((f"GroupedSamples.{name}" for name in ("device", "dtype", "shape", "split", "to")), "moves samples"),
     "watching.run_command": "starts a program, and calculates nothing",
     "AnomalyMapDisplay.from_false_positives": "from_estimator, with other images",
     **dict.fromkeys(

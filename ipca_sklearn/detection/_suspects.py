@@ -220,7 +220,7 @@ class _Others:
         steps, detector = self.steps, self.detector
         parts, describe = [], None
         n_blocks = N_BLOCKS if steps.n_samples <= FEW_IMAGES else _N_BLOCKS_OF_MANY
-        for fitted, rows in leave_out(learn, None, torch.arange(steps.n_samples), n_blocks):
+        for fitted, rows in leave_out(learn, None, torch.from_numpy(np.arange(steps.n_samples)), n_blocks):
             if fitted is None or fitted.weight < 2:
                 raise steps.unreadable()
             device = fitted.state.mean.device
@@ -241,7 +241,11 @@ class _Others:
         values = np.concatenate(parts)
         summaries, descriptors = values[:, : -Describer.size], values[:, -Describer.size :]
         curve = LearningCurve.of(
-            detector.distance, detector.covariance, fitted.n_components, independent_samples(fitted.group)
+            detector.distance,
+            detector.covariance,
+            fitted.n_components,
+            independent_samples(fitted.group),
+            fitted.fewest_samples,
         )
         weight = fitted.weight / fitted.count * (len(values) - trimmed.sum())
         return Ranking.of(Calibration(summaries, steps.n_patches), weight, curve, trimmed, descriptors)

@@ -267,7 +267,7 @@ class ProductRouter(
             found = step.new_full((len(step), 2 + math.prod(self.patch_shape_)), torch.nan)
             nearest = step.new_full((len(step),), torch.inf)
             for number, detector in enumerate(self.detectors_.values()):
-                rows = torch.arange(len(step)) if wanted is None else torch.from_numpy(np.flatnonzero(wanted == number))
+                rows = torch.from_numpy(np.arange(len(step)) if wanted is None else np.flatnonzero(wanted == number))
                 if not len(rows):
                     continue
                 maps = detector.transform(features if len(rows) == len(step) else features[rows])

@@ -31,7 +31,7 @@ BAD = {
         "--margin": (FIT, ["x", "-1", "1.5", "nan", "1000"]),
         "--trim": (FIT, ["x", "-1", "0.5", "nan"]),
         "--report": (FIT, ["new.txt", "nowhere/new.html", "good"]),
-        "--reviewed": (FIT, ["nowhere.csv", "text.png"]),
+        "--reviewed": (FIT, ["nowhere.csv"]),
         "--tile-size": (FIT, ["x", "0", "-1", "5x", "100"]),
         "--tile-overlap": ((*FIT, "--tile-size", "96"), ["x", "-1", "1.5", "nan", "96", "20"]),
         "--region": (FIT, ["nowhere.png", "good", "text.png", "black.png"]),
@@ -114,7 +114,10 @@ BAD = {
         "--check": (("export", "model.joblib", "-o", "new.onnx"), ["nowhere", "empty"]),
         "--product": (("export", "model.joblib", "-o", "new.onnx"), ["x"]),
     },
-    "bench": {"--images": (("bench", "model.joblib"), ["1", "x"])},
+    "bench": {
+        "--images": (("bench", "model.joblib"), ["1", "x"]),
+        "--product": (("bench", "model.joblib"), ["x"]),
+    },
     "demo": {
         "--output": (("demo",), ["picture.txt", "good"]),
         "--material": (("demo",), ["x"]),

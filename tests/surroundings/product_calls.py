@@ -15,11 +15,13 @@ def product_calls(w: World) -> dict[str, Callable[[], Any]]:
     """Return the calls by name."""
 
     def fitted() -> ProductRouter:
-        return ProductRouter(PatchGaussianDetector(4)).fit(w.X, np.arange(len(w.X)) % 2)
+        return ProductRouter(PatchGaussianDetector(4), rejection_rate=0.1).fit(w.X, np.arange(len(w.X)) % 2)
 
     calls: dict[str, Callable[[], Any]] = {
         "fit": fitted,
-        "fit_transform": lambda: ProductRouter(PatchGaussianDetector(4)).fit_transform(w.X, np.arange(len(w.X)) % 2),
+        "fit_transform": lambda: ProductRouter(PatchGaussianDetector(4), rejection_rate=0.1).fit_transform(
+            w.X, np.arange(len(w.X)) % 2
+        ),
         "partial_fit": lambda: fitted().partial_fit(w.new, np.arange(len(w.new)) % 2 + 1),
         "products_": lambda: fitted().products_,
         "rejection_rates_": lambda: fitted().rejection_rates_,

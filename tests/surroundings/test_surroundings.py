@@ -38,7 +38,7 @@ LEFT_OUT = {
     "features.weights_license": "a text",
     "export.to_openvino": "takes seconds: a file of to_onnx, which OpenVINO reads",
     "export.tile_module": "a part of the extractor's network, as to_torch makes it",
-    **dict.fromkeys((f"GroupedSamples.{name}" for name in ("device", "dtype", "shape", "split", "to")), "moves samples"),
+    **dict.fromkeys((f"GroupedSamples.{name}" for name in ("device", "dtype", "shape", "split", "to")), "moves"),
     "watching.run_command": "starts a program, and calculates nothing",
     "AnomalyMapDisplay.from_false_positives": "from_estimator, with other images",
     **dict.fromkeys(

@@ -22,7 +22,7 @@ def product_calls(w: World) -> dict[str, Callable[[], Any]]:
         "fit_transform": lambda: ProductRouter(PatchGaussianDetector(4), rejection_rate=0.1).fit_transform(
             w.X, np.arange(len(w.X)) % 2
         ),
-        "partial_fit": lambda: fitted().partial_fit(w.new, np.arange(len(w.new)) % 2 + 1),
+        "partial_fit": lambda: fitted().partial_fit(w.new, np.arange(len(w.new)) % 2),
         "products_": lambda: fitted().products_,
         "rejection_rates_": lambda: fitted().rejection_rates_,
         "route": lambda: fitted().route(w.new),

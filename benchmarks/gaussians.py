@@ -75,7 +75,7 @@ def turned_gears(n_train: int, n_test: int) -> Set:
         return np.stack(found, 2).reshape(image.shape)
 
     places = [(rng.uniform(0, 2 * np.pi), rng.uniform(-0.06, 0.06, 2) * 256) for _ in range(n_train + n_test)]
-    train = [moved(image, *place, order=1) for image, place in zip(data.train_images, places, strict=False)]
+    train = [moved(image, *place, order=1) for image, place in zip(data.train_images, places[:n_train], strict=True)]
     pairs = list(zip(data.test_images, data.test_masks, places[n_train:], strict=True))
     test = [moved(image, *place, order=1) for image, _, place in pairs]
     masks = [moved(mask.astype(np.uint8), *place, order=0) > 0 for _, mask, place in pairs]

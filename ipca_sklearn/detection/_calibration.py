@@ -12,6 +12,7 @@ from scipy.stats import median_abs_deviation
 from torch import Tensor
 
 from ipca_sklearn.decomposition._batches import StepReader
+from ipca_sklearn.decomposition._fitted import Fitted, independent_samples
 
 # Most calibration images that are kept: enough for any rate above 1 in 1000.
 MAX_IMAGES = 8192
@@ -125,6 +126,12 @@ class LearningCurve:
         if distance == "mahalanobis":  # directions of few images have variance that others do not have there
             return cls(n_directions, False, 1, -0.3, per_image)
         return cls(n_directions, True, 0.5, 0.7, per_image, fewest)
+
+    @classmethod
+    def of_model(cls, distance: str, covariance: str, fitted: Fitted) -> LearningCurve:
+        """Return the curve of a kind of distance from what was learnt."""
+        per_image = independent_samples(fitted.group)
+        return cls.of(distance, covariance, fitted.n_components, per_image, fitted.fewest_samples)
 
     def correction(self, learnt: np.ndarray, distances: np.ndarray, weight: float) -> np.ndarray:
         """Return the factors that turn distances by models of weights `learnt` into those by a model of `weight`."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from ipca_sklearn import linalg
 from ipca_sklearn.decomposition._base import BasePCA, Learning
 from ipca_sklearn.decomposition._batches import StepReader
-from ipca_sklearn.decomposition._fitted import Fitted, independent_samples
+from ipca_sklearn.decomposition._fitted import Fitted
 from ipca_sklearn.detection._calibration import FEW_IMAGES, N_BLOCKS, Calibration, LearningCurve, leave_out
 from ipca_sklearn.detection._calibrator import KnownScores
 from ipca_sklearn.detection._cells import Cells
@@ -240,13 +240,7 @@ class _Others:
             parts.append(block)
         values = np.concatenate(parts)
         summaries, descriptors = values[:, : -Describer.size], values[:, -Describer.size :]
-        curve = LearningCurve.of(
-            detector.distance,
-            detector.covariance,
-            fitted.n_components,
-            independent_samples(fitted.group),
-            fitted.fewest_samples,
-        )
+        curve = LearningCurve.of_model(detector.distance, detector.covariance, fitted)
         weight = fitted.weight / fitted.count * (len(values) - trimmed.sum())
         return Ranking.of(Calibration(summaries, steps.n_patches), weight, curve, trimmed, descriptors)
 

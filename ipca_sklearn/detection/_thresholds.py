@@ -20,7 +20,7 @@ from ipca_sklearn._utils._turns import in_turn, of_one_state
 from ipca_sklearn._utils._typing import ArrayLike
 from ipca_sklearn.decomposition._base import BasePCA
 from ipca_sklearn.decomposition._batches import StepReader, read_steps
-from ipca_sklearn.decomposition._fitted import Fitted, independent_samples
+from ipca_sklearn.decomposition._fitted import Fitted
 from ipca_sklearn.decomposition._fitted_scatter import FittedExactPCA
 from ipca_sklearn.detection._calibration import (
     FEW_IMAGES,
@@ -435,8 +435,7 @@ class ThresholdMixin(MapScoringMixin):
         calibration = calibration.kept(fitted.count, fitted.weight, renewed=renewed)
         if fitted.count > FEW_IMAGES:
             left_out = Calibration.empty(left_out.n_patches)
-        per_image = independent_samples(fitted.group)
-        curve = LearningCurve.of(self.distance, self.covariance, pca.n_components_, per_image, fitted.fewest_samples)
+        curve = LearningCurve.of_model(self.distance, self.covariance, fitted)
         reference = (left_out if len(left_out) else calibration).corrected_to(fitted.weight, curve)
         learnt = {
             **shape,

@@ -100,6 +100,7 @@ def exported(network: nn.Module, image: Tensor) -> torch.export.ExportedProgram:
     """
     with as_in_a_fresh_process(torch.device("cpu")), tracing_modules(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's own making
+        # strict=False is torch's other way to trace a network, by calling it; what it would miss is checked below.
         program = torch.export.export(network, (image,), strict=False)
     if program.graph_signature.buffers_to_mutate or program.graph_signature.user_inputs_to_mutate:
         raise Unsuitable("the network changes its own buffers, or the images")

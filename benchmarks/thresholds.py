@@ -12,13 +12,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from benchmarks.common.features import add_set_options, features_on_disk, image_sets
 from benchmarks.common.reports import argument_parser, environment, markdown_table, write_results
 from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector
-from ipca_sklearn.detection._map_ops import image_scores
 
 NOMINAL = (0.01, 0.05, 0.1)
 CALIBRATIONS: dict[str, Any] = {"prequential": "prequential", "the last quarter": 0.25}
@@ -38,7 +36,7 @@ def realised(features: np.ndarray, n_train: int, seed: int) -> dict[str, float]:
     for name, calibration in CALIBRATIONS.items():
         detector = PatchGaussianDetector(calibration=calibration).fit(train)
         maps = detector.transform(new)
-        scores = -image_scores(torch.from_numpy(maps).flatten(1), detector.image_score).numpy()
+        scores = detector.score_maps(maps)
         p_values = detector.p_values(scores=scores)
         shares[f"{name}, images, auto"] = float(np.mean(scores < detector.offset_))
         for rate in NOMINAL:

@@ -19,7 +19,7 @@ from ipca_sklearn.export import to_onnx, to_openvino
 openvino = pytest.importorskip("openvino", reason="openvino is not installed")
 pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
 
-GUIDE = Path(__file__).resolve().parent.parent / "docs" / "user_guide.md"
+GUIDE = Path(__file__).resolve().parent.parent / "docs" / "guide_tasks.md"
 
 
 def pictures(n, seed=0):

@@ -118,7 +118,7 @@ QUOTES = [
     ("README.md", row("one Gaussian for each patch, EfficientNet-Lite0, k = 32", "default", "default", 32)),
     ("README.md", row("one Gaussian for each patch, EfficientNet-Lite2, k = 32", "default", "default", 32, "lite2")),
     (
-        "docs/user_guide.md",
+        "docs/guide_tasks.md",
         f"image / pixel ROCAUC in per cent is {leather_k(32)} with k = 32, {leather_k(64)} with 64, "
         f"{leather_k(None)} with 96 and {leather_k(128)} with 128",
     ),
@@ -156,22 +156,22 @@ QUOTES = [
         f"{one_changed('magnetic_tile', *NEAREST)}), and 256 of which 224 are inspected (tiles "
         f"{one_changed('magnetic_tile', 'image_size=256, crop_size=224')}).",
     ),
-    ("docs/user_guide.md", f"of new normal images it rejected {AUTO} in the mean"),
+    ("docs/guide_tasks.md", f"of new normal images it rejected {AUTO} in the mean"),
     ("docs/coming_from.md", f"which {AUTO} of new normal images are below"),
     ("ipca_sklearn/detection/_patch_gaussian.py", f"{AUTO} of new normal images are below it"),
     (
-        "docs/user_guide.md",
+        "docs/guide_tasks.md",
         f"a frame took {latency(SPIN, 'p50', 'to_torch'):.0f} ms in place of {latency('', 'p50', 'to_torch'):.0f} by "
         f"`to_torch` and {latency(SPIN, 'p50', 'pipeline'):.0f} in place of {latency('', 'p50', 'pipeline'):.0f} by "
         "the pipeline",
     ),
     (
-        "docs/user_guide.md",
+        "docs/guide_tasks.md",
         f"the network alone was {latency(BUSY, 'p95 / p50', 'network', 'latency_busy'):.1f} times its median, and that "
         f"of `to_torch` {latency(BUSY, 'p95 / p50', 'to_torch', 'latency_busy'):.1f} times",
     ),
     (
-        "docs/user_guide.md",
+        "docs/guide_tasks.md",
         f"took {latency(BUSY, 'p50', 'onnx', 'latency_busy'):.0f} to "
         f"{latency(f'{BUSY}, {SPIN}', 'p50', 'onnx', 'latency_busy'):.0f} ms either way",
     ),

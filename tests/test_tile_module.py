@@ -15,7 +15,7 @@ from sklearn.pipeline import Pipeline
 from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector
 from ipca_sklearn.export import tile_module, to_torch
 
-GUIDE = Path(__file__).resolve().parent.parent / "docs" / "user_guide.md"
+GUIDE = Path(__file__).resolve().parent.parent / "docs" / "guide_tasks.md"
 
 
 def fitted():

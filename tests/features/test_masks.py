@@ -422,6 +422,19 @@ def test_no_defect_is_lost_and_nothing_is_invented(seed, height, width, rows, co
     fine = np.repeat(np.repeat(numbers, rows, axis=0), columns, axis=1)
     marked = np.repeat(np.repeat(cells, height, axis=0), width, axis=1)
     assert set(range(1, n_defects + 1)) <= set(np.unique(fine[marked]).tolist())
+    for defect in range(1, n_defects + 1):
+        touched = shares(numbers == defect, (rows, columns)) > 0
+        assert ndimage.label(cells & touched, np.ones((3, 3)))[1] == 1
+
+
+def test_a_large_defect_with_a_thin_tail_stays_in_one_piece():
+    """Else measures of regions would count the tail as a defect of its own."""
+    mask = np.zeros((300, 300), dtype=bool)
+    mask[40:120, 40:120] = True
+    mask[80, 120:260] = True
+    cells = shrink_mask(mask, (97, 101))
+    assert ndimage.label(cells, np.ones((3, 3)))[1] == 1
+    assert cells.mean() == pytest.approx(mask.mean(), rel=0.15)  # a cell is three pixels wide, and so is the tail
 
 
 def test_a_mask_of_the_size_itself_is_as_it_was():

@@ -152,7 +152,7 @@ def decimal_comma(folder: Path) -> Iterator[None]:
             locale.setlocale(locale.LC_NUMERIC, "C")
 
 
-# Threads are not among them: their number changes the rounding of products (docs/user_guide.md).
+# Threads are not among them: their number changes the rounding of products (docs/guide_operations.md).
 SURROUNDINGS: dict[str, Callable[[Path], AbstractContextManager[Any]]] = {
     "autocast to bfloat16": lambda _: torch.autocast("cpu", torch.bfloat16),
     "autocast to float16": lambda _: torch.autocast("cpu", torch.float16),

@@ -152,21 +152,9 @@ def _is_fitted(estimator: Any) -> bool:
 
 @dataclass(frozen=True)
 class _Evaluation:
-    """Fits and scores candidates on one split, perhaps in another process.
+    """Fits and scores candidates on one split, perhaps in another process."""
 
-    Parameters
-    ----------
-    estimator : estimator
-        Not fitted.
-    fit_jointly : callable
-        As `JointGridSearch._fit_jointly`.
-    scorers : callable
-        scikit-learn's.
-    return_train_score, error_score
-        As in `GridSearchCV`.
-    """
-
-    estimator: Any
+    estimator: Any  # not fitted
     fit_jointly: Callable[[Sequence[Any], Any, Any], int]
     scorers: Any
     return_train_score: bool

@@ -42,17 +42,9 @@ class Visit:
 class ProcessSetting:
     """A setting of the whole process that has one certain value while at least one thread needs it.
 
-    The first visit saves the setting and changes it, the last one restores it. What is saved stays until it is
-    restored: after a visit whose end was interrupted, the next one restores it.
-
-    Parameters
-    ----------
-    is_set : callable
-        Returns whether the setting has the value that is needed.
-    change : callable
-        Gives it that value.
-    save : callable
-        Returns a function that restores the present value.
+    The first visit saves and changes the setting, the last one restores it. What is saved stays until it is restored:
+    after a visit whose end was interrupted, the next one restores it. `is_set` returns whether the setting has that
+    value, `change` gives it that value, and `save` returns a function that restores the present one.
     """
 
     def __init__(

@@ -18,9 +18,9 @@ class OldFileError(ValueError):
 
 
 class VersionedMixin:
-    """Store the package's version with an estimator and warn when another version loads it.
+    """Store the package's version with an estimator, and warn when another version loads it.
 
-    `BaseEstimator` does so only for modules of scikit-learn. This class comes before `BaseEstimator` among the bases.
+    `BaseEstimator` does so only for modules of scikit-learn. Name this class before it among the bases.
     """
 
     def __getstate__(self) -> dict[str, Any]:

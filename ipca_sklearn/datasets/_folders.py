@@ -91,10 +91,7 @@ def _visible(root: Path | str) -> Iterator[tuple[str, list[str], list[str]]]:
 
 
 def _folders(root: str, passed_over: list[str]) -> Iterator[tuple[str, list[str]]]:
-    """Yield a folder, its subfolders and those that links lead to, each once, with the names of their files.
-
-    Folders that are not listed again are added to `passed_over`.
-    """
+    """Yield a folder, its subfolders and those that links lead to, each once; add those not listed to `passed_over`."""
     # What is really here comes before what links lead to, so that a link to a neighbour does not take its place.
     here = {_identity(parent) for parent, _, _ in _visible(root)}
     listed = set(here)
@@ -131,27 +128,7 @@ def _above(path: str) -> Iterable[str]:
 
 
 def require_images(folder: Path, what: str, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[Path]:
-    """List the images of a folder with `list_images`, and raise if there are none.
-
-    Parameters
-    ----------
-    folder : Path
-        Folder to list.
-    what : str
-        Name of the images in the message, for example "normal training image".
-    suffixes : tuple of str
-        Lower-case suffixes to accept, in any case.
-
-    Returns
-    -------
-    list of Path
-        At least one path.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the folder is absent or has no image.
-    """
+    """List the images of a folder, and raise a FileNotFoundError that names `what` is missing if there are none."""
     images = list_images(folder, suffixes)
     if not images:
         state = "has no images" if folder.is_dir() else "does not exist"
@@ -162,26 +139,7 @@ def require_images(folder: Path, what: str, suffixes: tuple[str, ...] = IMAGE_SU
 
 
 def existing_root(root: str | os.PathLike[str], layout: str) -> Path:
-    """Return `root` as a path, or raise an error that names it and the expected layout.
-
-    Parameters
-    ----------
-    root : str or path-like
-        Folder given by the caller; a leading ``~`` is the home folder.
-    layout : str
-        The files expected in it, for the message.
-
-    Returns
-    -------
-    Path
-
-    Raises
-    ------
-    FileNotFoundError
-        If `root` does not exist.
-    NotADirectoryError
-        If `root` is a file.
-    """
+    """Return `root` with ``~`` expanded, or raise an error that names it and the expected layout."""
     path = Path(root).expanduser()
     if path.is_dir():
         return path
@@ -191,21 +149,7 @@ def existing_root(root: str | os.PathLike[str], layout: str) -> Path:
 
 
 def make_bunch(train_paths: list[Path], tests: list[Sample], descr: str) -> Bunch:
-    """Return the Bunch of a loader of folders.
-
-    Parameters
-    ----------
-    train_paths : list of Path
-        The normal images to fit on.
-    tests : list of Sample
-        The test images in their final order.
-    descr : str
-        Source, licence, citation and split.
-
-    Returns
-    -------
-    sklearn.utils.Bunch
-    """
+    """Return the Bunch of a loader of folders."""
     defect_types = np.array([test.defect_type for test in tests], dtype=str)
     return Bunch(
         train_paths=train_paths,

@@ -111,33 +111,12 @@ def load_magnetic_tile(root: str | os.PathLike[str], *, test_prefix: str = "exp1
 
 
 def defect_folders(root: Path) -> list[Path]:
-    """List the folders ``MT_<type>`` of defective images, sorted by name.
-
-    Parameters
-    ----------
-    root : Path
-        Folder with these folders.
-
-    Returns
-    -------
-    list of Path
-    """
+    """List the folders ``MT_<type>`` of defective images, sorted by name."""
     return sorted(path for path in root.glob("MT_*") if path.name != NORMAL_FOLDER and path.is_dir())
 
 
 def photos_and_masks(folder: Path) -> tuple[list[Path], dict[str, Path]]:
-    """List the images of one type, and its masks by the stem of their file names, which is that of the image.
-
-    Parameters
-    ----------
-    folder : Path
-        A folder ``MT_<type>``.
-
-    Returns
-    -------
-    photos : list of Path
-    masks : dict of str to Path
-    """
+    """List the images of one type, and its masks by the stem of their file names, which is that of the image."""
     images = folder / "Imgs"
     return list_images(images, PHOTO_SUFFIXES), {path.stem: path for path in list_images(images, MASK_SUFFIXES)}
 

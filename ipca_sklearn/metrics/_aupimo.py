@@ -213,18 +213,7 @@ def lack_of_normal_pixels(pixels: Pixels, fpr_bounds: tuple[float, float]) -> st
 
 
 def normal_scores(pixels: Pixels, fpr_bounds: tuple[float, float]) -> NDArray[Any]:
-    """Return the sorted scores of the pixels of the normal images, where they are enough for the bounds.
-
-    Raises
-    ------
-    ValueError
-        The bounds are none, there are too few normal pixels, or no anomalous one.
-
-    Warns
-    -----
-    FewImagesWarning
-        As `aupimo_score`.
-    """
+    """Check the bounds, and return the sorted scores of the pixels of normal images; warn if few lie between them."""
     if np.shape(fpr_bounds) != (2,) or not 0 < fpr_bounds[0] < fpr_bounds[1] <= 1:
         raise ValueError(f"fpr_bounds={fpr_bounds!r} must be two rates with 0 < lower < upper <= 1")
     lack = lack_of_normal_pixels(pixels, fpr_bounds)
@@ -260,10 +249,7 @@ def image_areas(
     defects: NDArray[np.bool_],
     fpr_bounds: tuple[float, float],
 ) -> NDArray[np.float64]:
-    """Return the AUPIMO of each image, from sorted scores of normal images, and those of the anomalous pixels.
-
-    The latter are in the order of the masks `defects` (n, height, width).
-    """
+    """Return the AUPIMO of each image; `normal` is sorted, `anomalous` in the order of the masks (n, height, width)."""
     sizes = defects.sum(axis=(1, 2))
     images = np.repeat(np.arange(len(defects)), sizes)
     low, high = (bound * normal.size for bound in fpr_bounds)
@@ -277,9 +263,6 @@ def image_areas(
 
 
 def rising_area(start: Any, stop: Any, low: Any, high: Any) -> Any:
-    """Return the area between bounds, under log(x), of a line that rises from 0 at `start` to 1 at `stop`.
-
-    It is the integral of (x - start) / (stop - start) / x, and 0 where start and stop are the same.
-    """
+    """Return the area under log(x), between bounds, of a line from 0 at `start` to 1 at `stop`; 0 if they are equal."""
     left, right = np.clip(start, low, high), np.clip(stop, low, high)
     return np.maximum(right - left - start * np.log(right / left), 0) / np.maximum(stop - start, 1e-300)

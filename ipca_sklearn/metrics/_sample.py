@@ -35,27 +35,13 @@ FOUND, FALSE_ALARMS = "found", "false_alarms"
 
 @dataclass(frozen=True)
 class TestedImages:
-    """Images with labels, and what one model says of them.
+    """Images with labels, and the results of one model."""
 
-    Parameters
-    ----------
-    labels : ndarray of shape (n,)
-        +1 for a normal image, -1 for an anomalous one.
-    scores : ndarray of shape (n,)
-        Higher is more normal.
-    is_called : ndarray of bool, shape (n,), or None
-        Which images score below the threshold; None if there is none.
-    has_mask : ndarray of bool, shape (n,)
-        Images whose pixels are looked at.
-    pixels : PixelSample or None
-        Of these images.
-    """
-
-    labels: NDArray[Any]
-    scores: NDArray[Any]
-    is_called: NDArray[np.bool_] | None
-    has_mask: NDArray[np.bool_]
-    pixels: PixelSample | None
+    labels: NDArray[Any]  # (n,), +1 normal, -1 anomalous
+    scores: NDArray[Any]  # (n,), higher is more normal
+    is_called: NDArray[np.bool_] | None  # (n,), which score below the threshold; None without one
+    has_mask: NDArray[np.bool_]  # (n,), images whose pixels are measured
+    pixels: PixelSample | None  # of these images
 
     @classmethod
     def of(
@@ -89,10 +75,7 @@ class TestedImages:
     def measures(
         self, chosen: NDArray[np.bool_], n_resamples: int, seed: int | None
     ) -> tuple[dict[str, float], dict[str, Floats]]:
-        """Return the measures of some of the images, and those of their resamples.
-
-        The resamples of a seed are the same for all models that are tested with the same images and masks.
-        """
+        """Return the measures of some of the images and of their resamples, which are the same for all models."""
         is_normal = self.is_normal[chosen]
         weights = resampled_weights(is_normal, n_resamples, seed)
         figures: dict[str, float] = {}
@@ -114,27 +97,13 @@ class TestedImages:
 
 @dataclass(frozen=True)
 class PixelSample:
-    """The pixels of all images with a mask: what all rows of a report share.
-
-    Parameters
-    ----------
-    pixels : Pixels
-        Their masks and maps.
-    counts : PixelCounts or None
-        None if there are only normal or only anomalous pixels.
-    of_marks : ndarray of shape (n, 3) or None
-        See `mask_counts`.
-    of_regions : RegionCounts or None
-        Of the same images.
-    normal : ndarray or None
-        Sorted scores of the normal images' pixels; None if they are too few for AUPIMO.
-    """
+    """The pixels of all images with a mask, shared by all rows of a report."""
 
     pixels: Pixels
-    counts: PixelCounts | None
-    of_marks: NDArray[np.int64] | None
+    counts: PixelCounts | None  # None if there are only normal or only anomalous pixels
+    of_marks: NDArray[np.int64] | None  # (n, 3), see `mask_counts`
     of_regions: RegionCounts | None
-    normal: NDArray[Any] | None
+    normal: NDArray[Any] | None  # sorted scores of the normal images' pixels; None if too few for AUPIMO
 
     @classmethod
     def of(

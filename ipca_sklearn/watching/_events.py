@@ -16,20 +16,7 @@ _MOST_PATHS = 10_000
 
 
 class FolderEvents:
-    """Paths of a folder that something has happened to.
-
-    Parameters
-    ----------
-    folder : Path
-        Searched through all levels. Folders that links in it lead to are not: no event comes from them.
-
-    Raises
-    ------
-    ImportError
-        watchdog is not installed.
-    OSError
-        The system has no more events to give (`fs.inotify.max_user_watches` on Linux).
-    """
+    """Paths of a folder, searched through all levels but not through links, that something has happened to."""
 
     def __init__(self, folder: Path) -> None:
         from watchdog.observers import Observer

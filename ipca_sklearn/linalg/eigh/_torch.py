@@ -11,19 +11,9 @@ from ipca_sklearn.linalg._execution import for_each_chunk
 
 
 def leading_eigh(gram: Tensor, n_vectors: int) -> tuple[Tensor, Tensor]:
-    """Return the largest eigenvalues (P, k), descending, and their eigenvectors as rows (P, k, n).
+    """Return the k largest eigenvalues (P, k), descending, and eigenvectors as rows, of the lower triangles (P, n, n).
 
-    Parameters
-    ----------
-    gram : Tensor of shape (P, n, n)
-        Symmetric matrices; only the lower triangle is read.
-    n_vectors : int
-        k <= n.
-
-    Raises
-    ------
-    torch.linalg.LinAlgError
-        An iteration does not converge. Some routines return NaN instead.
+    Where an iteration does not converge it raises a LinAlgError; some routines return NaN instead.
     """
     values, vectors = torch.linalg.eigh(gram, UPLO="L")
     return values.flip(-1)[:, :n_vectors], vectors.flip(-1)[..., :n_vectors].mT.contiguous()

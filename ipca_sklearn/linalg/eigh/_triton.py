@@ -147,19 +147,10 @@ def _reflect(vectors, reflectors, weights, n, k, ROWS: tl.constexpr, SIZE: tl.co
 
 
 def leading_eigh(gram: Tensor, n_vectors: int) -> tuple[Tensor, Tensor]:
-    """Return the largest eigenvalues (P, k), descending, and their eigenvectors as rows (P, k, n).
+    """Return the k largest eigenvalues (P, k), descending, and eigenvectors as rows, of the lower triangles (P, n, n).
 
-    Parameters
-    ----------
-    gram : Tensor of shape (P, n, n)
-        Symmetric matrices on a GPU, n <= `TRITON_SIZE`; only the lower triangle is read.
-    n_vectors : int
-        k <= n.
-
-    Notes
-    -----
-    Memory: 2 n^2 numbers per matrix besides the result. Results are NaN for a matrix whose iteration does not converge,
-    or that holds NaN or infinity.
+    n is at most `TRITON_SIZE`. Memory: 2 n^2 numbers per matrix besides the result. Results are NaN for a matrix whose
+    iteration does not converge, or that holds NaN or infinity.
     """
     count, n = gram.shape[0], gram.shape[1]
     gram = gram.contiguous()

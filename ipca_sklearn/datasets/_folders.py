@@ -31,27 +31,9 @@ def list_images(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES, *, rec
     """List the images in a folder, sorted by name; an absent folder has none.
 
     Names that begin with a dot are left out: archives made on macOS carry a ``._000.png`` for each ``000.png``. Links
-    to absent files are listed; they fail when they are read.
-
-    Parameters
-    ----------
-    folder : Path
-        Folder to list.
-    suffixes : tuple of str
-        Lower-case suffixes to accept, in any case.
-    recursive : bool, default=False
-        Also list the subfolders: the images of a folder come first, then those of its subfolders by name. Hidden
-        subfolders are left out. A folder that a link leads to is listed once, where it really is if that is here too.
-
-    Returns
-    -------
-    list of Path
-
-    Warns
-    -----
-    UserWarning
-        Files that are images by their suffixes, but of a format that is not read, with the number of each suffix.
-        Links to folders that are listed already, or that lead back (a loop), and are passed over.
+    to absent files are listed; they fail when they are read. If `recursive`, the images of a folder come first, then
+    those of its subfolders by name; a folder that a link leads to is listed once, where it really is if that is here.
+    Images of formats that are not read, and links to folders that are listed already or lead back, are warned of.
     """
     found: list[Path] = []
     others: Counter[str] = Counter()

@@ -204,7 +204,11 @@ def patch_distances(operator: DistanceOperator, step: Samples) -> Tensor:
         distances, task = _by_groups(operator, step)
     else:
         distances = mean.new_empty(n_samples, n_patches)
-        compute = _by_numba() if with_numba else _by_matrix_products
+        compute: Callable[..., Tensor] = _by_matrix_products
+        if with_numba:
+            from ipca_sklearn.linalg._numba_distances import distances_of_chunk  # numba is optional
+
+            compute = distances_of_chunk
 
         def task(patches: slice) -> None:
             distances[:, patches] = compute(step[:, patches].to(mean), *_part(operator, patches))
@@ -239,12 +243,6 @@ def _part(
     optional = (operator.transform, operator.scale, operator.precision)
     transform, scale, precision = (None if factor is None else factor[patches] for factor in optional)
     return operator.mean[patches], operator.rows[patches].to(operator.mean), transform, scale, precision
-
-
-def _by_numba() -> Callable[..., Tensor]:
-    from ipca_sklearn.linalg._numba_distances import distances_of_chunk  # numba is optional
-
-    return distances_of_chunk
 
 
 def _by_matrix_products(samples: Tensor, mean: Tensor, rows: Tensor, *factors: Tensor | None) -> Tensor:

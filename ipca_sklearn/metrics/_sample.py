@@ -28,9 +28,16 @@ OF_IMAGES: dict[str, tuple[Callable[..., float], Callable[[Floats, Floats], Floa
     "image_average_precision": (image_average_precision_score, _resampling.average_precision),
     "image_f1_max": (image_f1_max_score, _resampling.f1_max),
 }
-OF_MAPS = ("pixel_roc_auc", "pixel_average_precision", "pixel_f1_max", "aupro", "aupro_0.05", "aupimo")
+# The same of pixels: from the scores of normal and of anomalous ones.
+_OF_SCORES = {
+    "pixel_roc_auc": (_pixels.roc_auc, _resampling.roc_auc),
+    "pixel_average_precision": (_pixels.average_precision, _resampling.average_precision),
+    "pixel_f1_max": (_pixels.f1_max, _resampling.f1_max),
+}
+_MAX_FPR = {"aupro": 0.3, "aupro_0.05": 0.05}
+OF_MAPS = (*_OF_SCORES, *_MAX_FPR, "aupimo")
 OF_MARKED = ("pixel_f1", "pro", "region_f1")
-FOUND, FALSE_ALARMS = "found", "false_alarms"
+FOUND, FALSE_POSITIVES = "found", "false_positive_rate"
 
 
 @dataclass(frozen=True)
@@ -85,7 +92,7 @@ class TestedImages:
             figures |= {key: metric(labels, scores) for key, (metric, _) in OF_IMAGES.items()}
             curves = _resampling.image_curves(is_normal, scores, weights)
             resampled |= {key: of_curves(*curves) for key, (_, of_curves) in OF_IMAGES.items()}
-        for key, kind in ((FOUND, ~is_normal), (FALSE_ALARMS, is_normal)):
+        for key, kind in ((FOUND, ~is_normal), (FALSE_POSITIVES, is_normal)):
             if self.is_called is not None and kind.any():
                 called = self.is_called[chosen][kind]
                 figures[key], resampled[key] = float(called.mean()), weights[:, kind] @ called / len(called)
@@ -174,14 +181,9 @@ class PixelSample:
         normal, anomalous = pixels.split()
         regions = _pixels.label_defects(pixels.defects, 2)
         sums = self.counts.only(chosen).sums(weights)
-        both = sums.normal, sums.anomalous
-        figures["pixel_roc_auc"] = _pixels.roc_auc(normal, anomalous)
-        resampled["pixel_roc_auc"] = _resampling.roc_auc(*both)
-        figures["pixel_average_precision"] = _pixels.average_precision(normal, anomalous)
-        resampled["pixel_average_precision"] = _resampling.average_precision(*both)
-        figures["pixel_f1_max"] = _pixels.f1_max(normal, anomalous)
-        resampled["pixel_f1_max"] = _resampling.f1_max(*both)
-        for key, max_fpr in (("aupro", 0.3), ("aupro_0.05", 0.05)):
+        for key, (metric, of_curves) in _OF_SCORES.items():
+            figures[key], resampled[key] = metric(normal, anomalous), of_curves(sums.normal, sums.anomalous)
+        for key, max_fpr in _MAX_FPR.items():
             figures[key] = _pixels.aupro(normal, anomalous, *regions, max_fpr)
             resampled[key] = _resampling.aupro(sums.normal, sums.overlap, max_fpr)
         if self.normal is not None:

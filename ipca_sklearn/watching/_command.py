@@ -1,4 +1,4 @@
-"""A command for a row: it gets the row as JSON, and cannot stop who calls it."""
+"""Run a command with a row as JSON; its failure is a message, and no error."""
 
 from __future__ import annotations
 

@@ -154,7 +154,9 @@ def test_all_measures_of_the_report_are_compared_and_have_its_figures():
         for i in range(2)
     ]
     for number, kind in enumerate(compared["defects"]):
-        rows = [report["defects"][number] | {"false_alarms": report["false_alarms"]} for report in reports]
+        rows = [
+            report["defects"][number] | {"false_positive_rate": report["false_positive_rate"]} for report in reports
+        ]
         assert kind["defects"] == rows[0]["defects"] and kind["n_images"] == rows[0]["n_images"]
         figures = {row["measure"]: (row["a"], row["b"]) for row in kind["measures"]}
         assert set(figures) == {key for key, value in rows[0].items() if isinstance(value, float)}

@@ -180,9 +180,9 @@ def test_report_has_the_measures_of_each_type_beside_all_normal_images(region):
         assert {key: row[key] for key in expected} == pytest.approx(expected, abs=1e-12)
         assert set(row["intervals"]) == set(expected)
         assert all(low - 0.01 <= row[key] <= high + 0.01 for key, (low, high) in row["intervals"].items())
-    assert report["n_normal"] == 10 and report["false_alarms"] == np.mean(scores[labels == 1] < -3.6)
-    low, high = report["false_alarms_interval"]
-    assert low <= report["false_alarms"] < high < 1
+    assert report["n_normal"] == 10 and report["false_positive_rate"] == np.mean(scores[labels == 1] < -3.6)
+    low, high = report["false_positive_rate_interval"]
+    assert low <= report["false_positive_rate"] < high < 1
 
 
 def test_report_intervals_are_those_of_the_function():
@@ -238,13 +238,13 @@ def test_report_of_one_kind_of_image_has_no_figure_that_needs_both():
         report = evaluation_report([1, 1], [0.5, 0.7], offset=0.6)
     (row,) = report["defects"]
     assert row["image_roc_auc"] is None and row["found"] is None and row["intervals"] == {}
-    assert report["false_alarms"] == 0.5
+    assert report["false_positive_rate"] == 0.5
     masks = np.ones((2, 4, 4), bool)
     with pytest.warns(FewImagesWarning):
         report = evaluation_report([-1, -1], [0.5, 0.7], masks, 1.0 * masks, marked=masks, offset=0.6)
     (row,) = report["defects"]
     assert row["pixel_roc_auc"] is None and row["pixel_f1"] == 1 and row["found"] == 0.5
-    assert report["false_alarms"] is None
+    assert report["false_positive_rate"] is None
 
 
 @pytest.mark.filterwarnings("ignore::ipca_sklearn.exceptions.FewImagesWarning")

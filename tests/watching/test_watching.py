@@ -265,7 +265,7 @@ def test_what_is_remembered_is_what_lies_in_the_folder(incoming, tmp_path):
             n_rows += 1
             os.remove(row["path"])
             if n_rows % 100 == 0:
-                assert len(watcher._given) <= 200 and not watcher._waiting and not watcher._untold
+                assert len(watcher._given) <= 200 and not watcher._waiting and not watcher._without_event
                 sizes.append(tracemalloc.get_traced_memory()[0])
                 for number in range(100):
                     put(incoming, f"{n_rows + number}.png")
@@ -294,6 +294,7 @@ def test_a_folder_that_goes_forgets_nothing_and_another_in_its_place_is_compared
 
 
 def test_a_subfolder_that_was_away_for_a_moment_is_not_given_again(incoming, tmp_path):
+    """Why the listings are not watchdog's PollingObserver: to it, these images are deleted, and then new ones."""
     put(incoming, "camera/a.png", modified=1)
     put(incoming, "b.png", modified=2)
     watcher = polling(incoming, settle=0)

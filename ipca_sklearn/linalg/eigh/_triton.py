@@ -1,9 +1,10 @@
 """Leading eigenvectors of many symmetric matrices on a GPU, one program per matrix (Triton).
 
-It serves torch versions whose `torch.linalg.eigh` takes matrices larger than 32 x 32 one after the other. The algorithm
-is that of LAPACK's `syev`: Householder tridiagonalisation in registers, implicit QL on the tridiagonal matrix by one
-warp, and the reflectors applied to the wanted vectors only (Golub & Van Loan, Matrix Computations, Sec. 8.3).
-Matrices are scaled to a largest entry of 1; `_sizes` says what is negligible then.
+It is reached where `torch.linalg.eigh` takes matrices larger than 32 x 32 one after the other: with torch 2.10 and
+2.11, and with any build for CUDA 12.6 or older (`torch_batches_any_size`). The algorithm is that of LAPACK's `syev`:
+Householder tridiagonalisation in registers, implicit QL on the tridiagonal matrix by one warp, and the reflectors
+applied to the wanted vectors only (Golub & Van Loan, Matrix Computations, Sec. 8.3). Matrices are scaled to a largest
+entry of 1; `_sizes` says what is negligible then.
 """
 
 from __future__ import annotations

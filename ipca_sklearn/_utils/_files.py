@@ -1,4 +1,4 @@
-"""Files that are complete or not there at all, and names of files that are safe to print."""
+"""Atomic writing of files, and names of files that are safe to print."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def status_of(path: PathLike) -> tuple[int, int] | None:
 
 
 def digest_of(key: Iterable[object]) -> bytes:
-    """Return 16 bytes for what tells a file from others, such as its path, its size and its time of change."""
+    """Return 16 bytes that identify a file, from its path, size and time of change, say."""
     text = "\0".join(map(str, key))
     return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).digest()
 

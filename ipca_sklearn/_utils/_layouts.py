@@ -1,4 +1,4 @@
-"""What samples that are learnt together have in common: their columns, their shape, and which patches are looked at."""
+"""Columns, shape and inspected patches, which samples that are learnt together have in common."""
 
 from __future__ import annotations
 

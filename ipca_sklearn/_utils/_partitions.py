@@ -1,4 +1,4 @@
-"""What one fit decides from its first images, decided once for all partitions and checked before one is learnt."""
+"""Decide once for all partitions what one fit decides from its first images, and check them before learning."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def choose(model: Any, partition: Any, index: int) -> Choices | ImageReadError:
                 if step.on_error == "skip":
                     return error
                 raise
-            break  # nothing after it looks at images
+            break  # later steps see no images
         X, learnt = _fit_step(clone(step), X)
         of_steps.append(learnt)
     parameters = learner.get_params()
@@ -125,7 +125,7 @@ def fit_first_steps(model: Any, X: Any, choices: Choices | None, index: int, wor
         if hasattr(step, "training_features"):
             if known is None:
                 X = step.fit_transform(X)
-            else:  # only the size is looked at, and zeros of any size take no memory
+            else:  # only the size counts, and zeros of any size take no memory
                 X = step.fit([np.broadcast_to(np.uint8(0), (*known, 3))]).training_features(X)
             continue
         X, learnt = _fit_step(step, X)
@@ -212,7 +212,7 @@ def _difference(first: dict[str, Any], second: dict[str, Any]) -> str | None:
 
 
 def _floating(X: Any) -> str | None:
-    """Return the dtype that an estimator computes in for this X; None where X does not tell."""
+    """Return the dtype that an estimator computes in for this X; None if X has none."""
     dtype = getattr(X, "dtype", None)
     if dtype is None and hasattr(X, "dtypes") and hasattr(X, "columns"):
         names = {str(each) for each in X.dtypes}

@@ -1,4 +1,4 @@
-"""Scores and thresholds compared exactly: numpy and torch round a threshold to the dtype of the scores first."""
+"""Exact comparisons of scores with thresholds, which numpy and torch round to the dtype of the scores first."""
 
 from __future__ import annotations
 

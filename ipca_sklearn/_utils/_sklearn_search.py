@@ -70,10 +70,8 @@ class JointGridSearch(GridSearchCV):
 
         Raises
         ------
-        TypeError
-            Parameters for the estimator or the scorer.
-        ValueError
-            As `GridSearchCV.fit`.
+        TypeError, ValueError
+            Parameters for the estimator or the scorer, or as `GridSearchCV.fit`.
         """
         scorers, refit_metric = self._get_scorers()
         X, y = indexable(X, y)

@@ -46,7 +46,7 @@ class VersionedMixin:
 
 
 def has_moved(name: str) -> bool:
-    """Return whether a type of this package, such as `"ipca_sklearn._model.Model"`, is no longer there."""
+    """Return whether a type of this package, such as `"ipca_sklearn._model.Model"`, does not exist any more."""
     module, _, attribute = name.rpartition(".")
     if not module.startswith("ipca_sklearn."):
         return False

@@ -1,4 +1,4 @@
-"""What the loaders of folders share: listing images, and the Bunch that they return."""
+"""Listing images of folders, and the Bunch that loaders return."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def _folders(root: str, passed_over: list[str]) -> Iterator[tuple[str, list[str]
 
 
 def _identity(folder: str) -> tuple[int, int]:
-    """Return what tells a folder from others, whatever path leads to it."""
+    """Return the device and inode of a folder, the same by any path."""
     status = os.stat(folder)
     return status.st_dev, status.st_ino
 

@@ -22,17 +22,15 @@ DISTANCES = ("mahalanobis", "residual", "ppca", "factor_analysis")
 class DistanceOperator:
     """Everything that turns samples into distances from P Gaussians. Immutable.
 
-    With x a sample, d = x - mean, z = transform @ rows @ d its projection, and r = d - (transform @ rows)^T z the
-    residual of the projection, the distance is ``sqrt(|scale * z|^2 + |precision * r|^2)``. A term whose factor is None
-    is left out.
+    With d = x - mean for a sample x, z = transform @ rows @ d and r = d - (transform @ rows)^T z, the distance is
+    ``sqrt(|scale * z|^2 + |precision * r|^2)``, without the term of a factor that is None.
 
     Parameters
     ----------
     mean : Tensor of shape (P, m)
         Means of the Gaussians.
     rows : Tensor of shape (P, r, m)
-        Rows to project on. They may be float16: `patch_distances` reads half of the bytes, and computes in the dtype of
-        the mean.
+        Rows to project on. They may be float16, half of the bytes: `patch_distances` computes in the dtype of the mean.
     transform : Tensor of shape (P, k, r) or None
         Combines the rows to orthonormal components. None: the rows are the components, and k = r.
     scale : Tensor of shape (P, k) or (P, 1), or None
@@ -43,7 +41,7 @@ class DistanceOperator:
     Raises
     ------
     ValueError
-        `scale` and `precision` are both None, so no distance is left.
+        `scale` and `precision` are both None.
 
     See Also
     --------
@@ -204,11 +202,7 @@ def patch_distances(operator: DistanceOperator, step: Samples) -> Tensor:
         distances, task = _by_groups(operator, step)
     else:
         distances = mean.new_empty(n_samples, n_patches)
-        compute: Callable[..., Tensor] = _by_matrix_products
-        if with_numba:
-            from ipca_sklearn.linalg._numba_distances import distances_of_chunk  # numba is optional
-
-            compute = distances_of_chunk
+        compute = _by_numba() if with_numba else _by_matrix_products
 
         def task(patches: slice) -> None:
             distances[:, patches] = compute(step[:, patches].to(mean), *_part(operator, patches))
@@ -245,6 +239,12 @@ def _part(
     return operator.mean[patches], operator.rows[patches].to(operator.mean), transform, scale, precision
 
 
+def _by_numba() -> Callable[..., Tensor]:
+    from ipca_sklearn.linalg._numba_distances import distances_of_chunk  # numba is optional
+
+    return distances_of_chunk
+
+
 def _by_matrix_products(samples: Tensor, mean: Tensor, rows: Tensor, *factors: Tensor | None) -> Tensor:
     return _distances_here(samples.sub(mean).transpose(0, 1), rows, *factors).mT
 
@@ -268,10 +268,6 @@ def distances_from_centred(
     -------
     Tensor of shape (P, n)
         Distances >= 0.
-
-    Notes
-    -----
-    The residual is formed explicitly. The difference ``|d|^2 - |z|^2`` would lose half of the digits where it is small.
 
     Examples
     --------

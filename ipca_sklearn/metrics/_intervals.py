@@ -1,4 +1,7 @@
-"""Confidence intervals of measures, by the bootstrap over images."""
+"""Confidence intervals of measures, by the bootstrap over images.
+
+`scipy.stats.bootstrap` draws neither from strata nor masks with maps, and would sort all pixels in every resample.
+"""
 
 from __future__ import annotations
 

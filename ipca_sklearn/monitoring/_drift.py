@@ -1,4 +1,4 @@
-"""Drift of a running line: an alarm that is false with a probability that is known, however long the line runs."""
+"""Drift of a running line: an alarm whose probability of being false is bounded, however long the line runs."""
 
 from __future__ import annotations
 
@@ -371,7 +371,7 @@ class DriftMonitor(VersionedMixin, BaseEstimator):
 
     @property
     def direction_(self) -> str | None:
-        """What the best of the bets says of the scores."""
+        """How the scores have changed, by the best of the bets."""
         check_is_fitted(self, "n_seen_")
         return DIRECTIONS[self._best_bet()] if self.n_seen_ else None
 

@@ -50,7 +50,7 @@ class NewImage(NamedTuple):
 
     @property
     def key(self) -> Key:
-        """What tells this content of this file from others: path, size and time of change."""
+        """Identity of this content of this file: path, size and time of change."""
         return self[:3]
 
 
@@ -241,7 +241,7 @@ class FolderWatcher:
                 self._without_event.pop(image[0], None)
                 self._notice(image, now)
         if any(now - found > _EVENT_DELAY for found in self._without_event.values()):
-            self._go_without_events(f"no event told of {printable(next(iter(self._without_event)))}", now)
+            self._go_without_events(f"no event came for {printable(next(iter(self._without_event)))}", now)
         return self._complete(now)
 
     def retry(self, image: NewImage, now: float | None = None) -> bool:
@@ -377,7 +377,7 @@ class FolderWatcher:
         self.close()
 
     def _wait(self) -> None:
-        """Wait for news, or until something is due."""
+        """Wait for an event, or until something is due."""
         now = time.monotonic()
         due = min((waiting.due for waiting in self._waiting.values()), default=inf)
         until = min(due, self._next_listing, now + self.interval)

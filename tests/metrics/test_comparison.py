@@ -147,7 +147,7 @@ def test_all_measures_of_the_report_are_compared_and_have_its_figures():
     labels, masks, maps = pixel_set()
     scores, marked = [-values.max(axis=(1, 2)) for values in maps], [values > 2 for values in maps]
     types = np.array(["good"] * 6 + ["a", "b"] * 3)
-    options = {"has_mask": np.arange(12) != 7, "defect_types": types}
+    options = {"has_mask": np.arange(12) != 7, "defect_types": types, "n_resamples": 250}
     compared = compare_scores(labels, *scores, masks, maps, marked=marked, offsets=(-3, -4), **options)
     reports = [
         evaluation_report(labels, scores[i], masks, maps[i], marked=marked[i], offset=(-3, -4)[i], **options)

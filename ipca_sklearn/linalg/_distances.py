@@ -309,7 +309,7 @@ def _hypotenuse(a: Tensor, b: Tensor) -> Tensor:
 
 
 def log_likelihood(basis: Basis, step: Samples) -> Tensor:
-    """Return the log-density of samples under probabilistic PCA.
+    """Return the log-density of samples under probabilistic PCA (Tipping & Bishop, J. R. Stat. Soc. B 61, 1999).
 
     The covariance has the basis' variances along its components and `noise_variance` along every other direction.
 
@@ -323,15 +323,11 @@ def log_likelihood(basis: Basis, step: Samples) -> Tensor:
     Returns
     -------
     Tensor of shape (n, P)
-        Log-densities, in the basis' dtype and on its device.
+        In the basis' dtype and on its device.
 
     Notes
     -----
     Cost: that of `patch_distances` with a residual.
-
-    References
-    ----------
-    Tipping & Bishop, "Probabilistic principal component analysis", J. R. Stat. Soc. B 61, 1999.
 
     Examples
     --------

@@ -39,17 +39,12 @@ def region_f1_score(
 
     Parameters
     ----------
-    masks : array-like of shape (n_images, height, width)
-        True (or 1, or 255 in uint8) on the defects, false (or 0) on normal pixels.
-    marked : array-like of shape (n_images, map_height, map_width)
-        What is called anomalous, coded like `masks`: `predict_masks` of a detector. A patch is all pixels whose centres
-        lie in it.
+    masks, marked, region
+        As in :func:`pixel_f1_score`. Of a defect, the part inside of the region counts.
     min_overlap : float, default=0.25
         In [0, 1). 0: any common pixel will do.
     connectivity : {1, 2}, default=2
         As in :func:`aupro_score`, for defects and for marked regions.
-    region : array-like of bool, default=None
-        As in :func:`pixel_f1_score`. Of a defect, the part inside counts.
 
     Returns
     -------
@@ -58,10 +53,8 @@ def region_f1_score(
 
     Raises
     ------
-    ValueError
+    ValueError, TypeError
         As :func:`pixel_f1_score`; `min_overlap` or `connectivity` is out of range.
-    TypeError
-        If an input does not hold real numbers.
 
     See Also
     --------

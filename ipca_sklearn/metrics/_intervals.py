@@ -26,6 +26,7 @@ from ipca_sklearn.metrics._pixels import (
     pixel_f1_score,
     pixel_roc_auc_score,
 )
+from ipca_sklearn.metrics._regions import RegionCounts, pro_score, region_f1_score
 from ipca_sklearn.metrics._resampling import Floats, PixelCounts, percentile_interval, resampled_weights, strata_of
 from ipca_sklearn.metrics._sample import OF_IMAGES
 
@@ -131,6 +132,11 @@ def confidence_interval(
     elif metric is pixel_f1_score:
         pixels, bits = check_marked(y_true, y_score, **{"region": None, **options})
         values = f1(*(weights(strata_of(pixels)) @ mask_counts(pixels, bits)).T)
+    elif metric in (pro_score, region_f1_score):
+        metric(y_true, y_score, **options)  # it checks its options
+        pixels, bits = check_marked(y_true, y_score, options.pop("region", None))
+        counts = RegionCounts.of_pixels(pixels, bits, **options)
+        values = (counts.pro if metric is pro_score else counts.f1)(weights(strata_of(pixels)))
     else:
         values = _of_any(metric, y_true, y_score, options, weights)
     return percentile_interval(values, confidence_level)

@@ -91,7 +91,8 @@ def test_marks_and_a_region_are_resampled_alike():
     masks, maps = pixels()
     region = np.zeros((10, 10), bool)
     region[:, :8] = True
-    for metric, scores in ((pixel_f1_score, maps > 1), (pixel_roc_auc_score, maps), (aupro_score, maps)):
+    given = [(metric, maps > 1) for metric in (pixel_f1_score, pro_score, region_f1_score)]
+    for metric, scores in (*given, (pixel_roc_auc_score, maps), (aupro_score, maps)):
         expected = confidence_interval(one_by_one(metric), masks, scores, n_resamples=60, region=region)
         assert confidence_interval(metric, masks, scores, n_resamples=60, region=region) == pytest.approx(expected)
         assert expected != pytest.approx(confidence_interval(metric, masks, scores, n_resamples=60))

@@ -388,6 +388,24 @@ def test_without_watchdog_or_events_the_folder_is_listed_and_a_warning_says_so(i
     assert names(watcher.look(97.0)) == ["e.png"]
 
 
+def test_no_events_are_expected_for_what_lies_in_another_folder_in_its_place(incoming, tmp_path, monkeypatch):
+    class Silent:
+        def __init__(self, folder):
+            self.take = set
+            self.close = list
+
+    monkeypatch.setattr(folder_module, "FolderEvents", Silent)
+    watcher = FolderWatcher(incoming, settle=0)
+    assert watcher.look(0.0) == []
+    incoming.rename(tmp_path / "away")
+    put(incoming, "a.png")
+    assert names(watcher.look(30.0)) == ["a.png"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert watcher.look(40.0) == []
+    assert watcher._events is not None
+
+
 def test_a_command_gets_the_row_and_no_shell(tmp_path):
     output = tmp_path / "it came; echo $HOME"
     code = "import pathlib, sys; pathlib.Path(sys.argv[1]).write_text(sys.stdin.read())"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -40,44 +43,54 @@ MODULES = [
 LAZY = ["BatchedIncrementalPCA", "PatchFeatureExtractor", "PatchFeatures", "PatchGaussianDetector"]
 
 
-def loaded_by(code: str, names: list[str]) -> list[str]:
-    """Return which modules a new interpreter has loaded after running some code."""
-    code = f"import sys\n{code}\nprint(*sorted(set({names}) & set(sys.modules)), sep=',')"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return [name for name in done.stdout.splitlines()[-1].split(",") if name]
-
-
-def test_importing_loads_no_optional_dependency():
-    assert loaded_by(f"import {', '.join(MODULES)}", OPTIONAL) == []
-
-
-def test_the_package_and_the_help_of_the_command_line_load_nothing_heavy():
-    heavy = ["numpy", "scipy", "sklearn", "torch"]
-    assert loaded_by("import ipca_sklearn", heavy) == []
-    code = """
+# What a new interpreter does, one after the other, and what it must not have loaded by then.
+STEPS = {
+    "import ipca_sklearn": ["numpy", "scipy", "sklearn", "torch"],
+    """
 from ipca_sklearn.cli import app
 try:
     app(["--help"])
 except SystemExit:
     pass
-"""
-    assert loaded_by(code, heavy) == []
-
-
-def test_the_default_network_needs_neither_torchvision_nor_the_compiler_of_torch(tmp_path):
-    code = f"""
+""": ["numpy", "scipy", "sklearn", "torch"],
+}
+STEPS_OF_MODELS = {
+    "from ipca_sklearn import BatchedIncrementalPCA, PatchGaussianDetector": [
+        "torchvision",
+        "PIL",
+        "ipca_sklearn.features",
+    ],
+    f"import {', '.join(MODULES)}": OPTIONAL,
+    """
 import pickle
 import numpy as np
 from PIL import Image
 from ipca_sklearn import PatchFeatureExtractor
 import ipca_sklearn.cli._predict
-Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save({str(tmp_path / "x.png")!r})
+Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save("x.png")
 extractor = PatchFeatureExtractor(weights=None, image_size=32, margin=0, engine="torch")
-extractor.fit([{str(tmp_path / "x.png")!r}])
+extractor.fit(["x.png"])
 loaded = pickle.loads(pickle.dumps(extractor))
-assert loaded.transform([{str(tmp_path / "x.png")!r}]).shape[0] == 1
-"""
-    assert loaded_by(code, ["torchvision", "torch._dynamo", "torch.onnx", "sympy", "matplotlib"]) == []
+assert loaded.transform(["x.png"]).shape[0] == 1
+""": ["torchvision", "torch._dynamo", "torch.onnx", "sympy", "matplotlib"],
+}
+
+
+@pytest.mark.parametrize("steps", [STEPS, STEPS_OF_MODELS], ids=["the package and its help", "models"])
+def test_nothing_is_loaded_that_is_not_needed(steps, tmp_path):
+    """The package and the help load nothing heavy, a detector no images, the default network no compiler of torch."""
+    code = "import json, sys\n" + "\n".join(
+        f"{step}\nprint('loaded', json.dumps(sorted({{*{names}}} & set(sys.modules))))" for step, names in steps.items()
+    )
+    root = Path(ipca_sklearn.__file__).parents[1]
+    command = [sys.executable, "-c", code]
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    found = [
+        json.loads(line.removeprefix("loaded ")) for line in done.stdout.splitlines() if line.startswith("loaded ")
+    ]
+    assert dict(zip(steps, found, strict=True)) == {step: [] for step in steps}
 
 
 def test_public_names_are_sorted_and_there():

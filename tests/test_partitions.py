@@ -11,6 +11,7 @@ import joblib
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.frozen import FrozenEstimator
@@ -22,6 +23,7 @@ from ipca_sklearn.decomposition import FullCovariance
 from ipca_sklearn.distributed import fit
 from ipca_sklearn.exceptions import AspectRatioWarning, ImageReadError, SkippedImagesWarning
 from ipca_sklearn.features._geometry import auto_size
+from tests.surroundings.world import SmallNetwork
 
 pytestmark = pytest.mark.filterwarnings("ignore::ipca_sklearn.exceptions.FewImagesWarning")
 
@@ -139,9 +141,8 @@ class AsIs(TransformerMixin, BaseEstimator):
 
 
 def pipeline(**parameters: Any) -> Pipeline:
-    extractor = PatchFeatureExtractor(
-        "resnet18", layers=["layer4"], margin=0, weights=None, random_state=0, batch_size=4
-    )
+    torch.manual_seed(0)
+    extractor = PatchFeatureExtractor(SmallNetwork(), layers=["second"], margin=0, batch_size=4)
     return Pipeline(
         [("as they are", AsIs()), ("features", extractor), ("detector", PatchGaussianDetector(2))]
     ).set_params(**{f"features__{name}": value for name, value in parameters.items()})

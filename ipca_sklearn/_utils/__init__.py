@@ -1,1 +1,1 @@
-"""What several rooms need and no user calls."""
+"""Helpers of several rooms; nothing here is public."""

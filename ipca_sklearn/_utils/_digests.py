@@ -1,4 +1,4 @@
-"""Digests of arrays, tensors and networks: what tells two of them apart by content."""
+"""Digests of the content of arrays, tensors and networks."""
 
 from __future__ import annotations
 

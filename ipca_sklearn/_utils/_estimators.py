@@ -1,4 +1,4 @@
-"""What estimators have learnt: stored at once, taken over from another one, repeatable in another process."""
+"""Replace fitted attributes atomically, take them over from another estimator, check that fits are repeatable."""
 
 from __future__ import annotations
 
@@ -10,26 +10,16 @@ from sklearn.utils.validation import check_is_fitted
 
 
 def set_learnt(estimator: Any, learnt: dict[str, Any]) -> None:
-    """Replace what an estimator has learnt and keep the rest (parameters, metadata requests, callbacks).
+    """Replace all fitted attributes (names that end in `_`) of an estimator by one assignment; keep everything else.
 
-    One assignment at the end: an interrupt at any line leaves all of the old attributes or has all of the new ones.
-
-    Parameters
-    ----------
-    estimator : BaseEstimator
-        Changed in place.
-    learnt : dict
-        All of its learnt attributes. Old ones (with a name that ends in `_`) that are missing here are removed.
+    An interrupt at any line leaves all of the old attributes or all of the new ones.
     """
     kept = {name: value for name, value in vars(estimator).items() if name.startswith("_") or not name.endswith("_")}
     estimator.__dict__ = {**kept, **learnt}
 
 
 def adopt(estimator: Any, other: Any) -> None:
-    """Replace what `estimator` has learnt by what `other` has learnt; `estimator` keeps its own parameters.
-
-    One assignment, so that Ctrl-C cannot leave half of it.
-    """
+    """Replace the fitted attributes of `estimator` by those of `other`, in one assignment; its parameters stay."""
     own = {name: vars(estimator)[name] for name in estimator.get_params(deep=False)}
     estimator.__dict__ = {**vars(other), **own}
 

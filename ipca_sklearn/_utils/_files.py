@@ -1,4 +1,4 @@
-"""Files that are complete or not there at all, and names of files that are safe to print."""
+"""Atomic writing of files, and names of files that are safe to print."""
 
 from __future__ import annotations
 
@@ -25,25 +25,14 @@ _LONGEST_NAME = 200  # bytes; most file systems allow 255
 
 
 def shown_bytes(n_bytes: float) -> str:
-    """Return a number of bytes for people: in MB, from 1000 of them on in GB."""
+    """Format bytes as MB or GB."""
     return f"{n_bytes / 1e6:.0f} MB" if n_bytes < 1e9 else f"{n_bytes / 1e9:.1f} GB"
 
 
 def printable(name: object) -> str:
-    r"""Return a name or a message with everything that is not printable escaped, for errors, warnings and terminals.
+    r"""Return a name or a message in one line with everything that is not printable escaped.
 
-    A file name may hold any byte. Printed raw, control characters move the cursor or change the terminal, and bytes
-    that are not UTF-8 cannot be printed at all. Letters of all languages stay as they are.
-
-    Parameters
-    ----------
-    name : str, bytes, path-like or object
-        Paths are taken by their names, other objects by `str`.
-
-    Returns
-    -------
-    str
-        One line, that every terminal and every encoding with these letters can show.
+    Control characters of a file name move the cursor of a terminal, and bytes that are not UTF-8 cannot be printed.
 
     Examples
     --------
@@ -74,7 +63,7 @@ def status_of(path: PathLike) -> tuple[int, int] | None:
 
 
 def digest_of(key: Iterable[object]) -> bytes:
-    """Return 16 bytes for what tells a file from others, such as its path, its size and its time of change."""
+    """Return 16 bytes that identify a file, from its path, size and time of change, say."""
     text = "\0".join(map(str, key))
     return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).digest()
 
@@ -92,30 +81,11 @@ def naming(path: PathLike) -> Iterator[None]:
 
 @contextmanager
 def replacing(path: PathLike, *, durable: bool = True) -> Iterator[BinaryIO]:
-    """Open a file for writing that replaces `path` when the block ends without an error.
+    """Open a file for writing bytes that replaces `path`, with its permissions, when the block ends without an error.
 
     The old file is intact after an error, Ctrl-C, `kill -9` or a power cut in the block. The new file is written beside
-    it, under a name that nobody can guess, and removed after an error. Only a kill leaves it there; the next writer of
-    the same path removes it. A link is followed: the file that it leads to is replaced. Permissions of the old file are
-    kept.
-
-    Parameters
-    ----------
-    path : str or path-like
-        The file, which need not exist.
-    durable : bool, default=True
-        Have the content on the disk before it replaces the old file, and remove what killed writers have left. False is
-        for many small files that can be made anew.
-
-    Yields
-    ------
-    file
-        Open for writing bytes; its `name` is that of the new file.
-
-    Raises
-    ------
-    OSError
-        With the path: its folder does not exist, it is no regular file (a folder, a device, ...), the disk is full, ...
+    it under a random name; a kill leaves it there, and the next writer of the same path removes it. Links are followed.
+    OSErrors name the path. `durable=False`, for many small files that can be made anew, skips syncing and that removal.
     """
     target = writable_target(path)
     if durable:
@@ -148,13 +118,7 @@ def replacing(path: PathLike, *, durable: bool = True) -> Iterator[BinaryIO]:
 
 
 def writable_target(path: PathLike) -> Path:
-    """Return the file that writing to `path` would replace or make: links are followed.
-
-    Raises
-    ------
-    OSError
-        With the path: its folder does not exist, or it is there and no regular file.
-    """
+    """Return the file that writing to `path` would replace or make, links followed; OSErrors name the path."""
     name = printable(path)
     try:
         target = Path(path).resolve()

@@ -16,13 +16,7 @@ from sklearn.utils.validation import column_or_1d
 
 
 def check_labels(y: Any, name: str = "y") -> np.ndarray:
-    """Return labels as an array (n,) of +1 and -1; `name` is what the message calls them.
-
-    Raises
-    ------
-    ValueError
-        There are other labels. The message shows them and how to convert the usual ones.
-    """
+    """Return labels as an array (n,) of +1 and -1; others are a ValueError that says how to convert the usual ones."""
     labels = column_or_1d(y)
     unknown = _unknown(labels)
     if unknown:
@@ -34,26 +28,9 @@ def check_labels(y: Any, name: str = "y") -> np.ndarray:
 
 
 def normal_rows(y: Any, n_samples: int, *, is_table: bool) -> np.ndarray | None:
-    """Return the rows of the samples to learn: those without the label -1. None stands for all of them.
+    """Return the rows of the samples that are not labelled -1, or None if that is all; warn of what is left out.
 
-    Parameters
-    ----------
-    y : array-like of shape (n,) or (n, 1), or None
-        Labels.
-    n_samples : int
-        Length of X.
-    is_table : bool
-        Whether X is (n, m). Then 1 beside 0 is read as anomalous, and other labels are ignored, both with a warning.
-
-    Raises
-    ------
-    ValueError
-        y has another length than X, every label is -1, or there are labels other than +1 and -1.
-
-    Warns
-    -----
-    UserWarning
-        Samples are left out, or the labels are ignored.
+    For tables (n, m), 1 beside 0 is read as anomalous, and labels other than +1 and -1 are ignored with a warning.
     """
     if y is None:
         return None

@@ -1,4 +1,4 @@
-"""What samples that are learnt together have in common: their columns, their shape, and which patches are looked at."""
+"""Columns, shape and inspected patches, which samples that are learnt together have in common."""
 
 from __future__ import annotations
 
@@ -20,18 +20,7 @@ _LISTED = 5
 
 
 def check_mergeable(estimator: Any, other: Any) -> None:
-    """Refuse to merge what was learnt from other columns, from the same in another order, or chosen among others.
-
-    Raises
-    ------
-    ValueError
-        The message says what differs.
-
-    Warns
-    -----
-    UserWarning
-        Only one of the two was fitted on named columns.
-    """
+    """Refuse to merge what was learnt from other columns, from the same in another order, or chosen among others."""
     names, others = (getattr(fitted, "feature_names_in_", None) for fitted in (estimator, other))
     what = f"the other {type(other).__name__}"
     check_same_columns(names, others, "this one", what, "fit both on the same columns, as with X[names]")
@@ -43,17 +32,9 @@ def check_mergeable(estimator: Any, other: Any) -> None:
 
 
 def check_same_columns(first: np.ndarray | None, second: np.ndarray | None, a: str, b: str, remedy: str) -> None:
-    """Refuse names of columns (None: no names) that differ; `a` and `b` are what messages call their owners.
+    """Refuse different column names, in an error that ends in `remedy`; warn, as scikit-learn, if one side has none.
 
-    Raises
-    ------
-    ValueError
-        The message says what differs, and ends in `remedy`.
-
-    Warns
-    -----
-    UserWarning
-        Only one of the two has names, as scikit-learn warns.
+    `a` and `b` are what messages call the owners of the two sides; None is a side without names.
     """
     if first is None or second is None:
         if first is not second:
@@ -79,21 +60,11 @@ def check_same_columns(first: np.ndarray | None, second: np.ndarray | None, a: s
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """The form of the samples of one X, as far as it can be told without reading them.
+    """The form of the samples of one X, as far as it is known without reading them."""
 
-    Parameters
-    ----------
-    names : ndarray of str or None
-        Names of the columns; None where there are none.
-    shape : tuple of int or None
-        Of one sample: `(m,)`, `(P, m)` or `(H, W, m)`. None where it is not known.
-    region : ndarray of bool, shape (H, W), or None
-        The patches that are looked at; None is all.
-    """
-
-    names: np.ndarray | None
-    shape: tuple[int, ...] | None
-    region: np.ndarray | None
+    names: np.ndarray | None  # of columns
+    shape: tuple[int, ...] | None  # of one sample: (m,), (P, m) or (H, W, m); None if unknown
+    region: np.ndarray | None  # (H, W), the patches that are inspected; None if all are
 
     @classmethod
     def of(cls, X: Any) -> Layout:
@@ -108,18 +79,7 @@ class Layout:
         )
 
     def check_same(self, other: Layout, a: str, b: str) -> None:
-        """Refuse samples of another layout; `a` and `b` are what messages call these ones and those.
-
-        Raises
-        ------
-        ValueError
-            The message says what differs.
-
-        Warns
-        -----
-        UserWarning
-            Only one of the two has names of columns.
-        """
+        """Refuse samples of another layout; `a` and `b` are what messages call these ones and those."""
         remedy = f"bring it into the form of {a}"
         check_same_columns(self.names, other.names, a, b, remedy)
         if self.shape is not None and other.shape is not None and self.shape != other.shape:

@@ -12,11 +12,10 @@ from ipca_sklearn._utils._sklearn_compat import fit_transform, in_container
 
 
 class TableOutputMixin:
-    """Mixin for transformers whose output becomes a data frame if it is a numpy array without patches, and else stays.
+    """Mixin for transformers whose output becomes a data frame only if it is a numpy array without patches.
 
-    scikit-learn takes all outputs for tables. Here samples can have patches, which a data frame has no axes for;
-    tensors stay on their devices, and lazy features unread. A class that returns arrays has `patch_shape_`. Name this
-    one before `TransformerMixin`.
+    scikit-learn's own wrapper takes every output for a table, and fails on patches, tensors and lazily read features.
+    The class has `patch_shape_` and names this one before `TransformerMixin`.
     """
 
     def __init_subclass__(cls, **options: Any) -> None:

@@ -1,4 +1,4 @@
-"""What one fit decides from its first images, decided once for all partitions and checked before one is learnt."""
+"""Decide once for all partitions what one fit decides from its first images, and check them before learning."""
 
 from __future__ import annotations
 
@@ -20,31 +20,15 @@ from ipca_sklearn.exceptions import ImageReadError, SkippedImagesWarning
 
 @dataclass(frozen=True, eq=False)
 class Choices:
-    """What the first partition decides for all.
+    """What the first partition with a readable image decides for all."""
 
-    Parameters
-    ----------
-    index : int
-        Of the partition that decides: the first one with an image that can be read.
-    n_samples : int
-        How many samples it has.
-    layout : Layout or None
-        Of its samples; None for images, which are brought to one size.
-    of_steps : list
-        For each step before the last: the size of the first image (of a step that looks at no more), or a dict of what
-        it has learnt.
-    dtype : str or None
-        In which the last step computes; None where the features decide.
-    seed : int
-        For the last step's random choices, if it has no integer for them.
-    """
-
-    index: int
-    n_samples: int
-    layout: Layout | None
+    index: int  # of the partition that decides
+    n_samples: int  # in it
+    layout: Layout | None  # None for images, which are brought to one size
+    # For each step before the last: the size of the first image if it needs no more, or a dict of fitted attributes.
     of_steps: list[Any] = field(default_factory=list)
-    dtype: str | None = None
-    seed: int = 0
+    dtype: str | None = None  # of the last step; None where the features decide
+    seed: int = 0  # for the last step's random choices, if it has no integer for them
 
 
 def read_partition(partition: Any) -> Any:
@@ -73,7 +57,7 @@ def choose(model: Any, partition: Any, index: int) -> Choices | ImageReadError:
                 if step.on_error == "skip":
                     return error
                 raise
-            break  # nothing after it looks at images
+            break  # later steps see no images
         X, learnt = _fit_step(clone(step), X)
         of_steps.append(learnt)
     parameters = learner.get_params()
@@ -113,13 +97,7 @@ def first_choices(partitions: Sequence[Any], choose_from: Callable[[int], Any]) 
 
 
 def check_layout(choices: Choices, partition: Any, index: int, word: str) -> None:
-    """Refuse a partition whose samples have another layout than those of the partition that decided.
-
-    Raises
-    ------
-    ValueError
-        The message names both, and what differs.
-    """
+    """Refuse a partition whose samples have another layout than those of the partition that decided."""
     if choices.layout is not None and index != choices.index:
         layout = partition if isinstance(partition, Layout) else Layout.of(partition)
         choices.layout.check_same(layout, f"{word} {choices.index}", f"{word} {index}")
@@ -140,17 +118,14 @@ def check_layouts(model: Any, partitions: Sequence[Any]) -> None:
 def fit_first_steps(model: Any, X: Any, choices: Choices | None, index: int, word: str = "partition") -> Any:
     """Fit the steps before the last as `choices` say, and return the features of X for training.
 
-    Raises
-    ------
-    ValueError
-        A step learns from X, and has learnt something else from the partition that decided.
+    A ValueError says that a step learns from X, and has learnt something else from the partition that decided.
     """
     for number, step in enumerate(_first_steps(model)):
         known = choices.of_steps[number] if choices is not None and number < len(choices.of_steps) else None
         if hasattr(step, "training_features"):
             if known is None:
                 X = step.fit_transform(X)
-            else:  # only the size is looked at, and zeros of any size take no memory
+            else:  # only the size counts, and zeros of any size take no memory
                 X = step.fit([np.broadcast_to(np.uint8(0), (*known, 3))]).training_features(X)
             continue
         X, learnt = _fit_step(step, X)
@@ -182,13 +157,7 @@ def chosen_parameters(learner: Any, features: Any, choices: Choices | None) -> d
 
 
 def warn_of_skipped(skipped: dict[int, str], n_all: int, word: str) -> None:
-    """Say of which partitions no image could be read.
-
-    Raises
-    ------
-    ImageReadError
-        There is no other partition.
-    """
+    """Warn of the partitions without a readable image; an ImageReadError if that is all of them."""
     if len(skipped) == n_all:
         raise ImageReadError(f"nothing was learnt from any of the {n_all} {word}s: {next(iter(skipped.values()))}")
     if skipped:
@@ -243,7 +212,7 @@ def _difference(first: dict[str, Any], second: dict[str, Any]) -> str | None:
 
 
 def _floating(X: Any) -> str | None:
-    """Return the dtype that an estimator computes in for this X; None where X does not tell."""
+    """Return the dtype that an estimator computes in for this X; None if X has none."""
     dtype = getattr(X, "dtype", None)
     if dtype is None and hasattr(X, "dtypes") and hasattr(X, "columns"):
         names = {str(each) for each in X.dtypes}

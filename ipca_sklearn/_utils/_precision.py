@@ -1,4 +1,4 @@
-"""Scores and thresholds compared exactly: numpy and torch round a threshold to the dtype of the scores first."""
+"""Exact comparisons of scores with thresholds, which numpy and torch round to the dtype of the scores first."""
 
 from __future__ import annotations
 
@@ -9,21 +9,10 @@ from torch import Tensor, tensor
 
 
 def below(values: Any, threshold: float) -> Any:
-    """Return where `values < threshold`, for real numbers: the threshold is not rounded to the dtype of the values.
+    """Return where `values < threshold`, without rounding the threshold to the dtype of the values; NaN is not below.
 
     A float32 score compared with a float64 threshold is otherwise compared with another threshold, which may be the
     score itself.
-
-    Parameters
-    ----------
-    values : ndarray, numpy scalar or Tensor of a floating dtype
-        NaN is not below anything.
-    threshold : float
-        Of any precision.
-
-    Returns
-    -------
-    ndarray or Tensor of bool
     """
     nearest = _nearest(values, threshold)
     return values <= nearest if nearest < threshold else values < nearest

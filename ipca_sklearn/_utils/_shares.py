@@ -7,6 +7,6 @@ from scipy.stats import binomtest
 
 
 def clopper_pearson(chosen: np.ndarray, confidence: float) -> tuple[float, float]:
-    """Return the exact interval of the share of True among images like these (n,), n at least 1."""
+    """Return the Clopper-Pearson interval of the proportion of True (n,), n at least 1."""
     interval = binomtest(int(chosen.sum()), len(chosen)).proportion_ci(confidence, method="exact")
     return float(interval.low), float(interval.high)

@@ -55,24 +55,17 @@ def validate_parameters(estimator: Any) -> None:
 
 
 class FitProgress:
-    """Tells scikit-learn's callbacks of a fit, and of each of its steps. It does nothing where there are none.
+    """Report a fit and its steps (at most `n_steps`) to scikit-learn's callbacks; does nothing if there are none.
 
-    Parameters
-    ----------
-    estimator : CallbackSupportMixin
-        Its method is decorated with `fit_context`, which ends what begins here, also after an error.
-    n_steps : int
-        Number of steps at most.
-    X, y : object
-        Given to callbacks that ask for them.
+    The `fit` of the estimator is decorated with `fit_context`, which ends what begins here, also after an error.
     """
 
     def __init__(self, estimator: Any, n_steps: int, X: Any, y: Any) -> None:
-        self._told = {"estimator": estimator, "X": X, "y": y}
+        self._callback_data = {"estimator": estimator, "X": X, "y": y}
         self._context = None
         if getattr(estimator, "_skl_callbacks", None) or hasattr(estimator, "_parent_callback_ctx"):
             self._context = estimator._init_callback_context(max_subtasks=n_steps)
-            self._context.call_on_fit_task_begin(**self._told)
+            self._context.call_on_fit_task_begin(**self._callback_data)
 
     @property
     def is_watched(self) -> bool:
@@ -80,12 +73,12 @@ class FitProgress:
         return self._context is not None
 
     def step(self) -> None:
-        """Tell that a step has been learnt. A wish to stop is not heard: what was not read could set no threshold."""
+        """Report a learnt step. Stop requests are ignored: unread images could not set the threshold."""
         if self._context is not None:
-            step = self._context.subcontext(task_name="step").call_on_fit_task_begin(**self._told)
-            step.call_on_fit_task_end(**self._told)
+            step = self._context.subcontext(task_name="step").call_on_fit_task_begin(**self._callback_data)
+            step.call_on_fit_task_end(**self._callback_data)
 
     def end(self) -> None:
-        """Tell that all is learnt."""
+        """Report the end of the fit."""
         if self._context is not None:
-            self._context.call_on_fit_task_end(**self._told)
+            self._context.call_on_fit_task_end(**self._callback_data)

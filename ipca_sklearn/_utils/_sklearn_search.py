@@ -70,10 +70,8 @@ class JointGridSearch(GridSearchCV):
 
         Raises
         ------
-        TypeError
-            Parameters for the estimator or the scorer.
-        ValueError
-            As `GridSearchCV.fit`.
+        TypeError, ValueError
+            Parameters for the estimator or the scorer, or as `GridSearchCV.fit`.
         """
         scorers, refit_metric = self._get_scorers()
         X, y = indexable(X, y)
@@ -152,21 +150,9 @@ def _is_fitted(estimator: Any) -> bool:
 
 @dataclass(frozen=True)
 class _Evaluation:
-    """Fits and scores candidates on one split, perhaps in another process.
+    """Fits and scores candidates on one split, perhaps in another process."""
 
-    Parameters
-    ----------
-    estimator : estimator
-        Not fitted.
-    fit_jointly : callable
-        As `JointGridSearch._fit_jointly`.
-    scorers : callable
-        scikit-learn's.
-    return_train_score, error_score
-        As in `GridSearchCV`.
-    """
-
-    estimator: Any
+    estimator: Any  # not fitted
     fit_jointly: Callable[[Sequence[Any], Any, Any], int]
     scorers: Any
     return_train_score: bool

@@ -1,7 +1,6 @@
-"""What a caller's program sets for its own numbers: kept out of ours, and left as it was.
+"""Keep the caller's autocast, inference mode, default dtype and device, and `np.seterr` out of our calculations.
 
-`torch.autocast`, inference mode, torch's default dtype and device, and `np.seterr` reach into every function that a
-program calls. Here the same input gives the same bits, whatever they are.
+They reach into every function that a program calls. Here the same input gives the same bits, whatever they are.
 """
 
 from __future__ import annotations
@@ -40,9 +39,8 @@ def without_autocast() -> Iterator[None]:
 def own_surroundings() -> Iterator[None]:
     """Calculate with numpy's usual treatment of overflow and underflow, and make ordinary tensors, until the end.
 
-    `np.seterr(all="raise")` would turn an infinity that is meant, or a density too small for a float, into an error. A
-    tensor that was made in inference mode can be neither changed nor used in training afterwards, so no model may keep
-    one. As a decorator it does not serve generators: what they set would hold for their reader.
+    `np.seterr(all="raise")` would turn an infinity that is meant into an error, and a tensor made in inference mode can
+    be neither changed nor used in training. As a decorator it does not serve generators.
     """
     with np.errstate(divide="warn", over="warn", under="ignore", invalid="warn"):
         if not torch.is_inference_mode_enabled():
@@ -75,11 +73,10 @@ _default_dtype = ProcessSetting(
 
 @contextmanager
 def as_in_a_fresh_process(device: torch.device) -> Iterator[None]:
-    """Run code of others as a program does that has set nothing, with `device` as the default.
+    """Run code of others as in a program that has set nothing, with `device` as the default.
 
-    For what draws random numbers or makes tensors and names no dtype: the layers of a new network, and augmentations.
-    Where the program has set another default dtype than float32, all its threads see float32 meanwhile: torch has one
-    for the whole process.
+    It is for code that draws random numbers or makes tensors and names no dtype: new layers, augmentations. If the
+    program has another default dtype than float32, all its threads see float32 meanwhile: torch has one per process.
     """
     with own_surroundings(), without_autocast(), default_device(device), _default_dtype.needed():
         yield

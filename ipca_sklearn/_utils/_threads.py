@@ -1,4 +1,4 @@
-"""What torch keeps for the whole process: the number of threads, the random generator, and how modules are called.
+"""Settings of torch for the whole process: the number of threads, the random generator, how modules are called.
 
 `torch.set_num_threads` sets the number of the calling thread, and also that of all threads that start later. Whoever
 sets it here restores the second at once, not at the end: overlapping users would restore each other's numbers.
@@ -32,27 +32,18 @@ if hasattr(os, "register_at_fork"):
 
 
 class Visit:
-    """One run of a block that sets something for the whole process, kept by the block's frame.
+    """One run of a block that sets something for the whole process; only the block's frame holds it.
 
-    Whoever counts visits keeps weak references: an interrupt at the begin or the end of a block, where no `finally`
-    helps, then counts for nothing.
+    Counted by weak references, so that an interrupt at the begin or end of a block, where no `finally` helps, is safe.
     """
 
 
 class ProcessSetting:
     """A setting of the whole process that has one certain value while at least one thread needs it.
 
-    The first visit saves the setting and changes it, the last one restores it. What is saved stays until it is
-    restored: after a visit whose end was interrupted, the next one restores it.
-
-    Parameters
-    ----------
-    is_set : callable
-        Returns whether the setting has the value that is needed.
-    change : callable
-        Gives it that value.
-    save : callable
-        Returns a function that restores the present value.
+    The first visit saves and changes the setting, the last one restores it. What is saved stays until it is restored:
+    after a visit whose end was interrupted, the next one restores it. `is_set` returns whether the setting has that
+    value, `change` gives it that value, and `save` returns a function that restores the present one.
     """
 
     def __init__(
@@ -122,8 +113,8 @@ def single_threaded_workers(n_workers: int) -> Iterator[ThreadPoolExecutor]:
 def kept_workers(n_workers: int) -> Iterator[ThreadPoolExecutor]:
     """Yield a pool like `single_threaded_workers`, whose threads wait for the next user when the block ends.
 
-    To start threads and to set their numbers takes longer than a small job, and far longer on a busy machine. Whoever
-    uses the pool waits in the block for all that was submitted. After an error the threads are not kept.
+    Starting threads and setting their numbers takes longer than a small job. Whoever uses the pool waits in the block
+    for all that was submitted. After an error the threads are not kept.
     """
     try:
         n_kept, pool = _kept_pools.pop()  # of one user at a time: another one starts a pool of its own
@@ -211,9 +202,8 @@ def calling_modules() -> Iterator[None]:
 def tracing_modules() -> Iterator[None]:
     """Trace a module in the block, alone: `torch.fx` replaces the call of all modules, in all threads, while it traces.
 
-    Without it, a network that runs in another thread raises `NameError: module is not installed as a submodule`. The
-    source of what was traced is forgotten at the end: torch.fx keeps it for tracebacks, some kilobytes for each module
-    that it makes, for ever.
+    A network in another thread would raise `NameError: module is not installed as a submodule`. Sources that torch.fx
+    keeps of what it has traced, for tracebacks and for ever, are forgotten at the end.
     """
     visit = Visit()
     known = set(_TRACED_SOURCES)

@@ -1,4 +1,4 @@
-"""Several threads and one estimator: those that change it take turns, and those that read it see one state of it."""
+"""Thread safety of estimators: methods that change one take turns, and methods that read one see one state."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def in_turn(method: _Method) -> _Method:
-    """Let a method that changes its estimator wait until no other thread is in such a method of the same estimator."""
+    """Decorate a method that changes its estimator: one thread at a time is in such a method."""
 
     @wraps(method)
     def waiting(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -41,7 +41,7 @@ def in_turn(method: _Method) -> _Method:
 
 
 def of_one_state(method: _Method) -> _Method:
-    """Let a method that reads its estimator see what it has learnt at the start of the call, until its end."""
+    """Decorate a method that reads its estimator: it sees the fitted attributes of the start of the call."""
 
     @wraps(method)
     def reading(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -51,10 +51,7 @@ def of_one_state(method: _Method) -> _Method:
 
 
 def snapshot(estimator: Any) -> Any:
-    """Return an estimator that shares all attributes, and keeps them when a fit replaces those of `estimator`.
-
-    All that is learnt is replaced at once (`set_learnt`), and never changed in place.
-    """
+    """Return an estimator that keeps the present attributes: a fit replaces them, and changes none in place."""
     view = object.__new__(type(estimator))
     view.__dict__ = estimator.__dict__.copy()
     return view

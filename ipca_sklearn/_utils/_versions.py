@@ -18,9 +18,9 @@ class OldFileError(ValueError):
 
 
 class VersionedMixin:
-    """Store the package's version with an estimator and warn when another version loads it.
+    """Store the package's version with an estimator, and warn when another version loads it.
 
-    `BaseEstimator` does so only for modules of scikit-learn. This class comes before `BaseEstimator` among the bases.
+    `BaseEstimator` does so only for modules of scikit-learn. Name this class before it among the bases.
     """
 
     def __getstate__(self) -> dict[str, Any]:
@@ -46,7 +46,7 @@ class VersionedMixin:
 
 
 def has_moved(name: str) -> bool:
-    """Return whether a type of this package, such as `"ipca_sklearn._model.Model"`, is no longer there."""
+    """Return whether a type of this package, such as `"ipca_sklearn._model.Model"`, does not exist any more."""
     module, _, attribute = name.rpartition(".")
     if not module.startswith("ipca_sklearn."):
         return False

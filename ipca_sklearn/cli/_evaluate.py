@@ -101,7 +101,8 @@ def evaluate(
     if as_json:
         typer.echo(
             to_json(
-                report | {"expected_false_alarms": rate, "offset": float(detector.offset_), "worse_scores": "lower"}
+                report
+                | {"expected_false_positive_rate": rate, "offset": float(detector.offset_), "worse_scores": "lower"}
             )
         )
     else:

@@ -36,7 +36,7 @@ _HEADINGS = {key: heading for columns in _TABLES.values() for key, heading in co
 _NAMES = _HEADINGS | {
     "image_average_precision": "image average precision",
     "image_f1_max": "image F1 max",
-    "false_alarms": "false alarms",
+    "false_positive_rate": "false alarms",
     "pixel_average_precision": "pixel average precision",
     "pixel_f1_max": "pixel F1 max",
 }
@@ -59,12 +59,12 @@ def print_report(report: dict[str, Any]) -> None:
         f"after each figure its {report['confidence_level']:.0%} interval, from {report['n_resamples']} resamples of "
         "the images; of shares of images, that of Clopper and Pearson"
     )
-    if report["false_alarms"] is None:
+    if report["false_positive_rate"] is None:
         typer.echo("there are no normal images")
         return
-    low, high = report["false_alarms_interval"]
+    low, high = report["false_positive_rate_interval"]
     typer.echo(
-        f"{report['false_alarms']:.0%} ({low:.0%}-{high:.0%}) of {report['n_normal']} normal images are called "
+        f"{report['false_positive_rate']:.0%} ({low:.0%}-{high:.0%}) of {report['n_normal']} normal images are called "
         "anomalous"
     )
 

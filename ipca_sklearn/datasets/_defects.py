@@ -23,24 +23,7 @@ _N_TRIES = 100
 
 
 def apply_defect(rng: np.random.Generator, surface: Surface, kind: str) -> tuple[FloatArray, NDArray[np.bool_]]:
-    """Damage a surface somewhere in its foreground.
-
-    Parameters
-    ----------
-    rng : numpy.random.Generator
-        Decides where, how large and how strong the damage is.
-    surface : Surface
-        The undamaged surface; it stays unchanged.
-    kind : str
-        A key of `DEFECTS`.
-
-    Returns
-    -------
-    colour : ndarray of shape (size, size, 3)
-        The damaged colours; outside the mask the colours of the surface.
-    mask : bool ndarray of shape (size, size)
-        The damaged pixels, at least a few.
-    """
+    """Return the colours of a surface damaged by a key of `DEFECTS`, and the mask of the damaged pixels."""
     size = surface.foreground.shape[0]
     # Not at the border, where most of a defect might be outside of the image.
     inner = surface.foreground.copy()

@@ -44,8 +44,8 @@ def fetch_magnetic_tile(
     """Load the magnetic tile defects, and download them first if they are absent.
 
     The archive is unpacked into a temporary folder, which is renamed to ``data_home/magnetic_tile`` after its content
-    was verified: as many images of each type as the authors published, each with its mask, and each file an image. A
-    download that breaks off or has other content leaves nothing behind.
+    was verified: as many images of each type as published, each with its mask, and each file an image. A download that
+    breaks off or has other content leaves nothing behind.
 
     Parameters
     ----------
@@ -151,10 +151,8 @@ def _download(url: str, sha256: str | None, target: Path) -> None:
 def _unpack(archive: Path, folder: Path) -> None:
     """Unpack the files in each ``MT_<type>``, without the folders that the host adds above them."""
     with zipfile.ZipFile(archive) as members:
-        # All names are checked before the first file is written.
-        for name in members.namelist():
-            parts = PurePosixPath(name.replace("\\", "/")).parts
-            if ".." in parts or name.startswith(("/", "\\")) or ":" in name:
+        for name in members.namelist():  # all of them before the first file is written
+            if ".." in name.replace("\\", "/").split("/") or name.startswith(("/", "\\")) or ":" in name:
                 raise ValueError(f"the archive's member {name!r} would leave the folder and is refused.")
         if sum(info.file_size for info in members.infolist()) > _MAX_BYTES:
             raise ValueError(f"the archive would unpack to more than {_MAX_BYTES / 1e9:g} GB and is refused.")

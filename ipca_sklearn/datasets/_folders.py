@@ -1,4 +1,4 @@
-"""What the loaders of folders share: listing images, and the Bunch that they return."""
+"""Listing images of folders, and the Bunch that loaders return."""
 
 from __future__ import annotations
 
@@ -31,27 +31,9 @@ def list_images(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES, *, rec
     """List the images in a folder, sorted by name; an absent folder has none.
 
     Names that begin with a dot are left out: archives made on macOS carry a ``._000.png`` for each ``000.png``. Links
-    to absent files are listed; they fail when they are read.
-
-    Parameters
-    ----------
-    folder : Path
-        Folder to list.
-    suffixes : tuple of str
-        Lower-case suffixes to accept, in any case.
-    recursive : bool, default=False
-        Also list the subfolders: the images of a folder come first, then those of its subfolders by name. Hidden
-        subfolders are left out. A folder that a link leads to is listed once, where it really is if that is here too.
-
-    Returns
-    -------
-    list of Path
-
-    Warns
-    -----
-    UserWarning
-        Files that are images by their suffixes, but of a format that is not read, with the number of each suffix.
-        Links to folders that are listed already, or that lead back (a loop), and are passed over.
+    to absent files are listed; they fail when they are read. If `recursive`, the images of a folder come first, then
+    those of its subfolders by name; a folder that a link leads to is listed once, where it really is if that is here.
+    Images of formats that are not read, and links to folders that are listed already or lead back, are warned of.
     """
     found: list[Path] = []
     others: Counter[str] = Counter()
@@ -91,10 +73,7 @@ def _visible(root: Path | str) -> Iterator[tuple[str, list[str], list[str]]]:
 
 
 def _folders(root: str, passed_over: list[str]) -> Iterator[tuple[str, list[str]]]:
-    """Yield a folder, its subfolders and those that links lead to, each once, with the names of their files.
-
-    Folders that are not listed again are added to `passed_over`.
-    """
+    """Yield a folder, its subfolders and those that links lead to, each once; add those not listed to `passed_over`."""
     # What is really here comes before what links lead to, so that a link to a neighbour does not take its place.
     here = {_identity(parent) for parent, _, _ in _visible(root)}
     listed = set(here)
@@ -119,7 +98,7 @@ def _folders(root: str, passed_over: list[str]) -> Iterator[tuple[str, list[str]
 
 
 def _identity(folder: str) -> tuple[int, int]:
-    """Return what tells a folder from others, whatever path leads to it."""
+    """Return the device and inode of a folder, the same by any path."""
     status = os.stat(folder)
     return status.st_dev, status.st_ino
 
@@ -131,27 +110,7 @@ def _above(path: str) -> Iterable[str]:
 
 
 def require_images(folder: Path, what: str, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[Path]:
-    """List the images of a folder with `list_images`, and raise if there are none.
-
-    Parameters
-    ----------
-    folder : Path
-        Folder to list.
-    what : str
-        Name of the images in the message, for example "normal training image".
-    suffixes : tuple of str
-        Lower-case suffixes to accept, in any case.
-
-    Returns
-    -------
-    list of Path
-        At least one path.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the folder is absent or has no image.
-    """
+    """List the images of a folder, and raise a FileNotFoundError that names `what` is missing if there are none."""
     images = list_images(folder, suffixes)
     if not images:
         state = "has no images" if folder.is_dir() else "does not exist"
@@ -162,26 +121,7 @@ def require_images(folder: Path, what: str, suffixes: tuple[str, ...] = IMAGE_SU
 
 
 def existing_root(root: str | os.PathLike[str], layout: str) -> Path:
-    """Return `root` as a path, or raise an error that names it and the expected layout.
-
-    Parameters
-    ----------
-    root : str or path-like
-        Folder given by the caller; a leading ``~`` is the home folder.
-    layout : str
-        The files expected in it, for the message.
-
-    Returns
-    -------
-    Path
-
-    Raises
-    ------
-    FileNotFoundError
-        If `root` does not exist.
-    NotADirectoryError
-        If `root` is a file.
-    """
+    """Return `root` with ``~`` expanded, or raise an error that names it and the expected layout."""
     path = Path(root).expanduser()
     if path.is_dir():
         return path
@@ -191,21 +131,7 @@ def existing_root(root: str | os.PathLike[str], layout: str) -> Path:
 
 
 def make_bunch(train_paths: list[Path], tests: list[Sample], descr: str) -> Bunch:
-    """Return the Bunch of a loader of folders.
-
-    Parameters
-    ----------
-    train_paths : list of Path
-        The normal images to fit on.
-    tests : list of Sample
-        The test images in their final order.
-    descr : str
-        Source, licence, citation and split.
-
-    Returns
-    -------
-    sklearn.utils.Bunch
-    """
+    """Return the Bunch of a loader of folders."""
     defect_types = np.array([test.defect_type for test in tests], dtype=str)
     return Bunch(
         train_paths=train_paths,

@@ -44,9 +44,9 @@ International Conference on Automation Science and Engineering (CASE), 2018.
 def load_magnetic_tile(root: str | os.PathLike[str], *, test_prefix: str = "exp1") -> Bunch:
     """Load the file names of the magnetic tile defects from a folder on disk.
 
-    No image is opened. The expected layout is that of the public repository: ``root/MT_Free/Imgs`` has the normal
-    images, ``root/MT_<type>/Imgs`` the defective images, and each ``.jpg`` has a mask ``.png`` of the same name. Images
-    may also have another suffix of a format that is read (JPEG, BMP, TIFF, WebP, PPM/PGM), in any case.
+    No image is opened. The layout is that of the public repository: ``root/MT_Free/Imgs`` has the normal images,
+    ``root/MT_<type>/Imgs`` the defective ones, and each ``.jpg`` has a mask ``.png`` of the same name. Images may also
+    have another suffix of a format that is read (JPEG, BMP, TIFF, WebP, PPM/PGM), in any case.
 
     Parameters
     ----------
@@ -59,15 +59,8 @@ def load_magnetic_tile(root: str | os.PathLike[str], *, test_prefix: str = "exp1
     Returns
     -------
     sklearn.utils.Bunch
-        With the attributes
-
-        - ``train_paths`` : list of pathlib.Path, all normal, sorted.
-        - ``test_paths`` : list of n_test pathlib.Path: the normal images, then the defects by name of their type.
-        - ``test_labels`` : int ndarray of shape (n_test,), +1 normal, -1 anomalous.
-        - ``mask_paths`` : list of n_test pathlib.Path, None for a normal image even where an empty mask is on disk.
-        - ``defect_types`` : str ndarray of shape (n_test,), "good" for a normal image, else the folder's type in
-          lower case, for example "blowhole".
-        - ``DESCR`` : str, the source, licence, citation and split.
+        As of :func:`load_mvtec_ad`. The type of a defect is that of its folder in lower case, for example "blowhole";
+        a normal image has no mask even where an empty one is on disk.
 
     Raises
     ------
@@ -110,41 +103,15 @@ def load_magnetic_tile(root: str | os.PathLike[str], *, test_prefix: str = "exp1
     return make_bunch(train_paths, tests, descr)
 
 
-def defect_folders(root: Path) -> list[Path]:
-    """List the folders ``MT_<type>`` of defective images, sorted by name.
-
-    Parameters
-    ----------
-    root : Path
-        Folder with these folders.
-
-    Returns
-    -------
-    list of Path
-    """
-    return sorted(path for path in root.glob("MT_*") if path.name != NORMAL_FOLDER and path.is_dir())
-
-
 def photos_and_masks(folder: Path) -> tuple[list[Path], dict[str, Path]]:
-    """List the images of one type, and its masks by the stem of their file names, which is that of the image.
-
-    Parameters
-    ----------
-    folder : Path
-        A folder ``MT_<type>``.
-
-    Returns
-    -------
-    photos : list of Path
-    masks : dict of str to Path
-    """
+    """List the images of one type, and its masks by the stem of their file names, which is that of the image."""
     images = folder / "Imgs"
     return list_images(images, PHOTO_SUFFIXES), {path.stem: path for path in list_images(images, MASK_SUFFIXES)}
 
 
 def _defective_images(root: Path) -> list[Sample]:
     tests = []
-    for folder in defect_folders(root):
+    for folder in sorted(path for path in root.glob("MT_*") if path.name != NORMAL_FOLDER and path.is_dir()):
         photos, masks = photos_and_masks(folder)
         for path in photos:
             if path.stem not in masks:

@@ -24,21 +24,9 @@ class Surface(NamedTuple):
 
 
 def smooth_noise(rng: np.random.Generator, size: int, scale_y: float, scale_x: float | None = None) -> FloatArray:
-    """Draw Gaussian noise of mean 0 and variance 1, blurred by Gaussians of the given scales.
+    """Draw Gaussian noise of mean 0 and variance 1, blurred by Gaussians of the given scales in pixels.
 
     The blur is a product in Fourier space: unlike a convolution, its cost does not depend on the scale.
-
-    Parameters
-    ----------
-    rng : numpy.random.Generator
-    size : int
-        Height and width.
-    scale_y, scale_x : float
-        Standard deviations in pixels along the axes; `scale_x=None` is `scale_y`.
-
-    Returns
-    -------
-    ndarray of shape (size, size)
     """
     scale_x = scale_y if scale_x is None else scale_x
     # Single precision halves the time, and its error is far below a grey level.
@@ -52,51 +40,19 @@ def smooth_noise(rng: np.random.Generator, size: int, scale_y: float, scale_x: f
 
 
 def smoothstep(x: FloatArray, low: float, high: float) -> FloatArray:
-    """Rise smoothly from 0 at `low` to 1 at `high`.
-
-    Parameters
-    ----------
-    x : ndarray
-    low, high : float
-        Where the step begins and ends; if `low` is larger, the step falls.
-
-    Returns
-    -------
-    ndarray, as `x`
-    """
+    """Rise smoothly from 0 at `low` to 1 at `high`; fall if `low` is larger."""
     t = np.clip((x - low) / (high - low), 0, 1)
     return t * t * (3 - 2 * t)
 
 
 def emboss(height: FloatArray, strength: float) -> FloatArray:
-    """Shade a height field by light from the upper left.
-
-    Parameters
-    ----------
-    height : ndarray of shape (size, size)
-    strength : float
-        Change of brightness per unit of slope.
-
-    Returns
-    -------
-    ndarray of shape (size, size)
-        Factor of brightness, 1 where the surface is flat.
-    """
+    """Return factors of brightness of a height field lit from the upper left, 1 where it is flat."""
     dy, dx = np.gradient(height)
     return 1 + strength * np.tanh(dx + dy)
 
 
 def grid(size: int) -> tuple[FloatArray, FloatArray]:
-    """Return the row and the column of every pixel.
-
-    Parameters
-    ----------
-    size : int
-
-    Returns
-    -------
-    y, x : ndarray of shape (size, size)
-    """
+    """Return the row and the column of every pixel, (size, size) each."""
     y, x = np.mgrid[:size, :size].astype(np.float64)
     return y, x
 

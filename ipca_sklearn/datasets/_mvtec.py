@@ -106,24 +106,9 @@ def _category_folder(root: Path, category: str) -> Path:
 
 
 def list_test_images(folder: Path, *, all_masks: bool = True) -> list[Sample]:
-    """List the test images of a category: the normal ones, then the defects by name of their type.
+    """List the test images of a category, at least one: the normal ones, then the defects by name of their type.
 
-    Parameters
-    ----------
-    folder : Path
-        Holds ``test`` and ``ground_truth``.
-    all_masks : bool, default=True
-        Whether every anomalous image must have a mask; if not, those without have ``mask_path`` None.
-
-    Returns
-    -------
-    list of Sample
-        At least one.
-
-    Raises
-    ------
-    FileNotFoundError
-        There is no test image, or a mask is missing.
+    Unless `all_masks`, anomalous images without a mask have ``mask_path`` None.
     """
     test_folder = folder / "test"
     types = sorted(path.name for path in test_folder.iterdir() if path.is_dir()) if test_folder.is_dir() else []

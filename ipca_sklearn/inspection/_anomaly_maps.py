@@ -144,7 +144,7 @@ class AnomalyMapDisplay:
         cls,
         estimator: Pipeline,
         images: Images,
-        labels: ArrayLike | None = None,
+        y: ArrayLike | None = None,
         *,
         masks: Sequence[Image | None] | None = None,
         titles: Sequence[str] | None = None,
@@ -162,7 +162,7 @@ class AnomalyMapDisplay:
             As in `from_estimator`.
         images : sequence of images
             As the extractor takes them.
-        labels : array-like of shape (n,) or None, default=None
+        y : array-like of shape (n,) or None, default=None
             +1 for a normal image, -1 for an anomalous one. None: all images are normal.
         masks, titles
             One per image of `images`, as in `from_estimator`. A title comes before the score.
@@ -181,7 +181,7 @@ class AnomalyMapDisplay:
         ImportError
             Without matplotlib.
         TypeError, ValueError
-            As in `from_estimator`, also for `labels`; no image is normal; `n_images` is less than one.
+            As in `from_estimator`, also for `y`; no image is normal; `n_images` is less than one.
 
         Notes
         -----
@@ -202,11 +202,11 @@ class AnomalyMapDisplay:
         (2, 2)
         """
         check_matplotlib_support(f"{cls.__name__}.from_false_positives")
-        labels = None if labels is None else check_labels(labels, "labels")
-        checked = _check_input(estimator, images, labels=labels, masks=masks, titles=titles)
+        y = None if y is None else check_labels(y)
+        checked = _check_input(estimator, images, y=y, masks=masks, titles=titles)
         if n_images < 1:
             raise ValueError(f"n_images={n_images}; show at least one")
-        normal = np.arange(len(checked)) if labels is None else np.flatnonzero(labels == 1)
+        normal = np.arange(len(checked)) if y is None else np.flatnonzero(y == 1)
         if len(normal) == 0:
             raise ValueError(f"none of the {len(checked)} images is normal, so there is none to show")
         scores = -estimator[1:].score_samples(estimator[0].transform(checked)[normal])
@@ -319,7 +319,9 @@ def _check_input(estimator: Any, images: Any, **per_image: Any) -> Any:
     images = check_images(images)
     for name, values in per_image.items():
         if values is not None and len(values) != len(images):
-            raise ValueError(f"{len(values)} {name} for {len(images)} images; pass one for each")
+            raise ValueError(
+                f"{len(values)} {'labels y' if name == 'y' else name} for {len(images)} images; pass one for each"
+            )
     return images
 
 

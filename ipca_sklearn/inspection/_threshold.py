@@ -34,7 +34,7 @@ class ThresholdDisplay:
         Images that score lower are anomalous.
     scores : ndarray of shape (n_new,) or None, default=None
         Scores of other images. NaN (an image that could not be read) is left out.
-    labels : ndarray of shape (n_new,) or None, default=None
+    y : ndarray of shape (n_new,) or None, default=None
         +1 for normal, -1 for anomalous ones.
 
     Attributes
@@ -56,12 +56,12 @@ class ThresholdDisplay:
         offset: float,
         *,
         scores: np.ndarray | None = None,
-        labels: np.ndarray | None = None,
+        y: np.ndarray | None = None,
     ) -> None:
         self.calibration_scores = calibration_scores
         self.offset = offset
         self.scores = scores
-        self.labels = labels
+        self.y = y
 
     @classmethod
     def from_estimator(
@@ -122,7 +122,7 @@ class ThresholdDisplay:
             check_consistent_length(X, y)
         scores = None if X is None else estimator.score_samples(X)
         scores = scores.cpu().numpy() if isinstance(scores, torch.Tensor) else scores
-        display = cls(detector.calibration_scores_, detector.offset_, scores=scores, labels=y)
+        display = cls(detector.calibration_scores_, detector.offset_, scores=scores, y=y)
         return display.plot(bins=bins, ax=ax)
 
     def plot(self, *, bins: int | Sequence[float] = 30, ax: Axes | None = None) -> ThresholdDisplay:
@@ -162,7 +162,7 @@ class ThresholdDisplay:
     def _new_groups(self) -> list[tuple[str, np.ndarray, str]]:
         if self.scores is None:
             return []
-        if self.labels is None:
+        if self.y is None:
             return [("new", self.scores, "tab:orange")]
         named = [("new, normal", 1, "tab:green"), ("new, anomalous", -1, "tab:red")]
-        return [(name, self.scores[self.labels == label], colour) for name, label, colour in named]
+        return [(name, self.scores[self.y == label], colour) for name, label, colour in named]

@@ -22,17 +22,15 @@ DISTANCES = ("mahalanobis", "residual", "ppca", "factor_analysis")
 class DistanceOperator:
     """Everything that turns samples into distances from P Gaussians. Immutable.
 
-    With x a sample, d = x - mean, z = transform @ rows @ d its projection, and r = d - (transform @ rows)^T z the
-    residual of the projection, the distance is ``sqrt(|scale * z|^2 + |precision * r|^2)``. A term whose factor is None
-    is left out.
+    With d = x - mean for a sample x, z = transform @ rows @ d and r = d - (transform @ rows)^T z, the distance is
+    ``sqrt(|scale * z|^2 + |precision * r|^2)``, without the term of a factor that is None.
 
     Parameters
     ----------
     mean : Tensor of shape (P, m)
         Means of the Gaussians.
     rows : Tensor of shape (P, r, m)
-        Rows to project on. They may be float16: `patch_distances` reads half of the bytes, and computes in the dtype of
-        the mean.
+        Rows to project on. They may be float16, half of the bytes: `patch_distances` computes in the dtype of the mean.
     transform : Tensor of shape (P, k, r) or None
         Combines the rows to orthonormal components. None: the rows are the components, and k = r.
     scale : Tensor of shape (P, k) or (P, 1), or None
@@ -43,7 +41,7 @@ class DistanceOperator:
     Raises
     ------
     ValueError
-        `scale` and `precision` are both None, so no distance is left.
+        `scale` and `precision` are both None.
 
     See Also
     --------
@@ -271,10 +269,6 @@ def distances_from_centred(
     Tensor of shape (P, n)
         Distances >= 0.
 
-    Notes
-    -----
-    The residual is formed explicitly. The difference ``|d|^2 - |z|^2`` would lose half of the digits where it is small.
-
     Examples
     --------
     >>> import torch
@@ -315,7 +309,7 @@ def _hypotenuse(a: Tensor, b: Tensor) -> Tensor:
 
 
 def log_likelihood(basis: Basis, step: Samples) -> Tensor:
-    """Return the log-density of samples under probabilistic PCA.
+    """Return the log-density of samples under probabilistic PCA (Tipping & Bishop, J. R. Stat. Soc. B 61, 1999).
 
     The covariance has the basis' variances along its components and `noise_variance` along every other direction.
 
@@ -329,15 +323,11 @@ def log_likelihood(basis: Basis, step: Samples) -> Tensor:
     Returns
     -------
     Tensor of shape (n, P)
-        Log-densities, in the basis' dtype and on its device.
+        In the basis' dtype and on its device.
 
     Notes
     -----
     Cost: that of `patch_distances` with a residual.
-
-    References
-    ----------
-    Tipping & Bishop, "Probabilistic principal component analysis", J. R. Stat. Soc. B 61, 1999.
 
     Examples
     --------

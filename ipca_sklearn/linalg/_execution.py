@@ -67,12 +67,11 @@ def for_each_chunk(
 ) -> None:
     """Call `task(slice)` on consecutive chunks of the patch axis until all patches are done.
 
-    On a CPU the chunks run on as many threads as torch may use (`torch.get_num_threads()`), with one BLAS/LAPACK
-    thread in each: LAPACK releases the GIL, and two threads inside one small decomposition are slower than one. The
-    threads are kept for the next call. `with_caller`, for short tasks without BLAS, makes the calling thread one of
-    them: a thread that is woken may wait milliseconds for a core, and where all cores are busy the caller does it all.
+    On a CPU the chunks run on as many threads as torch may use, with one BLAS/LAPACK thread in each: LAPACK releases
+    the GIL, and two threads inside one small decomposition are slower than one. `with_caller`, for short tasks without
+    BLAS, makes the calling thread one of them: a thread that is woken may wait milliseconds for a core.
 
-    A chunk that does not fit the memory of a device is halved until it fits, and so are all later chunks. A warning
+    A chunk that does not fit the memory of a device is halved until it fits, and so are all later chunks; a warning
     says so once. A task therefore writes to its own patches only, and calling it again is harmless.
     """
     attempt = partial(_halve_on_out_of_memory, task, bytes_per_patch, device, group)

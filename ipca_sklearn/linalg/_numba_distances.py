@@ -183,19 +183,8 @@ def distances_of_groups(
     precision: Tensor | None,
     distances: Tensor,
 ) -> None:
-    """Write the distances (C, n * s) of `GroupedSamples` from C Gaussians, on the CPU.
+    """Write the distances (C, n * s) of `GroupedSamples` from C Gaussians; arguments as in `DistanceOperator`.
 
-    Parameters
-    ----------
-    images, slots : Tensor
-        As in `GroupedSamples`; contiguous, and of the dtype of the mean.
-    mean, rows, transform, scale, precision : Tensor or None
-        As in `DistanceOperator`.
-    distances : Tensor of shape (C, n * s)
-        Contiguous; overwritten.
-
-    Notes
-    -----
     A result depends on neither the number of images nor that of Gaussians.
     """
     if transform is not None:
@@ -219,17 +208,8 @@ def distances_of_chunk(
     scale: Tensor | None,
     precision: Tensor | None,
 ) -> Tensor:
-    """Return the distances (n, P) of samples (n, P, m) from P Gaussians, on the CPU.
+    """Return the distances (n, P) of samples (n, P, m) from P Gaussians; arguments as in `DistanceOperator`.
 
-    Parameters
-    ----------
-    samples, mean, rows : Tensor
-        As in `DistanceOperator`, of one dtype.
-    transform, scale, precision : Tensor or None
-        As in `DistanceOperator`.
-
-    Notes
-    -----
     A result depends on neither the number of samples nor that of Gaussians.
     """
     n_samples, n_gaussians, n_features = samples.shape

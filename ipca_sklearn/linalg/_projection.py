@@ -24,7 +24,7 @@ def project(basis: Basis, step: Tensor, *, whiten: bool = False) -> Tensor:
     Returns
     -------
     Tensor of shape (n, P, k)
-        Coordinates, in the basis' dtype and on its device.
+        In the basis' dtype and on its device.
 
     Notes
     -----
@@ -35,11 +35,12 @@ def project(basis: Basis, step: Tensor, *, whiten: bool = False) -> Tensor:
     >>> import torch
     >>> from ipca_sklearn import linalg
     >>> samples = torch.randn(40, 3, 8, generator=torch.Generator().manual_seed(0))
-    >>> basis = linalg.finalize(linalg.update(linalg.empty_state(3, 8), samples, n_rows=2), n_components=2)
-    >>> linalg.project(basis, samples, whiten=True).std(0).round(decimals=4)
-    tensor([[1., 1.],
-            [1., 1.],
-            [1., 1.]])
+    >>> basis = linalg.finalize(linalg.update(linalg.empty_state(3, 8), samples, n_rows=8), n_components=8)
+    >>> coordinates = linalg.project(basis, samples, whiten=True)
+    >>> coordinates.std(0).round(decimals=4).unique()
+    tensor([1.])
+    >>> torch.allclose(linalg.reconstruct(basis, coordinates, whiten=True), samples, atol=1e-4)
+    True
     """
     with full_precision():
         projected = torch.einsum("npm,pkm->npk", step.to(basis.mean) - basis.mean, basis.components)
@@ -47,7 +48,7 @@ def project(basis: Basis, step: Tensor, *, whiten: bool = False) -> Tensor:
 
 
 def reconstruct(basis: Basis, coordinates: Tensor, *, whiten: bool = False) -> Tensor:
-    """Return the samples that belong to coordinates: the inverse of `project`.
+    """Return the samples that belong to coordinates: the inverse of `project`, at the same cost.
 
     Parameters
     ----------
@@ -61,21 +62,11 @@ def reconstruct(basis: Basis, coordinates: Tensor, *, whiten: bool = False) -> T
     Returns
     -------
     Tensor of shape (n, P, m)
-        Samples, in the basis' dtype and on its device.
-
-    Notes
-    -----
-    Cost per sample and PCA: k m, and once per basis that of its `components`.
+        In the basis' dtype and on its device.
 
     Examples
     --------
-    >>> import torch
-    >>> from ipca_sklearn import linalg
-    >>> samples = torch.randn(40, 3, 8, generator=torch.Generator().manual_seed(0))
-    >>> basis = linalg.finalize(linalg.update(linalg.empty_state(3, 8), samples, n_rows=8), n_components=8)
-    >>> found = linalg.reconstruct(basis, linalg.project(basis, samples))
-    >>> torch.allclose(found, samples, atol=1e-4)
-    True
+    See `project`.
     """
     coordinates = coordinates.to(basis.mean)
     if whiten:

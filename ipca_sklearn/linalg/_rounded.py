@@ -39,13 +39,7 @@ def _scattered(levels: Tensor, deviations: Tensor) -> Tensor:
 
 
 def rounded(matrix: Tensor) -> Tensor:
-    """Return scatter matrices (P, m, m) as `unpack(*pack(matrix))` gives them, but for what is above the diagonal.
-
-    Parameters
-    ----------
-    matrix : Tensor of shape (P, m, m)
-        float64 is returned as it is.
-    """
+    """Return scatter matrices as `unpack(*pack(matrix))` gives them, but for the upper triangles; float64 as it is."""
     if matrix.dtype != torch.float32:
         return matrix
     diagonal = matrix.diagonal(dim1=1, dim2=2).clamp_min(0)

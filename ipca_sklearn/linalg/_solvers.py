@@ -170,16 +170,7 @@ def _svd(W: Tensor, driver: str | None) -> tuple[Tensor, Tensor]:
 
 
 def get_solver(name: str, driver: str | None, like: Tensor, size: int) -> Solver:
-    """Return a solver for W (P, n, m), where `like` has the P, dtype and device of W and `size` is min(n, m).
-
-    `update` describes the names. `"svd"` forms W, the others do not on a GPU.
-
-    Raises
-    ------
-    ValueError
-        `name` is unknown, or `driver` is given where torch has no choice of driver: on a CPU, or for a solver without
-        an SVD.
-    """
+    """Return a solver for W (P, n, m), where `like` has the P, dtype and device of W and `size` is min(n, m)."""
     if name not in SOLVERS:
         raise ValueError(f"solver={name!r} is unknown; use one of {', '.join(map(repr, SOLVERS))}")
     device = like.device

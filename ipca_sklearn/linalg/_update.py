@@ -39,11 +39,10 @@ class State:
         Unnormalised principal directions, largest first: the paper's U_k diag(s) transposed (Sec. 3.3). Their Gram
         matrix approximates the centred scatter matrix (`centering="incremental"`) or the raw one (`"deferred"`).
     mean : Tensor of shape (P, m)
-        Mean of the samples, in float64: in float32 it would stand still where a step's share in it is below the spacing
-        of numbers, such as after 30,000 samples around 1e4. (float32 on devices that lack float64.)
+        Mean of the samples, in float64 where the device has it: in float32 it would stand still where a step's share in
+        it is below the spacing of numbers, such as after 30,000 samples around 1e4.
     sum_of_squares : Tensor of shape (P, m)
-        Sum over the samples of the squared deviation from the mean, per feature, in the dtype of `mean`. Exact, never
-        truncated.
+        Squared deviations from the mean, summed over the samples, in the dtype of `mean`. Exact, never truncated.
     count : int
         Number of samples.
     weight : float
@@ -91,14 +90,12 @@ def empty_state(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> State:
-    """Return the state of P PCAs without samples.
+    """Return the state of P PCAs of m features, without rows and samples.
 
     Parameters
     ----------
-    n_patches : int
-        P.
-    n_features : int
-        m.
+    n_patches, n_features : int
+        P and m.
     dtype : torch.dtype, optional
         float32 or float64: the dtype of the state and of everything computed from it. None is float32.
     device : torch.device or str, optional
@@ -317,13 +314,9 @@ def merge(
 
     Notes
     -----
-    The rows of both and, for incremental centring, one row for the distance of the means (Chan et al.) are decomposed
-    together. The result is exact if the samples of both have rank <= `n_rows`. Cost per PCA: that of `update` with
-    b = r2 + 1.
-
-    References
-    ----------
-    Chan et al., "Updating formulae and a pairwise algorithm for computing sample variances", 1979.
+    The rows of both and, for incremental centring, one row for the distance of the means (Chan et al., "Updating
+    formulae and a pairwise algorithm for computing sample variances", 1979) are decomposed together. The result is
+    exact if the samples of both have rank <= `n_rows`. Cost per PCA: that of `update` with b = r2 + 1.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Measures of anomaly detectors: how well images, pixels and defect regions are ranked, and how sure that is.
+"""Measures of anomaly detectors on images, pixels and defect regions, with confidence intervals.
 
 There are two directions, as everywhere in this package. *Scores* of images (``score_samples``) are higher for more
 normal images, with scikit-learn's outlier labels +1 (normal) and -1 (anomalous). Anomaly *maps* are larger where a

@@ -67,14 +67,12 @@ def aupimo_score(
     Parameters
     ----------
     masks : array-like of shape (n_images, height, width)
-        True (or 1, or 255 in uint8) on the defects, false (or 0) on normal pixels. Images without a defect are the
-        normal ones.
+        As in :func:`pixel_roc_auc_score`. Images without a defect are the normal ones.
     maps : array-like of shape (n_images, map_height, map_width)
-        Anomaly maps, real, larger = more anomalous. If they are smaller than the masks they are resized as by
-        :func:`resize_maps`; otherwise they keep their dtype.
+        As in :func:`pixel_roc_auc_score`.
     fpr_bounds : (float, float), default=(1e-5, 1e-4)
-        Bounds of the shared false positive rate, 0 < lower < upper <= 1. The default is the paper's: 0.5 to 5 pixels
-        of an image of 224 x 224.
+        Bounds of the shared false positive rate, 0 < lower < upper <= 1. The default is the paper's: 0.5 to 5 pixels of
+        an image of 224 x 224.
     region : array-like of bool, shape (height, width) or (map_height, map_width), default=None
         As in :func:`pixel_roc_auc_score`. An image whose defect lies outside is neither normal nor anomalous.
 
@@ -102,12 +100,11 @@ def aupimo_score(
 
     Notes
     -----
-    The definition is equation 6 of [1]_. Images have one size here, so the shared rate at a threshold is a count c of
+    The definition is equation 6 of [1]_. Images have one size here, so the shared rate at a threshold is the number of
     the M pixels of all normal images that reach it, divided by M. A pixel that a of them exceed and b reach adds a term
-    that is 0 up to a / M, rises linearly in the rate to 1 at b / M, and then stays 1; b - a is the number of ties, and
-    mostly 0. The area under log(rate) of that is known in closed form, so there is no grid of thresholds, whose number
-    would change the result. With A anomalous pixels, the time is O(M log M + A log M) and the memory one copy of all
-    these scores.
+    that is 0 up to a / M, rises linearly to 1 at b / M, and stays 1. The area under log(rate) of that is known in
+    closed form, so there is no grid of thresholds, whose number would change the result. With A anomalous pixels, the
+    time is O(M log M + A log M) and the memory one copy of all these scores.
 
     Maps are resized from a grid of patches: of 56 x 56, the 5 pixels of the upper bound are a third of a patch.
 
@@ -213,18 +210,7 @@ def lack_of_normal_pixels(pixels: Pixels, fpr_bounds: tuple[float, float]) -> st
 
 
 def normal_scores(pixels: Pixels, fpr_bounds: tuple[float, float]) -> NDArray[Any]:
-    """Return the sorted scores of the pixels of the normal images, where they are enough for the bounds.
-
-    Raises
-    ------
-    ValueError
-        The bounds are none, there are too few normal pixels, or no anomalous one.
-
-    Warns
-    -----
-    FewImagesWarning
-        As `aupimo_score`.
-    """
+    """Check the bounds, and return the sorted scores of the pixels of normal images; warn if few lie between them."""
     if np.shape(fpr_bounds) != (2,) or not 0 < fpr_bounds[0] < fpr_bounds[1] <= 1:
         raise ValueError(f"fpr_bounds={fpr_bounds!r} must be two rates with 0 < lower < upper <= 1")
     lack = lack_of_normal_pixels(pixels, fpr_bounds)
@@ -260,10 +246,7 @@ def image_areas(
     defects: NDArray[np.bool_],
     fpr_bounds: tuple[float, float],
 ) -> NDArray[np.float64]:
-    """Return the AUPIMO of each image, from sorted scores of normal images, and those of the anomalous pixels.
-
-    The latter are in the order of the masks `defects` (n, height, width).
-    """
+    """Return the AUPIMO of each image; `normal` is sorted, `anomalous` in the order of the masks (n, height, width)."""
     sizes = defects.sum(axis=(1, 2))
     images = np.repeat(np.arange(len(defects)), sizes)
     low, high = (bound * normal.size for bound in fpr_bounds)
@@ -277,9 +260,6 @@ def image_areas(
 
 
 def rising_area(start: Any, stop: Any, low: Any, high: Any) -> Any:
-    """Return the area between bounds, under log(x), of a line that rises from 0 at `start` to 1 at `stop`.
-
-    It is the integral of (x - start) / (stop - start) / x, and 0 where start and stop are the same.
-    """
+    """Return the area under log(x), between bounds, of a line from 0 at `start` to 1 at `stop`; 0 if they are equal."""
     left, right = np.clip(start, low, high), np.clip(stop, low, high)
     return np.maximum(right - left - start * np.log(right / left), 0) / np.maximum(stop - start, 1e-300)

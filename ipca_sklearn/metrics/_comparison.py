@@ -1,4 +1,4 @@
-"""Two models on the same images: differences of all measures, and how sure they are."""
+"""Differences of all measures of two models on the same images, with intervals and p-values."""
 
 from __future__ import annotations
 

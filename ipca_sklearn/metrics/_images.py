@@ -116,5 +116,5 @@ def image_f1_max_score(y_true: ArrayLike, y_score: ArrayLike) -> float:
     0.8
     """
     is_normal, scores = check_image_scores(y_true, y_score)
-    anomaly = -scores.astype(float)  # the negative of an unsigned integer is none
+    anomaly = -scores.astype(float)  # unsigned integers have no negatives
     return f1_max(np.sort(anomaly[is_normal]), anomaly[~is_normal])

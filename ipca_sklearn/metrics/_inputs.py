@@ -101,27 +101,13 @@ def check_image_scores(y_true: ArrayLike, y_score: ArrayLike) -> tuple[NDArray[n
 
 @dataclass(frozen=True)
 class Pixels:
-    """Masks and maps, and which of their pixels count.
+    """Masks and maps, and which of their pixels count."""
 
-    Parameters
-    ----------
-    defects : ndarray of bool, shape (n, H, W)
-        The anomalous pixels that count.
-    maps : ndarray of shape (n, h, w)
-        Larger = more anomalous; not resized and not checked for NaN yet.
-    is_normal : ndarray of bool, shape (n,)
-        Images without a defect, inside of the region or outside.
-    region : ndarray of bool, shape (H, W), or None
-        The pixels that count; None is all.
-    patches : ndarray of bool, shape (h, w), or None
-        The patches of the maps that belong to the region, where the region is given as patches.
-    """
-
-    defects: NDArray[np.bool_]
-    maps: NDArray[Any]
-    is_normal: NDArray[np.bool_]
-    region: NDArray[np.bool_] | None
-    patches: NDArray[np.bool_] | None
+    defects: NDArray[np.bool_]  # (n, H, W), the anomalous pixels that count
+    maps: NDArray[Any]  # (n, h, w), larger = more anomalous; not resized and not checked for NaN yet
+    is_normal: NDArray[np.bool_]  # (n,), images without a defect, inside of the region or outside
+    region: NDArray[np.bool_] | None  # (H, W), the pixels that count; None if all do
+    patches: NDArray[np.bool_] | None  # (h, w), the region where it is given as patches
 
     @classmethod
     def of(cls, masks: ArrayLike, maps: ArrayLike, region: ArrayLike | None, name: str = "maps") -> Pixels:
@@ -157,8 +143,7 @@ class Pixels:
     def parts(self) -> Iterator[tuple[NDArray[np.bool_], NDArray[Any]]]:
         """Yield defects and scores (b, p) of the p pixels that count, of a few images at a time.
 
-        Maps smaller than the masks are resized. Patches outside of a region take no part in that: the values of the
-        patches inside are averaged with weights that sum to 1.
+        Smaller maps are resized: from the patches of the region alone, with weights that sum to 1.
         """
         size = self.defects.shape[1:]
         # In the machine's byte order; another one would be converted again in every search.
@@ -171,13 +156,7 @@ class Pixels:
                 yield defects[:, self.region], part[:, self.region]
 
     def split(self) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Return the sorted scores of the normal pixels, and those of the anomalous pixels in the order of the masks.
-
-        Raises
-        ------
-        ValueError
-            There are only normal or only anomalous pixels, or a map holds NaN or infinity.
-        """
+        """Return the sorted scores of normal pixels, and the scores of anomalous pixels in the order of the masks."""
         n_pixels = len(self) * self.n_per_image
         n_anomalous = np.count_nonzero(self.defects)
         if n_anomalous in (0, n_pixels):
@@ -198,7 +177,7 @@ class Pixels:
             normal[n_rest : n_rest + rest.size] = rest
             n_seen += scores.size
             n_found += found.size
-        normal.sort()
+        normal.sort()  # sorting those alone that matter, found by a partition, was slower
         return normal, anomalous
 
 
@@ -262,10 +241,7 @@ def _check_proportions(size: tuple[int, ...], grid: tuple[int, ...], name: str) 
 def _iter_maps(
     maps: NDArray[Any], size: Size, dtype: np.dtype[Any], patches: NDArray[np.bool_] | None
 ) -> Iterator[tuple[slice, NDArray[Any]]]:
-    """Yield slices of images with their maps, checked, cast to `dtype`, and resized if their size differs.
-
-    With `patches` (h, w), the patches inside of a region, pixels are averages of these alone.
-    """
+    """Yield slices of images with their maps, checked, cast, and resized, from `patches` (h, w) alone if given."""
     n_images = max(1, _PIXELS_AT_ONCE // (size[0] * size[1]))
     weights = None if patches is None else np.maximum(_resized(patches[None].astype(dtype), size), 1e-6)
     for start in range(0, len(maps), n_images):

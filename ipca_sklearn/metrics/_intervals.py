@@ -1,4 +1,7 @@
-"""Confidence intervals of measures, by the bootstrap over images."""
+"""Confidence intervals of measures, by the bootstrap over images.
+
+`scipy.stats.bootstrap` draws neither from strata nor masks with maps, and would sort all pixels in every resample.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,6 @@ from ipca_sklearn._utils._surroundings import own_surroundings
 from ipca_sklearn._utils._typing import ArrayLike
 from ipca_sklearn.metrics import _resampling
 from ipca_sklearn.metrics._aupimo import FPR_BOUNDS, aupimo_score, normal_scores
-from ipca_sklearn.metrics._images import image_average_precision_score, image_f1_max_score, image_roc_auc_score
 from ipca_sklearn.metrics._inputs import Pixels, as_real_array, check_image_scores
 from ipca_sklearn.metrics._pixels import (
     aupro_score,
@@ -24,14 +26,12 @@ from ipca_sklearn.metrics._pixels import (
     pixel_f1_score,
     pixel_roc_auc_score,
 )
+from ipca_sklearn.metrics._regions import RegionCounts, pro_score, region_f1_score
 from ipca_sklearn.metrics._resampling import Floats, PixelCounts, percentile_interval, resampled_weights, strata_of
+from ipca_sklearn.metrics._sample import OF_IMAGES
 
 # From the sums of resamples to their measures, (R,).
-_OF_IMAGES: dict[Any, Callable[[Floats, Floats], Floats]] = {
-    image_roc_auc_score: _resampling.roc_auc,
-    image_average_precision_score: _resampling.average_precision,
-    image_f1_max_score: _resampling.f1_max,
-}
+_OF_IMAGES: dict[Any, Callable[[Floats, Floats], Floats]] = dict(OF_IMAGES.values())
 _OF_PIXELS: dict[Any, Callable[..., Floats]] = {
     pixel_roc_auc_score: lambda sums: _resampling.roc_auc(sums.normal, sums.anomalous),
     pixel_average_precision_score: lambda sums: _resampling.average_precision(sums.normal, sums.anomalous),
@@ -119,15 +119,26 @@ def confidence_interval(
     (0.5, 1.0)
     """
     check_resampling(n_resamples, confidence_level)
-    arguments = (y_true, y_score, options, n_resamples, random_state)
+
+    def weights(strata: Any) -> Floats:
+        return resampled_weights(strata, n_resamples, random_state)
+
     if metric in _OF_IMAGES:
-        values = _of_images(metric, *arguments)
+        is_normal, scores = check_image_scores(y_true, y_score)
+        curves = _resampling.image_curves(is_normal, scores, weights(is_normal))
+        values = _OF_IMAGES[metric](*curves, **options)
     elif metric in _OF_PIXELS:
-        values = _of_pixels(metric, *arguments)
+        values = _of_pixels(metric, y_true, y_score, options, weights)
     elif metric is pixel_f1_score:
-        values = _of_marked(*arguments)
+        pixels, bits = check_marked(y_true, y_score, **{"region": None, **options})
+        values = f1(*(weights(strata_of(pixels)) @ mask_counts(pixels, bits)).T)
+    elif metric in (pro_score, region_f1_score):
+        metric(y_true, y_score, **options)  # it checks its options
+        pixels, bits = check_marked(y_true, y_score, options.pop("region", None))
+        counts = RegionCounts.of_pixels(pixels, bits, **options)
+        values = (counts.pro if metric is pro_score else counts.f1)(weights(strata_of(pixels)))
     else:
-        values = _of_any(metric, *arguments)
+        values = _of_any(metric, y_true, y_score, options, weights)
     return percentile_interval(values, confidence_level)
 
 
@@ -139,16 +150,8 @@ def check_resampling(n_resamples: int, confidence_level: float) -> None:
         raise ValueError(f"confidence_level={confidence_level!r} must lie between 0 and 1: 0.95 is the usual one")
 
 
-def _of_images(
-    metric: Any, y_true: ArrayLike, y_score: ArrayLike, options: dict[str, Any], n_resamples: int, seed: int | None
-) -> Floats:
-    is_normal, scores = check_image_scores(y_true, y_score)
-    weights = resampled_weights(is_normal, n_resamples, seed)
-    return _OF_IMAGES[metric](*_resampling.image_curves(is_normal, scores, weights), **options)
-
-
 def _of_pixels(
-    metric: Any, masks: ArrayLike, maps: ArrayLike, options: dict[str, Any], n_resamples: int, seed: int | None
+    metric: Any, masks: ArrayLike, maps: ArrayLike, options: dict[str, Any], weights: Callable[[Any], Floats]
 ) -> Floats:
     options = dict(options)
     pixels = Pixels.of(masks, maps, options.pop("region", None))
@@ -160,15 +163,7 @@ def _of_pixels(
     if metric is aupimo_score:
         kinds.append(normal_scores(pixels, options.get("fpr_bounds", FPR_BOUNDS)))
     counts = PixelCounts.of(pixels, _resampling.shared_thresholds(*kinds), connectivity)
-    return _OF_PIXELS[metric](counts.sums(resampled_weights(strata_of(pixels), n_resamples, seed)), **options)
-
-
-def _of_marked(
-    masks: ArrayLike, marked: ArrayLike, options: dict[str, Any], n_resamples: int, seed: int | None
-) -> Floats:
-    pixels, bits = check_marked(masks, marked, **{"region": None, **options})
-    weights = resampled_weights(strata_of(pixels), n_resamples, seed)
-    return f1(*(weights @ mask_counts(pixels, bits)).T)
+    return _OF_PIXELS[metric](counts.sums(weights(strata_of(pixels))), **options)
 
 
 def _of_any(
@@ -176,13 +171,12 @@ def _of_any(
     y_true: ArrayLike,
     y_score: ArrayLike,
     options: dict[str, Any],
-    n_resamples: int,
-    seed: int | None,
+    weights: Callable[[Any], Floats],
 ) -> Floats:
     true, scores = as_real_array(y_true, "y_true"), as_real_array(y_score, "y_score")
     if len(true) != len(scores):
         raise ValueError(f"y_true has {len(true)} images and y_score {len(scores)}: both must have one entry per image")
     strata: Any = true if true.ndim == 1 else ~np.any(true, axis=(1, 2))
     rows = np.arange(len(true))
-    drawn = (np.repeat(rows, weights.astype(np.intp)) for weights in resampled_weights(strata, n_resamples, seed))
+    drawn = (np.repeat(rows, numbers.astype(np.intp)) for numbers in weights(strata))
     return np.array([metric(true[images], scores[images], **options) for images in drawn], dtype=np.float64)

@@ -158,12 +158,12 @@ def pixel_f1_score(masks: ArrayLike, marked: ArrayLike, *, region: ArrayLike | N
     Parameters
     ----------
     masks : array-like of shape (n_images, height, width)
-        True (or 1, or 255 in uint8) on the defects, false (or 0) on normal pixels.
+        As in :func:`pixel_roc_auc_score`; they may be anomalous everywhere.
     marked : array-like of shape (n_images, map_height, map_width)
         What is called anomalous, coded like `masks`: `predict_masks` of a detector. A patch is all pixels whose centres
         lie in it.
     region : array-like of bool, shape (height, width) or (map_height, map_width), default=None
-        The pixels, or the patches, that count: `region_` of an extractor or a detector; None is all.
+        As in :func:`pixel_roc_auc_score`.
 
     Returns
     -------
@@ -173,7 +173,7 @@ def pixel_f1_score(masks: ArrayLike, marked: ArrayLike, *, region: ArrayLike | N
     Raises
     ------
     ValueError
-        As :func:`pixel_roc_auc_score`, and if `marked` is not binary. Masks may be anomalous everywhere.
+        As :func:`pixel_roc_auc_score`, and if `marked` is not binary.
     TypeError
         If an input does not hold real numbers.
 
@@ -206,23 +206,19 @@ def aupro_score(
 ) -> float:
     """Area under the per-region-overlap curve, up to a false positive rate.
 
-    At each threshold, the overlap is the fraction of a region's pixels that reach it, averaged over the regions of
-    all images; a region is a connected component of one mask. The false positive rate is the fraction of the normal
-    pixels of all images, those without a defect included.
+    At each threshold, the overlap is the fraction of a region's pixels that reach it, averaged over the regions of all
+    images; a region is a connected component of one mask. The false positive rate is the fraction of the normal pixels
+    of all images, those without a defect included.
 
     Parameters
     ----------
-    masks : array-like of shape (n_images, height, width)
-        True (or 1, or 255 in uint8) on the defects, false (or 0) on normal pixels.
-    maps : array-like of shape (n_images, map_height, map_width)
-        Anomaly maps, real, larger = more anomalous. If they are smaller than the masks they are resized as by
-        :func:`resize_maps`; otherwise they keep their dtype.
+    masks, maps
+        As in :func:`pixel_roc_auc_score`.
     max_fpr : float, default=0.3
-        False positive rate, in (0, 1], at which the integral stops. The integral is divided by it. 0.05 asks more
-        of a detector: 30 % of false pixels is more than anyone uses.
+        False positive rate, in (0, 1], at which the integral stops. The integral is divided by it. 0.05 asks more of a
+        detector: 30 % of false pixels is more than anyone uses.
     connectivity : {1, 2}, default=2
-        Neighbours of a pixel in a region: those that share an edge (1, four neighbours), or also a corner (2, eight
-        neighbours).
+        Neighbours of a pixel in a region: those that share an edge (1, four neighbours), or also a corner (2, eight).
     region : array-like of bool, shape (height, width) or (map_height, map_width), default=None
         As in :func:`pixel_roc_auc_score`. Of a defect, the part inside counts.
 
@@ -241,11 +237,10 @@ def aupro_score(
     Notes
     -----
     The curve of [1]_ starts at (0, 0), has one point per distinct score (ties are one threshold), and is linear in
-    between, also at `max_fpr`. Each region has its own ROC curve against all normal pixels; the area under it is a
-    mean over the region's pixels. The result is the mean of these areas over the regions, so no curve is built.
-    With N normal and A anomalous pixels, the time is O(N log N + A log N) and the memory one copy of the pixels'
-    scores and three arrays of A. Sorting only the normal pixels that matter, found by a partition, was slower than
-    sorting all of them.
+    between, also at `max_fpr`. Each region has its own ROC curve against all normal pixels; the area under it is a mean
+    over the region's pixels, and the result the mean of these areas, so no curve is built. With N normal and A
+    anomalous pixels, the time is O(N log N + A log N) and the memory one copy of the pixels' scores and three arrays of
+    A.
 
     References
     ----------

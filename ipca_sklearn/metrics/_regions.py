@@ -39,17 +39,12 @@ def region_f1_score(
 
     Parameters
     ----------
-    masks : array-like of shape (n_images, height, width)
-        True (or 1, or 255 in uint8) on the defects, false (or 0) on normal pixels.
-    marked : array-like of shape (n_images, map_height, map_width)
-        What is called anomalous, coded like `masks`: `predict_masks` of a detector. A patch is all pixels whose centres
-        lie in it.
+    masks, marked, region
+        As in :func:`pixel_f1_score`. Of a defect, the part inside of the region counts.
     min_overlap : float, default=0.25
         In [0, 1). 0: any common pixel will do.
     connectivity : {1, 2}, default=2
         As in :func:`aupro_score`, for defects and for marked regions.
-    region : array-like of bool, default=None
-        As in :func:`pixel_f1_score`. Of a defect, the part inside counts.
 
     Returns
     -------
@@ -58,10 +53,8 @@ def region_f1_score(
 
     Raises
     ------
-    ValueError
+    ValueError, TypeError
         As :func:`pixel_f1_score`; `min_overlap` or `connectivity` is out of range.
-    TypeError
-        If an input does not hold real numbers.
 
     See Also
     --------
@@ -171,39 +164,19 @@ def found_by_size(
 
 @dataclass(frozen=True)
 class RegionCounts:
-    """Defects and marked regions of images.
+    """Defects and marked regions of images."""
 
-    Parameters
-    ----------
-    image : ndarray of int, shape (d,)
-        The image of each defect.
-    area : ndarray of int, shape (d,)
-        Its pixels.
-    share : ndarray of shape (d,)
-        Share of them that is marked.
-    is_found : ndarray of bool, shape (d,)
-        Whether it overlaps with marked regions by more than the limit.
-    n_false : ndarray of int, shape (n,)
-        Marked regions of each image that do not lie on defects.
-    """
-
-    image: NDArray[np.intp]
-    area: NDArray[np.int64]
-    share: NDArray[np.float64]
-    is_found: NDArray[np.bool_]
-    n_false: NDArray[np.int64]
+    image: NDArray[np.intp]  # (d,), of each defect
+    area: NDArray[np.int64]  # (d,), in pixels
+    share: NDArray[np.float64]  # (d,), of its pixels that is marked
+    is_found: NDArray[np.bool_]  # (d,), whether it overlaps with marked regions by more than the limit
+    n_false: NDArray[np.int64]  # (n,), marked regions of each image that do not lie on defects
 
     @classmethod
     def of(
         cls, masks: ArrayLike, marked: ArrayLike, region: ArrayLike | None, min_overlap: float, connectivity: int
     ) -> RegionCounts:
-        """Compare masks with what a model has marked.
-
-        Raises
-        ------
-        ValueError
-            There is no defect.
-        """
+        """Compare masks with what a model has marked, and refuse masks without a defect."""
         pixels, bits = check_marked(masks, marked, region)
         if not pixels.defects.any():
             raise ValueError(
@@ -269,15 +242,10 @@ class RegionCounts:
 def _compared(
     defects: NDArray[np.bool_], marked: NDArray[np.bool_], min_overlap: float, connectivity: int
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], int]:
-    """Compare the defects of an image with the marked regions.
+    """Return pixels of each defect, how many are marked, the pixels beside it, and the number of false regions.
 
-    Returns
-    -------
-    area, common, false : ndarray of shape (d,)
-        Pixels of each defect; those of them that are marked; those of the regions that touch it and that lie on no
-        defect.
-    n_false : int
-        Number of regions of which no more than a share `min_overlap` lies on defects.
+    Pixels beside a defect belong to the marked regions that touch it and lie on no defect. A region is false if no more
+    than a share `min_overlap` of it lies on defects.
     """
     (true, n_true), (called, n_called) = label_regions(defects, connectivity), label_regions(marked, connectivity)
     area = np.bincount(true.ravel(), minlength=n_true + 1)[1:]

@@ -16,7 +16,7 @@ from ipca_sklearn._utils._typing import ArrayLike
 from ipca_sklearn.exceptions import FewImagesWarning
 from ipca_sklearn.metrics._intervals import check_resampling
 from ipca_sklearn.metrics._resampling import percentile_interval
-from ipca_sklearn.metrics._sample import FALSE_ALARMS, FOUND, OF_IMAGES, OF_MAPS, OF_MARKED, TestedImages
+from ipca_sklearn.metrics._sample import FALSE_POSITIVES, FOUND, OF_IMAGES, OF_MAPS, OF_MARKED, TestedImages
 
 _MIN_IMAGES = 30
 _SIZES = "found_by_size"
@@ -71,8 +71,8 @@ def evaluation_report(
         offset), `"pixel_roc_auc"`, `"pixel_average_precision"`, `"pixel_f1_max"`, `"pixel_f1"` (of `marked`), `"pro"`
         and `"region_f1"` (of its regions), `"aupro"`, `"aupro_0.05"` and `"aupimo"`, or None for what the images do not
         give; `"found_by_size"`, the rows of :func:`found_by_size`; and `"intervals"`, a dict from these names to (low,
-        high). `"n_normal"`, `"false_alarms"`, `"false_alarms_interval"`, `"n_resamples"` and `"confidence_level"` are
-        of all.
+        high). `"n_normal"`, `"false_positive_rate"` (the share of normal images below the offset),
+        `"false_positive_rate_interval"`, `"n_resamples"` and `"confidence_level"` are of all.
 
     Raises
     ------
@@ -120,22 +120,22 @@ def evaluation_report(
         row["n_masks"] = 0 if images.pixels is None else int(np.sum(anomalous & known))
         row |= dict.fromkeys((*OF_IMAGES, FOUND, *OF_MAPS, *OF_MARKED, _SIZES))
         figures, resampled = images.measures(chosen, n_resamples, random_state)
-        row |= {key: value for key, value in figures.items() if key != FALSE_ALARMS}
+        row |= {key: value for key, value in figures.items() if key != FALSE_POSITIVES}
         ends = {key: percentile_interval(resampled[key], confidence_level) for key in row if key in resampled}
         if called is not None and anomalous.any():
             ends[FOUND] = clopper_pearson(called[anomalous], confidence_level)
         if images.pixels is not None:
             row[_SIZES] = images.pixels.found_by_size(chosen[known], confidence_level)
         rows.append(row | {"intervals": ends})
-    alarms, alarm_ends = None, None
+    rate, rate_ends = None, None
     if called is not None and is_normal.any():
-        alarms = float(called[is_normal].mean())
-        alarm_ends = clopper_pearson(called[is_normal], confidence_level)
+        rate = float(called[is_normal].mean())
+        rate_ends = clopper_pearson(called[is_normal], confidence_level)
     return {
         "defects": rows,
         "n_normal": int(is_normal.sum()),
-        "false_alarms": alarms,
-        "false_alarms_interval": alarm_ends,
+        "false_positive_rate": rate,
+        "false_positive_rate_interval": rate_ends,
         "n_resamples": n_resamples,
         "confidence_level": confidence_level,
     }

@@ -57,22 +57,12 @@ def image_curves(is_normal: NDArray[np.bool_], scores: NDArray[Any], weights: Fl
 
 @dataclass(frozen=True)
 class PixelCounts:
-    """How many pixels of each of n images score in each of K bins, the most anomalous first.
+    """How many pixels of each of n images score in each of K bins, the most anomalous first."""
 
-    Parameters
-    ----------
-    normal, anomalous : ndarray of float32, shape (n, K)
-        Numbers of pixels; integers below 2 ** 24.
-    overlap : ndarray of float32, shape (n, K)
-        Shares of regions, summed over the regions of an image.
-    is_normal : ndarray of bool, shape (n,)
-        Images without a defect.
-    """
-
-    normal: NDArray[np.float32]
-    anomalous: NDArray[np.float32]
-    overlap: NDArray[np.float32]
-    is_normal: NDArray[np.bool_]
+    normal: NDArray[np.float32]  # (n, K), integers below 2 ** 24
+    anomalous: NDArray[np.float32]  # (n, K), likewise
+    overlap: NDArray[np.float32]  # (n, K), shares of regions, summed over the regions of an image
+    is_normal: NDArray[np.bool_]  # (n,), images without a defect
 
     @classmethod
     def of(cls, pixels: Pixels, thresholds: NDArray[Any], connectivity: int = 2) -> PixelCounts:
@@ -120,31 +110,17 @@ class PixelCounts:
 
 @dataclass(frozen=True)
 class PixelSums:
-    """Weighted sums over images of their counts, (R, K) each: what `PixelCounts` has, and two more.
-
-    Parameters
-    ----------
-    normal, anomalous, overlap : ndarray of float64, shape (R, K)
-        As in `PixelCounts`.
-    normal_images : ndarray of float64, shape (R, K)
-        Of the pixels of normal images alone.
-    tpr : ndarray of float64, shape (R, K)
-        Of the shares of the anomalous pixels of an image.
-    """
+    """Weighted sums over images of their counts, (R, K) each."""
 
     normal: Floats
     anomalous: Floats
     overlap: Floats
-    normal_images: Floats
-    tpr: Floats
+    normal_images: Floats  # of the pixels of normal images alone
+    tpr: Floats  # of the shares of the anomalous pixels of an image
 
 
 def shared_thresholds(*scores: NDArray[Any]) -> NDArray[Any]:
-    """Return increasing thresholds for `PixelCounts`, evenly spaced among sorted scores and finer at their upper end.
-
-    At the upper end the spacing is even in the logarithm of the number of scores above, as the curves of low false
-    positive rates need it.
-    """
+    """Return increasing thresholds among sorted scores: evenly spaced, and in the logarithm from the upper end."""
     chosen = []
     for values in scores:
         if values.size <= 2 * _N_BINS:

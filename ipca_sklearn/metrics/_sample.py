@@ -28,34 +28,27 @@ OF_IMAGES: dict[str, tuple[Callable[..., float], Callable[[Floats, Floats], Floa
     "image_average_precision": (image_average_precision_score, _resampling.average_precision),
     "image_f1_max": (image_f1_max_score, _resampling.f1_max),
 }
-OF_MAPS = ("pixel_roc_auc", "pixel_average_precision", "pixel_f1_max", "aupro", "aupro_0.05", "aupimo")
+# The same of pixels: from the scores of normal and of anomalous ones.
+_OF_SCORES = {
+    "pixel_roc_auc": (_pixels.roc_auc, _resampling.roc_auc),
+    "pixel_average_precision": (_pixels.average_precision, _resampling.average_precision),
+    "pixel_f1_max": (_pixels.f1_max, _resampling.f1_max),
+}
+_MAX_FPR = {"aupro": 0.3, "aupro_0.05": 0.05}
+OF_MAPS = (*_OF_SCORES, *_MAX_FPR, "aupimo")
 OF_MARKED = ("pixel_f1", "pro", "region_f1")
-FOUND, FALSE_ALARMS = "found", "false_alarms"
+FOUND, FALSE_POSITIVES = "found", "false_positive_rate"
 
 
 @dataclass(frozen=True)
 class TestedImages:
-    """Images with labels, and what one model says of them.
+    """Images with labels, and the results of one model."""
 
-    Parameters
-    ----------
-    labels : ndarray of shape (n,)
-        +1 for a normal image, -1 for an anomalous one.
-    scores : ndarray of shape (n,)
-        Higher is more normal.
-    is_called : ndarray of bool, shape (n,), or None
-        Which images score below the threshold; None if there is none.
-    has_mask : ndarray of bool, shape (n,)
-        Images whose pixels are looked at.
-    pixels : PixelSample or None
-        Of these images.
-    """
-
-    labels: NDArray[Any]
-    scores: NDArray[Any]
-    is_called: NDArray[np.bool_] | None
-    has_mask: NDArray[np.bool_]
-    pixels: PixelSample | None
+    labels: NDArray[Any]  # (n,), +1 normal, -1 anomalous
+    scores: NDArray[Any]  # (n,), higher is more normal
+    is_called: NDArray[np.bool_] | None  # (n,), which score below the threshold; None without one
+    has_mask: NDArray[np.bool_]  # (n,), images whose pixels are measured
+    pixels: PixelSample | None  # of these images
 
     @classmethod
     def of(
@@ -89,10 +82,7 @@ class TestedImages:
     def measures(
         self, chosen: NDArray[np.bool_], n_resamples: int, seed: int | None
     ) -> tuple[dict[str, float], dict[str, Floats]]:
-        """Return the measures of some of the images, and those of their resamples.
-
-        The resamples of a seed are the same for all models that are tested with the same images and masks.
-        """
+        """Return the measures of some of the images and of their resamples, which are the same for all models."""
         is_normal = self.is_normal[chosen]
         weights = resampled_weights(is_normal, n_resamples, seed)
         figures: dict[str, float] = {}
@@ -102,7 +92,7 @@ class TestedImages:
             figures |= {key: metric(labels, scores) for key, (metric, _) in OF_IMAGES.items()}
             curves = _resampling.image_curves(is_normal, scores, weights)
             resampled |= {key: of_curves(*curves) for key, (_, of_curves) in OF_IMAGES.items()}
-        for key, kind in ((FOUND, ~is_normal), (FALSE_ALARMS, is_normal)):
+        for key, kind in ((FOUND, ~is_normal), (FALSE_POSITIVES, is_normal)):
             if self.is_called is not None and kind.any():
                 called = self.is_called[chosen][kind]
                 figures[key], resampled[key] = float(called.mean()), weights[:, kind] @ called / len(called)
@@ -114,27 +104,13 @@ class TestedImages:
 
 @dataclass(frozen=True)
 class PixelSample:
-    """The pixels of all images with a mask: what all rows of a report share.
-
-    Parameters
-    ----------
-    pixels : Pixels
-        Their masks and maps.
-    counts : PixelCounts or None
-        None if there are only normal or only anomalous pixels.
-    of_marks : ndarray of shape (n, 3) or None
-        See `mask_counts`.
-    of_regions : RegionCounts or None
-        Of the same images.
-    normal : ndarray or None
-        Sorted scores of the normal images' pixels; None if they are too few for AUPIMO.
-    """
+    """The pixels of all images with a mask, shared by all rows of a report."""
 
     pixels: Pixels
-    counts: PixelCounts | None
-    of_marks: NDArray[np.int64] | None
+    counts: PixelCounts | None  # None if there are only normal or only anomalous pixels
+    of_marks: NDArray[np.int64] | None  # (n, 3), see `mask_counts`
     of_regions: RegionCounts | None
-    normal: NDArray[Any] | None
+    normal: NDArray[Any] | None  # sorted scores of the normal images' pixels; None if too few for AUPIMO
 
     @classmethod
     def of(
@@ -205,14 +181,9 @@ class PixelSample:
         normal, anomalous = pixels.split()
         regions = _pixels.label_defects(pixels.defects, 2)
         sums = self.counts.only(chosen).sums(weights)
-        both = sums.normal, sums.anomalous
-        figures["pixel_roc_auc"] = _pixels.roc_auc(normal, anomalous)
-        resampled["pixel_roc_auc"] = _resampling.roc_auc(*both)
-        figures["pixel_average_precision"] = _pixels.average_precision(normal, anomalous)
-        resampled["pixel_average_precision"] = _resampling.average_precision(*both)
-        figures["pixel_f1_max"] = _pixels.f1_max(normal, anomalous)
-        resampled["pixel_f1_max"] = _resampling.f1_max(*both)
-        for key, max_fpr in (("aupro", 0.3), ("aupro_0.05", 0.05)):
+        for key, (metric, of_curves) in _OF_SCORES.items():
+            figures[key], resampled[key] = metric(normal, anomalous), of_curves(sums.normal, sums.anomalous)
+        for key, max_fpr in _MAX_FPR.items():
             figures[key] = _pixels.aupro(normal, anomalous, *regions, max_fpr)
             resampled[key] = _resampling.aupro(sums.normal, sums.overlap, max_fpr)
         if self.normal is not None:

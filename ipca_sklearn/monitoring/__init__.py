@@ -1,4 +1,4 @@
-"""What is watched while a line runs: whether its scores are still what they were."""
+"""Detect drift of the scores of a running line."""
 
 from ipca_sklearn.monitoring._drift import DriftMonitor
 

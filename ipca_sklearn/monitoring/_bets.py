@@ -1,4 +1,4 @@
-"""The game: p-values of scores as they come, and what bets on these pay. See the notes of `DriftMonitor`."""
+"""Conformal p-values of scores as they come, and the payoffs of bets on these (docs/method.md, "Drift of a line")."""
 
 from __future__ import annotations
 
@@ -19,11 +19,7 @@ _SMALLEST = np.concatenate([_SMALLEST_TILTED, _SMALLEST_TILTED, [0.1, 0.1]])
 
 
 def online_p_values(ranked: array, scores: np.ndarray, max_scores: int, rng: np.random.RandomState) -> np.ndarray:
-    """Return the smoothed conformal p-value of each score among those before it, and add them to `ranked`, in place.
-
-    Of more than `max_scores`, one is dropped, any with the same probability. Which of the n + 1 scores was the newest
-    therefore tells nothing about those that stay: p-values of exchangeable scores are independent.
-    """
+    """Return the smoothed conformal p-value of each score among those before it, and add the score to `ranked`."""
     p_values = np.empty(len(scores))
     chances = rng.random_sample((len(scores), 2)).tolist()
     for row, (score, (tie, drop)) in enumerate(zip(scores.tolist(), chances, strict=True)):
@@ -31,7 +27,7 @@ def online_p_values(ranked: array, scores: np.ndarray, max_scores: int, rng: np.
         p_values[row] = (below + tie * (up_to - below + 1)) / (len(ranked) + 1)
         ranked.insert(up_to, score)
         if len(ranked) > max_scores:
-            del ranked[int(drop * len(ranked))]
+            del ranked[int(drop * len(ranked))]  # any, the newest included: else p-values would not be independent
     return p_values
 
 

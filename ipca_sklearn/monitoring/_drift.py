@@ -1,4 +1,4 @@
-"""Drift of a running line: an alarm that is false with a probability that is known, however long the line runs."""
+"""Drift of a running line: an alarm whose probability of being false is bounded, however long the line runs."""
 
 from __future__ import annotations
 
@@ -82,30 +82,12 @@ class DriftMonitor(VersionedMixin, BaseEstimator):
 
     Notes
     -----
-    *p-values.* The score z_t of frame t among the n scores before it has the smoothed conformal p-value
-    ``p_t = (number below z_t + U_t (1 + number equal to z_t)) / (n + 1)`` with U_t uniform on [0, 1]. If all scores are
-    exchangeable these are independent and uniform (Vovk et al., part III). That stays true with `max_scores`, because
-    the dropped score is any of the n + 1 with the same probability, the newest included.
+    The smoothed conformal p-value of each score among those before it goes into 14 bets, whose capital is a martingale;
+    at each frame a part is put on a change that begins there, so a late change is found nearly as fast as an early one.
+    Ville's inequality bounds the probability of an alarm. Payoffs are divided by what defects can win: Huber's robust
+    test, one frame at a time. "Drift of a line" in docs/method.md has the equations.
 
-    *Bets.* Each of K = 14 bets f_k has the mean 1 for uniform p, so ``f_k(p_s) ... f_k(p_t)`` is a martingale that
-    begins with 1 at frame s. Six are ``c exp(-c p) / (1 - exp(-c))`` for c = 0.5, 1, 2, 4, 8, 16, six their mirror
-    images, and two ``1 + b (6 p^2 - 6 p + 1)``. A part ``w_s / K`` of the capital is put on each of them at frame s:
-
-        statistic_t = 1 - (w_1 + ... + w_t) + sum over s <= t and k of w_s / K f_k(p_s) ... f_k(p_t),
-
-    ``1 - (w_1 + ... + w_t) = log 100 / log(100 + t)``. This is a martingale too, so Ville's inequality holds:
-    P(it ever reaches 1 / alpha) <= alpha. It does not decay while nothing happens (0.5 after 10,000 frames), as one
-    product over all frames does, so a late change is found nearly as fast as an early one.
-
-    *Defects.* Bets are bounded, so a defect with the smallest possible p-value wins at most a factor 16. Each payoff is
-    divided by ``1 + defect_rate (max f_k - min f_k)``. Let e be `defect_rate`, and a frame be a defect with probability
-    at most e, whatever happened before. If the p-values of good frames are uniform, the mean payoff is at most
-    ``(1 - e) + e max f_k``. If up to a share e of the earlier scores are defects too, and score lower than all good
-    frames, then the p-value of a good frame has a density of at most 1 / (1 - e), its mean payoff is at most
-    ``(1 - e min f_k) / (1 - e)``, and both together are at most ``1 - e min f_k + e max f_k``. So the statistic is a
-    supermartingale and Ville's inequality still holds. This is Huber's robust test, one frame at a time.
-
-    *Cost.* About 14 logarithms and a binary search per frame, 8 bytes per kept score.
+    Cost: about 14 logarithms and a binary search per frame, 8 bytes per kept score.
 
     References
     ----------
@@ -172,8 +154,8 @@ class DriftMonitor(VersionedMixin, BaseEstimator):
         ----------
         detector : PatchGaussianDetector, or a Pipeline that ends in one
             Fitted. The guarantee needs calibration scores that are exchangeable with those of good frames: those of
-            `calibrate`, or of a `fit` with `calibration` a number. Those of `calibration="prequential"` are only about
-            so, because other models gave them. ``DriftMonitor()`` needs none and begins with the first frames.
+            `calibrate`, or of a `fit` with `calibration` a number; those of `"prequential"` are only about so.
+            ``DriftMonitor()`` needs none and begins with the first frames.
         **parameters
             As for the class.
 
@@ -285,10 +267,8 @@ class DriftMonitor(VersionedMixin, BaseEstimator):
 
         Raises
         ------
-        ValueError
-            More than one dimension, infinity, a parameter out of its range. Nothing is changed.
-        TypeError
-            No real numbers.
+        ValueError, TypeError
+            As `fit`. Nothing is changed.
         """
         self._prepare()
         new = _scores(scores)
@@ -316,10 +296,8 @@ class DriftMonitor(VersionedMixin, BaseEstimator):
 
         Raises
         ------
-        ValueError
-            A p-value outside of [0, 1], more than one dimension, a parameter out of its range. Nothing is changed.
-        TypeError
-            No real numbers.
+        ValueError, TypeError
+            A p-value outside of [0, 1], or as `fit`. Nothing is changed.
         """
         self._prepare()
         new = _numbers(p_values, "p_values")
@@ -393,7 +371,7 @@ class DriftMonitor(VersionedMixin, BaseEstimator):
 
     @property
     def direction_(self) -> str | None:
-        """What the best of the bets says of the scores."""
+        """How the scores have changed, by the best of the bets."""
         check_is_fitted(self, "n_seen_")
         return DIRECTIONS[self._best_bet()] if self.n_seen_ else None
 

@@ -1,4 +1,4 @@
-"""Images scored as they appear in a folder: what is new and complete, and rows that survive a power cut."""
+"""Score images as they appear in a folder, when they are complete, in rows that survive a power cut."""
 
 from ipca_sklearn.watching._command import run_command
 from ipca_sklearn.watching._folder import FolderWatcher, NewImage

@@ -1,4 +1,4 @@
-"""A command for a row: it gets the row as JSON, and cannot stop who calls it."""
+"""Run a command with a row as JSON; its failure is a message, and no error."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def run_command(arguments: Sequence[str], row: Mapping[str, Any], *, seconds: fl
     row : mapping
         What it reads. Numbers that are not finite are null.
     seconds : float, default=10.0
-        After this time it is killed, with the processes that it has started (on Windows without them).
+        Then it is killed, with the processes that it has started (on Windows without them).
 
     Returns
     -------
     str or None
-        What went wrong: it could not be started, took too long, or ended with another exit code than 0.
+        The problem: it could not be started, took too long, or ended with another exit code than 0.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""What the system tells about a folder, through watchdog."""
+"""Change events of a folder, through watchdog."""
 
 from __future__ import annotations
 
@@ -9,27 +9,14 @@ from typing import Any
 
 from ipca_sklearn.datasets._folders import IMAGE_SUFFIXES
 
-# Not "opened" and "closed_no_write": reading an image is no news of it.
-_TELLING = ("created", "modified", "moved", "closed")
-# While nobody asks, no more paths are kept; the folder is then listed.
+# Not "opened" and "closed_no_write": reading an image does not change it.
+_CHANGES = ("created", "modified", "moved", "closed")
+# More paths than this are not kept until the next call of `take`; the folder is then listed.
 _MOST_PATHS = 10_000
 
 
 class FolderEvents:
-    """Paths of a folder that something has happened to.
-
-    Parameters
-    ----------
-    folder : Path
-        Searched through all levels. Folders that links in it lead to are not: no event comes from them.
-
-    Raises
-    ------
-    ImportError
-        watchdog is not installed.
-    OSError
-        The system has no more events to give (`fs.inotify.max_user_watches` on Linux).
-    """
+    """Paths of a folder, searched through all levels but not through links, that something has happened to."""
 
     def __init__(self, folder: Path) -> None:
         from watchdog.observers import Observer
@@ -39,7 +26,7 @@ class FolderEvents:
         self._paths: set[str] = set()
         self._too_many = False
         self._lock = threading.Lock()
-        self._news = threading.Event()
+        self._changed = threading.Event()
         # Any: mypy runs with and without watchdog, whose class of handlers cannot be a base of this one.
         make_observer: Any = Observer
         self._observer = make_observer()
@@ -52,20 +39,20 @@ class FolderEvents:
         self._observer.join()
 
     def wait(self, seconds: float) -> bool:
-        """Return whether there is news, as soon as there is."""
-        return self._news.wait(seconds)
+        """Return whether something has changed, as soon as it has."""
+        return self._changed.wait(seconds)
 
     def take(self) -> set[str] | None:
-        """Return the paths of images and folders with news since the last call, or None if there were too many."""
+        """Return the paths of images and folders that have changed since the last call; None if they are too many."""
         with self._lock:
             paths, too_many = self._paths, self._too_many
             self._paths, self._too_many = set(), False
-            self._news.clear()
+            self._changed.clear()
         return None if too_many else paths
 
     def dispatch(self, event: Any) -> None:
         """Take an event; watchdog calls this in a thread of its own."""
-        if event.event_type not in _TELLING or (event.is_directory and event.event_type == "modified"):
+        if event.event_type not in _CHANGES or (event.is_directory and event.event_type == "modified"):
             return
         for name in (event.src_path, event.dest_path):
             within = os.path.relpath(os.fsdecode(name), self._real) if name else ".."
@@ -74,7 +61,7 @@ class FolderEvents:
                     self._too_many = self._too_many or len(self._paths) >= _MOST_PATHS
                     if not self._too_many:
                         self._paths.add(os.path.join(self._folder, within))
-                    self._news.set()
+                    self._changed.set()
 
 
 def is_visible(within: str) -> bool:

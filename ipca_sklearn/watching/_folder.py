@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
-from types import TracebackType
 from typing import NamedTuple
 
 from ipca_sklearn._utils._files import digest_of, printable, status_of
@@ -20,7 +19,7 @@ from ipca_sklearn.watching._events import FolderEvents, is_image_name
 
 Key = tuple[str, int, int]
 
-# Seconds between listings of a folder that tells its news: a listing finds what events have missed.
+# Seconds between listings of a folder with events: a listing finds what these have missed.
 _BETWEEN_LISTINGS = 30.0
 # Listings take at most a fifth of the time.
 _PAUSE_PER_LISTING = 4
@@ -38,10 +37,8 @@ class NewImage(NamedTuple):
     ----------
     path : str
         Absolute.
-    n_bytes : int
-        Its size.
-    modified_ns : int
-        When its content was changed last, in nanoseconds since 1970.
+    n_bytes, modified_ns : int
+        Size, and time of the last change in nanoseconds since 1970.
     tries : int
         How often it was given before, see `FolderWatcher.retry`.
     """
@@ -53,7 +50,7 @@ class NewImage(NamedTuple):
 
     @property
     def key(self) -> Key:
-        """What tells this content of this file from others: path, size and time of change."""
+        """Identity of this content of this file: path, size and time of change."""
         return self[:3]
 
 
@@ -70,17 +67,17 @@ class _Waiting:
 class FolderWatcher:
     """Find new images in a folder and its subfolders as they appear, when they are complete.
 
-    An image is complete when its size and its time of change have stood still for `settle` seconds. A file that is
-    moved or renamed into the folder counts as new, and so does one whose content is replaced. Images that are there at
-    the start come first, the oldest first. Names that begin with a dot are left out, as in `ipca-sklearn predict`: the
-    safest way to hand over an image is to write it under such a name and to rename it.
+    An image is complete after `settle` seconds without a change of size or time. A file that is moved or renamed into
+    the folder is new, and so is one whose content is replaced. Images that are there at the start come first, the
+    oldest first. Names that begin with a dot are left out: the safest way to hand over an image is to write it under
+    such a name and to rename it.
 
     Parameters
     ----------
     folder : str or path-like
         It must exist.
     settle : float, default=1.0
-        Seconds. 0 is for folders into which complete files are renamed.
+        Seconds without change before a file counts as complete. 0 is for folders into which complete files are renamed.
     interval : float, default=1.0
         Seconds between listings of the folder where there are no events. Listings take at most a fifth of the time, so
         a folder of very many files is listed less often.
@@ -89,9 +86,9 @@ class FolderWatcher:
     batch_size : int, default=16
         Most images at a time.
     events : bool, default=True
-        Learn from the operating system what is new, by watchdog (``pip install watchdog``), and list the folder every
-        30 seconds only. Without watchdog, and where the system gives no events (network drives, folders behind links),
-        a warning says so and the folder is listed every `interval` seconds.
+        Take change events from the operating system, by watchdog (``pip install watchdog``), and list the folder every
+        30 seconds only. Without watchdog, or without events (network drives, folders behind links), a warning says so
+        and the folder is listed every `interval` seconds.
     done : callable or None, default=None
         Returns the keys (`NewImage.key`) of images that are not to be given, as `RowFile.image_keys` does. It is called
         at the start, and again if another folder takes the place of this one (a disk is mounted, a link is changed).
@@ -117,10 +114,9 @@ class FolderWatcher:
     Notes
     -----
     *Memory.* A digest of 16 bytes is kept for each image that was given and lies in the folder, in all about 9 MB for
-    100,000 images. Images that have left the folder are forgotten with the next listing; one that comes back after that
-    is new. The images of a subfolder that is away, or cannot be listed for a moment (a network drive), are remembered
-    for ten minutes: they are not given again when it is back. With 100,000 images in the folder a process took 51 MB
-    more at most, listings included, and with 100,000 that came and left, 100 at a time, 4 MB.
+    100,000 images. Images that have left are forgotten with the next listing; one that comes back later is new. The
+    images of a subfolder that cannot be listed (a network drive) are remembered for ten minutes. With 100,000 images in
+    the folder a process took 51 MB more at most, and with 100,000 that came and left, 100 at a time, 4 MB.
 
     *Same content.* Two files of one path, size and time of change are taken to be the same. The content is not read.
 
@@ -173,14 +169,12 @@ class FolderWatcher:
         self._waiting: dict[str, _Waiting] = {}
         self._given: dict[bytes, str] = {}  # digest of an image, and the folder that it lies in
         self._missed: dict[str, float] = {}  # folders of these that are away, and since when
-        self._untold: dict[str, float] = {}  # what a listing has found before an event told of it, and when
+        self._without_event: dict[str, float] = {}  # what a listing has found before an event came, and when
 
     def __enter__(self) -> FolderWatcher:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -238,16 +232,16 @@ class FolderWatcher:
         list of NewImage
         """
         now = time.monotonic() if now is None else now
-        told = self._events.take() if self._events is not None else set()
-        if told is None or now >= self._next_listing:
-            self._list(now, told)
-        for path in told or ():
-            self._untold.pop(path, None)
+        changed = self._events.take() if self._events is not None else set()
+        if changed is None or now >= self._next_listing:
+            self._list(now, after_events=changed is not None and self._events is not None)
+        for path in changed or ():
+            self._without_event.pop(path, None)
             for image in self._images_at(path):
-                self._untold.pop(image[0], None)
+                self._without_event.pop(image[0], None)
                 self._notice(image, now)
-        if any(now - found > _EVENT_DELAY for found in self._untold.values()):
-            self._go_without_events(f"no event told of {printable(next(iter(self._untold)))}", now)
+        if any(now - found > _EVENT_DELAY for found in self._without_event.values()):
+            self._go_without_events(f"no event came for {printable(next(iter(self._without_event)))}", now)
         return self._complete(now)
 
     def retry(self, image: NewImage, now: float | None = None) -> bool:
@@ -309,7 +303,7 @@ class FolderWatcher:
         return sorted(complete, key=lambda image: (image.modified_ns, image.path))
 
     def _is_as_it_was(self, image: NewImage) -> bool:
-        """Return whether an image is what it was when it was found; else it waits again. One that has gone is."""
+        """Return whether an image has not changed since it was found (or has gone); else it waits again."""
         status = status_of(image.path)
         if status is None or status == (image.n_bytes, image.modified_ns):
             return True
@@ -317,7 +311,7 @@ class FolderWatcher:
         self._notice((image.path, *status), time.monotonic())
         return False
 
-    def _list(self, now: float, told: set[str] | None) -> None:
+    def _list(self, now: float, *, after_events: bool) -> None:
         """Find what is new in the whole folder, and forget what is no longer there."""
         start = time.monotonic()
         self._next_listing = now + self.interval
@@ -341,9 +335,8 @@ class FolderWatcher:
             if digest in self._given:
                 there.add(digest)
                 continue
-            # What is told of later is taken from these again.
-            if not is_first and self._events is not None and told is not None and path not in self._waiting:
-                self._untold.setdefault(path, now)
+            if after_events and not is_first and path not in self._waiting:
+                self._without_event.setdefault(path, now)  # until its event comes
             self._notice((path, *status), now)
         away |= self._folders_away()
         self._missed = {folder: self._missed.get(folder, now) for folder in away}
@@ -367,7 +360,7 @@ class FolderWatcher:
             except OSError as error:
                 self._go_without_events(printable(error), now)
         self._waiting.clear()
-        self._untold.clear()
+        self._without_event.clear()
         self._given = {}
         images = list_images(self.folder, recursive=True)  # the only one whose warnings are shown
         if self.done is not None:
@@ -379,12 +372,12 @@ class FolderWatcher:
     def _go_without_events(self, reason: str, now: float) -> None:
         _warn(f"{reason}: {printable(self.folder)} is listed every {self.interval:g} s instead")
         self._with_events = False
-        self._untold.clear()
+        self._without_event.clear()
         self._next_listing = min(self._next_listing, now + self.interval)
         self.close()
 
     def _wait(self) -> None:
-        """Wait for news, or until something is due."""
+        """Wait for an event, or until something is due."""
         now = time.monotonic()
         due = min((waiting.due for waiting in self._waiting.values()), default=inf)
         until = min(due, self._next_listing, now + self.interval)
@@ -417,7 +410,7 @@ def _identity(folder: Path) -> tuple[int, int] | None:
 
 
 def _list_quietly(folder: Path) -> Iterator[str]:
-    """Yield the images of a folder and its subfolders. What its listing warns of was told at the start."""
+    """Yield the images of a folder and its subfolders, without the warnings that were shown at the start."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         images = list_images(folder, recursive=True)

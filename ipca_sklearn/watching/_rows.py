@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from ipca_sklearn._utils._files import naming, printable, writable_target
@@ -46,7 +45,7 @@ _LONGEST_ROW = 65_536
 class RowFile:
     """A table of scored images to which rows are appended, each on the disk before `append` returns.
 
-    If the table exists, it is continued. A last row that was cut by a kill or a power cut is removed, with a warning.
+    If the table exists, it is continued; a last row that was cut by a kill or a power cut is removed, with a warning.
     Only one process at a time can open it (on systems with `flock`).
 
     Parameters
@@ -61,11 +60,6 @@ class RowFile:
     OSError
         It cannot be written, or another process writes to it.
 
-    Warns
-    -----
-    UserWarning
-        A cut last row was removed.
-
     Notes
     -----
     A row is one write and one `fsync`. Bytes of file names that are not UTF-8 are written as they are to CSV, and as
@@ -77,15 +71,9 @@ class RowFile:
     >>> from pathlib import Path
     >>> from ipca_sklearn.watching import RowFile
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     table = Path(folder, "rows.csv")
-    ...     with RowFile(table) as rows:
+    ...     with RowFile(Path(folder, "rows.csv")) as rows:
     ...         rows.append({"path": "/in/a.png", "n_bytes": 10, "modified_ns": 5, "score": -1.5, "label": 1})
-    ...     with table.open("a") as file:
-    ...         _ = file.write("/in/b.p")  # as after a power cut
-    ...     with warnings.catch_warnings():
-    ...         warnings.simplefilter("ignore")
-    ...         with RowFile(table) as rows:
-    ...             list(rows.image_keys())
+    ...         list(rows.image_keys())
     [('/in/a.png', 10, 5)]
     """
 
@@ -114,9 +102,7 @@ class RowFile:
     def __enter__(self) -> RowFile:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:

@@ -34,8 +34,8 @@ def watch(
 ) -> Iterator[dict[str, Any]]:
     """Score the images of a folder as they appear, and append a row for each; yield the rows that are on the disk.
 
-    Every content of every image has one row, also after a kill or a power cut: what the table has is not scored again,
-    and what came meanwhile is scored at the start.
+    Every content of every image has one row, also after a kill or a power cut: images of the table are not scored
+    again, and those that came meanwhile are scored at the start.
 
     Parameters
     ----------

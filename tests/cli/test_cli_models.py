@@ -328,7 +328,7 @@ def test_evaluate_tells_when_the_light_has_changed_and_what_to_do(root, tmp_path
     for remedy in ("light", "camera", "ipca-sklearn update", "--false-positive-rate"):
         assert remedy in told
     facts = json.loads(done.stdout)
-    assert facts["false_alarms"] == 1 and facts["expected_false_alarms"] == 0.1
+    assert facts["false_positive_rate"] == 1 and facts["expected_false_positive_rate"] == 0.1
 
 
 def test_predict_tells_when_most_images_are_called_anomalous(root, tmp_path):

@@ -168,7 +168,7 @@ def test_compare_prints_and_draws_what_the_function_says(root, two_models, tmp_p
     for row in alone:
         assert rows[row["measure"]]["difference"] == pytest.approx(row["difference"], abs=1e-6)
         assert rows[row["measure"]]["interval"] == pytest.approx(row["interval"], abs=1e-6)
-    assert {"found", "false_alarms", "pixel_roc_auc", "region_f1", "aupro"} <= set(rows)
+    assert {"found", "false_positive_rate", "pixel_roc_auc", "region_f1", "aupro"} <= set(rows)
     done = run(*arguments, "--picture", tmp_path / "compared.png")
     assert "image ROCAUC" in done.stdout and "DeLong" in done.stdout
     assert Image.open(tmp_path / "compared.png").size[0] > 1000

@@ -167,9 +167,9 @@ def test_rows_of_false_positives_say_the_score_the_threshold_and_what_the_image_
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"labels": [-1] * 6}, "none of the 6 images is normal"),
-        ({"labels": [1] * 5}, "5 labels for 6 images"),
-        ({"labels": [0, 1] * 3}, r"labels has the labels \[0\]; normal is \+1 and anomalous -1"),
+        ({"y": [-1] * 6}, "none of the 6 images is normal"),
+        ({"y": [1] * 5}, "5 labels y for 6 images"),
+        ({"y": [0, 1] * 3}, r"y has the labels \[0\]; normal is \+1 and anomalous -1"),
         ({"n_images": 0}, "n_images=0; show at least one"),
         ({"titles": ["one"]}, "1 titles for 6 images"),
         ({"masks": [None]}, "1 masks for 6 images"),
@@ -178,7 +178,7 @@ def test_rows_of_false_positives_say_the_score_the_threshold_and_what_the_image_
 def test_false_positives_name_what_is_wrong(pipe, change, message):
     images, labels = surfaces()
     with pytest.raises(ValueError, match=message):
-        AnomalyMapDisplay.from_false_positives(pipe, images, **({"labels": labels} | change))
+        AnomalyMapDisplay.from_false_positives(pipe, images, **({"y": labels} | change))
 
 
 def test_without_labels_all_images_are_normal(pipe):

@@ -35,7 +35,7 @@ def axes_and_legend(ax: Any) -> tuple[Any, Any]:
 @pytest.mark.parametrize("n_new", [0, 40])
 def test_the_legend_covers_neither_the_threshold_nor_a_bar(offset: float, n_new: int, own_axes: bool) -> None:
     rng = np.random.default_rng(0)
-    new = {"scores": rng.normal(-3, 2, n_new), "labels": np.where(np.arange(n_new) % 2, 1, -1)} if n_new else {}
+    new = {"scores": rng.normal(-3, 2, n_new), "y": np.where(np.arange(n_new) % 2, 1, -1)} if n_new else {}
     ax = plt.subplots()[1] if own_axes else None
     display = ThresholdDisplay(rng.normal(size=100), offset, **new).plot(ax=ax)
     box, legend = axes_and_legend(display.ax_)

@@ -147,14 +147,16 @@ def test_all_measures_of_the_report_are_compared_and_have_its_figures():
     labels, masks, maps = pixel_set()
     scores, marked = [-values.max(axis=(1, 2)) for values in maps], [values > 2 for values in maps]
     types = np.array(["good"] * 6 + ["a", "b"] * 3)
-    options = {"has_mask": np.arange(12) != 7, "defect_types": types}
+    options = {"has_mask": np.arange(12) != 7, "defect_types": types, "n_resamples": 250}
     compared = compare_scores(labels, *scores, masks, maps, marked=marked, offsets=(-3, -4), **options)
     reports = [
         evaluation_report(labels, scores[i], masks, maps[i], marked=marked[i], offset=(-3, -4)[i], **options)
         for i in range(2)
     ]
     for number, kind in enumerate(compared["defects"]):
-        rows = [report["defects"][number] | {"false_alarms": report["false_alarms"]} for report in reports]
+        rows = [
+            report["defects"][number] | {"false_positive_rate": report["false_positive_rate"]} for report in reports
+        ]
         assert kind["defects"] == rows[0]["defects"] and kind["n_images"] == rows[0]["n_images"]
         figures = {row["measure"]: (row["a"], row["b"]) for row in kind["measures"]}
         assert set(figures) == {key for key, value in rows[0].items() if isinstance(value, float)}

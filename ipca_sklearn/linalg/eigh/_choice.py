@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 from torch.torch_version import TorchVersion
 
-from ipca_sklearn.linalg._execution import NUMBA_BATCH, numba_works
+from ipca_sklearn.linalg._execution import NUMBA_BATCH, for_each_chunk, numba_works
 from ipca_sklearn.linalg.eigh._alone import Decomposition, solving_failures_alone
 from ipca_sklearn.linalg.eigh._sizes import NUMBA_LANES, NUMBA_SIZE, TORCH_BATCHED_SIZE, TRITON_SIZE
-from ipca_sklearn.linalg.eigh._torch import leading_eigh, leading_eigh_on_host
 
 
 @dataclass(frozen=True)
@@ -52,6 +51,11 @@ class Eigensolver:
     group: int = 1
 
 
+def _torch(gram: Tensor, n_vectors: int) -> tuple[Tensor, Tensor]:
+    values, vectors = torch.linalg.eigh(gram, UPLO="L")
+    return values.flip(-1)[:, :n_vectors], vectors.flip(-1)[..., :n_vectors].mT.contiguous()
+
+
 def _numba(gram: Tensor, n_vectors: int) -> tuple[Tensor, Tensor]:
     from ipca_sklearn.linalg.eigh._numba import leading_eigh  # numba is optional
 
@@ -65,12 +69,23 @@ def _triton(gram: Tensor, n_vectors: int) -> tuple[Tensor, Tensor]:
 
 
 def _host(gram: Tensor, n_vectors: int) -> tuple[Tensor, Tensor]:
-    solver = choose_eigensolver(torch.device("cpu"), gram.dtype, gram.shape[1], gram.shape[0])
-    return leading_eigh_on_host(gram, n_vectors, solve=solver.solve, group=solver.group)
+    """Solve on the CPU's threads: for devices whose own routine takes one matrix after the other."""
+    matrices = gram.cpu()
+    n_patches, size = gram.shape[:2]
+    solver = choose_eigensolver(matrices.device, gram.dtype, size, n_patches)
+    values = matrices.new_empty(n_patches, n_vectors)
+    vectors = matrices.new_empty(n_patches, n_vectors, size)
+
+    def task(patches: slice) -> None:
+        values[patches], vectors[patches] = solver.solve(matrices[patches], n_vectors)
+
+    bytes_per_patch = 4 * size * size * matrices.element_size()
+    for_each_chunk(task, n_patches, bytes_per_patch, matrices.device, group=solver.group)
+    return values.to(gram.device), vectors.to(gram.device)
 
 
 EIGENSOLVERS = {
-    "torch": Eigensolver("torch", solving_failures_alone(leading_eigh)),
+    "torch": Eigensolver("torch", solving_failures_alone(_torch)),
     "numba": Eigensolver("numba", solving_failures_alone(_numba), group=NUMBA_LANES),
     "triton": Eigensolver("triton", solving_failures_alone(_triton)),
     "host": Eigensolver("host", _host),

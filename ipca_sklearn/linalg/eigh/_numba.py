@@ -329,17 +329,8 @@ def _leading(gram, values, vectors, relative, floor, faint, lanes):
 
 
 def leading_eigh(gram: Tensor, n_vectors: int) -> tuple[Tensor, Tensor]:
-    """Return the largest eigenvalues (P, k), descending, and their eigenvectors as rows (P, k, n).
+    """Return the k largest eigenvalues (P, k), descending, and eigenvectors as rows, of the lower triangles (P, n, n).
 
-    Parameters
-    ----------
-    gram : Tensor of shape (P, n, n)
-        Symmetric matrices on the CPU; only the lower triangle is read.
-    n_vectors : int
-        k <= n.
-
-    Notes
-    -----
     Results are NaN for a matrix whose iteration does not converge, or that holds NaN or infinity.
     """
     values = gram.new_empty(gram.shape[0], n_vectors)

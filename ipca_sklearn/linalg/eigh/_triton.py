@@ -1,9 +1,10 @@
 """Leading eigenvectors of many symmetric matrices on a GPU, one program per matrix (Triton).
 
-It serves torch versions whose `torch.linalg.eigh` takes matrices larger than 32 x 32 one after the other. The algorithm
-is that of LAPACK's `syev`: Householder tridiagonalisation in registers, implicit QL on the tridiagonal matrix by one
-warp, and the reflectors applied to the wanted vectors only (Golub & Van Loan, Matrix Computations, Sec. 8.3).
-Matrices are scaled to a largest entry of 1; `_sizes` says what is negligible then.
+It is reached where `torch.linalg.eigh` takes matrices larger than 32 x 32 one after the other: with torch 2.10 and
+2.11, and with any build for CUDA 12.6 or older (`torch_batches_any_size`). The algorithm is that of LAPACK's `syev`:
+Householder tridiagonalisation in registers, implicit QL on the tridiagonal matrix by one warp, and the reflectors
+applied to the wanted vectors only (Golub & Van Loan, Matrix Computations, Sec. 8.3). Matrices are scaled to a largest
+entry of 1; `_sizes` says what is negligible then.
 """
 
 from __future__ import annotations
@@ -147,19 +148,10 @@ def _reflect(vectors, reflectors, weights, n, k, ROWS: tl.constexpr, SIZE: tl.co
 
 
 def leading_eigh(gram: Tensor, n_vectors: int) -> tuple[Tensor, Tensor]:
-    """Return the largest eigenvalues (P, k), descending, and their eigenvectors as rows (P, k, n).
+    """Return the k largest eigenvalues (P, k), descending, and eigenvectors as rows, of the lower triangles (P, n, n).
 
-    Parameters
-    ----------
-    gram : Tensor of shape (P, n, n)
-        Symmetric matrices on a GPU, n <= `TRITON_SIZE`; only the lower triangle is read.
-    n_vectors : int
-        k <= n.
-
-    Notes
-    -----
-    Memory: 2 n^2 numbers per matrix besides the result. Results are NaN for a matrix whose iteration does not converge,
-    or that holds NaN or infinity.
+    n is at most `TRITON_SIZE`. Memory: 2 n^2 numbers per matrix besides the result. Results are NaN for a matrix whose
+    iteration does not converge, or that holds NaN or infinity.
     """
     count, n = gram.shape[0], gram.shape[1]
     gram = gram.contiguous()

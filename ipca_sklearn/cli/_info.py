@@ -63,6 +63,8 @@ def info(
 
 
 def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"--figures {printable(path)}: there is no such file")
     try:
         with naming(path):
             figures = json.loads(path.read_text(encoding="utf-8"))

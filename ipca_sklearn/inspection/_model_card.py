@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ipca_sklearn._utils._files import printable
 from ipca_sklearn._utils._tables import to_json
+from ipca_sklearn._utils._turns import snapshot
 from ipca_sklearn._utils._typing import PathLike
 from ipca_sklearn._utils._versions import installed_versions
 from ipca_sklearn.detection import PatchGaussianDetector
@@ -149,13 +150,16 @@ def model_card(model: Any, *, file: PathLike | None = None, figures: Mapping[str
             "pipeline that ends in one of them"
         )
     check_is_fitted(learner)
+    learner = snapshot(learner)  # another thread may learn with it meanwhile
     sections = {"Model": _of_file(model, file)}
     extractor = steps[0] if isinstance(steps[0], PatchFeatureExtractor) else None
     if extractor is not None:
         sections["Network and images"] = _of_network(extractor)
     products: dict[str, ModelCard] = {}
     if isinstance(learner, ProductRouter):
-        products = {str(name): ModelCard(str(name), _of_detector(one)) for name, one in learner.detectors_.items()}
+        products = {
+            str(name): ModelCard(str(name), _of_detector(snapshot(one))) for name, one in learner.detectors_.items()
+        }
         for name, rate in learner.rejection_rates_.items():
             products[str(name)].sections["Thresholds"]["called unknown"] = round(rate, 4)
         sections["Products"] = {"number of products": len(products), **_changed("the router", learner)}

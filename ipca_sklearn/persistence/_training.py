@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import UTC, datetime
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
+from ipca_sklearn._utils._turns import in_turn
 from ipca_sklearn._utils._versions import installed_versions
 from ipca_sklearn.detection import PatchGaussianDetector
 from ipca_sklearn.features._decode import check_images
@@ -73,34 +75,46 @@ def record_training(model: Any, images: Any, *, source: Any = "", product: Any =
     """
     detector = _detector(model, product)
     extractor = model[0] if isinstance(model, Pipeline) else None
-    max_pixels, n_jobs = getattr(extractor, "max_pixels", MAX_PIXELS), getattr(extractor, "n_jobs", None)
     checked = check_images(images)
-    earlier = getattr(detector, "learnt_from_", [])
-    n_left = int(detector.n_samples_seen_) - sum(record["n_learnt"] for record in earlier)
-    if n_left <= 0:
-        raise ValueError(
-            f"the model has learnt {detector.n_samples_seen_} images, and its records are of as many: call "
-            "record_training once after each fit or partial_fit, with the images of that call"
-        )
-    found = pixel_numbers(checked, max_pixels, n_jobs)
+    _n_without_record(detector)  # an error, before images are decoded
+    n_jobs = getattr(extractor, "n_jobs", None)
+    found = pixel_numbers(checked, getattr(extractor, "max_pixels", MAX_PIXELS), n_jobs)
     of_pixels = [number for number in found if number is not None]
-    paths = checked if isinstance(checked, list) else []
+    paths = [image for image in checked if isinstance(image, (str, os.PathLike))] if isinstance(checked, list) else []
     of_files = [number for number in file_numbers(paths, n_jobs) if number is not None]
     versions = installed_versions()
     record = {
         "sources": [source] if isinstance(source, str) else list(map(str, source)),
         "n_images": len(checked),
-        "n_learnt": min(n_left, len(checked)),
+        "n_learnt": 0,
         "digest": digest_of_numbers(of_pixels) if len(of_pixels) == len(found) else None,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "ipca_sklearn": versions["ipca_sklearn"],
         "versions": versions,
     }
+    return _keep(detector, record, np.array([*of_files, *of_pixels], np.uint64))
+
+
+@in_turn
+def _keep(detector: PatchGaussianDetector, record: dict[str, Any], numbers: np.ndarray) -> dict[str, Any]:
+    """Add a record to a detector, while no other thread learns with it."""
+    record["n_learnt"] = min(_n_without_record(detector), record["n_images"])
     known = getattr(detector, "learnt_images_", np.empty(0, np.uint64))
-    images_now = np.union1d(known, np.array([*of_files, *of_pixels], np.uint64))
+    kept = {"learnt_from_": [*getattr(detector, "learnt_from_", []), record]}
     # At once: an interrupt leaves both as they were.
-    detector.__dict__ = {**vars(detector), "learnt_from_": [*earlier, record], "learnt_images_": images_now}
+    detector.__dict__ = {**vars(detector), **kept, "learnt_images_": np.union1d(known, numbers)}
     return dict(record)
+
+
+def _n_without_record(detector: PatchGaussianDetector) -> int:
+    """Return how many of the images that were learnt are in no record."""
+    n_left = int(detector.n_samples_seen_) - sum(record["n_learnt"] for record in getattr(detector, "learnt_from_", []))
+    if n_left <= 0:
+        raise ValueError(
+            f"the model has learnt {detector.n_samples_seen_} images, and its records are of as many: call "
+            "record_training once after each fit or partial_fit, with the images of that call"
+        )
+    return n_left
 
 
 def _detector(model: Any, product: Any) -> PatchGaussianDetector:

@@ -92,6 +92,13 @@ def test_two_fits_of_the_same_images_are_equal_without_records(pipe: Pipeline) -
     assert pickle.dumps(again[-1]) == pickle.dumps(pickle.loads(pickle.dumps(again)).fit(IMAGES[:20])[-1])
 
 
+def test_images_in_memory_and_files_are_recorded_together(pipe: Pipeline, tmp_path: Path) -> None:
+    Image.fromarray(IMAGES[0]).save(tmp_path / "a.png")
+    mixed = [tmp_path / "a.png", Image.fromarray(IMAGES[1]), *IMAGES[2:20]]
+    assert record_training(pipe, mixed)["digest"] == digest_images(IMAGES[:20])
+    assert len(pipe[-1].learnt_images_) == 21  # the bytes of the file, too
+
+
 def test_images_that_were_held_out_are_of_the_record_and_not_learnt(fitted: Pipeline) -> None:
     detector = clone(fitted[-1]).set_params(calibration=0.25).fit(fitted[0].transform(IMAGES[:20]))
     record = record_training(Pipeline([("features", fitted[0]), ("detector", detector)]), IMAGES[:20])

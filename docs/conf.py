@@ -58,7 +58,10 @@ html_theme = "pydata_sphinx_theme"
 html_title = "ipca_sklearn"
 html_show_sourcelink = False
 # Pages without pages below them have nothing to show beside their text.
-_alone = ("quickstart", "guide_tasks", "guide_concepts", "guide_operations", "method", "coming_from", "accuracy", "paper_experiments", "dev_notes")
+_alone = (
+    "quickstart", "guide_tasks", "guide_concepts", "guide_operations", "serving", "method", "coming_from", "accuracy",
+    "paper_experiments", "dev_notes",
+)  # fmt: skip
 html_sidebars: dict[str, list[str]] = {page: [] for page in _alone}
 html_theme_options = {
     "navigation_with_keys": False,

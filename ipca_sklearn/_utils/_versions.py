@@ -1,11 +1,15 @@
-"""Stored estimators and the version of this package that stored them."""
+"""Stored estimators and the version of this package that stored them, and versions of other packages."""
 
 from __future__ import annotations
 
 import inspect
+import platform
 import warnings
 from importlib import import_module
+from importlib.metadata import version
 from typing import Any
+
+import torch
 
 from ipca_sklearn import _version
 from ipca_sklearn.exceptions import InconsistentPackageVersionWarning
@@ -43,6 +47,17 @@ class VersionedMixin:
         if missing and stored == _version.__version__:
             raise OldFileError(f"{type(self).__name__} was stored without {', '.join(missing)}")
         super().__setstate__(state)  # type: ignore[misc]
+
+
+def installed_versions() -> dict[str, str]:
+    """Return the versions of Python, of this package, and of the packages that its results depend on."""
+    names = ("torchvision", "scikit-learn", "numpy", "scipy", "pillow")
+    return {
+        "ipca_sklearn": _version.__version__,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),  # with the build, which the package's own metadata lack
+        **{name: version(name) for name in names},
+    }
 
 
 def has_moved(name: str) -> bool:

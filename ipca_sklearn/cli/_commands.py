@@ -31,7 +31,7 @@ COMMANDS = {
     "evaluate": ("_evaluate", "Test a model on labelled images in MVTec AD's layout."),
     "compare": ("_compare", "Test two models on the same images: the differences, and how sure they are."),
     "threshold": ("_threshold", "Choose the threshold of a model with images that it has not learnt."),
-    "info": ("_evaluate", "Print what a model was trained on, its settings and its size."),
+    "info": ("_info", "Print the card of a model: its training, settings, thresholds, versions, size and licence."),
     "export": (
         "_export",
         "Write a model as an ONNX file or for OpenVINO: images (n, 3, H, W) to scores and maps.",

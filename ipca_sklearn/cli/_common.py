@@ -109,6 +109,4 @@ def of_product(whole: Pipeline, product: str | None, path: Path) -> Pipeline:
         raise ValueError(f"{printable(path)} has the products {names}: name one with --product")
     if product not in router.detectors_:
         raise ValueError(f"--product {product!r}: {printable(path)} has {names}")
-    pipe = Pipeline([whole.steps[0], ("detector", router.detectors_[product])])
-    vars(pipe).update({name: vars(whole)[name] for name in ("learnt_from_", "learnt_images_") if name in vars(whole)})
-    return pipe
+    return Pipeline([whole.steps[0], ("detector", router.detectors_[product])])

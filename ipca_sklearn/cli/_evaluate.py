@@ -1,4 +1,4 @@
-"""`evaluate` and `info`: figures of a model, and its settings."""
+"""`evaluate`: figures of a model on labelled images."""
 
 from __future__ import annotations
 
@@ -12,14 +12,12 @@ import numpy as np
 import typer
 from sklearn.pipeline import Pipeline
 from sklearn.utils import Bunch
-from torch import Tensor
 
-from ipca_sklearn import ProductRouter
 from ipca_sklearn._utils._files import naming, printable
 from ipca_sklearn._utils._precision import above, below
 from ipca_sklearn._utils._tables import to_json
-from ipca_sklearn.cli._alarms import WORSE, doubt_of_normal, expected_rate
-from ipca_sklearn.cli._common import Device, ModelFile, Product, of_product, open_model, open_whole
+from ipca_sklearn.cli._alarms import WORSE, doubt_of_normal
+from ipca_sklearn.cli._common import Device, ModelFile, Product, open_model
 from ipca_sklearn.cli._figures import draw_pimo, draw_roc, print_report
 from ipca_sklearn.cli._learnt import unseen
 from ipca_sklearn.cli._outputs import PICTURES, Output, check_outputs
@@ -28,8 +26,9 @@ from ipca_sklearn.cli._reviewed import ReviewedFile, read_reviewed
 from ipca_sklearn.cli._text import warn
 from ipca_sklearn.datasets._folders import NORMAL_TYPE, Sample, make_bunch
 from ipca_sklearn.datasets._mvtec import list_test_images
+from ipca_sklearn.detection._expected import expected_rate
 from ipca_sklearn.exceptions import AspectRatioWarning, MaskWarning
-from ipca_sklearn.linalg import ScatterState
+from ipca_sklearn.inspection._provenance import file_digest
 from ipca_sklearn.metrics import evaluation_report
 
 
@@ -99,12 +98,10 @@ def evaluate(
         )
     rate = expected_rate(detector)
     if as_json:
-        typer.echo(
-            to_json(
-                report
-                | {"expected_false_positive_rate": rate, "offset": float(detector.offset_), "worse_scores": "lower"}
-            )
-        )
+        source = {"file": printable(model.name), "SHA-256": file_digest(model), "product": product}
+        settings = {"expected_false_positive_rate": rate, "offset": float(detector.offset_), "worse_scores": "lower"}
+        images = printable(root if reviewed is None else reviewed)
+        typer.echo(to_json(report | settings | {"model": source, "images": images}))
     else:
         print_report(report)
         typer.echo(f"images that score below {detector.offset_:.4g} are anomalous: {WORSE}")
@@ -188,82 +185,3 @@ def draw(path: Path, draw: Callable[..., None], *arguments: Any) -> None:
     with naming(path):
         draw(path, *arguments)
     typer.echo(f"picture: {printable(path)}", err=True)
-
-
-def info(
-    model: ModelFile,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON; null is infinity.")] = False,
-    product: Product = None,
-) -> None:
-    """Print what a model was trained on, its settings and its size.
-
-    Of a model of several products, a line for each; more of one with --product.
-    """
-    whole = open_whole(model, None)
-    if isinstance(whole[-1], ProductRouter) and product is None:
-        _print_products(whole[-1], as_json)
-        return
-    pipe = of_product(whole, product, model)
-    extractor, detector = pipe[0], pipe[-1]
-    height, width = detector.patch_shape_
-    state = detector.pca_.fitted_.state
-    exact = isinstance(state, ScatterState)
-    facts = {
-        "images learnt": detector.n_samples_seen_,
-        "learnt from": getattr(pipe, "learnt_from_", []),
-        "backbone": str(extractor.backbone),
-        "layers": list(map(str, extractor.layers_)),
-        "image size": list(extractor.image_size_),
-        "inspected": list(extractor.crop_size_),
-        "margin": extractor.margin_,
-        "tiles": None if extractor.tile_size_ is None else list(extractor.tile_size_),
-        "patches": [height, width],
-        "patches in the region of interest": None if detector.region_ is None else int(detector.region_.sum()),
-        "features": detector.n_features_in_,
-        "gaussians": detector.n_gaussians_,
-        "components": detector.pca_.n_components_,
-        "learnt by": "exact scatter matrices" if exact else "incremental updates",
-        "distance": detector.distance,
-        "offset": float(detector.offset_),
-        "map threshold": float(detector.map_threshold_),
-        "false positive rate": detector.false_positive_rate,
-        "chosen threshold": None if detector.chosen_threshold_ is None else str(detector.chosen_threshold_),
-        "calibrated with images": len(detector.calibration_scores_),
-        "expected share of normal images called anomalous": expected_rate(detector),
-        "memory of the model, MB": round(
-            sum(part.nbytes for part in vars(state).values() if isinstance(part, Tensor)) / 1e6, 1
-        ),
-        "file, MB": round(model.stat().st_size / 1e6, 1),
-    }
-    if as_json:
-        typer.echo(to_json(facts | {"worse scores": "lower", "worse map values": "higher"}))
-        return
-    facts["offset"] = f"{facts['offset']}: images that score lower are anomalous"
-    facts["map threshold"] = f"{facts['map threshold']}: patches with larger distances are anomalous"
-    for name, value in facts.items():
-        if name == "learnt from":
-            for record in value:
-                sources = printable(", ".join(record["sources"]))
-                typer.echo(
-                    f"learnt from: {sources}: {record['n_images']} images, {record['date']}, "
-                    f"ipca_sklearn {record['ipca_sklearn']}"
-                )
-        else:
-            typer.echo(f"{name}: {value if not isinstance(value, list) else ', '.join(map(str, value))}")
-
-
-def _print_products(router: ProductRouter, as_json: bool) -> None:
-    facts = {
-        name: {
-            "images learnt": detector.n_samples_seen_,
-            "offset": float(detector.offset_),
-            "called unknown": round(router.rejection_rates_[name], 4),
-        }
-        for name, detector in router.detectors_.items()
-    }
-    if as_json:
-        typer.echo(to_json({"products": facts, "worse scores": "lower"}))
-        return
-    for name, values in facts.items():
-        typer.echo(f"{printable(name)}: " + ", ".join(f"{fact} {value}" for fact, value in values.items()))
-    typer.echo("more of each by --product NAME")

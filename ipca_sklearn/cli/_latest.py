@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ipca_sklearn.cli._text import warn
-from ipca_sklearn.inspection import HtmlReport
+from ipca_sklearn.inspection import HtmlReport, ModelCard
 from ipca_sklearn.inspection._report import EncodedImage, images_of
 
 SECONDS_BETWEEN_PAGES = 60.0
@@ -37,6 +37,8 @@ class LatestReport:
         `calibration_scores_` of the detector.
     model, source : str or None, default=None
         Which model has scored images from where, for the page to say.
+    card : ModelCard or None, default=None
+        The card of the model, for the page to show.
     """
 
     def __init__(
@@ -48,9 +50,10 @@ class LatestReport:
         normal_scores: np.ndarray,
         model: str | None = None,
         source: str | None = None,
+        card: ModelCard | None = None,
     ) -> None:
         self._path, self._threshold, self._title, self._normal_scores = path, threshold, title, normal_scores
-        self._model, self._source = model, source
+        self._model, self._source, self._card = model, source, card
         self.page = self._page()  # not written: it has the sizes of the pictures
         self._latest: deque[EncodedImage] = deque(maxlen=N_IMAGES)
         self._n_new = 0
@@ -104,4 +107,5 @@ class LatestReport:
             normal_scores=self._normal_scores,
             model=self._model,
             source=self._source,
+            card=self._card,
         )

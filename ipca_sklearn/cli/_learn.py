@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
-from datetime import UTC, datetime
 from math import inf
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import typer
@@ -18,7 +17,6 @@ from ipca_sklearn import (
     PatchFeatureExtractor,
     PatchGaussianDetector,
     ProductRouter,
-    __version__,
     persistence,
 )
 from ipca_sklearn._utils._files import printable, shown_bytes
@@ -36,7 +34,7 @@ from ipca_sklearn.cli._common import (
     of_product,
     open_whole,
 )
-from ipca_sklearn.cli._learnt import not_learnt, noting_pixels, pixels, remember
+from ipca_sklearn.cli._learnt import not_learnt, pixels
 from ipca_sklearn.cli._numbers import LEAST, MOST_TRIMMED, Components, components_of, gaussians_of, number_of, size_of
 from ipca_sklearn.cli._outputs import MODELS, REPORTS, Output, changed_model, check_outputs, check_space
 from ipca_sklearn.cli._products import images_of_products, learn_products
@@ -46,6 +44,7 @@ from ipca_sklearn.cli._suspects import print_suspects, write_report
 from ipca_sklearn.cli._training_images import refuse_test_images, tell_copies
 from ipca_sklearn.features._masks import read_mask
 from ipca_sklearn.features._networks import DEFAULT_BACKBONE
+from ipca_sklearn.persistence._image_digests import noting_pixels
 
 Folders = Annotated[
     list[Path], typer.Argument(metavar="DIR", help="Folders or files of normal images; `-` reads paths from stdin.")
@@ -214,8 +213,12 @@ def fit(
         )
         typer.echo(f"\ninterrupted: {again}", err=True)
         raise typer.Exit(INTERRUPTED) from None
-    pipe.learnt_from_ = [_record(folders, len(paths) - len(pipe[0].skipped_))]
-    remember(pipe, [path for index, path in enumerate(paths) if index not in pipe[0].skipped_])
+    if products:
+        for name, images in of_products.items():
+            persistence.record_training(pipe, images, source=folders, product=name)
+    else:
+        read_images = [path for index, path in enumerate(paths) if index not in pipe[0].skipped_]
+        persistence.record_training(pipe, read_images, source=folders)
     persistence.save(pipe, output)
     checkpoint.unlink(missing_ok=True)
     _print_summary(pipe, output)
@@ -271,7 +274,6 @@ def update(
     paths = new
     tell_copies(paths)
     features = pipe[0].training_features(paths)
-    n_before = pipe[-1].n_samples_seen_
     size = 16 * (pipe[-1].step_size or 16)
     unreadable: set[int] = set()
     with Progress(len(paths)) as progress:
@@ -283,13 +285,9 @@ def update(
                 pipe[-1].partial_fit(part)
             unreadable.update(part.skipped)
             progress.show(min(start + size, len(paths)))
-    record = _record([*folders, *([] if reviewed is None else [reviewed])], pipe[-1].n_samples_seen_ - n_before)
-    whole.learnt_from_ = [
-        *getattr(whole, "learnt_from_", []),
-        record,
-    ]  # whose detector has learnt: it is that of `pipe`
-    remember(whole, [path for index, path in enumerate(paths) if index not in unreadable])
-    persistence.save(whole, place.path)
+    read_images = [path for index, path in enumerate(paths) if index not in unreadable]
+    persistence.record_training(pipe, read_images, source=[*folders, *([] if reviewed is None else [reviewed])])
+    persistence.save(whole, place.path)  # whose detector has learnt: it is that of `pipe`
     _print_summary(pipe, place.path)
 
 
@@ -317,15 +315,6 @@ def _check_region(region: Path) -> None:
         raise ValueError(f"--region {printable(region)}: {error}") from error
     if not marked:
         raise ValueError(f"--region {printable(region)}: it marks nothing; paint what is inspected white")
-
-
-def _record(folders: list[Path], n_images: int) -> dict[str, Any]:
-    return {
-        "sources": [str(folder) for folder in folders],
-        "n_images": n_images,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "ipca_sklearn": __version__,
-    }
 
 
 def _print_summary(pipe: Pipeline, path: Path) -> None:

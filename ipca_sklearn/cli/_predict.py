@@ -28,7 +28,7 @@ from ipca_sklearn.cli._text import one_line, warn
 from ipca_sklearn.cli._writing import PictureFolder, picture_names
 from ipca_sklearn.detection import find_defects
 from ipca_sklearn.features._decode import size_of
-from ipca_sklearn.inspection import HtmlReport, overlay
+from ipca_sklearn.inspection import HtmlReport, model_card, overlay
 from ipca_sklearn.inspection._pictures import boxes_of, defect_mask, heat_layer, map_of_pixels, open_upright
 
 UNREADABLE = 3  # exit code
@@ -138,6 +138,7 @@ def predict(
                     normal_scores=None if routed else pipe[-1].calibration_scores_,
                     model=model,
                     source=source_of(paths),
+                    card=model_card(pipe, file=model),
                 )
             )
         map_folder = None if maps is None else stack.enter_context(PictureFolder("--maps", maps))

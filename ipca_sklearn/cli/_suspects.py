@@ -12,7 +12,7 @@ from sklearn.pipeline import Pipeline
 from ipca_sklearn._utils._files import printable
 from ipca_sklearn.cli._predict import draw, rows, side_of_pictures, source_of
 from ipca_sklearn.detection._suspects import FALSE_DISCOVERY_RATE
-from ipca_sklearn.inspection import HtmlReport
+from ipca_sklearn.inspection import HtmlReport, model_card
 
 # Images that are named in a terminal.
 _MOST = 5
@@ -48,6 +48,7 @@ def write_report(
         normal_scores=pipe[-1].calibration_scores_,
         model=model,
         source=source_of(folders),
+        card=model_card(pipe, file=model),
     ) as page:
         for suspect, row in zip(suspects, rows(pipe, ranked), strict=True):
             pictures = draw(pipe, row, False, page)["report"]

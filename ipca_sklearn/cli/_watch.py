@@ -26,6 +26,7 @@ from ipca_sklearn.cli._predict import DefectsFile, MergeDistance, MinArea, check
 from ipca_sklearn.cli._predict import rows as score_rows
 from ipca_sklearn.cli._text import warn
 from ipca_sklearn.exceptions import AspectRatioWarning, MultiPageImageWarning
+from ipca_sklearn.inspection import model_card
 from ipca_sklearn.inspection._provenance import describe_model
 from ipca_sklearn.monitoring import DriftMonitor
 from ipca_sklearn.watching import FolderWatcher, RowFile, run_command
@@ -103,6 +104,7 @@ def watch(
             normal_scores=pipe[-1].calibration_scores_,
             model=describe_model(model),  # once: the page is written again and again
             source=str(folder.absolute()),
+            card=model_card(pipe, file=model),
         )
 
     def score(paths: Sequence[str]) -> Iterator[dict[str, Any]]:

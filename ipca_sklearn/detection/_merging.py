@@ -13,6 +13,9 @@ from ipca_sklearn.detection._suspects import refuse_trim
 # Parameters that both must share: scores of one kind, from Gaussians of one kind.
 _SHARED = ("distance", "noise_shrinkage", "image_score", "smoothing", "covariance", "ridge")
 
+# What `persistence.record_training` keeps with a detector.
+RECORDS = ("learnt_from_", "learnt_images_")
+
 
 def check_same_kind(mine: Any, theirs: Any) -> None:
     """Raise a ValueError if two fitted detectors differ in more than the images that they have learnt.
@@ -52,3 +55,15 @@ def scores_of_both(mine: Any, theirs: Any) -> tuple[Calibration, Calibration]:
     left_out = theirs._left_out.extended([mine._left_out.summaries])
     best = (detector._left_out if len(detector._left_out) else detector._calibration for detector in (theirs, mine))
     return Calibration.empty(left_out.n_patches).extended(part.summaries for part in best), left_out
+
+
+def records_of_both(mine: Any, theirs: Any) -> dict[str, Any]:
+    """Return the records of the images that two detectors have learnt, where one of them has any."""
+    both = [detector for detector in (mine, theirs) if hasattr(detector, RECORDS[0])]
+    if not both:
+        return {}
+    images = np.concatenate([detector.learnt_images_ for detector in both])
+    return {
+        "learnt_from_": [dict(record) for detector in both for record in detector.learnt_from_],
+        "learnt_images_": np.unique(images),
+    }

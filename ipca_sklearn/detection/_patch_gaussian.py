@@ -36,7 +36,7 @@ from ipca_sklearn.detection._cells import Cells
 from ipca_sklearn.detection._copies import group_size
 from ipca_sklearn.detection._gaussians import PCA_PARAMETERS, choose_cells, choose_features, new_pca, pca_parameters
 from ipca_sklearn.detection._learning import learn
-from ipca_sklearn.detection._merging import check_same_kind, scores_of_both
+from ipca_sklearn.detection._merging import check_same_kind, records_of_both, scores_of_both
 from ipca_sklearn.detection._suspects import HELD_MODELS, refuse_trim, without_suspects
 from ipca_sklearn.detection._thresholds import ThresholdMixin, normal_steps
 
@@ -161,6 +161,10 @@ class PatchGaussianDetector(
         The images of a `fit` with `trim`, the most suspicious first: `index` in X, `score` by models that have not
         learnt it (higher is more normal), `p_value`, `q_value` (Benjamini-Hochberg: the share of false ones among the
         images up to this one), `trimmed`, and `near_duplicate_of`, the index of an earlier image or -1.
+    n_calibrated_ : int
+        Number of scores that `calibrate` has set the thresholds from; only after it.
+    learnt_from_, learnt_images_ : list of dict, ndarray of uint64
+        Records of the images, and their digests; only with :func:`ipca_sklearn.persistence.record_training`.
 
     See Also
     --------
@@ -464,5 +468,6 @@ class PatchGaussianDetector(
         check_same_kind(self, other)
         self._thresholds(), other._thresholds()  # both are scores of the kind that is computed now
         pca = copy.copy(self.pca_).merge(other.pca_)
-        self._store(self._learnt_shape(), pca, *scores_of_both(self, other), chosen=self._chosen())
+        shape = self._learnt_shape() | records_of_both(self, other)
+        self._store(shape, pca, *scores_of_both(self, other), chosen=self._chosen())
         return self

@@ -38,6 +38,7 @@ from ipca_sklearn.detection._chosen import (
 )
 from ipca_sklearn.detection._few_images import what_few_images_do
 from ipca_sklearn.detection._map_ops import MapScorer
+from ipca_sklearn.detection._merging import RECORDS
 from ipca_sklearn.detection._regions import Defect, predict_regions
 from ipca_sklearn.detection._scoring import MapScoringMixin
 from ipca_sklearn.exceptions import FewImagesWarning
@@ -292,7 +293,8 @@ class ThresholdMixin(MapScoringMixin):
                 summaries = summaries[read].astype(np.float64)
                 summaries[:, 0] = self.pca_.fitted_.weight  # not rounded: these scores need no correction
                 scores = scores.extended([summaries])
-            self._store(self._learnt_shape(), self.pca_, scores, left_out=scores)
+            shape = self._learnt_shape() | {"n_calibrated_": len(scores)}
+            self._store(shape, self.pca_, scores, left_out=scores)
         return self
 
     @in_turn
@@ -450,15 +452,26 @@ class ThresholdMixin(MapScoringMixin):
         self._warn_of_few_images(fitted, reference)
         set_learnt(self, learnt)
 
-    def _warn_of_few_images(self, fitted: Fitted, reference: ReferenceScores) -> None:
-        """Say what few images do to the scores and to the thresholds."""
+    def few_images_warning(self) -> str:
+        """Return what a fit warns of where images are few for the thresholds as they are now, or nothing.
+
+        :meta private:
+        """
+        check_is_fitted(self)
+        return self._of_few_images(self.pca_.fitted_, self._reference)
+
+    def _of_few_images(self, fitted: Fitted, reference: ReferenceScores) -> str:
         what = what_few_images_do(fitted, reference, self.distance, self.false_positive_rate)
-        if what:
-            warnings.warn(f"{fitted.count} images are few: {'; '.join(what)}", FewImagesWarning, stacklevel=7)
+        return f"{fitted.count} images are few: {'; '.join(what)}" if what else ""
+
+    def _warn_of_few_images(self, fitted: Fitted, reference: ReferenceScores) -> None:
+        text = self._of_few_images(fitted, reference)
+        if text:
+            warnings.warn(text, FewImagesWarning, stacklevel=7)
 
     def _learnt_shape(self) -> dict[str, Any]:
-        """Return what was learnt of the shape of X: features, patches, and which of them are used."""
-        names = ("patch_shape_", "region_", "cells_", "feature_indices_", "suspects_")
+        """Return what stays when more is learnt: the shape of X, its suspects, and records of the images."""
+        names = ("patch_shape_", "region_", "cells_", "feature_indices_", "suspects_", "n_calibrated_", *RECORDS)
         return {name: value for name, value in vars(self).items() if name.endswith("_in_") or name in names}
 
 

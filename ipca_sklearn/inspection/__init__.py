@@ -3,6 +3,7 @@
 from ipca_sklearn.inspection._anomaly_maps import AnomalyMapDisplay
 from ipca_sklearn.inspection._drift import DriftDisplay
 from ipca_sklearn.inspection._explained_variance import ExplainedVarianceDisplay
+from ipca_sklearn.inspection._model_card import ModelCard, model_card
 from ipca_sklearn.inspection._pictures import hottest_box, overlay
 from ipca_sklearn.inspection._pimo import PimoDisplay
 from ipca_sklearn.inspection._report import HtmlReport
@@ -13,8 +14,10 @@ __all__ = [
     "DriftDisplay",
     "ExplainedVarianceDisplay",
     "HtmlReport",
+    "ModelCard",
     "PimoDisplay",
     "ThresholdDisplay",
     "hottest_box",
+    "model_card",
     "overlay",
 ]

@@ -13,6 +13,7 @@ from sklearn.base import BaseEstimator
 from sklearn.pipeline import Pipeline
 
 from ipca_sklearn._utils._files import printable
+from ipca_sklearn._utils._typing import PathLike
 from ipca_sklearn._version import __version__
 
 N_DIGITS = 12  # of a digest: enough to tell the models of a line apart
@@ -37,15 +38,19 @@ def describe_model(model: Any) -> str:
     if isinstance(model, str):
         return printable(model)
     if isinstance(model, os.PathLike):
-        with open(model, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return f"{printable(os.path.basename(model))} (SHA-256 {digest[:N_DIGITS]})"
+        return f"{printable(os.path.basename(model))} (SHA-256 {file_digest(model)[:N_DIGITS]})"
     if not isinstance(model, BaseEstimator):
         raise TypeError(f"model is a {type(model).__name__}; give its file as a Path, a fitted estimator, or a text")
     steps = [step for _, step in model.steps] if isinstance(model, Pipeline) else [model]
     classes = ", ".join(type(step).__name__ for step in steps)
     # The last step alone: an extractor keeps more while it is used, so its digest would change without any learning.
     return f"{classes} (digest {joblib.hash(steps[-1])[:N_DIGITS]})"
+
+
+def file_digest(path: PathLike) -> str:
+    """Return the SHA-256 digest of the bytes of a file, as `sha256sum` prints it."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def provenance(model: str | None, source: str | None, n_images: int, written: datetime) -> str:

@@ -24,6 +24,7 @@ from PIL import Image
 
 from ipca_sklearn._utils._files import naming, printable, replacing
 from ipca_sklearn._utils._typing import ArrayLike, PathLike
+from ipca_sklearn.inspection._model_card import ModelCard
 from ipca_sklearn.inspection._pictures import in_8_bits
 from ipca_sklearn.inspection._provenance import describe_model, provenance
 
@@ -35,6 +36,7 @@ _SCRIPTS = ("words.js", "ticks.js", "histogram.js", "cards.js", "viewer.js", "re
 
 
 _ROW = ("name", "score", "p", "error", "image", "heat", "boxes", "size")
+_CARD = '<details id="card">\n<summary>Model card</summary>\n<div class="card-tables">\n{}\n</div>\n</details>'
 _PICTURE = rb"data:image/jpeg;base64,[A-Za-z0-9+/=]+"
 
 
@@ -80,6 +82,8 @@ class HtmlReport:
         fitted estimator by its classes and a digest of what it has learnt.
     source : str or None, default=None
         Where the images come from: a folder, say. Shown beside their number.
+    card : ModelCard or None, default=None
+        What :func:`model_card` returned: the page has it in a part that opens with a click.
 
     Raises
     ------
@@ -123,6 +127,7 @@ class HtmlReport:
         normal_scores: ArrayLike | None = None,
         model: object = None,
         source: str | None = None,
+        card: ModelCard | None = None,
     ) -> None:
         self.path = path
         self.threshold = threshold
@@ -132,6 +137,7 @@ class HtmlReport:
         self.normal_scores = normal_scores
         self.model = model
         self.source = source
+        self.card = card
         self._rows: list[tuple[float, int, int, int]] = []  # score; start, length of the row, and of the large picture
         self._closing = ExitStack()
 
@@ -277,6 +283,7 @@ class HtmlReport:
             "style_hash": _hash(style),
             "settings": json.dumps(settings),
             "provenance": provenance(self._model_text, self.source, len(self._rows), _now()),
+            "card": "" if self.card is None else _CARD.format(self.card.to_html()),
         }
         parts = {"rows": self._sorted_rows, "pictures": self._pictures}
         # In one pass, as a title may contain what looks like a placeholder.

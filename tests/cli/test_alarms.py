@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ipca_sklearn.cli._alarms import asked_rate, doubt_of_normal, doubt_of_unknown
+from ipca_sklearn.cli._alarms import doubt_of_normal, doubt_of_unknown
+from ipca_sklearn.detection._expected import asked_rate
 
 
 def test_normal_images_rarely_raise_doubt_and_changed_ones_do():

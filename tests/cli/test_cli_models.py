@@ -24,7 +24,7 @@ from ipca_sklearn.metrics import (
     pixel_f1_score,
     pixel_roc_auc_score,
 )
-from ipca_sklearn.persistence import load, save
+from ipca_sklearn.persistence import digest_images, load, save
 
 runner = CliRunner()
 SETTINGS = ["--image-size", "64", "--crop-size", "64", "--k", "4", "--device", "cpu"]
@@ -144,6 +144,27 @@ def test_update_equals_more_training_and_leaves_the_old_file_where_another_is_na
     assert told["memory of the model, MB"] == round(n_bytes / 1e6, 1)
     assert told["components"] == 4 and told["images learnt"] == 40 + len(more)
     assert told["distance"] == "factor_analysis" and told["false positive rate"] == 0.1
+
+
+def test_info_prints_one_card_in_three_forms_and_figures_of_this_file_alone(root, tmp_path):
+    model, figures = root / "model.joblib", tmp_path / "figures.json"
+    figures.write_text(run("evaluate", model, root, "--json", "--device", "cpu").stdout)
+    told = json.loads(run("info", model, "--format", "json").stdout)
+    assert told == json.loads(run("info", model, "--json").stdout) and told["figures"] is None
+    (record,) = told["learnt from"]
+    good = sorted((root / "train" / "good").iterdir())
+    assert record["digest"] == digest_images(good) and record["n_learnt"] == told["images learnt"] == len(good)
+    assert told["licence of the weights"] == "apache-2.0" and told["versions"]["torch"] == torch.__version__
+    text = run("info", model).stdout
+    assert f"{len(good)} of {len(good)} images" in text and record["digest"] in text
+    assert "figures: none were given" in text and "licence of the weights: apache-2.0" in text
+    page = run("info", model, "--format", "markdown", "--figures", figures).stdout
+    assert "## Measured figures" in page and "| image_roc_auc |" in page and record["digest"] in page
+    shutil.copy(model, tmp_path / "copy.joblib")
+    assert json.loads(run("info", tmp_path / "copy.joblib", "--json", "--figures", figures).stdout)["figures"]
+    run("threshold", tmp_path / "copy.joblib", "--score", "-9", "--device", "cpu")
+    refused = run("info", tmp_path / "copy.joblib", "--figures", figures, code=1)
+    assert "has another: evaluate this model" in refused.stderr and str(figures) in refused.stderr
 
 
 @pytest.mark.parametrize(
@@ -413,7 +434,7 @@ def test_unreadable_images_stop_learning_or_are_skipped_with_one_line(root, tmp_
     run("update", model, folder, "--device", "cpu", code=1)
     done = run("update", model, folder, "--device", "cpu", "--on-error", "skip")
     assert "40 images learnt" in done.stdout
-    assert load(model).learnt_from_[1]["n_images"] == 20
+    assert load(model)[-1].learnt_from_[1]["n_images"] == 20
 
 
 def test_fit_shuffles_unless_told_not_to(root, tmp_path):

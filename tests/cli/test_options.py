@@ -101,7 +101,11 @@ BAD = {
         "--product": ((*THRESHOLD, "--score", "-1"), ["x"]),
         "--device": ((*THRESHOLD, "--score", "-1"), DEVICES),
     },
-    "info": {"--product": (("info", "model.joblib"), ["x"])},
+    "info": {
+        "--format": (("info", "model.joblib"), ["x"]),
+        "--figures": (("info", "model.joblib"), ["nowhere.json", "text.png", "good"]),
+        "--product": (("info", "model.joblib"), ["x"]),
+    },
     "export": {
         "--output": (("export", "model.joblib"), ["new.txt", "good"]),
         "--format": (("export", "model.joblib", "-o", "new.onnx"), ["x"]),

@@ -16,10 +16,10 @@ from typer.testing import CliRunner
 
 from ipca_sklearn._utils._tables import as_cell, of_cell
 from ipca_sklearn.cli import app
-from ipca_sklearn.cli._learnt import not_learnt, remember
+from ipca_sklearn.cli._learnt import not_learnt
 from ipca_sklearn.cli._reviewed import read_reviewed
 from ipca_sklearn.datasets import make_textures
-from ipca_sklearn.persistence import load, save
+from ipca_sklearn.persistence import load, record_training, save
 
 SETTINGS = ["--image-size", "64", "--crop-size", "64", "--k", "4", "--device", "cpu"]
 
@@ -161,7 +161,8 @@ def test_a_folder_that_has_grown_is_learnt_from_where_it_was(place, tmp_path):
     done = run("update", place / "model.joblib", folder, place / "good", "-o", model, "--device", "cpu")
     assert "40 of 60 images are learnt already and left out" in done.stdout and "60 images learnt" in done.stdout
     pipe, gone = load(model), tmp_path / "gone.png"  # deleted after it was learnt: the model is kept all the same
-    remember(pipe, [gone])
+    pipe[-1].partial_fit(pipe[0].transform([place / "defect" / "00.png"]))
+    record_training(pipe, [gone])
     shutil.copy(place / "defect" / "00.png", gone)
     assert not_learnt(pipe, [gone]) == [gone]
 
@@ -193,7 +194,8 @@ def test_a_learnt_image_is_known_by_its_pixels(place, tmp_path):
         assert not_learnt(pipe, [tmp_path / name]) == [tmp_path / name]
     grey = tmp_path / "grey.png"
     Image.fromarray(np.full((8, 8), 100, np.uint8)).save(grey)
-    remember(pipe, [grey])
+    pipe[-1].partial_fit(pipe[0].transform([grey]))
+    record_training(pipe, [grey])
     Image.fromarray(np.full((8, 8), 25700, np.uint16)).save(tmp_path / "grey16.png")
     Image.fromarray(np.full((8, 8, 3), 100, np.uint8)).save(tmp_path / "colour.png")
     Image.fromarray(np.full((8, 8), 25701, np.uint16)).save(tmp_path / "grey16_other.png")
@@ -207,13 +209,13 @@ def test_fit_decodes_no_image_for_it_alone_and_a_model_from_python_says_that_it_
     def decode(*_):
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr("ipca_sklearn.cli._learnt.decode", decode)
+    monkeypatch.setattr("ipca_sklearn.persistence._image_digests.decode", decode)
     model = tmp_path / "model.joblib"
     run("fit", place / "good", "-o", model, *SETTINGS)
     monkeypatch.undo()
     assert not_learnt(load(model), saved_again(place / "good" / "03.png", tmp_path)[1:2]) == []
     pipe = load(model)
-    del pipe.learnt_images_
+    del pipe[-1].learnt_images_
     save(pipe, model)
     done = run("update", model, place / "good", "--device", "cpu")
     assert "does not know its images" in done.stderr and load(model)[-1].n_samples_seen_ == 40

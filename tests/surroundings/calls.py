@@ -415,6 +415,7 @@ def _file_calls(w: World, fresh: Fresh) -> dict[str, Call]:
             lambda pipe, path: persistence.save_skops(pipe[-1], path), persistence.load_skops, "model.skops"
         ),
         "persistence.load_skops": lambda: persistence.load_skops(w.skops),
+        "persistence.digest_images": lambda: persistence.digest_images(w.images),
         "persistence.trusted_types": lambda: persistence.trusted_types(),
         "persistence.fit_resumable": lambda: persistence.fit_resumable(
             PatchGaussianDetector(4), w.X, fresh("fit.checkpoint"), every=16

@@ -68,6 +68,10 @@ LEFT_OUT = {
     ),
     **dict.fromkeys((f"Defect.{name}" for name in ("as_dict", "outlines")), "of what predict_regions returns"),
     "PatchGaussianDetector.n_gaussians_": "a number that was learnt",
+    "PatchGaussianDetector.few_images_warning": "a text",
+    "persistence.record_training": "keeps the date",
+    "inspection.model_card": "texts and numbers that are stored",
+    **dict.fromkeys((f"ModelCard.to_{form}" for form in ("dict", "html", "json", "markdown")), "texts"),
     "detection.find_defects": "predict_regions calls it",
     "DetectorGridSearchCV.fit": "fits detectors, and searches as scikit-learn does",
 }  # fmt: skip

@@ -1,0 +1,101 @@
+"""The facts of a model card as tables, in Markdown and in HTML."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from ipca_sklearn._utils._files import printable
+
+# Characters that mean something in Markdown; an underscore within a word does not.
+_MARKS = re.compile(r"[\\`*\[\]<>|]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
+
+
+class _Table(NamedTuple):
+    """A table with a caption; the first row is the header."""
+
+    caption: str
+    rows: list[list[str]]
+
+
+def as_markdown(title: str, sections: Mapping[str, Mapping[str, Any]], level: int) -> str:
+    """Return headings with the tables of their facts."""
+    parts = [f"{'#' * level} {_escaped(title)}"]
+    for heading, facts in sections.items():
+        parts.append(f"{'#' * (level + 1)} {_escaped(heading)}")
+        for caption, rows in _tables(facts):
+            if caption:
+                parts.append(f"{_escaped(caption)}:")
+            lines = ["| " + " | ".join(map(_escaped, row)) + " |" for row in rows]
+            parts.append("\n".join([lines[0], "| " + " | ".join(["---"] * len(rows[0])) + " |", *lines[1:]]))
+    return "\n\n".join(parts)
+
+
+def as_html(title: str, sections: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return headings with the tables of their facts."""
+    parts = [f"<h2>{html.escape(title)}</h2>"] if title else []
+    for heading, facts in sections.items():
+        parts.append(f"<h3>{html.escape(heading)}</h3>")
+        for caption, rows in _tables(facts):
+            named = f"<caption>{html.escape(caption)}</caption>" if caption else ""
+            head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in rows[0])
+            body = "".join(
+                f'<tr><th scope="row">{html.escape(row[0])}</th>'
+                + "".join(f"<td>{html.escape(cell)}</td>" for cell in row[1:])
+                + "</tr>"
+                for row in rows[1:]
+            )
+            parts.append(f"<table>{named}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
+    return "\n".join(parts)
+
+
+def text_of(value: Any) -> str:
+    """Return a fact as one printable line."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {text_of(part)}" for name, part in value.items()) or "none"
+    if isinstance(value, (list, tuple)):
+        return ("; " if _is_table(value) else ", ").join(map(text_of, value)) or "none"
+    return printable(value)
+
+
+def _tables(facts: Mapping[str, Any]) -> Iterator[_Table]:
+    """Yield the facts as one table, and each list of records as another, with a column for each record."""
+    figures = facts.get("figures")
+    if isinstance(figures, Mapping):  # their names are those of the measures
+        facts = {name: value for name, value in facts.items() if name != "figures"} | dict(figures)
+    elif "figures" in facts:
+        facts = {**facts, "figures": "none were given"}
+    plain = {name: value for name, value in facts.items() if not _is_table(value)}
+    if plain:
+        yield _Table("", [["fact", "value"], *([name, text_of(value)] for name, value in plain.items())])
+    for name, value in facts.items():
+        if _is_table(value):
+            yield _Table(name, _columns(value))
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(part, Mapping) for part in value)
+
+
+def _columns(records: Any) -> list[list[str]]:
+    """Return a row for each name in the records; intervals stand behind their values."""
+    names = list(dict.fromkeys(name for record in records for name in record if name != "intervals"))
+    return [[name, *(_cell(record, name) for record in records)] for name in names]
+
+
+def _cell(record: Mapping[str, Any], name: str) -> str:
+    ends = (record.get("intervals") or {}).get(name)
+    interval = "" if ends is None else f" ({text_of(ends[0])} to {text_of(ends[1])})"
+    return f"{text_of(record.get(name))}{interval}"
+
+
+def _escaped(text: str) -> str:
+    return _MARKS.sub(lambda match: f"\\{match[0]}", printable(text))

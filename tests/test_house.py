@@ -26,6 +26,7 @@ LATE_IMPORTS = {
     ("ipca_sklearn.__main__", "ipca_sklearn.cli"): "typer is optional, and its absence gets a message",
     ("ipca_sklearn.features._grid", "ipca_sklearn.features._numba_grid"): "numba is optional",
     ("ipca_sklearn.linalg._distances", "ipca_sklearn.linalg._numba_distances"): "numba is optional",
+    ("ipca_sklearn.linalg.eigh._choice", "ipca_sklearn.linalg.eigh._bisection"): "numba is optional",
     ("ipca_sklearn.linalg.eigh._choice", "ipca_sklearn.linalg.eigh._numba"): "numba is optional",
     ("ipca_sklearn.linalg.eigh._choice", "ipca_sklearn.linalg.eigh._triton"): "Triton is optional",
 }

@@ -35,7 +35,7 @@ def numba_works() -> bool:
     if find_spec("numba") is None:
         return False
     try:  # numba checks the version of numpy when it is imported, and for a place of its cache when it meets a kernel
-        for kernels in ("_numba_distances", "eigh._numba"):
+        for kernels in ("_numba_distances", "eigh._numba", "eigh._bisection"):
             import_module(f"ipca_sklearn.linalg.{kernels}")
     except Exception as error:
         warnings.warn(

@@ -13,6 +13,7 @@ from ipca_sklearn.linalg._execution import for_each_chunk, full_precision
 from ipca_sklearn.linalg._finalize import Basis, variance_left
 from ipca_sklearn.linalg._rounded import rounded, share_of_rounding
 from ipca_sklearn.linalg._update import Samples, sums_dtype
+from ipca_sklearn.linalg.eigh import scatter_eigensolver
 
 # Rows of a block of the lower triangle: the smaller, the less is computed above the diagonal, and the slower a product.
 _BLOCK = 64
@@ -239,8 +240,9 @@ def finalize_scatter(state: ScatterState, *, n_components: int | None = None, po
 
     Notes
     -----
-    Cost per Gaussian: an eigendecomposition of m x m. In float32 it is that of the matrix with correlations rounded to
-    1e-6 (docs/dev_notes.md), so that a stored model gives the same bits.
+    Cost per Gaussian: an eigendecomposition of m x m, on a CPU with numba for the k leading directions alone. In
+    float32 it is that of the matrix with correlations rounded to 1e-6 (docs/dev_notes.md), so that a stored model gives
+    the same bits.
 
     Examples
     --------
@@ -258,18 +260,18 @@ def finalize_scatter(state: ScatterState, *, n_components: int | None = None, po
     rounding = share_of_rounding(n_features, rows.dtype)
     # The directions that so many samples span.
     rank = max(0, min(n_features, (state.count - 1) * (n_patches if pooled_share else 1)))
+    solve = scatter_eigensolver(rows.device, rows.dtype, n_features, n_patches).solve
     pooled = _mean_matrix(state).mul_(pooled_share) if pooled_share else None
 
     def task(patches: slice) -> None:
         matrices = rounded(state.matrix[patches])
         if pooled is not None:
             matrices = matrices.mul(1 - pooled_share).add_(pooled)
-        values, vectors = torch.linalg.eigh(matrices)
-        values = values.flip(-1)
+        values, vectors = solve(matrices, kept)
         values = torch.where(values > rounding * values[:, :1], values, 0)
         values[:, rank:] = 0
-        variance[patches] = values[:, :kept] / state.degrees_of_freedom
-        torch.mul(vectors.flip(-1).mT[:, :kept], (variance[patches] > 0)[..., None], out=rows[patches])
+        variance[patches] = values / state.degrees_of_freedom
+        torch.mul(vectors, (variance[patches] > 0)[..., None], out=rows[patches])
 
     with full_precision():
         bytes_per_patch = (3 * n_features + kept) * n_features * rows.element_size()

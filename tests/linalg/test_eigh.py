@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from ipca_sklearn.linalg import EIGENSOLVERS, choose_eigensolver
 from ipca_sklearn.linalg._execution import numba_works
 from ipca_sklearn.linalg.eigh import _choice as _eigh
+from ipca_sklearn.linalg.eigh import scatter_eigensolver
 
 CPU = torch.device("cpu")
 SIZES = [1, 2, 3, 16, 31, 32, 33, 48, 80]
@@ -217,11 +218,63 @@ def test_versions_that_batch_matrices_of_any_size(torch_version, cuda_version, e
     assert _eigh.torch_batches_any_size(torch_version, cuda_version) is expected
 
 
+@pytest.mark.skipif(not numba_works(), reason="numba is not installed")
+@pytest.mark.parametrize(("size", "k"), [(129, 40), (192, 192), (255, 96), (256, 1)])
+def test_bisection_finds_the_leading_vectors_of_large_matrices(size, k, global_random_seed):
+    from ipca_sklearn.linalg.eigh._bisection import leading_eigh
+
+    matrices = torch.cat(
+        [grams(2, size, torch.float32, global_random_seed, decay=0.3), graded(2, size, torch.float32, 1)]
+    )
+    values, vectors = leading_eigh(matrices, k)
+    solved = values.isfinite().all(1)  # where rows are of twelve decades, many eigenvalues are the same to float32
+    assert solved[:2].all()
+    assert_leading(matrices[solved], values[solved], vectors[solved], k)
+    assert_leading(matrices, *_eigh.bisection().solve(matrices, k), k)
+
+
+@pytest.mark.skipif(not numba_works(), reason="numba is not installed")
+def test_bisection_gives_up_what_it_cannot_tell_apart_and_only_that():
+    from ipca_sklearn.linalg.eigh._bisection import leading_eigh
+
+    matrices = grams(4, 40, torch.float32, 0)
+    matrices[1] = torch.eye(40)
+    matrices[2, 30, 7] = torch.inf
+    values, vectors = leading_eigh(matrices, 10)
+    assert values.isnan().any(1).tolist() == vectors.isnan().any(2).any(1).tolist() == [False, True, True, False]
+    assert_leading(matrices[::3], values[::3], vectors[::3], 10)
+    assert_leading(matrices[1::8], *_eigh.bisection().solve(matrices[1::8], 10), 10)
+
+
+@pytest.mark.skipif(not numba_works(), reason="numba is not installed")
+def test_what_bisection_leaves_out_is_negligible_and_fewer_vectors_have_the_same_bits():
+    from ipca_sklearn.linalg.eigh._bisection import leading_eigh
+
+    rows = torch.randn(3, 200, 30, generator=torch.Generator().manual_seed(0))
+    matrices = rows @ rows.mT  # of rank 30
+    values, vectors = leading_eigh(matrices, 60, negligible=1e-5)
+    assert_leading(matrices, values[:, :30], vectors[:, :30], 30)
+    assert (values[:, 30:].abs() < 1e-5 * values[:, :1]).all() and not vectors[:, 30:].any()
+    fewer_values, fewer = leading_eigh(matrices, 7, negligible=1e-5)
+    assert torch.equal(fewer_values, values[:, :7]) and torch.equal(fewer, vectors[:, :7])
+
+
 def chosen(monkeypatch, device, size, *, batches=False, triton=True, numba=True, n_patches=3136):
     monkeypatch.setattr(_eigh, "torch_batches_any_size", lambda *versions: batches)
     monkeypatch.setattr(_eigh, "triton_works", lambda *where: triton)
     monkeypatch.setattr(_eigh, "numba_works", lambda: numba)
     return choose_eigensolver(torch.device(device), torch.float32, size, n_patches).name
+
+
+def test_choice_for_scatter_matrices(monkeypatch):
+    def name(size, n_matrices=256, device="cpu", dtype=torch.float32):
+        return scatter_eigensolver(torch.device(device), dtype, size, n_matrices).name
+
+    monkeypatch.setattr(_eigh, "numba_works", lambda: True)
+    assert [name(size) for size in (8, 128, 160, 512, 513)] == ["torch", "torch", "bisection", "bisection", "torch"]
+    assert name(256, 8) == name(256, device="cuda") == name(256, dtype=torch.float64) == "torch"
+    monkeypatch.setattr(_eigh, "numba_works", lambda: False)
+    assert name(256) == "torch"
 
 
 def test_choice_on_a_cpu(monkeypatch):

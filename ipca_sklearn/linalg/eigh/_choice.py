@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.util import find_spec
 
 import torch
@@ -17,8 +17,16 @@ from torch import Tensor
 from torch.torch_version import TorchVersion
 
 from ipca_sklearn.linalg._execution import NUMBA_BATCH, for_each_chunk, numba_works
+from ipca_sklearn.linalg._rounded import share_of_rounding
 from ipca_sklearn.linalg.eigh._alone import Decomposition, solving_failures_alone
-from ipca_sklearn.linalg.eigh._sizes import NUMBA_LANES, NUMBA_SIZE, TORCH_BATCHED_SIZE, TRITON_SIZE
+from ipca_sklearn.linalg.eigh._sizes import (
+    BISECTION_BATCH,
+    BISECTION_SIZES,
+    NUMBA_LANES,
+    NUMBA_SIZE,
+    TORCH_BATCHED_SIZE,
+    TRITON_SIZE,
+)
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,12 @@ def _numba(gram: Tensor, n_vectors: int) -> tuple[Tensor, Tensor]:
     from ipca_sklearn.linalg.eigh._numba import leading_eigh  # numba is optional
 
     return leading_eigh(gram, n_vectors)
+
+
+def _bisection(gram: Tensor, n_vectors: int, *, negligible: float) -> tuple[Tensor, Tensor]:
+    from ipca_sklearn.linalg.eigh._bisection import leading_eigh  # numba is optional
+
+    return leading_eigh(gram, n_vectors, negligible=negligible)
 
 
 def _triton(gram: Tensor, n_vectors: int) -> tuple[Tensor, Tensor]:
@@ -136,6 +150,40 @@ def choose_eigensolver(device: torch.device, dtype: torch.dtype, size: int, n_pa
     if size <= TORCH_BATCHED_SIZE or torch_batches_any_size(torch.__version__, torch.version.cuda):
         return EIGENSOLVERS["torch"]
     return EIGENSOLVERS["triton" if size <= TRITON_SIZE and triton_works(device, dtype) else "host"]
+
+
+def scatter_eigensolver(device: torch.device, dtype: torch.dtype, size: int, n_patches: int) -> Eigensolver:
+    """Return the fastest routine for scatter matrices, of which the leading vectors alone are wanted.
+
+    Parameters
+    ----------
+    device, dtype, size, n_patches
+        As in `choose_eigensolver`: the choice does not depend on the number of vectors either, so that a model of
+        fewer components has the bits of one with more.
+
+    Returns
+    -------
+    Eigensolver
+        Of numba for many float32 matrices of some hundred rows on a CPU, else that of torch. Vectors of eigenvalues
+        below `share_of_rounding` of the largest one may be zero.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from ipca_sklearn.linalg.eigh import scatter_eigensolver
+    >>> scatter_eigensolver(torch.device("cpu"), torch.float32, size=64, n_patches=256).name
+    'torch'
+    """
+    smallest, largest = BISECTION_SIZES
+    usable = device.type == "cpu" and dtype == torch.float32 and n_patches >= BISECTION_BATCH
+    if not (usable and smallest <= size <= largest and numba_works()):
+        return EIGENSOLVERS["torch"]
+    return bisection(share_of_rounding(size, dtype))
+
+
+def bisection(negligible: float = 0.0) -> Eigensolver:
+    """Return the routine for float32 matrices of some hundred rows, which may leave out negligible vectors."""
+    return Eigensolver("bisection", solving_failures_alone(partial(_bisection, negligible=negligible)))
 
 
 def torch_batches_any_size(torch_version: str, cuda_version: str | None) -> bool:

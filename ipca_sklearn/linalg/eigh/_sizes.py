@@ -7,6 +7,10 @@ TORCH_BATCHED_SIZE = 32
 NUMBA_SIZE = 80
 # The numba kernel works on this number of matrices side by side.
 NUMBA_LANES = 32
+# Sizes at which bisection for the wanted vectors overtakes LAPACK's `syevd` for all, and the largest that was tried.
+BISECTION_SIZES = 160, 512
+# For fewer matrices of these sizes it saves less time than the import of numba takes.
+BISECTION_BATCH = 64
 # The Triton kernel holds a whole matrix in registers: 256 x 256 float32 fill the registers of a multiprocessor.
 TRITON_SIZE = 256
 

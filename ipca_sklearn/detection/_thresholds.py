@@ -458,7 +458,7 @@ class ThresholdMixin(MapScoringMixin):
 
     def _learnt_shape(self) -> dict[str, Any]:
         """Return what was learnt of the shape of X: features, patches, and which of them are used."""
-        names = ("patch_shape_", "region_", "cells_", "feature_indices_", "suspects_")
+        names = ("patch_shape_", "region_", "cells_", "feature_indices_", "suspects_", "aligned_")
         return {name: value for name, value in vars(self).items() if name.endswith("_in_") or name in names}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from sklearn.exceptions import InconsistentVersionWarning
 
 __all__ = [
+    "AlignmentWarning",
     "AspectRatioWarning",
     "FewImagesWarning",
     "ImageReadError",
@@ -25,6 +26,10 @@ class _ImagesWarning(UserWarning):
 
     n_images: int
     remark: str
+
+
+class AlignmentWarning(_ImagesWarning):
+    """The part was not found in images, or not in those of the fit, so that they are not aligned (`align`)."""
 
 
 class AspectRatioWarning(_ImagesWarning):

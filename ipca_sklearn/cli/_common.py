@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -26,6 +27,15 @@ OnError = Annotated[
 Product = Annotated[
     str | None, typer.Option(metavar="NAME", help="Product, for a model of several; see `ipca-sklearn fit --products`.")
 ]
+
+
+class Align(StrEnum):
+    """What `--align` is."""
+
+    TRANSLATION = "translation"
+    RIGID = "rigid"
+
+
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ... or auto: a GPU if there is one.")]
 
 

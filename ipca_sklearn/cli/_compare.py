@@ -66,7 +66,7 @@ def compare(
     if masks is not None:
         marked = [above(values, pipe[-1].map_threshold_) for pipe, values in zip(pipes, maps, strict=True)]
         of_pixels = {"masks": masks, "maps": maps, "marked": marked, "has_mask": has_mask}
-        of_pixels |= {"region": pipes[0][-1].region_}
+        of_pixels |= {"region": pipes[0][-1].map_region_}
     with masks_are_checked():
         report = compare_scores(
             data.test_labels,
@@ -89,6 +89,6 @@ def compare(
 def _same_part(a: Pipeline, b: Pipeline) -> bool:
     """Return whether the patches of two models cover the same part of an image, to a hundredth of its sides."""
     boxes = [pipe[0].covered_box((1000, 1000)) for pipe in (a, b)]
-    regions = [pipe[-1].region_ for pipe in (a, b)]
+    regions = [pipe[-1].map_region_ for pipe in (a, b)]
     same_region = regions[0] is regions[1] is None or np.array_equal(*regions)
     return same_region and np.allclose(boxes[0], boxes[1], rtol=0, atol=10)

@@ -94,7 +94,7 @@ def evaluate(
             offset=detector.offset_,
             defect_types=data.defect_types,
             has_mask=has_mask,
-            region=detector.region_,
+            region=detector.map_region_,
         )
     rate = expected_rate(detector)
     if as_json:
@@ -120,7 +120,7 @@ def evaluate(
         else:
             shown = has_mask & (normal | masks.any(axis=(1, 2)))
             with masks_are_checked():
-                draw(pimo, draw_pimo, masks[shown], maps[shown], data.defect_types[shown], detector.region_)
+                draw(pimo, draw_pimo, masks[shown], maps[shown], data.defect_types[shown], detector.map_region_)
 
 
 def test_images(root: Path | None, reviewed: Path | None, *models: Pipeline) -> Bunch:

@@ -24,6 +24,7 @@ from ipca_sklearn.cli._alarms import in_words
 from ipca_sklearn.cli._backbone import choose_backbone
 from ipca_sklearn.cli._commands import INTERRUPTED
 from ipca_sklearn.cli._common import (
+    Align,
     Device,
     ModelFile,
     OnError,
@@ -100,7 +101,15 @@ def fit(
         str, typer.Option(help="Pixels that neighbouring tiles share, or auto: 128, four strides of transformers.")
     ] = "auto",
     region: Annotated[
-        Path | None, typer.Option(metavar="MASK", help="Picture of the region of interest: white is inspected.")
+        Path | None,
+        typer.Option(
+            metavar="MASK",
+            help="Picture of the region of interest: white is inspected. With --align, auto is the part itself.",
+        ),
+    ] = None,
+    align: Annotated[
+        Align | None,
+        typer.Option(help="For parts that do not lie alike: how images are brought to the mean image."),
     ] = None,
     trim: Annotated[
         str,
@@ -144,8 +153,13 @@ def fit(
     share = number_of("--trim", trim, float, "a share from 0 on and below 0.5", 0, MOST_TRIMMED)
     if jobs == 0:
         raise ValueError("--jobs 0: use a number of threads, or -1 for all cores")
-    if region is not None:
+    if region is not None and str(region) != "auto":
         _check_region(region)
+        if align is not None:
+            raise ValueError(
+                "--region MASK with --align: the mask would lie over the first image, and images are shuffled; use "
+                "--region auto, or fit in Python"
+            )
     if products and (share or report is not None or reviewed is not None):
         raise ValueError("--products with --trim, --report or --reviewed: look at the images of each product by itself")
     of_products = images_of_products(folders) if products else {"": find_images(folders)}
@@ -168,7 +182,8 @@ def fit(
                     margin=pixels_beyond,
                     tile_size=None if tile == "none" else tile,
                     tile_overlap=overlap,
-                    region=region,
+                    region="auto" if str(region) == "auto" else region,
+                    align=None if align is None else align.value,
                     on_error=on_error,
                     device=device,
                     n_jobs=jobs,

@@ -23,7 +23,7 @@ from ipca_sklearn.cli._annotations import CocoFile, DefectLines, LabelmeFolder, 
 from ipca_sklearn.cli._common import Device, ModelFile, Product, find_images, folders_of, of_product, open_whole
 from ipca_sklearn.cli._outputs import COCO, LINES, REPORTS, TABLES, Output, check_outputs
 from ipca_sklearn.cli._progress import Progress
-from ipca_sklearn.cli._table import COLUMNS, PRODUCT_COLUMNS, Table
+from ipca_sklearn.cli._table import ALIGNMENT_COLUMNS, PRODUCT_COLUMNS, Table, columns_of
 from ipca_sklearn.cli._text import one_line, warn
 from ipca_sklearn.cli._writing import PictureFolder, picture_names
 from ipca_sklearn.detection import find_defects
@@ -93,7 +93,8 @@ def predict(
     The columns are path, score (higher is more normal), p-value, label (+1 normal, -1 anomalous), the box around the
     worst defect in pixels of the image (or around the patch with the largest value, if there is no defect), number and
     area of the defects, and error. A defect is a connected region of patches above the threshold for patches; an image
-    can have one and yet score normal. An image that cannot be read is a row with its error, and the exit code is 3.
+    can have one and yet score normal. An image that cannot be read is a row with its error, and the exit code is 3. A
+    model with --align has two columns more: whether the part was found, and the correlation with the mean image.
 
     A model of several products (`fit --products`) takes the nearest product for each image, or that of --product. The
     column product is empty where no product is near enough, which is called anomalous, and product_p_value is how often
@@ -126,7 +127,7 @@ def predict(
         of_product(pipe, product, model)  # an error if there is none
     n_failed = n_alarms = n_unknown = 0
     with ExitStack() as stack:
-        table = Table(output, stack, PRODUCT_COLUMNS if routed else COLUMNS)
+        table = Table(output, stack, columns_of(pipe))
         page = None
         if report is not None:
             page = stack.enter_context(
@@ -233,14 +234,17 @@ def _score(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SkippedImagesWarning)  # the rows have the reasons
         maps, judged = _judged(pipe, features, product)
+    placed = features.alignment() if features.is_aligned else None
     found = []
     for index, (path, anomaly_map) in enumerate(zip(paths, maps, strict=True)):
-        row: dict[str, Any] = dict.fromkeys(PRODUCT_COLUMNS) | {"path": str(path), "pipe": pipe}
+        row: dict[str, Any] = dict.fromkeys((*PRODUCT_COLUMNS, *ALIGNMENT_COLUMNS)) | {"path": str(path), "pipe": pipe}
         found.append(row)
         if index in features.skipped:
             row["error"] = one_line(features.skipped[index])
             continue
         row |= judged[index] | {"anomaly_map": anomaly_map}
+        if placed is not None:
+            row |= {"aligned": bool(placed["aligned"][index]), "alignment": float(placed["quality"][index])}
         detector = row["pipe"][-1]
         try:
             row["size"] = size_of(path, extractor.max_pixels)
@@ -254,7 +258,7 @@ def _score(
             merge_distance=merge_distance,
             image_sizes=row["size"],
             covered_box=extractor.covered_box,
-            region=detector.region_,
+            region=detector.map_region_,
             normal_maxima=detector.calibration_maxima_,
         )
         assert defects is not None

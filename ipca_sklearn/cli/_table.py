@@ -8,12 +8,22 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from sklearn.pipeline import Pipeline
+
+from ipca_sklearn import ProductRouter
 from ipca_sklearn._utils._files import naming, printable
 from ipca_sklearn._utils._tables import as_cell, to_json
 from ipca_sklearn.cli._text import standard_output
 
 COLUMNS = ("path", "score", "p_value", "label", "top", "left", "height", "width", "n_defects", "defect_area", "error")
 PRODUCT_COLUMNS = (COLUMNS[0], "product", "product_p_value", *COLUMNS[1:])
+ALIGNMENT_COLUMNS = ("aligned", "alignment")
+
+
+def columns_of(pipe: Pipeline) -> tuple[str, ...]:
+    """Return the columns of `predict` for a model."""
+    columns = PRODUCT_COLUMNS if isinstance(pipe[-1], ProductRouter) else COLUMNS
+    return columns if pipe[0].align is None else (*columns[:-1], *ALIGNMENT_COLUMNS, columns[-1])
 
 
 class Table:

@@ -108,10 +108,24 @@ def blur_matrix(side: int, sigma: float) -> Tensor:
     return torch.from_numpy(gaussian_filter1d(np.eye(side), sigma, axis=0))
 
 
-def image_scores(values: Tensor, how: Any) -> Tensor:
-    """Return one value per row of (n, P): the largest (`"max"`), the mean, or the mean of a share of the largest."""
+def is_aligned(X: Any) -> bool:
+    """Return whether X has features of images that were aligned, so that maps have to be brought back to them."""
+    return bool(getattr(X, "is_aligned", False))
+
+
+def on_images(maps: Any, X: Any) -> Any:
+    """Return maps as those of the images that X has the features of, as they were before they were aligned."""
+    return X.maps_to_images(maps) if is_aligned(X) else maps
+
+
+def image_scores(values: Tensor, how: Any, n_inspected: int | None = None) -> Tensor:
+    """Return one value per row of (n, P): the largest (`"max"`), the mean, or the mean of a share of the largest.
+
+    `n_inspected` is how many of the P are inspected, where the others are 0; None is all.
+    """
+    n_values = n_inspected or values.shape[1]
     if how == "max":
         return values.amax(1)
     if how == "mean":
-        return values.mean(1)
-    return values.topk(max(1, round(how * values.shape[1])), dim=1).values.mean(1)
+        return values.sum(1) / n_values
+    return values.topk(max(1, round(how * n_values)), dim=1).values.mean(1)

@@ -36,6 +36,7 @@ from ipca_sklearn.detection._cells import Cells
 from ipca_sklearn.detection._copies import group_size
 from ipca_sklearn.detection._gaussians import PCA_PARAMETERS, choose_cells, choose_features, new_pca, pca_parameters
 from ipca_sklearn.detection._learning import learn
+from ipca_sklearn.detection._map_ops import is_aligned
 from ipca_sklearn.detection._merging import check_same_kind, records_of_both, scores_of_both
 from ipca_sklearn.detection._suspects import HELD_MODELS, refuse_trim, without_suspects
 from ipca_sklearn.detection._thresholds import ThresholdMixin, normal_steps
@@ -152,6 +153,10 @@ class PatchGaussianDetector(
         `(H, W)`, `(P,)` or `()`.
     region_ : ndarray of bool, shape (H, W), or None
         The patches that were learnt, if the features have a region of interest; None is all.
+    map_region_ : ndarray of bool, shape (H, W), or None
+        The patches of maps that are inspected: `region_`, but None where images were aligned, so that it moves.
+    aligned_ : bool
+        True; only if it was fitted to features of images that were aligned (`align` of PatchFeatureExtractor).
     cells_ : ndarray of int, shape `patch_shape_`, or None
         The Gaussian of each patch, and -1 outside of the region; None is one for each patch. The Gaussian of a cell
         that has one patch fewer than others learns from the nearest patch of another cell, too.
@@ -315,6 +320,7 @@ class PatchGaussianDetector(
             "cells_": cells,
             **steps.features_in,
             **({} if columns is None else {"feature_indices_": columns}),
+            **({"aligned_": True} if is_aligned(X) else {}),
         }
         group = group_size(Cells.of(cells), steps.n_copies)
         pca = self._new_pca(steps.n_features, group)

@@ -197,7 +197,7 @@ def predict_regions(
     elif hasattr(X, "covered_box"):
         covered_box = X.covered_box
     maxima = detector.calibration_maxima_
-    threshold, region = detector.map_threshold_, detector.region_
+    threshold, region = detector.map_threshold_, detector.map_region_
     return list(_find(maps, threshold, min_area, merge_distance, image_sizes, covered_box, region, maxima, 2))
 
 

@@ -21,7 +21,7 @@ from ipca_sklearn.decomposition._batches import StepReader, read_steps
 from ipca_sklearn.decomposition._fitted import Fitted
 from ipca_sklearn.decomposition._fitted_scatter import FittedCovariance, FittedExactPCA
 from ipca_sklearn.detection._cells import Cells, on_patches
-from ipca_sklearn.detection._map_ops import MapScorer, image_scores, inspected
+from ipca_sklearn.detection._map_ops import MapScorer, image_scores, inspected, on_images
 
 
 class MapScoringMixin:
@@ -39,6 +39,7 @@ class MapScoringMixin:
     patch_shape_: tuple[int, ...]
     region_: np.ndarray | None
     cells_: np.ndarray | None
+    aligned_: bool
 
     @property
     def n_samples_seen_(self) -> int:
@@ -49,6 +50,11 @@ class MapScoringMixin:
     def n_gaussians_(self) -> int:
         """Number of Gaussians."""
         return len(self.pca_.fitted_.state.mean)
+
+    @property
+    def map_region_(self) -> np.ndarray | None:
+        """The patches of maps that are inspected: `region_`, but None where the region moves with aligned parts."""
+        return None if getattr(self, "aligned_", False) else self.region_
 
     @of_one_state
     def transform(self, X: ArrayLike) -> Any:
@@ -62,7 +68,8 @@ class MapScoringMixin:
         Returns
         -------
         array or tensor of shape (n, H, W), (n, P) or (n, 1)
-            Distances >= 0 in X's kind, floating dtype and device (numpy for PatchFeatures).
+            Distances >= 0 in X's kind, floating dtype and device (numpy for PatchFeatures). Maps of PatchFeatures of
+            images that were aligned are those of the images as they were.
 
         Raises
         ------
@@ -71,7 +78,7 @@ class MapScoringMixin:
         ValueError
             Other shapes than learnt, NaN or infinity.
         """
-        return self._map_steps(X, lambda scorer, step: scorer.maps(step))
+        return on_images(self._map_steps(X, lambda scorer, step: scorer.maps(step)), X)
 
     @of_one_state
     def score_samples(self, X: ArrayLike) -> Any:
@@ -107,7 +114,8 @@ class MapScoringMixin:
         Returns
         -------
         array or tensor of shape (n,)
-            `score_maps(transform(X))` equals `score_samples(X)`.
+            `score_maps(transform(X))` equals `score_samples(X)`; where images were turned or moved (`align`), nearly,
+            because maps are brought back to them.
 
         Raises
         ------
@@ -120,7 +128,8 @@ class MapScoringMixin:
         if tuple(maps.shape[1:]) != shape:
             raise ValueError(f"maps of shape {tuple(maps.shape)}; expected (n, {', '.join(map(str, shape))})")
         tensor = maps if isinstance(maps, Tensor) else torch.from_numpy(np.ascontiguousarray(maps))
-        scores = -image_scores(inspected(tensor, self.region_), self.image_score)
+        n_inspected = None if self.region_ is None else int(self.region_.sum())
+        scores = -image_scores(inspected(tensor, self.map_region_), self.image_score, n_inspected)
         return scores if isinstance(maps, Tensor) else scores.numpy()
 
     @of_one_state

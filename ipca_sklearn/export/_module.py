@@ -251,6 +251,11 @@ def to_torch(pipe: Pipeline, *, components_dtype: str = "float32") -> PatchGauss
         raise TypeError(f"export takes a Pipeline of PatchFeatureExtractor and PatchGaussianDetector, got {names}")
     for step in steps:
         check_is_fitted(step)
+    if getattr(steps[0], "align", None) is not None:
+        raise ValueError(
+            f"align={steps[0].align!r}: a module or a file does not search for the part; save the pipeline "
+            "(persistence.save), or align images before they come here and fit without align"
+        )
     if steps[0].tile_size is not None:
         raise ValueError(
             f"tile_size={steps[0].tile_size}: a module or a file takes a whole image at once; export the network of a "

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ipca_sklearn.features._cache import FeatureCache
-from ipca_sklearn.features._lazy import PatchFeatures, SkippedImages, _Remarks
+from ipca_sklearn.features._lazy import PatchFeatures
+from ipca_sklearn.features._remarks import Remarks, SkippedImages
 from ipca_sklearn.features._settings import FeatureSettings
 
 
@@ -68,7 +69,7 @@ class AugmentedFeatures(PatchFeatures):
         n_copies = self.n_copies
         repeated = PatchFeatures(self._images, np.repeat(self._indices, n_copies), self._of_copies)
         # What there is to say about images is said once, by the pass over the images themselves.
-        reading: Any = repeated._read(size * n_copies, reuse, _Remarks())
+        reading: Any = repeated._read(size * n_copies, reuse, Remarks())
         with closing(reading) as copies:
             for batch, skipped in self.read(size, reuse=reuse):
                 of_copies, unreadable = next(copies)

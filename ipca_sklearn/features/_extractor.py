@@ -21,6 +21,7 @@ from ipca_sklearn._utils._output import TableOutputMixin
 from ipca_sklearn._utils._sklearn_compat import CallbackSupportMixin, FitProgress, Interval, StrOptions, fit_context
 from ipca_sklearn._utils._typing import DeviceLike, Image, Images, PathLike
 from ipca_sklearn.features import engines
+from ipca_sklearn.features._alignment import ALIGNMENTS
 from ipca_sklearn.features._augment import AUGMENTATIONS, check_augment
 from ipca_sklearn.features._cache import FeatureCache
 from ipca_sklearn.features._copies import AugmentedFeatures
@@ -93,10 +94,15 @@ class PatchFeatureExtractor(
     tile_overlap : "auto" or int, default="auto"
         Pixels that neighbouring tiles share. The outer half is seen and cut off, and mirrored at the edges of the
         picture, in place of a `margin`. `"auto"` is 128, or four strides of transformers.
-    region : path, PIL image, array of shape (h, w) or None, default=None
+    region : "auto", path, PIL image, array of shape (h, w) or None, default=None
         Mask of the region of interest: True, 1, or 128 and more is inspected. It lies over the whole image, in any
         size with the image's proportions. A patch belongs to it if at least half of its pixels do. Other patches are
-        neither learnt nor scored: they cost no memory, and maps are 0 there.
+        neither learnt nor scored: they cost no memory, and maps are 0 there. With `align` it lies over the first image
+        of `fit` and moves with the part; `"auto"` is the part itself, and None is what the first 16 images all show.
+    align : {"translation", "rigid"} or None, default=None
+        For parts that do not lie alike: each image is moved, with `"rigid"` also turned, to where the mean of the first
+        16 images has the part, by phase correlation. Maps are those of the image as it was. An image whose part is not
+        found is left as it is, and an AlignmentWarning per pass counts them. Without `tile_size`.
     interpolation : {"bilinear", "nearest"}, default="bilinear"
         How images are resized. `"bilinear"` averages pixels where an image shrinks (antialiased). `"nearest"` is the
         paper's: it keeps one pixel of several and ignores the others, so fine textures alias.
@@ -176,6 +182,8 @@ class PatchFeatureExtractor(
         Rows and columns of patches, H and W.
     region_ : ndarray of bool, shape (H, W), or None
         The patches that are inspected; None is all.
+    reference_ : ndarray of shape (h, w), or None
+        With `align`: the mean image, grey, at most 128 pixels long, that parts are aligned to.
     layers_ : tuple
         The layers used.
     n_features_out_ : int
@@ -228,6 +236,7 @@ class PatchFeatureExtractor(
         "margin": [StrOptions({"auto"}), Interval(Integral, 0, None, closed="left")],
         "tile_size": [Interval(Integral, 1, None, closed="left"), tuple, list, None],
         "tile_overlap": [StrOptions({"auto"}), Interval(Integral, 0, None, closed="left")],
+        "align": [StrOptions(set(ALIGNMENTS)), None],
         "region": [str, os.PathLike, PIL.Image.Image, np.ndarray, Tensor, None],
         "interpolation": [StrOptions(set(INTERPOLATIONS))],
         "augment": [StrOptions(set(AUGMENTATIONS)), list, tuple, callable, None],
@@ -261,6 +270,7 @@ class PatchFeatureExtractor(
         tile_size: int | Sequence[int] | None = None,
         tile_overlap: str | int = "auto",
         region: Image | None = None,
+        align: str | None = None,
         interpolation: str = "bilinear",
         augment: Augment = None,
         n_augmented: int = 0,
@@ -289,6 +299,7 @@ class PatchFeatureExtractor(
         self.tile_size = tile_size
         self.tile_overlap = tile_overlap
         self.region = region
+        self.align = align
         self.interpolation = interpolation
         self.augment = augment
         self.n_augmented = n_augmented
@@ -309,12 +320,12 @@ class PatchFeatureExtractor(
 
     @fit_context(prefer_skip_nested_validation=True)
     def fit(self, X: Images, y: Any = None) -> PatchFeatureExtractor:
-        """Make the network for images of the first one's shape; nothing else is learnt from them.
+        """Make the network for images of the first one's shape; with `align` the mean image is learnt, too.
 
         Parameters
         ----------
         X : sequence of images
-            Checked, not decoded; the header of the first one is read.
+            Checked, not decoded, but with `align` the first 16; the header of the first one is read.
         y : None
             Ignored.
 

@@ -86,6 +86,7 @@ class InspectedAreaMixin:
     image_size: Any
     crop_size: Any
     region: Any
+    align: Any
     on_error: str
     max_pixels: int
     image_size_: Size
@@ -183,6 +184,10 @@ class InspectedAreaMixin:
 
     def first_size(self, X: Any) -> Size | None:
         """Return the size of the first image of X that can be read, from which `fit` decides; None if it does not."""
+        if self.align is not None:
+            raise ValueError(
+                f"align={self.align!r} learns a mean image, which partitions do not share: fit in one process"
+            )
         if not isinstance(self.image_size, str) and self.region is None:
             return None
         return _first_readable(check_images(X), self.on_error, self.max_pixels)[1]

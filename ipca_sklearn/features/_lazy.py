@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,50 +19,20 @@ from ipca_sklearn._utils._regions import at_patches
 from ipca_sklearn._utils._surroundings import default_device, own_surroundings
 from ipca_sklearn._utils._threads import calling_modules
 from ipca_sklearn._utils._typing import Size
-from ipca_sklearn.exceptions import AspectRatioWarning, ImageReadError, MultiPageImageWarning, SkippedImagesWarning
+from ipca_sklearn.exceptions import ImageReadError
 from ipca_sklearn.features import engines
+from ipca_sklearn.features._alignment import UNREADABLE, Placement, alignment_table, map_to_image
 from ipca_sklearn.features._cache import FeatureCache, StoredFeatures
 from ipca_sklearn.features._decode import size_of
 from ipca_sklearn.features._geometry import covered_box
 from ipca_sklearn.features._grid import write_on_grid
 from ipca_sklearn.features._loader import read_batches
+from ipca_sklearn.features._remarks import Remarks, SkippedImages, zip_rows
 from ipca_sklearn.features._settings import FeatureSettings
 from ipca_sklearn.linalg import full_precision
 
 # Of an image that is decoded: as Pillow has it, as bytes and as floats.
 _BYTES_PER_PIXEL = 12
-
-
-class SkippedImages:
-    """Which images could not be read by the last complete pass over them, and why.
-
-    Slices of the same features share it. A pass over a slice replaces only what is known of its images.
-
-    Parameters
-    ----------
-    reasons : dict of int to str, default=()
-        By position in X.
-    """
-
-    def __init__(self, reasons: Mapping[int, str] | tuple[()] = ()) -> None:
-        self._lock = threading.Lock()
-        self._reasons = dict(reasons)
-
-    @property
-    def reasons(self) -> dict[int, str]:
-        """Positions in X and reasons."""
-        with self._lock:
-            return dict(self._reasons)
-
-    def replace(self, indices: np.ndarray, reasons: Mapping[int, str]) -> None:
-        """Record a complete pass over the images at `indices`."""
-        with self._lock:
-            for index in indices:
-                self._reasons.pop(int(index), None)
-            self._reasons.update(reasons)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return SkippedImages, (self.reasons,)
 
 
 class PatchFeatures:
@@ -105,6 +73,7 @@ class PatchFeatures:
         self._settings = settings
         self._cache = cache
         self._record = SkippedImages() if record is None else record
+        self._placements: dict[int, Placement] = {}  # of images that were read; slices share it
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -161,6 +130,69 @@ class PatchFeatures:
         except ImageReadError:  # said when it is read
             return None
 
+    @property
+    def is_aligned(self) -> bool:
+        """Whether images are brought to the mean training image (`align`), so that maps are not those of the images.
+
+        :meta private:
+        """
+        return self._settings.images.aligner is not None
+
+    def alignment(self) -> np.ndarray:
+        """Return where the part lies in each image: what `align` found.
+
+        Images that have been read are known; others, such as those whose features came from a cache, are read for it.
+
+        Returns
+        -------
+        ndarray of shape (n,), with named fields
+            `angle` in degrees, `down` and `right` in pixels of the resized image: how the part is turned and moved
+            against `reference_`; `quality`, the correlation with that; and `aligned`. Where the alignment failed,
+            `aligned` is False and nothing moves; `quality` is NaN for images that cannot be read.
+
+        Raises
+        ------
+        ValueError
+            Without `align`.
+        ImageReadError
+            As `batches`.
+        """
+        if not self.is_aligned:
+            raise ValueError("alignment() tells what align='translation' or 'rigid' found, and align is None")
+        return alignment_table(self.placements())
+
+    def maps_to_images(self, maps: np.ndarray) -> np.ndarray:
+        """Return maps (n, H, W) of aligned images as maps of the images themselves; others as they are.
+
+        A detector's `transform` does it. Patches that are not inspected are 0.
+
+        Parameters
+        ----------
+        maps : ndarray of shape (n, H, W)
+            A map of each image.
+
+        Returns
+        -------
+        ndarray of shape (n, H, W)
+        """
+        if not self.is_aligned:
+            return maps
+        crop_size, pairs = self._settings.images.crop_size, zip(maps, self.placements(), strict=True)
+        return np.stack([map_to_image(values, placement.pose, crop_size) for values, placement in pairs])
+
+    def placements(self) -> list[Placement]:
+        """Return where the part lies in each image, as records.
+
+        :meta private:
+        """
+        missing = np.array([index for index in self._indices.tolist() if index not in self._placements], dtype=int)
+        size = self._settings.images.batch_size
+        batches = [missing[start : start + size] for start in range(0, len(missing), size)]
+        with closing(read_batches(self._images, batches, self._settings.images)) as loaded:
+            for indices, batch in zip(batches, loaded, strict=True):
+                self._placements.update(zip_rows(batch.placements, indices))
+        return [self._placements.get(index, UNREADABLE) for index in self._indices.tolist()]
+
     def covered_box(self, size: Size) -> tuple[float, float, float, float]:
         """Return top, left, height and width of what the patches cover of an image, as the extractor's method."""
         return covered_box(size, self._settings.images.image_size, self._settings.images.crop_size)
@@ -175,9 +207,9 @@ class PatchFeatures:
         chosen = self._indices[key]
         if np.ndim(chosen) > 1:
             raise IndexError("PatchFeatures are indexed by images alone: an integer, a slice, or one row of indices")
-        if np.ndim(chosen) == 0:
-            return np.asarray(self._at(np.array([chosen])))[0]
-        return self._at(chosen)
+        part = self._at(np.atleast_1d(chosen))
+        part._placements = self._placements
+        return np.asarray(part)[0] if np.ndim(chosen) == 0 else part
 
     def _at(self, indices: np.ndarray) -> PatchFeatures:
         return type(self)(self._images, indices, self._settings, self._cache, self._record)
@@ -258,10 +290,10 @@ class PatchFeatures:
         """
         if size < 1:
             raise ValueError(f"size={size} images per batch; it is at least 1")
-        remarks = _Remarks()
+        remarks = Remarks()
         return self._told(self._read(size, reuse, remarks), remarks)
 
-    def _told(self, reading: Iterator[tuple[Any, dict[int, str]]], remarks: _Remarks) -> Iterator[Any]:
+    def _told(self, reading: Iterator[tuple[Any, dict[int, str]]], remarks: Remarks) -> Iterator[Any]:
         """Pass on what is read, and warn at the end of what there is to say about the images."""
         reasons: dict[int, str] = {}
         start = 0
@@ -270,34 +302,11 @@ class PatchFeatures:
             start += len(batch)
             yield batch, skipped
         self._record.replace(self._indices, reasons)
-        if reasons:
-            _warn(
-                [reasons[index] for index in self._indices.tolist() if index in reasons],
-                len(self),
-                "could not be read",
-                "They are not learnt from, and their scores are NaN",
-                SkippedImagesWarning,
-            )
-        if remarks.pages:
-            _warn(
-                list(remarks.pages.values()),
-                len(self),
-                "have several pages or frames",
-                "Only the first of each is read: store the others as files of their own to inspect them",
-                MultiPageImageWarning,
-            )
-        if remarks.stretched:
-            height, width = self._settings.images.image_size
-            _warn(
-                list(remarks.stretched.values()),
-                len(self),
-                "have other proportions than the first image of the fit",
-                f"They are stretched to {height} x {width} pixels, and so are their patches. Keep images of different "
-                "shapes apart, each with a model of its own, or name a shape with image_size=(height, width)",
-                AspectRatioWarning,
-            )
+        remarks.tell(
+            [reasons[index] for index in self._indices.tolist() if index in reasons], len(self), self._settings
+        )
 
-    def _read(self, size: int, reuse: bool, remarks: _Remarks) -> Iterator[tuple[Tensor, dict[int, str]]]:
+    def _read(self, size: int, reuse: bool, remarks: Remarks) -> Iterator[tuple[Tensor, dict[int, str]]]:
         """Yield batches and skipped rows, and add to the remarks."""
         settings, device, limit = self._settings, self.device, self._settings.images.batch_size
         with own_surroundings():
@@ -317,10 +326,11 @@ class PatchFeatures:
                 features = memory[: len(group)]
                 skipped: dict[int, str] = {}
                 for rows in in_group:
-                    images, unreadable, pages, stretched = next(loaded)
-                    remarks.pages |= {int(group[rows[number]]): text for number, text in pages.items()}
-                    remarks.stretched |= {int(group[rows[number]]): text for number, text in stretched.items()}
-                    _fill(features, rows, images, settings)
+                    loaded_batch = next(loaded)
+                    unreadable = loaded_batch.skipped
+                    remarks.add(loaded_batch, group[rows])
+                    self._placements.update(zip_rows(loaded_batch.placements, group[rows]))
+                    _fill(features, rows, loaded_batch.images, settings)
                     for number, row in enumerate(rows.tolist()):
                         if number in unreadable:
                             features[row] = torch.nan
@@ -336,7 +346,7 @@ class PatchFeatures:
                     yield batch, {row - start: skipped[row] for row in in_batch if row in skipped}
 
     def _fill_from_files(
-        self, features: Tensor, rows: np.ndarray, group: np.ndarray, stored: StoredFeatures, remarks: _Remarks
+        self, features: Tensor, rows: np.ndarray, group: np.ndarray, stored: StoredFeatures, remarks: Remarks
     ) -> dict[int, str]:
         """Read some rows of a group from the cache; return those that could not be read, and the reasons."""
         skipped: dict[int, str] = {}
@@ -358,6 +368,7 @@ class PatchFeatures:
                 continue
             # The file has gone since, or is damaged: compute and write it anew.
             alone_features = PatchFeatures(self._images, group[[row]], self._settings)
+            alone_features._placements = self._placements
             ((alone, unreadable),) = alone_features._read(1, False, remarks)
             features[row] = alone[0]
             if unreadable:
@@ -381,14 +392,6 @@ class PatchFeatures:
             engines.choose(self._settings).label if self._settings.amp_dtype is not None else ""
         )
         return StoredFeatures(self._cache, self._images, self._indices, digest, self._settings.kept_shape)
-
-
-@dataclass
-class _Remarks:
-    """What one pass noticed of some images, by their position in X."""
-
-    pages: dict[int, str] = field(default_factory=dict)
-    stretched: dict[int, str] = field(default_factory=dict)
 
 
 def _fill(features: Tensor, rows: np.ndarray, images: Tensor, settings: FeatureSettings) -> None:
@@ -440,10 +443,3 @@ def _layers(images: Tensor, settings: FeatureSettings) -> Iterator[list[Tensor]]
         with torch.inference_mode(), full_precision(), default_device(images.device), calling_modules(), autocast:
             layers = settings.backbone(some, compiled=settings.compile)
         yield layers
-
-
-def _warn(texts: list[str], n_images: int, remark: str, advice: str, category: type[Warning]) -> None:
-    more = f"; and {len(texts) - 3} more" if len(texts) > 3 else ""
-    warning: Any = category(f"{len(texts)} of {n_images} images {remark}: {'; '.join(texts[:3])}{more}. {advice}")
-    warning.n_images, warning.remark = len(texts), remark
-    warnings.warn(warning, stacklevel=3)

@@ -19,6 +19,7 @@ from ipca_sklearn._utils._sklearn_compat import ProcessPoolExecutor
 from ipca_sklearn._utils._threads import single_threaded_workers
 from ipca_sklearn._utils._typing import Image, PathLike, Size
 from ipca_sklearn.exceptions import ImageReadError
+from ipca_sklearn.features._alignment import Aligner, Placement, aligned
 from ipca_sklearn.features._augment import augmented
 from ipca_sklearn.features._decode import (
     center_crop,
@@ -31,10 +32,11 @@ from ipca_sklearn.features._decode import (
     to_rgb,
     value_range,
 )
+from ipca_sklearn.features._resize import resize
 from ipca_sklearn.features._settings import ImageSettings
 
-# image_size, size of the part that is kept, interpolation
-_Geometry: TypeAlias = tuple[Size, Size, str]
+# image_size, size of the part that is kept, interpolation, and what aligns
+_Geometry: TypeAlias = tuple[Size, Size, str, Aligner | None]
 _Stream: TypeAlias = torch.cuda.Stream | None
 
 
@@ -43,21 +45,25 @@ class Batch(NamedTuple):
 
     With `on_error="skip"`, rows of `skipped` could not be read and are black; the texts are the reasons. Files of
     several pages or frames, of which only the first is there, are in `pages`, with their names and numbers. Images of
-    another aspect ratio than the settings' are in `stretched`, with their names and sizes.
+    another aspect ratio than the settings' are in `stretched`, with their names and sizes. With an aligner,
+    `placements` has where the part lies in each image that could be read, and `unaligned` names those without it.
     """
 
     images: Tensor
     skipped: dict[int, str]
     pages: dict[int, str]
     stretched: dict[int, str]
+    placements: dict[int, Placement]
+    unaligned: dict[int, str]
 
 
 class _Prepared(NamedTuple):
-    """An image, or a whole batch, resized and cropped; its number of pages, and its own height and width."""
+    """An image, or a whole batch, resized, aligned and cropped; its number of pages, its own height and width."""
 
     pixels: Tensor | np.ndarray
     n_pages: int
     size: Size
+    placements: list[Placement]
 
 
 class _Staged(NamedTuple):
@@ -170,7 +176,7 @@ def _submit(
     processes: Executor | None,
 ) -> list[Future[Any]]:
     """Give the images of a batch to the decoders. Processes take files; threads take images in memory."""
-    geometry = (settings.image_size, _kept_size(settings), settings.interpolation)
+    geometry = (settings.image_size, _kept_size(settings), settings.interpolation, settings.aligner)
     if not isinstance(images, list):
         return [decoders.submit(_prepare_batch, images, batch, geometry, stream)]
     parts: list[Future[Any]] = []
@@ -197,19 +203,32 @@ def _prepare(image: Image, name: str, geometry: _Geometry, max_pixels: int, stre
             pixels = to_rgb(image, name)
         else:
             pixels, n_pages = decode(image, name, max_pixels)
-        return _Prepared(resize_and_crop(pixels, *geometry), n_pages, size_of(pixels))
+        return _prepared(pixels, geometry, n_pages)
 
 
 def _prepare_file(path: PathLike, name: str, geometry: _Geometry, max_pixels: int) -> _Prepared:
     pixels, n_pages = decode(path, name, max_pixels)
-    return _Prepared(resize_and_crop(pixels, *geometry).numpy(), n_pages, size_of(pixels))
+    prepared = _prepared(pixels, geometry, n_pages)
+    return prepared._replace(pixels=np.asarray(prepared.pixels))
 
 
 def _prepare_batch(images: np.ndarray | Tensor, batch: np.ndarray, geometry: _Geometry, stream: _Stream) -> _Prepared:
     with torch.cuda.stream(stream):
         names = [f"X[{index}]" for index in batch]
         chosen = to_rgb(_take(images, batch), names, in_range=isinstance(images, Tensor) and images.is_cuda)
-        return _Prepared(resize_and_crop(chosen, *geometry), 1, size_of(chosen))
+        return _prepared(chosen, geometry, 1)
+
+
+def _prepared(pixels: Tensor, geometry: _Geometry, n_pages: int) -> _Prepared:
+    """Resize, align and crop an image (3, H, W) or several (n, 3, H, W)."""
+    image_size, kept, interpolation, aligner = geometry
+    if aligner is None:
+        return _Prepared(resize_and_crop(pixels, image_size, kept, interpolation), n_pages, size_of(pixels), [])
+    resized = resize(pixels, image_size, interpolation)
+    images = resized if resized.ndim == 4 else resized[None]
+    placements = [aligner.place(image) for image in images]
+    moved = [center_crop(aligned(*pair), kept) for pair in zip(images, placements, strict=True)]
+    return _Prepared(torch.stack(moved) if resized.ndim == 4 else moved[0], n_pages, size_of(pixels), placements)
 
 
 def _take(images: Any, batch: np.ndarray) -> Any:
@@ -237,9 +256,10 @@ def _stage(
     skipped: dict[int, str] = {}
     pages: dict[int, str] = {}
     stretched: dict[int, str] = {}
+    placements: dict[int, Placement] = {}
     for row, part in enumerate(parts):
         try:
-            pixels, n_pages, size = part.result()
+            pixels, n_pages, size, placed = part.result()
         except ImageReadError as error:
             if settings.on_error == "raise":
                 raise
@@ -247,6 +267,7 @@ def _stage(
             images.append(torch.zeros(3, *_kept_size(settings), dtype=torch.uint8, device="cpu"))
             continue
         images.append(pixels if isinstance(pixels, Tensor) else torch.from_numpy(pixels))
+        placements |= {row + number: placement for number, placement in enumerate(placed)}
         if n_pages > 1:
             pages[row] = f"{_name(source, batch[row])} ({n_pages} pages or frames)"
         if settings.aspect_ratio is not None and is_stretched(size, settings.aspect_ratio):
@@ -261,7 +282,9 @@ def _stage(
             images = [augmented(image, settings, index, copy) for image, index, copy in each]
             images = [center_crop(image, settings.crop_size) for image in images]
         on_device = load_batch(images, settings.device)
-        return _Staged(Batch(on_device, skipped, pages, stretched), None if stream is None else stream.record_event())
+        unaligned = {row: _name(source, batch[row]) for row, placement in placements.items() if not placement.aligned}
+        loaded = Batch(on_device, skipped, pages, stretched, placements, unaligned)
+        return _Staged(loaded, None if stream is None else stream.record_event())
 
 
 def _name(images: Any, index: int) -> str:

@@ -1,4 +1,4 @@
-"""What a `PatchFeatureExtractor` decides when it is fitted: sizes, tiles, network, grid and region."""
+"""What a `PatchFeatureExtractor` decides when it is fitted: sizes, tiles, network, grid, region, mean image."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from ipca_sklearn.features import engines
 from ipca_sklearn.features._augment import check_augment
 from ipca_sklearn.features._backbones import Backbone
 from ipca_sklearn.features._geometry import Geometry, as_size
+from ipca_sklearn.features._reference import check_align, learn_reference, wants_foreground
 from ipca_sklearn.features._tiling import Tiling
 
 
@@ -22,6 +23,7 @@ def make_network(extractor: Any, images: Any) -> None:
     resolve_device(extractor.device, torch.device("cpu"))
     if extractor.pooling_size % 2 == 0:
         raise ValueError(f"pooling_size={extractor.pooling_size} is even: a neighbourhood has its patch in the middle")
+    check_align(extractor)
     geometry = Geometry.of(images, extractor)
     tiling = Tiling.of(extractor, geometry.crop_size)
     check_augment(extractor.augment, extractor.n_augmented, geometry.image_size, geometry.crop_size)
@@ -37,7 +39,7 @@ def make_network(extractor: Any, images: Any) -> None:
     elif grid_size is None:
         grid_size = geometry.without_margin(finest)
     region = None
-    if extractor.region is not None:
+    if extractor.region is not None and not wants_foreground(extractor):
         region = geometry.patches_inside(extractor.region, grid_size, extractor.max_pixels)
     extractor._mean, extractor._std = backbone.normalization(extractor.normalization)
     extractor._backbone, extractor._seed = backbone, seed
@@ -48,4 +50,6 @@ def make_network(extractor: Any, images: Any) -> None:
     extractor._aspect_ratio, extractor.margin_ = geometry.aspect_ratio, geometry.margin
     extractor.grid_size_, extractor.region_ = (int(grid_size[0]), int(grid_size[1])), region
     extractor.n_features_out_ = sum(extractor._channels)
+    extractor.reference_ = None
     engines.require(extractor.feature_settings().of_network)
+    learn_reference(extractor, images)

@@ -18,6 +18,7 @@ from ipca_sklearn._utils._devices import resolve_amp, resolve_device
 from ipca_sklearn._utils._digests import new_digest, weights_digest
 from ipca_sklearn._utils._sklearn_compat import LokyBackend, get_active_backend
 from ipca_sklearn._utils._typing import DeviceLike, Size
+from ipca_sklearn.features._alignment import Aligner
 from ipca_sklearn.features._backbones import Backbone
 from ipca_sklearn.features._resize import PIXELS_VERSION
 from ipca_sklearn.features._tiling import Tiling
@@ -55,6 +56,8 @@ class ImageSettings:
         Whether files are decoded by processes instead of threads.
     device : torch.device
         Where batches go.
+    aligner : Aligner or None
+        Brings parts to where the mean training image has them, before an image is cropped.
     """
 
     image_size: Size
@@ -70,6 +73,7 @@ class ImageSettings:
     n_jobs: int
     processes: bool
     device: torch.device
+    aligner: Aligner | None = None
 
 
 # Pixels that a network takes at once on a CPU: two images of 256 x 256. More are slower, because the maps between its
@@ -164,6 +168,7 @@ class FeatureSettings:
             (self.backbone.layers, self.backbone.layer_pooling, self.margin),
             None if self.region is None else self.region.tobytes(),
             (str(self.backbone.network), weights_digest(self.backbone.network)),
+            *(() if images.aligner is None else (images.aligner.digest(),)),
         )
         digest = new_digest()
         digest.update(repr(parts).encode())
@@ -209,9 +214,16 @@ def settings_of(extractor: Any, device: DeviceLike) -> FeatureSettings:
             n_jobs=effective_n_jobs(extractor.n_jobs),
             processes=decodes_in_processes(),
             device=chosen,
+            aligner=_aligner_of(extractor),
         ),
         amp_dtype=resolve_amp(extractor.amp, chosen),
         compile=extractor.compile,
         engine=extractor.engine,
         tiling=getattr(extractor, "_tiling", None),
     )
+
+
+def _aligner_of(extractor: Any) -> Aligner | None:
+    """Return what aligns images; None without `align`, and for extractors of files from before it."""
+    reference = getattr(extractor, "reference_", None)
+    return None if reference is None else Aligner(reference, extractor._turns, extractor._least_quality)

@@ -13,15 +13,16 @@ from torch import Tensor
 
 from ipca_sklearn._utils._surroundings import own_surroundings
 from ipca_sklearn.exceptions import ImageReadError
-from ipca_sklearn.features._lazy import PatchFeatures, _Remarks, _run_network
+from ipca_sklearn.features._lazy import PatchFeatures, _run_network
 from ipca_sklearn.features._loader import read_batches
+from ipca_sklearn.features._remarks import Remarks
 from ipca_sklearn.features._tiling import Tiling
 
 
 class Bands:
     """The features of one picture, as bands (p, m) of its patches from the first row on; computed in each iteration."""
 
-    def __init__(self, features: TiledFeatures, index: int, remarks: _Remarks) -> None:
+    def __init__(self, features: TiledFeatures, index: int, remarks: Remarks) -> None:
         self._features = features
         self._index = index
         self._remarks = remarks
@@ -59,10 +60,10 @@ class TiledFeatures(PatchFeatures):
 
         :meta private:
         """
-        remarks = _Remarks()
+        remarks = Remarks()
         return self._told(self._pictures(size, remarks), remarks)
 
-    def _pictures(self, size: int, remarks: _Remarks) -> Iterator[tuple[list[Bands | None], dict[int, str]]]:
+    def _pictures(self, size: int, remarks: Remarks) -> Iterator[tuple[list[Bands | None], dict[int, str]]]:
         for start in range(0, len(self), size):
             chosen = self._indices[start : start + size].tolist()
             reasons = [self._reason(index, remarks) for index in chosen]
@@ -70,11 +71,11 @@ class TiledFeatures(PatchFeatures):
             bands = [None if row in skipped else Bands(self, index, remarks) for row, index in enumerate(chosen)]
             yield bands, skipped
 
-    def _reason(self, index: int, remarks: _Remarks) -> str | None:
+    def _reason(self, index: int, remarks: Remarks) -> str | None:
         """Return why a picture cannot be read, where such are skipped: it is decoded once more for that."""
         return self._picture(index, remarks)[1] if self.may_skip else None
 
-    def _read(self, size: int, reuse: bool, remarks: _Remarks) -> Iterator[tuple[Tensor, dict[int, str]]]:
+    def _read(self, size: int, reuse: bool, remarks: Remarks) -> Iterator[tuple[Tensor, dict[int, str]]]:
         memory = torch.empty(min(size, len(self)), *self._settings.kept_shape, dtype=torch.float32, device=self.device)
         for pictures, skipped in self._pictures(size, remarks):
             batch = (memory if reuse else torch.empty_like(memory))[: len(pictures)]
@@ -86,7 +87,7 @@ class TiledFeatures(PatchFeatures):
                     start += len(band)
             yield batch, skipped
 
-    def _picture(self, index: int, remarks: _Remarks) -> tuple[Tensor, str | None]:
+    def _picture(self, index: int, remarks: Remarks) -> tuple[Tensor, str | None]:
         """Return a picture (3, h, w) as floats in [0, 1], or the reason why it cannot be read."""
         # By the reader itself: decoding takes far less time than the tiles.
         alone = replace(self._settings.images, n_jobs=1, processes=False)
@@ -96,7 +97,7 @@ class TiledFeatures(PatchFeatures):
                 known[index] = noticed[0]
         return batch.images[0], batch.skipped.get(0)
 
-    def _bands(self, index: int, remarks: _Remarks) -> Iterator[Tensor]:
+    def _bands(self, index: int, remarks: Remarks) -> Iterator[Tensor]:
         picture, reason = self._picture(index, remarks)
         if reason is not None:  # it could be read a moment ago
             raise ImageReadError(reason)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ipca_sklearn._utils._versions import VersionedMixin
-from ipca_sklearn.features._lazy import SkippedImages
+from ipca_sklearn.features._remarks import SkippedImages
 
 
 class TrainingRecordMixin(VersionedMixin):

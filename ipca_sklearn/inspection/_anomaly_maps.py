@@ -135,7 +135,7 @@ class AnomalyMapDisplay:
             [estimator[0].covered_box(picture.shape[:2]) for picture in pictures],
             masks=None if masks is None else _masks(masks, pictures, limit),
             titles=titles,
-            region=estimator[-1].region_,
+            region=estimator[-1].map_region_,
         )
         return display.plot(**plot_options)
 

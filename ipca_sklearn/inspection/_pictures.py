@@ -134,7 +134,7 @@ def overlay(estimator: Pipeline, anomaly_map: np.ndarray, image: Image.Image) ->
     limit = 2 * limit if 0 < limit < np.inf else 1
     heat = _laid_over(estimator, anomaly_map, size, Image.Resampling.BILINEAR) / limit
     colours = 255 * colormaps["inferno"](np.clip(heat, 0, 1))[..., :3]
-    region = estimator[-1].region_
+    region = estimator[-1].map_region_
     inspected = np.ones_like(anomaly_map) if region is None else region
     inspected = _laid_over(estimator, inspected, size, Image.Resampling.NEAREST)[..., None]
     return Image.fromarray((grey + 0.6 * inspected * (colours - grey)).astype(np.uint8))
@@ -181,7 +181,7 @@ def patch_mask(estimator: Pipeline, anomaly_map: np.ndarray, size: tuple[int, in
         estimator[-1].map_threshold_,
         image_sizes=size,
         covered_box=estimator[0].covered_box,
-        region=estimator[-1].region_,
+        region=estimator[-1].map_region_,
     )
     return defect_mask(defects or (), size)
 

@@ -280,11 +280,12 @@ def _parameters(model: Any) -> dict[str, str]:
     for name, step in model.steps[:-1] if isinstance(model, Pipeline) else ():
         if hasattr(step, "weights_digest"):  # a file or a module may have changed under the same name
             texts[f"weights of {name}"] = step.weights_digest()
-        if getattr(step, "region_", None) is not None:
-            digest = new_digest()
-            digest.update(describe(step.region_))
-            digest.update(content(step.region_))
-            texts[f"region of {name}"] = digest.hexdigest()
+        for attribute, text in (("region_", "region"), ("reference_", "mean image")):
+            if getattr(step, attribute, None) is not None:
+                digest = new_digest()
+                digest.update(describe(getattr(step, attribute)))
+                digest.update(content(getattr(step, attribute)))
+                texts[f"{text} of {name}"] = digest.hexdigest()
     return texts
 
 

@@ -25,7 +25,7 @@ from ipca_sklearn._utils._versions import VersionedMixin
 from ipca_sklearn.decomposition._batches import read_steps
 from ipca_sklearn.detection import PatchGaussianDetector
 from ipca_sklearn.detection._calibration import medians
-from ipca_sklearn.detection._map_ops import inspected
+from ipca_sklearn.detection._map_ops import inspected, is_aligned
 from ipca_sklearn.exceptions import FewImagesWarning, ImageReadError
 
 _TINY = 1e-30  # has a logarithm, in float32 too
@@ -189,6 +189,11 @@ class ProductRouter(
         return self._learn(X, y, dict(getattr(self, "detectors_", {})))
 
     def _learn(self, X: Any, y: Any, detectors: dict[Any, PatchGaussianDetector]) -> ProductRouter:
+        if is_aligned(X):
+            raise ValueError(
+                "X has features of images that were aligned to one mean image (align=), and products look different: "
+                "fit a pipeline for each product, or set align=None"
+            )
         steps = read_steps(self, X, reset=not detectors)
         products = _rows_of_products(y, steps.n_samples)
         for name, rows in products.items():

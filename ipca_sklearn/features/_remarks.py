@@ -1,0 +1,119 @@
+"""What there is to say about the images of a pass: which could not be read, which were stretched, ..."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+
+from ipca_sklearn.exceptions import (
+    AlignmentWarning,
+    AspectRatioWarning,
+    MultiPageImageWarning,
+    SkippedImagesWarning,
+)
+from ipca_sklearn.features._loader import Batch
+from ipca_sklearn.features._settings import FeatureSettings
+
+_Value = TypeVar("_Value")
+
+
+class SkippedImages:
+    """Which images could not be read by the last complete pass over them, and why.
+
+    Slices of the same features share it. A pass over a slice replaces only what is known of its images.
+
+    Parameters
+    ----------
+    reasons : dict of int to str, default=()
+        By position in X.
+    """
+
+    def __init__(self, reasons: Mapping[int, str] | tuple[()] = ()) -> None:
+        self._lock = threading.Lock()
+        self._reasons = dict(reasons)
+
+    @property
+    def reasons(self) -> dict[int, str]:
+        """Positions in X and reasons."""
+        with self._lock:
+            return dict(self._reasons)
+
+    def replace(self, indices: np.ndarray, reasons: Mapping[int, str]) -> None:
+        """Record a complete pass over the images at `indices`."""
+        with self._lock:
+            for index in indices:
+                self._reasons.pop(int(index), None)
+            self._reasons.update(reasons)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SkippedImages, (self.reasons,)
+
+
+@dataclass
+class Remarks:
+    """What one pass noticed of some images, by their position in X."""
+
+    pages: dict[int, str] = field(default_factory=dict)
+    stretched: dict[int, str] = field(default_factory=dict)
+    unaligned: dict[int, str] = field(default_factory=dict)
+
+    def add(self, batch: Batch, indices: np.ndarray) -> None:
+        """Add what was noticed of the images of a batch, which have these positions in X."""
+        self.pages |= zip_rows(batch.pages, indices)
+        self.stretched |= zip_rows(batch.stretched, indices)
+        self.unaligned |= zip_rows(batch.unaligned, indices)
+
+    def tell(self, reasons: list[str], n_images: int, settings: FeatureSettings) -> None:
+        """Warn, at the end of a pass, of all that there is to say; `reasons` are those of images that were skipped."""
+        if reasons:
+            _warn(
+                reasons,
+                n_images,
+                "could not be read",
+                "They are not learnt from, and their scores are NaN",
+                SkippedImagesWarning,
+            )
+        if self.pages:
+            _warn(
+                list(self.pages.values()),
+                n_images,
+                "have several pages or frames",
+                "Only the first of each is read: store the others as files of their own to inspect them",
+                MultiPageImageWarning,
+            )
+        if self.stretched:
+            height, width = settings.images.image_size
+            _warn(
+                list(self.stretched.values()),
+                n_images,
+                "have other proportions than the first image of the fit",
+                f"They are stretched to {height} x {width} pixels, and so are their patches. Keep images of different "
+                "shapes apart, each with a model of its own, or name a shape with image_size=(height, width)",
+                AspectRatioWarning,
+            )
+        if self.unaligned:
+            _warn(
+                list(self.unaligned.values()),
+                n_images,
+                "could not be aligned",
+                "They were left as they were, and so their scores say little: look at them, and at `reference_` of the "
+                "extractor, the mean image that parts are aligned to",
+                AlignmentWarning,
+            )
+
+
+def zip_rows(by_row: Mapping[int, _Value], indices: np.ndarray) -> dict[int, _Value]:
+    """Return values of rows of a batch by the positions in X of its images."""
+    return {int(indices[row]): value for row, value in by_row.items()}
+
+
+def _warn(texts: list[str], n_images: int, remark: str, advice: str, category: type[Warning]) -> None:
+    more = f"; and {len(texts) - 3} more" if len(texts) > 3 else ""
+    warning: Any = category(f"{len(texts)} of {n_images} images {remark}: {'; '.join(texts[:3])}{more}. {advice}")
+    warning.n_images, warning.remark = len(texts), remark
+    warnings.warn(warning, stacklevel=4)

@@ -1,7 +1,7 @@
 """Parts that do not lie alike: what alignment and a foreground gain, beside the default.
 
-A plate with three holes, a groove and a mark is drawn on several backgrounds: moved, or moved and turned by any angle. Its
-flaws are spots, scratches, and holes and marks that are missing or not in their places. The surfaces, on which there is
+A plate with three holes, a groove and a mark is drawn on several backgrounds: moved, or moved and turned by any angle.
+Its flaws are spots, scratches, and holes and marks that are missing or not in their places. The surfaces, on which there is
 nothing to align, show what the parameters cost where they do not belong.
 """
 
@@ -191,11 +191,11 @@ def report(rows: list[dict[str, Any]], options: argparse.Namespace) -> str:
     return f"""# Parts that do not lie alike
 
 EfficientNet-Lite0, defaults but for `align` and `region`. {options.n_train} normal images are learnt; {options.n_good}
-others and {options.n_bad} with flaws, as many of each of {len(FLAWS)} kinds, are scored (of leather and tiles as many, where
-there are). *Plates* are drawn, {SIDE} x {SIDE} pixels, and lie up to 24 pixels from the middle, *turned* ones at any angle;
-*chips* lie about as they like and are no flaw. All in per cent: "false alarms" and "found" are the shares of normal images
-and of those with flaws that score below the threshold, "aligned" are the test images whose part was found, "inspected" the
-patches of the region. One draw of each set: differences of a few points are chance.
+others and {options.n_bad} with flaws, as many of each of {len(FLAWS)} kinds, are scored (of leather and tiles as many,
+where there are). *Plates* are drawn, {SIDE} x {SIDE} pixels, and lie up to 24 pixels from the middle, *turned* ones at
+any angle; *chips* lie about as they like and are no flaw. All in per cent: "false alarms" and "found" are the shares of
+normal images and of those with flaws that score below the threshold, "aligned" are the test images whose part was
+found, "inspected" the patches of the region. One draw of each set: differences of a few points are chance.
 
 {environment()}
 

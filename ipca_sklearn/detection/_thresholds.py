@@ -471,8 +471,8 @@ class ThresholdMixin(MapScoringMixin):
 
     def _learnt_shape(self) -> dict[str, Any]:
         """Return what stays when more is learnt: the shape of X, its suspects, and records of the images."""
-        names = ("patch_shape_", "region_", "cells_", "feature_indices_", "suspects_", "n_calibrated_", "aligned_")
-        names += RECORDS
+        shape = ("patch_shape_", "region_", "cells_", "feature_indices_", "aligned_")
+        names = (*shape, "suspects_", "n_calibrated_", *RECORDS)
         return {name: value for name, value in vars(self).items() if name.endswith("_in_") or name in names}
 
 

@@ -1,8 +1,8 @@
 """Parts that do not lie alike: what alignment and a foreground gain, beside the default.
 
 A plate with three holes, a groove and a mark is drawn on several backgrounds: moved, or moved and turned by any angle.
-Its flaws are spots, scratches, and holes and marks that are missing or not in their places. The surfaces, on which there
-is nothing to align, show what the parameters cost where they do not belong.
+Its flaws are spots, scratches, and holes and marks that are missing or not in their places. The surfaces, on which
+there is nothing to align, show what the parameters cost where they do not belong.
 """
 
 from __future__ import annotations

@@ -140,6 +140,7 @@ def _detector_calls(w: World) -> dict[str, Call]:
         "offset_",
         "n_samples_seen_",
         "region_",
+        "map_region_",
     ):
         calls[name] = lambda name=name: getattr(w["detector"], name)
     return {f"PatchGaussianDetector.{method}": call for method, call in calls.items()}
@@ -163,6 +164,13 @@ def _extractor_calls(w: World, fresh: Fresh) -> dict[str, Call]:
 
     def lazy() -> PatchFeatures:
         return w["extractor"].transform(w.paths)
+
+    def aligned() -> PatchFeatures:
+        parts = np.zeros((4, 64, 64, 3), np.uint8)
+        for number, part in enumerate(parts):
+            part[16 + 2 * number : 40 + 2 * number, 20 - number : 36 - number] = 200
+            part[20 + 2 * number : 26 + 2 * number, 20 - number : 50 - number] = 120
+        return w.new_extractor(align="translation").fit(parts).transform(parts)
 
     of_extractor: dict[str, Call] = {
         "fit": lambda: w.new_extractor().fit(w.images),
@@ -191,6 +199,10 @@ def _extractor_calls(w: World, fresh: Fresh) -> dict[str, Call]:
         "batches": lambda: [batch.clone() for batch in lazy().batches(5)],
         "covered_box": lambda: lazy().covered_box((80, 60)),
         "image_sizes": lambda: lazy().image_sizes(),
+        "alignment": lambda: aligned().alignment().tolist(),
+        "placements": lambda: [placed.quality for placed in aligned().placements()],
+        "maps_to_images": lambda: aligned().maps_to_images(np.ones((4, 8, 8), np.float32)),
+        "is_aligned": lambda: aligned().is_aligned,
         **{
             name: lambda name=name: getattr(lazy(), name)
             for name in ("device", "dtype", "may_skip", "memory_needed", "ndim", "region", "shape", "skipped")

@@ -27,7 +27,6 @@ from benchmarks.common.features import features_on_disk
 from benchmarks.common.processes import in_fresh_process
 from benchmarks.common.reports import argument_parser, environment, markdown_table, read_results, write_results
 from ipca_sklearn import FeatureCache, PatchFeatureExtractor, PatchGaussianDetector, metrics
-from ipca_sklearn.detection._map_ops import image_scores
 
 N_COPIES = 7
 COPIES = {"augment": ("flip", "rotation"), "n_augmented": N_COPIES, "random_state": 0}
@@ -82,8 +81,7 @@ def ours(options: argparse.Namespace, data: Any, done: Any) -> Iterator[tuple[st
                             warnings.simplefilter("ignore")
                             detector.fit(extractor.fit_transform(chosen))
                         maps = detector.transform(test)
-                        scores = image_scores(torch.from_numpy(maps).flatten(1), detector.image_score).numpy()
-                        found = roc_aucs(data.test_labels, scores, masks, maps)
+                        found = roc_aucs(data.test_labels, -detector.score_maps(maps), masks, maps)
                         results.setdefault(str(n_images), []).append(found)
                 yield name, results
 

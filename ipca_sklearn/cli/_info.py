@@ -51,6 +51,8 @@ def info(
     try:
         card = model_card(pipe, file=model, figures=measured)
     except ValueError as error:
+        if figures is None:  # of the model itself
+            raise
         raise ValueError(f"--figures {printable(figures)}: {error}") from error
     if form is Format.JSON:
         typer.echo(card.to_json())

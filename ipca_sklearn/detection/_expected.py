@@ -20,9 +20,13 @@ def asked_rate(false_positive_rate: float | str, calibration_scores: np.ndarray,
     return float((np.sum(below(calibration_scores, offset)) + 1) / (len(calibration_scores) + 1))
 
 
+def is_chosen(detector: Any) -> bool:
+    """Return whether the threshold of a detector is the one that `set_threshold` has chosen."""
+    chosen = detector.chosen_threshold_
+    return chosen is not None and chosen.offset == detector.offset_
+
+
 def expected_rate(detector: Any) -> float:
     """Return the share of new normal images that a detector expects to call anomalous, whatever set its threshold."""
-    chosen = detector.chosen_threshold_
-    is_chosen = chosen is not None and chosen.offset == detector.offset_
-    rate = "auto" if is_chosen else detector.false_positive_rate
+    rate = "auto" if is_chosen(detector) else detector.false_positive_rate
     return asked_rate(rate, detector.calibration_scores_, detector.offset_)

@@ -25,7 +25,7 @@ def shrink_mask(mask: NDArray[np.bool_], size: Size) -> NDArray[np.bool_]:
         return mask.copy()
     if not mask.any():
         return np.zeros(size, dtype=bool)
-    shares = _share_of_cells(mask, size)
+    shares = _mean_of_cells(_mean_of_cells(mask.astype(np.float64), size[0]).T, size[1]).T
     half = shares >= 0.5 - 1e-9
     cells: NDArray[np.bool_] = half | ((shares > 1e-9) & ~ndimage.binary_dilation(half, _NEIGHBOURS))
     defects, n_defects = ndimage.label(mask, _NEIGHBOURS)
@@ -40,10 +40,13 @@ def shrink_mask(mask: NDArray[np.bool_], size: Size) -> NDArray[np.bool_]:
     (pixel_rows, cell_rows), (pixel_columns, cell_columns) = map(_overlaps, mask.shape, size)
     y, x = np.nonzero(mask[np.ix_(pixel_rows, pixel_columns)])
     of_defect = defects[pixel_rows[y], pixel_columns[x]].astype(np.int64)
-    of_piece = pieces[cell_rows[y], cell_columns[x]]
+    cell_y, cell_x = cell_rows[y], cell_columns[x]
+    of_piece = pieces[cell_y, cell_x]
     pairs = np.unique((of_defect * (n_pieces + 1) + of_piece)[of_piece > 0])
     for defect in np.flatnonzero(np.bincount(pairs // (n_pieces + 1)) > 1):
-        _join_pieces(cells, _share_of_cells(defects == defect, size) > 1e-9)
+        touched = np.zeros_like(cells)
+        touched[cell_y[of_defect == defect], cell_x[of_defect == defect]] = True
+        _join_pieces(cells, touched)
     return cells
 
 
@@ -71,11 +74,6 @@ def centre_of(mask: NDArray[Any], size: Size) -> NDArray[Any]:
     """Return the part of the centre that torchvision's centre crop takes."""
     top, left = (round((whole - part) / 2) for whole, part in zip(mask.shape, size, strict=True))
     return mask[top : top + size[0], left : left + size[1]]
-
-
-def _share_of_cells(mask: NDArray[np.bool_], size: Size) -> NDArray[np.float64]:
-    """Return which share of each of `size` cells is marked."""
-    return _mean_of_cells(_mean_of_cells(mask.astype(np.float64), size[0]).T, size[1]).T
 
 
 def _overlaps(n_pixels: int, n_cells: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -70,41 +70,38 @@ class Remarks:
 
     def tell(self, reasons: list[str], n_images: int, settings: FeatureSettings) -> None:
         """Warn, at the end of a pass, of all that there is to say; `reasons` are those of images that were skipped."""
-        if reasons:
-            _warn(
+        height, width = settings.images.image_size
+        remarks: tuple[tuple[Collection[str], str, str, type[Warning]], ...] = (
+            (
                 reasons,
-                n_images,
                 "could not be read",
                 "They are not learnt from, and their scores are NaN",
                 SkippedImagesWarning,
-            )
-        if self.pages:
-            _warn(
-                list(self.pages.values()),
-                n_images,
+            ),
+            (
+                self.pages.values(),
                 "have several pages or frames",
                 "Only the first of each is read: store the others as files of their own to inspect them",
                 MultiPageImageWarning,
-            )
-        if self.stretched:
-            height, width = settings.images.image_size
-            _warn(
-                list(self.stretched.values()),
-                n_images,
+            ),
+            (
+                self.stretched.values(),
                 "have other proportions than the first image of the fit",
                 f"They are stretched to {height} x {width} pixels, and so are their patches. Keep images of different "
                 "shapes apart, each with a model of its own, or name a shape with image_size=(height, width)",
                 AspectRatioWarning,
-            )
-        if self.unaligned:
-            _warn(
-                list(self.unaligned.values()),
-                n_images,
+            ),
+            (
+                self.unaligned.values(),
                 "could not be aligned",
                 "They were left as they were, and so their scores say little: look at them, and at `reference_` of the "
                 "extractor, the mean image that parts are aligned to",
                 AlignmentWarning,
-            )
+            ),
+        )
+        for texts, remark, advice, category in remarks:
+            if texts:
+                _warn(list(texts), n_images, remark, advice, category)
 
 
 def zip_rows(by_row: Mapping[int, _Value], indices: np.ndarray) -> dict[int, _Value]:

@@ -22,7 +22,7 @@ from ipca_sklearn._utils._turns import snapshot
 from ipca_sklearn._utils._typing import PathLike
 from ipca_sklearn._utils._versions import installed_versions
 from ipca_sklearn.detection import PatchGaussianDetector
-from ipca_sklearn.detection._expected import expected_rate
+from ipca_sklearn.detection._expected import expected_rate, is_chosen
 from ipca_sklearn.features import PatchFeatureExtractor, weights_license
 from ipca_sklearn.inspection._card_text import as_html, as_markdown
 from ipca_sklearn.inspection._provenance import describe_model, file_digest
@@ -235,13 +235,12 @@ def _of_gaussians(detector: PatchGaussianDetector) -> dict[str, Any]:
 
 def _of_thresholds(detector: PatchGaussianDetector) -> dict[str, Any]:
     chosen, scores = detector.chosen_threshold_, detector.calibration_scores_
-    is_chosen = chosen is not None and chosen.offset == detector.offset_
     return {
         "offset": float(detector.offset_),
         "worse scores": "lower",
         "map threshold": float(detector.map_threshold_),
         "worse map values": "higher",
-        "thresholds from": str(chosen) if is_chosen else _source(detector),
+        "thresholds from": str(chosen) if is_chosen(detector) else _source(detector),
         "chosen threshold": None if chosen is None else str(chosen),
         "false positive rate": detector.false_positive_rate,
         "calibration": detector.calibration,

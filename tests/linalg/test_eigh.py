@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ipca_sklearn.linalg import EIGENSOLVERS, choose_eigensolver
+from ipca_sklearn.linalg import EIGENSOLVERS, _execution, choose_eigensolver
 from ipca_sklearn.linalg._execution import numba_works
 from ipca_sklearn.linalg.eigh import _choice as _eigh
 from ipca_sklearn.linalg.eigh import scatter_eigensolver
@@ -306,3 +306,11 @@ def test_a_triton_kernel_that_fails_or_errs_is_not_used_and_warns(monkeypatch):
         assert not _eigh.triton_works.__wrapped__(CPU, torch.float32)
     monkeypatch.setattr(_eigh, "_triton", EIGENSOLVERS["torch"].solve)
     assert _eigh.triton_works.__wrapped__(CPU, torch.float32)
+
+
+def test_every_matrix_is_solved_where_the_host_takes_them_in_chunks(monkeypatch):
+    gram = torch.stack([torch.diag(torch.arange(3.0) + index) for index in range(40)])
+    monkeypatch.setattr(_execution, "CPU_CHUNK_BYTES", 1)
+    values, vectors = EIGENSOLVERS["host"].solve(gram, 1)
+    torch.testing.assert_close(values[:, 0], torch.arange(2.0, 42))
+    assert vectors.shape == (40, 1, 3)

@@ -55,7 +55,6 @@ UNLIKE = {
         FRAME[60:].rename(columns={"b": "B"}),
         "other columns than partition 0: without 'b' and",
     ),
-    "a column twice": (FRAME[:60], FRAME[60:][list("abcdea")], r"other columns than partition 0: 'a', .* \(6 in all\)"),
     "fewer columns": (X[:60], X[60:, :4], r"samples of shape \(4,\), and partition 0 of \(5,\)"),
     "another grid": (PATCHES[:60], PATCHES[60:, :3], r"samples of shape \(3, 5\), and partition 0 of \(4, 5\)"),
     "another dimension": (PATCHES[:60], PATCHES[60:].reshape(60, 2, 2, 5), r"samples of shape \(2, 2, 5\)"),

@@ -49,9 +49,9 @@ def check_same_columns(first: np.ndarray | None, second: np.ndarray | None, a: s
         return
     gone = [name for name in first if name not in set(second)]
     new = [name for name in second if name not in set(first)]
-    if gone or new or len(first) != len(second):
+    if gone or new:
         words = [f"{word} {_listed(names)}" for word, names in (("without", gone), ("with", new)) if names]
-        what = f"other columns than {a}: {' and '.join(words) or _listed(second)}"
+        what = f"other columns than {a}: {' and '.join(words)}"
     else:
         at = int(np.argmax(first != second))
         what = f"the columns in another order than {a}: column {at} is {str(second[at])!r} and not {str(first[at])!r}"

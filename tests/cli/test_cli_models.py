@@ -167,6 +167,14 @@ def test_info_prints_one_card_in_three_forms_and_figures_of_this_file_alone(root
     assert "has another: evaluate this model" in refused.stderr and str(figures) in refused.stderr
 
 
+def test_info_names_figures_in_errors_of_figures_alone(root, tmp_path):
+    pipe = load(root / "model.joblib")
+    pipe[-1].set_params(distance="residual")  # the thresholds are for another one
+    save(pipe, tmp_path / "changed.joblib")
+    refused = run("info", tmp_path / "changed.joblib", code=1)
+    assert "the thresholds are for scores with distance=" in refused.stderr and "--figures" not in refused.stderr
+
+
 @pytest.mark.parametrize(
     ("given", "n_gaussians", "kind"),
     [("patch", 256, "incremental updates"), ("1", 1, "exact scatter matrices"), ("016", 16, "exact scatter matrices")],

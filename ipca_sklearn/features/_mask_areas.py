@@ -36,18 +36,21 @@ def shrink_mask(mask: NDArray[np.bool_], size: Size) -> NDArray[np.bool_]:
     kept[np.unique(defects[cells[np.ix_(rows, columns)]])] = True
     for y, x in zip(*np.nonzero(mask & ~kept[defects]), strict=True):
         cells[rows[y], columns[x]] = True
-    pieces, n_pieces = ndimage.label(cells, _NEIGHBOURS)
     (pixel_rows, cell_rows), (pixel_columns, cell_columns) = map(_overlaps, mask.shape, size)
     y, x = np.nonzero(mask[np.ix_(pixel_rows, pixel_columns)])
     of_defect = defects[pixel_rows[y], pixel_columns[x]].astype(np.int64)
     cell_y, cell_x = cell_rows[y], cell_columns[x]
-    of_piece = pieces[cell_y, cell_x]
-    pairs = np.unique((of_defect * (n_pieces + 1) + of_piece)[of_piece > 0])
-    for defect in np.flatnonzero(np.bincount(pairs // (n_pieces + 1)) > 1):
-        touched = np.zeros_like(cells)
-        touched[cell_y[of_defect == defect], cell_x[of_defect == defect]] = True
-        _join_pieces(cells, touched)
-    return cells
+    while True:
+        pieces, n_pieces = ndimage.label(cells, _NEIGHBOURS)
+        of_piece = pieces[cell_y, cell_x]
+        pairs = np.unique((of_defect * (n_pieces + 1) + of_piece)[of_piece > 0])
+        apart = np.flatnonzero(np.bincount(pairs // (n_pieces + 1)) > 1)
+        if not len(apart):
+            return cells
+        for defect in apart:  # what is marked for one may be a cell of another, apart from its others
+            touched = np.zeros_like(cells)
+            touched[cell_y[of_defect == defect], cell_x[of_defect == defect]] = True
+            _join_pieces(cells, touched)
 
 
 def _join_pieces(cells: NDArray[np.bool_], touched: NDArray[np.bool_]) -> None:

@@ -174,8 +174,10 @@ def scatter_eigensolver(device: torch.device, dtype: torch.dtype, size: int, n_p
     >>> scatter_eigensolver(torch.device("cpu"), torch.float32, size=64, n_patches=256).name
     'torch'
     """
+    if device.type != "cpu":
+        return Eigensolver("torch", _torch)  # as it is: a look for failures makes the host wait for the device
     smallest, largest = BISECTION_SIZES
-    usable = device.type == "cpu" and dtype == torch.float32 and n_patches >= BISECTION_BATCH
+    usable = dtype == torch.float32 and n_patches >= BISECTION_BATCH
     if not (usable and smallest <= size <= largest and numba_works()):
         return EIGENSOLVERS["torch"]
     return bisection(share_of_rounding(size, dtype))

@@ -82,7 +82,7 @@ def ours(rows: list[Row], data: Any, cache: Path | None) -> Iterator[tuple[str, 
             images += f", centre {shown_size(extractor.crop_size_)}"
         if extractor.margin_:
             images += f", margin {extractor.margin_}"
-        images += f", {extractor.interpolation}"
+        images += f", {extractor.interpolation}" + (f", network in {extractor.amp}" if extractor.amp else "")
         for row in rows:
             detector = PatchGaussianDetector(**({} if row.k is None else {"n_components": row.k}), **row.gaussian)
             maps = np.asarray(detector.fit(train).transform(test))

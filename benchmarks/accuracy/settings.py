@@ -78,6 +78,7 @@ def rows(ks: Sequence[int]) -> list[Row]:
     table += [Row(LITE0, "residual", None, OURS, {"distance": "residual"})]
     table += [Row(LITE0, "the paper's distance", k, OURS, PAPER_DISTANCE) for k in ks]
     table += [Row(LITE0, "our PaDiM", None, OURS, PADIM), Row(LITE0, "SubspaceAD", None, OURS, SUBSPACE_AD)]
+    table += [Row(LITE0, "default", None, {"amp": "bfloat16"})]
     table += [Row(LITE0, "default", None, {"margin": 0}), Row(LITE0, "default", None, PAPER_GEOMETRY)]
     table += [Row(LITE0, "the paper", k, PAPER_IMAGES, PAPER_DISTANCE) for k in ks]
     return [*table, Row(LITE2, "default")]
@@ -106,7 +107,6 @@ def changes() -> list[Row]:
         "image_size=256": {"image_size": 256},
         "image_size=256, crop_size=224": {"image_size": 256, "crop_size": 224},
         "image_size=320": {"image_size": 320},
-        'amp="bfloat16"': {"amp": "bfloat16"},
     }
     table = [Row(LITE0, change, None, OURS, gaussian) for change, gaussian in of_detector.items()]
     return table + [Row(LITE0, change, None, features) for change, features in of_extractor.items()]

@@ -8,22 +8,19 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from ipca_sklearn import linalg
 from ipca_sklearn._utils._devices import resolve_device, resolve_dtype
-from ipca_sklearn._utils._estimators import set_learnt
+from ipca_sklearn._utils._estimators import PatchTransformer, set_learnt
 from ipca_sklearn._utils._layouts import check_mergeable
-from ipca_sklearn._utils._output import TableOutputMixin
 from ipca_sklearn._utils._regions import at_patches
-from ipca_sklearn._utils._sklearn_compat import CallbackSupportMixin, FitProgress, fit_context, validate_parameters
+from ipca_sklearn._utils._sklearn_compat import FitProgress, fit_context, validate_parameters
 from ipca_sklearn._utils._surroundings import own_surroundings
 from ipca_sklearn._utils._turns import in_turn, of_one_state, snapshot
 from ipca_sklearn._utils._typing import ArrayLike, DeviceLike, DTypeLike
-from ipca_sklearn._utils._versions import VersionedMixin
 from ipca_sklearn.decomposition._batches import StepReader, read_steps, same_region
 from ipca_sklearn.decomposition._fitted import Fitted
 from ipca_sklearn.decomposition._memory import MemoryNeed, check_memory
@@ -31,14 +28,7 @@ from ipca_sklearn.decomposition._memory import MemoryNeed, check_memory
 _Self = TypeVar("_Self", bound="BasePCA")
 
 
-class BasePCA(
-    VersionedMixin,
-    CallbackSupportMixin,
-    TableOutputMixin,
-    ClassNamePrefixFeaturesOutMixin,
-    TransformerMixin,
-    BaseEstimator,
-):
+class BasePCA(PatchTransformer):
     """Base of the estimators that learn one Gaussian per patch, one step of samples at a time.
 
     A subclass says how one step is added (`advance`) and how two results are merged (`_merged`).

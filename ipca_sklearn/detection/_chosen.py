@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ipca_sklearn._utils._precision import below
 from ipca_sklearn._utils._shares import clopper_pearson
 from ipca_sklearn.detection._calibration import LARGEST_CORRECTION, LearningCurve
 from ipca_sklearn.exceptions import FewImagesWarning
@@ -88,6 +89,32 @@ class ChosenThreshold:
     weight: float
     rates: tuple[Any, ...] = field(repr=False)
 
+    @classmethod
+    def by(
+        cls,
+        rule: ThresholdRule,
+        images: LabelledScores,
+        *,
+        score_is_maximum: bool,
+        confidence: float,
+        source: str,
+        weight: float,
+        rates: tuple[Any, ...],
+    ) -> ChosenThreshold:
+        """Return the threshold that a rule gives; `score_is_maximum` says that scores are negative maxima of maps."""
+        map_threshold: float | None
+        if rule.score is None:
+            offset = offset_for(images.normal, images.anomalous, rule.false_alarms, rule.recall)
+            map_threshold = -offset_for(images.normal_maps, images.anomalous_maps, rule.false_alarms, rule.recall)
+            if rule.false_alarms is not None:
+                warn_of_few_normal_images(rule.false_alarms, len(images.normal))
+        else:
+            offset = float(rule.score)
+            map_threshold = -offset if score_is_maximum else None
+        false_alarms = ErrorRate.of(below(images.normal, offset), confidence)
+        missed = ErrorRate.of(~below(images.anomalous, offset), confidence)
+        return cls(offset, map_threshold, str(rule), false_alarms, missed, confidence, source, weight, rates)
+
     def carried_to(self, weight: float, curve: LearningCurve) -> ChosenThreshold:
         """Return the threshold for a model that has learnt images of another weight.
 
@@ -110,26 +137,56 @@ class ChosenThreshold:
         return f"{self.rule}{source}: false alarms {self.false_alarms}, missed {self.missed}, at {self.confidence:.0%}"
 
 
-def check_wishes(
-    X: Any, false_alarms: float | None, recall: float | None, score: float | None, confidence: float
-) -> None:
-    """Raise a ValueError unless exactly one wish is given, in its range, with the images that it takes."""
-    if sum(value is not None for value in (false_alarms, recall, score)) != 1:
-        raise ValueError("set_threshold takes one of false_alarms=, recall= and score=")
-    if X is None and score is None:
-        wish = f"false_alarms={false_alarms}" if recall is None else f"recall={recall}"
-        raise ValueError(f"{wish} takes images that were not learnt; without any only score can be given")
-    for name, value in (("false_alarms", false_alarms), ("confidence", confidence)):
-        if value is not None and not 0 < value < 1:
-            raise ValueError(f"{name}={value} is not between 0 and 1")
-    if recall is not None and not 0 < recall <= 1:
-        raise ValueError(f"recall={recall} is not above 0 and at most 1")
-    if score is not None and not np.isfinite(score):
-        raise ValueError(f"score={score} is not a finite number")
+@dataclass(frozen=True)
+class ThresholdRule:
+    """What a threshold is chosen by: exactly one of three."""
+
+    false_alarms: float | None
+    recall: float | None
+    score: float | None
+
+    def __str__(self) -> str:
+        return "".join(f"{name}={value}" for name, value in vars(self).items() if value is not None)
+
+    def check(self, X: Any, confidence: float) -> None:
+        """Raise a ValueError unless one is given, in its range, with the images that it takes."""
+        if sum(value is not None for value in vars(self).values()) != 1:
+            raise ValueError("set_threshold takes one of false_alarms=, recall= and score=")
+        if X is None and self.score is None:
+            raise ValueError(f"{self} takes images that were not learnt; without any only score can be given")
+        for name, value in (("false_alarms", self.false_alarms), ("confidence", confidence)):
+            if value is not None and not 0 < value < 1:
+                raise ValueError(f"{name}={value} is not between 0 and 1")
+        if self.recall is not None and not 0 < self.recall <= 1:
+            raise ValueError(f"recall={self.recall} is not above 0 and at most 1")
+        if self.score is not None and not np.isfinite(self.score):
+            raise ValueError(f"score={self.score} is not a finite number")
+
+
+@dataclass(frozen=True)
+class LabelledScores:
+    """Scores of normal and of anomalous images, and the negative maxima of their maps: lower is more anomalous."""
+
+    normal: np.ndarray
+    anomalous: np.ndarray
+    normal_maps: np.ndarray
+    anomalous_maps: np.ndarray
+
+    @classmethod
+    def none(cls) -> LabelledScores:
+        """Return the scores of no image."""
+        return cls(*(np.empty(0),) * 4)
+
+    @classmethod
+    def of(cls, columns: np.ndarray, labels: np.ndarray) -> LabelledScores:
+        """Return those of images from columns of `Summaries`; images that could not be read (NaN) do not count."""
+        read = ~np.isnan(columns).any(axis=1)
+        kinds = (read & (labels == 1), read & (labels == -1))
+        return cls(*(columns[kind, 0] for kind in kinds), *(-columns[kind, 1] for kind in kinds))
 
 
 def offset_for(normal: np.ndarray, anomalous: np.ndarray, false_alarms: float | None, recall: float | None) -> float:
-    """Return the score below which an image is anomalous, for one of two wishes.
+    """Return the score below which an image is anomalous, for one of two rules.
 
     The k-th smallest of n normal scores has an expected share k / (n + 1) of new normal scores below it, so the
     threshold for `false_alarms` lies just below the largest such score with no more than that. The threshold for
@@ -174,14 +231,14 @@ def warn_of_few_normal_images(false_alarms: float, n_images: int) -> None:
             f"are {n_images}: the threshold is the lowest of them, and about {1 / (n_images + 1):.2%} of new "
             "normal images will be called anomalous",
             FewImagesWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
     elif rank < _ENOUGH_ERRORS:
         warnings.warn(
             f"{n_images} normal images are few for false_alarms={false_alarms}: from "
             f"{ceil(_ENOUGH_ERRORS / false_alarms)} on it is met to about a factor of 2",
             FewImagesWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
 
 

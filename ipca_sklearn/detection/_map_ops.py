@@ -73,11 +73,10 @@ class MapScorer:
         """Return the image scores (b,) of a step (b, P, m); higher is more normal."""
         return -image_scores(self.inspected(self.maps(step)), self.image_score)
 
-    def summaries(self, step: Tensor | BandedStep, weight: float) -> Tensor:
-        """Return the summaries (b, 2 + q) of a `Calibration` for a step (b, P, m), by a model of this weight."""
+    def summaries(self, step: Tensor | BandedStep) -> Tensor:
+        """Return the columns (b, 1 + q) of `Summaries` for a step (b, P, m): scores, and quantiles of the maps."""
         maps = self.inspected(self.maps(step))
-        weights = maps.new_full((len(maps), 1), weight)
-        return torch.cat([weights, -image_scores(maps, self.image_score)[:, None], upper_quantiles(maps)], dim=1)
+        return torch.cat([-image_scores(maps, self.image_score)[:, None], upper_quantiles(maps)], dim=1)
 
 
 def check_smoothing(smoothing: float, patch_shape: tuple[int, ...]) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import typer
 
-from ipca_sklearn.features._catalogue import list_backbones
-from ipca_sklearn.features._efficientnet_lite import LITE_NAMES
-from ipca_sklearn.features._networks import known_layers, torchvision_names
-from ipca_sklearn.features._weights import nearest
+from ipca_sklearn.features.backbones._catalogue import list_backbones
+from ipca_sklearn.features.backbones._efficientnet_lite import LITE_NAMES
+from ipca_sklearn.features.backbones._networks import known_layers, torchvision_names
+from ipca_sklearn.features.backbones._weights import nearest
 
 _LIST = "list"
 _SEE = f"`--backbone {_LIST}` prints which there are"

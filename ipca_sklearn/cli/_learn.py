@@ -43,8 +43,8 @@ from ipca_sklearn.cli._progress import Progress
 from ipca_sklearn.cli._reviewed import ReviewedFile, Ticks, read_reviewed
 from ipca_sklearn.cli._suspects import print_suspects, write_report
 from ipca_sklearn.cli._training_images import refuse_test_images, tell_copies
-from ipca_sklearn.features._masks import read_mask
-from ipca_sklearn.features._networks import DEFAULT_BACKBONE
+from ipca_sklearn.features.backbones._networks import DEFAULT_BACKBONE
+from ipca_sklearn.images._masks import read_mask
 from ipca_sklearn.persistence._image_digests import noting_pixels
 
 Folders = Annotated[

@@ -27,7 +27,7 @@ from ipca_sklearn.cli._table import ALIGNMENT_COLUMNS, PRODUCT_COLUMNS, Table, c
 from ipca_sklearn.cli._text import one_line, warn
 from ipca_sklearn.cli._writing import PictureFolder, picture_names
 from ipca_sklearn.detection import find_defects
-from ipca_sklearn.features._decode import size_of
+from ipca_sklearn.images._decode import size_of
 from ipca_sklearn.inspection import HtmlReport, model_card, overlay
 from ipca_sklearn.inspection._pictures import boxes_of, defect_mask, heat_layer, map_of_pixels, open_upright
 

@@ -14,7 +14,7 @@ import numpy as np
 from sklearn.utils import Bunch
 
 from ipca_sklearn._utils._files import printable
-from ipca_sklearn.features._formats import FORMAT_NAMES, IMAGE_SUFFIXES, OTHER_IMAGE_SUFFIXES
+from ipca_sklearn.images._formats import FORMAT_NAMES, IMAGE_SUFFIXES, OTHER_IMAGE_SUFFIXES
 
 NORMAL_TYPE = "good"
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from ipca_sklearn._utils._surroundings import as_in_a_fresh_process
 from ipca_sklearn._utils._threads import seeded_torch
 from ipca_sklearn._utils._typing import Size
-from ipca_sklearn.features._resize import to_unit_floats
 from ipca_sklearn.features._settings import Augment, ImageSettings
+from ipca_sklearn.images._resize import to_unit_floats
 
 AUGMENTATIONS = ("flip", "random_crop", "rotation")
 

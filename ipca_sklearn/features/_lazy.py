@@ -23,12 +23,12 @@ from ipca_sklearn.exceptions import ImageReadError
 from ipca_sklearn.features import engines
 from ipca_sklearn.features._alignment import UNREADABLE, Placement, alignment_table, map_to_image
 from ipca_sklearn.features._cache import FeatureCache, StoredFeatures
-from ipca_sklearn.features._decode import size_of
 from ipca_sklearn.features._geometry import covered_box
 from ipca_sklearn.features._grid import write_on_grid
 from ipca_sklearn.features._loader import read_batches
 from ipca_sklearn.features._remarks import Remarks, SkippedImages, zip_rows
 from ipca_sklearn.features._settings import FeatureSettings
+from ipca_sklearn.images._decode import size_of
 from ipca_sklearn.linalg import full_precision
 
 # Of an image that is decoded: as Pillow has it, as bytes and as floats.

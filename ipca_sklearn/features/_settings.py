@@ -19,9 +19,9 @@ from ipca_sklearn._utils._digests import new_digest, weights_digest
 from ipca_sklearn._utils._sklearn_compat import LokyBackend, get_active_backend
 from ipca_sklearn._utils._typing import DeviceLike, Size
 from ipca_sklearn.features._alignment import Aligner
-from ipca_sklearn.features._backbones import Backbone
-from ipca_sklearn.features._resize import PIXELS_VERSION
 from ipca_sklearn.features._tiling import Tiling
+from ipca_sklearn.features.backbones._backbone import Backbone
+from ipca_sklearn.images._resize import PIXELS_VERSION
 
 # What `augment` may be.
 Augment: TypeAlias = str | Sequence[str] | Callable[[Tensor], Tensor] | None

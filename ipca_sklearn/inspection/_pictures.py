@@ -14,8 +14,8 @@ from ipca_sklearn._utils._files import printable
 from ipca_sklearn._utils._surroundings import own_surroundings
 from ipca_sklearn._utils._typing import PathLike
 from ipca_sklearn.detection import Defect, find_defects
-from ipca_sklearn.features._decode import to_rgb
-from ipca_sklearn.features._formats import MAX_PIXELS, open_image
+from ipca_sklearn.images._decode import to_rgb
+from ipca_sklearn.images._formats import MAX_PIXELS, open_image
 
 
 @own_surroundings()

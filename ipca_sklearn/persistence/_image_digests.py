@@ -24,8 +24,8 @@ from ipca_sklearn._utils._digests import content, describe, new_digest
 from ipca_sklearn._utils._files import printable
 from ipca_sklearn._utils._threads import single_threaded_workers
 from ipca_sklearn._utils._typing import Image, PathLike
-from ipca_sklearn.features._decode import check_images, decode, telling, to_rgb
-from ipca_sklearn.features._formats import MAX_PIXELS
+from ipca_sklearn.images._decode import check_images, decode, telling, to_rgb
+from ipca_sklearn.images._formats import MAX_PIXELS
 
 # Digests of files and of pixels: with 10 million of them two are equal by chance once in 400,000 models.
 _N_BYTES = 8

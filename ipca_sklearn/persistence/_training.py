@@ -13,8 +13,8 @@ from sklearn.utils.validation import check_is_fitted
 from ipca_sklearn._utils._turns import in_turn
 from ipca_sklearn._utils._versions import installed_versions
 from ipca_sklearn.detection import PatchGaussianDetector
-from ipca_sklearn.features._decode import check_images
-from ipca_sklearn.features._formats import MAX_PIXELS
+from ipca_sklearn.images._decode import check_images
+from ipca_sklearn.images._formats import MAX_PIXELS
 from ipca_sklearn.persistence._image_digests import digest_of_numbers, file_numbers, pixel_numbers
 from ipca_sklearn.products import ProductRouter
 

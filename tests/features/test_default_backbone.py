@@ -13,7 +13,7 @@ import pytest
 from sklearn.utils.estimator_checks import check_estimator
 
 from ipca_sklearn import PatchFeatureExtractor
-from ipca_sklearn.features._networks import DEFAULT_BACKBONE
+from ipca_sklearn.features.backbones._networks import DEFAULT_BACKBONE
 
 IMAGES = np.random.default_rng(0).integers(0, 255, (2, 40, 40, 3), dtype=np.uint8)
 

@@ -11,8 +11,8 @@ import torchvision
 from torch import nn
 
 from ipca_sklearn import PatchFeatureExtractor
-from ipca_sklearn.features._backbones import Backbone
-from ipca_sklearn.features._layout import order_told, possible_orders
+from ipca_sklearn.features.backbones._backbone import Backbone
+from ipca_sklearn.features.backbones._layout import order_told, possible_orders
 
 SIZES = [(32, 32), (48, 32), (32, 64)]
 

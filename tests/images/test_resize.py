@@ -12,8 +12,8 @@ from PIL import Image
 from sklearn.pipeline import make_pipeline
 
 from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector
-from ipca_sklearn.features._decode import check_images, load_batch, resize_and_crop, to_rgb
-from ipca_sklearn.features._resize import resize
+from ipca_sklearn.images._decode import check_images, load_batch, resize_and_crop, to_rgb
+from ipca_sklearn.images._resize import resize
 
 
 def smooth(n, height, width, noise, seed=0):

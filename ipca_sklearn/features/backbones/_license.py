@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from ipca_sklearn.features._efficientnet_lite import LITE_NAMES
-from ipca_sklearn.features._weights import is_file
+from ipca_sklearn.features.backbones._efficientnet_lite import LITE_NAMES
+from ipca_sklearn.features.backbones._weights import is_file
 
 # Licences that ask for no more than their text beside the file.
 _PERMISSIVE = ("apache-2.0", "mit", "bsd-3-clause")

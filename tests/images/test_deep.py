@@ -12,7 +12,7 @@ from PIL import Image
 
 from ipca_sklearn import PatchFeatureExtractor
 from ipca_sklearn.exceptions import ImageReadError
-from ipca_sklearn.features._decode import to_rgb
+from ipca_sklearn.images._decode import to_rgb
 
 SHAPE = (13, 11)
 ADAM7 = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 import torchvision
 
-from ipca_sklearn.features._efficientnet_lite import LITE_NAMES, has_lite_weights, lite_package
-from ipca_sklearn.features._networks import known_layers, torchvision_names
+from ipca_sklearn.features.backbones._efficientnet_lite import LITE_NAMES, has_lite_weights, lite_package
+from ipca_sklearn.features.backbones._networks import known_layers, torchvision_names
 
 
 def list_backbones(pattern: str | None = None) -> list[tuple[str, str]]:

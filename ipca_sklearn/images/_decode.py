@@ -21,8 +21,8 @@ from ipca_sklearn._utils._files import printable
 from ipca_sklearn._utils._typing import Image as ImageLike
 from ipca_sklearn._utils._typing import Images, PathLike, Size
 from ipca_sklearn.exceptions import ImageReadError
-from ipca_sklearn.features._deep import as_stored, read_deep
-from ipca_sklearn.features._formats import (
+from ipca_sklearn.images._deep import as_stored, read_deep
+from ipca_sklearn.images._formats import (
     MAX_PIXELS,
     check_decoder,
     check_pixels,
@@ -32,7 +32,7 @@ from ipca_sklearn.features._formats import (
     undecodable,
     upright,
 )
-from ipca_sklearn.features._resize import resize, to_unit_floats
+from ipca_sklearn.images._resize import resize, to_unit_floats
 
 _listeners: list[Callable[[PathLike, Tensor], None]] = []
 

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 from torch.fx import Graph, GraphModule, Node
 
-from ipca_sklearn.features._efficientnet_lite import SamePadConv2d
+from ipca_sklearn.features.backbones._efficientnet_lite import SamePadConv2d
 
 # Whose modules and functions return memory of their own, where they do not work in place: no view, not the input.
 _FRESH_MODULES = tuple(

@@ -23,7 +23,7 @@ from ipca_sklearn._utils._proportions import same_proportions
 from ipca_sklearn._utils._typing import Image as ImageLike
 from ipca_sklearn._utils._typing import Size
 from ipca_sklearn.exceptions import ImageReadError, MaskWarning
-from ipca_sklearn.features._formats import (
+from ipca_sklearn.images._formats import (
     MAX_PIXELS,
     check_decoder,
     check_pixels,

@@ -25,9 +25,9 @@ from torch import nn
 
 from ipca_sklearn import PatchFeatureExtractor
 from ipca_sklearn.exceptions import ImageReadError, MissingImageError, MultiPageImageWarning
-from ipca_sklearn.features import _decode as _images
-from ipca_sklearn.features._decode import check_images, load_batch, resize_and_crop, to_rgb
-from ipca_sklearn.features._masks import read_mask
+from ipca_sklearn.images import _decode as _images
+from ipca_sklearn.images._decode import check_images, load_batch, resize_and_crop, to_rgb
+from ipca_sklearn.images._masks import read_mask
 
 SHAPE = (48, 40)
 

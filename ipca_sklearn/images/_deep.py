@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from ipca_sklearn.exceptions import ImageReadError
-from ipca_sklearn.features._formats import upright
+from ipca_sklearn.images._formats import upright
 
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _PLANAR = 258, 262, 284  # tags of TIFF
 # How Pillow unpacks the first byte of each value of "<channels>;16<order>", and how it unpacks the second one.

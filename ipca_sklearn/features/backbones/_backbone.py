@@ -17,11 +17,11 @@ from ipca_sklearn._utils._surroundings import as_in_a_fresh_process
 from ipca_sklearn._utils._threads import seeded_torch, tracing_modules
 from ipca_sklearn._utils._typing import Size
 from ipca_sklearn._utils._versions import OldFileError
-from ipca_sklearn.features._efficientnet_lite import LITE_NAMES
-from ipca_sklearn.features._hooks import only_tensor
-from ipca_sklearn.features._inplace import copy_overwritten
-from ipca_sklearn.features._layout import as_map, order_told, possible_orders
-from ipca_sklearn.features._networks import (
+from ipca_sklearn.features.backbones._efficientnet_lite import LITE_NAMES
+from ipca_sklearn.features.backbones._hooks import only_tensor
+from ipca_sklearn.features.backbones._inplace import copy_overwritten
+from ipca_sklearn.features.backbones._layout import as_map, order_told, possible_orders
+from ipca_sklearn.features.backbones._networks import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     CutNetwork,
@@ -30,9 +30,9 @@ from ipca_sklearn.features._networks import (
     build_torchvision,
     fold_batch_norms,
 )
-from ipca_sklearn.features._shapes import Shapes, shape_of, shapes_of, shapes_of_copy
-from ipca_sklearn.features._timm import build_timm
-from ipca_sklearn.features._weights import Weights
+from ipca_sklearn.features.backbones._shapes import Shapes, shape_of, shapes_of, shapes_of_copy
+from ipca_sklearn.features.backbones._timm import build_timm
+from ipca_sklearn.features.backbones._weights import Weights
 
 # Tracing a network concerns the whole process: one thread at a time.
 _BUILDING = threading.RLock()

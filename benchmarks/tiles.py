@@ -222,8 +222,8 @@ def measure(paths: Sequence[Path], tile: int, n_scored: int) -> dict[str, float]
 
 def run(options: argparse.Namespace) -> None:
     """Measure what is wanted, and write the page with what an earlier run has measured of the rest."""
-    known = {} if len(options.parts) == len(PARTS) else read_results(options, "tiles")
-    values = {name: part(options) if name in options.parts else known[name] for name, part in PARTS.items()}
+    known = read_results(options, "tiles") if (options.out / "tiles.json").exists() else {}
+    values = {name: part(options) if name in options.parts else known.get(name, []) for name, part in PARTS.items()}
     values["commands"] = known.get("commands", {}) | dict.fromkeys(options.parts, command_line(options))
     commands = "\n".join(f"- {name}: `{command}`" for name, command in values["commands"].items())
     text = f"""# Small defects in large pictures

@@ -90,7 +90,7 @@ class PatchFeatureExtractor(
         For small defects in large pictures: height and width in pixels of overlapping tiles, at most, that pass through
         the network one by one (512, say), so that memory is that of a row of tiles. They are evened out to fill the
         picture; the maps are those of the whole picture. With `image_size="auto"` pictures then keep the size of the
-        first one, and others are resized to it. Without `n_augmented` and `cache`. None is the whole image at once.
+        first one, and others are resized to it. Without `n_augmented`. None is the whole image at once.
     tile_overlap : "auto" or int, default="auto"
         Pixels that neighbouring tiles share. The outer half is seen and cut off, and mirrored at the edges of the
         picture, in place of a `margin`. `"auto"` is 128, or four strides of transformers.

@@ -389,7 +389,7 @@ class PatchFeatures:
             )
             return None
         digest = self._settings.digest(
-            engines.choose(self._settings).label if self._settings.amp_dtype is not None else ""
+            engines.choose(self._settings.of_network).label if self._settings.amp_dtype is not None else ""
         )
         return StoredFeatures(self._cache, self._images, self._indices, digest, self._settings.kept_shape)
 

@@ -169,6 +169,7 @@ class FeatureSettings:
             None if self.region is None else self.region.tobytes(),
             (str(self.backbone.network), weights_digest(self.backbone.network)),
             *(() if images.aligner is None else (images.aligner.digest(),)),
+            *(() if self.tiling is None else (self.tiling,)),
         )
         digest = new_digest()
         digest.update(repr(parts).encode())

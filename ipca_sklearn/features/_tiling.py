@@ -167,8 +167,6 @@ def _check(extractor: Any, size: Size, overlap: int, multiple: int) -> None:
             f"n_augmented={extractor.n_augmented}: copies are of whole pictures, which tile_size is to avoid; set it "
             "to 0, or augment the training images themselves"
         )
-    if extractor.cache is not None:
-        raise ValueError("cache= keeps the features of whole pictures, which tile_size is to avoid; set cache=None")
 
 
 def _along(length: int, inner: int, multiple: int, *, fixed: bool) -> tuple[int, tuple[int, ...]]:

@@ -13,6 +13,10 @@ from ipca_sklearn._utils._files import printable
 _MARKS = re.compile(r"[\\`*\[\]<>|]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 
 
+# Facts that are a height and a width.
+_SIZES = ("image size", "inspected", "tiles", "patches")
+
+
 class _Table(NamedTuple):
     """A table with a caption; the first row is the header."""
 
@@ -41,13 +45,14 @@ def as_html(title: str, sections: Mapping[str, Mapping[str, Any]]) -> str:
         for caption, rows in _tables(facts):
             named = f"<caption>{html.escape(caption)}</caption>" if caption else ""
             head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in rows[0])
+            head = f"<thead><tr>{head}</tr></thead>" if caption else ""  # of a list of facts it would say nothing
             body = "".join(
                 f'<tr><th scope="row">{html.escape(row[0])}</th>'
                 + "".join(f"<td>{html.escape(cell)}</td>" for cell in row[1:])
                 + "</tr>"
                 for row in rows[1:]
             )
-            parts.append(f"<table>{named}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
+            parts.append(f"<table>{named}{head}<tbody>{body}</tbody></table>")
     return "\n".join(parts)
 
 
@@ -75,10 +80,14 @@ def _tables(facts: Mapping[str, Any]) -> Iterator[_Table]:
         facts = {**facts, "figures": "none were given"}
     plain = {name: value for name, value in facts.items() if not _is_table(value)}
     if plain:
-        yield _Table("", [["fact", "value"], *([name, text_of(value)] for name, value in plain.items())])
+        yield _Table("", [["fact", "value"], *([name, _fact(name, value)] for name, value in plain.items())])
     for name, value in facts.items():
         if _is_table(value):
             yield _Table(name, _columns(value))
+
+
+def _fact(name: str, value: Any) -> str:
+    return " x ".join(map(str, value)) if value and name in _SIZES else text_of(value)
 
 
 def _is_table(value: Any) -> bool:

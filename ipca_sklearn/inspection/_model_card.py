@@ -30,6 +30,8 @@ from ipca_sklearn.linalg import ScatterState
 from ipca_sklearn.products import ProductRouter
 
 _PLAIN = (str, int, float, bool, type(None))
+# Parameters that say how this process runs a model: commands set them, and they are no part of it.
+_OF_THIS_PROCESS = {"batch_size", "cache", "device", "engine", "max_pixels", "n_jobs", "on_error"}
 
 
 @dataclass(frozen=True)
@@ -263,10 +265,14 @@ def _source(detector: PatchGaussianDetector) -> str:
 
 
 def _changed(of: str, estimator: BaseEstimator) -> dict[str, Any]:
-    """Return the parameters that differ from the defaults of their class."""
+    """Return the parameters that differ from the defaults of their class, without those of this process."""
     defaults = {name: one.default for name, one in inspect.signature(type(estimator)).parameters.items()}
     values = estimator.get_params(deep=False)
-    changed = {name: _plain(value) for name, value in values.items() if _plain(value) != _plain(defaults[name])}
+    changed = {
+        name: _plain(value)
+        for name, value in values.items()
+        if name not in _OF_THIS_PROCESS and _plain(value) != _plain(defaults[name])
+    }
     return {f"parameters of {of}": changed}
 
 

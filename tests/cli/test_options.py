@@ -10,8 +10,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from ipca_sklearn.cli import app
-from ipca_sklearn.cli._commands import COMMANDS, load_command
-from ipca_sklearn.cli._names import OptionNames
+from ipca_sklearn.cli._parser import COMMANDS, OptionNames, load_command
 
 FIT = ("fit", "good", "-o", "new.joblib", "--device", "cpu", "--image-size", "32", "--crop-size", "32", "--k", "2")
 THRESHOLD = ("threshold", "model.joblib")

@@ -6,9 +6,6 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-import torch
-import torchvision
-
 from ipca_sklearn.features.backbones._efficientnet_lite import LITE_NAMES, has_lite_weights, lite_package
 from ipca_sklearn.features.backbones._networks import known_layers, torchvision_names
 
@@ -25,6 +22,12 @@ def list_backbones(pattern: str | None = None) -> list[tuple[str, str]]:
     -------
     list of (str, str)
         Names, and what is there or to be done for the weights.
+
+    Examples
+    --------
+    >>> from ipca_sklearn.features import list_backbones
+    >>> [name for name, _ in list_backbones("wide_resnet*")]
+    ['wide_resnet101_2', 'wide_resnet50_2']
     """
     rows = [*_offline(), *_of_torchvision()]
     if pattern is None:
@@ -38,6 +41,9 @@ def _offline() -> Iterator[tuple[str, str]]:
 
 
 def _of_torchvision() -> Iterator[tuple[str, str]]:
+    import torch  # with torchvision half a second, which other users of this room do not need
+    import torchvision
+
     folder = Path(torch.hub.get_dir(), "checkpoints")
     for name in torchvision_names():
         if known_layers(name) is None:

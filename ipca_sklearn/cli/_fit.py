@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from enum import StrEnum
 from math import inf
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -20,40 +22,66 @@ from ipca_sklearn import (
     persistence,
 )
 from ipca_sklearn._utils._files import printable, shown_bytes
-from ipca_sklearn.cli._alarms import in_words
-from ipca_sklearn.cli._backbone import choose_backbone
-from ipca_sklearn.cli._commands import INTERRUPTED
-from ipca_sklearn.cli._common import (
-    Align,
+from ipca_sklearn._utils._precision import below
+from ipca_sklearn.cli._arguments import (
+    ABOVE_0,
+    BELOW_HALF,
+    DEFAULT_BACKBONE,
+    ChangedModel,
+    Components,
     Device,
     ModelFile,
     OnError,
     Product,
+    ReviewedFile,
     check_common,
+    choose_backbone,
     find_images,
     folders_of,
     of_product,
-    open_whole,
+    open_file,
+    parse_components,
+    parse_number,
+    parse_size,
+    read_ticks,
 )
-from ipca_sklearn.cli._learnt import not_learnt, pixels
-from ipca_sklearn.cli._numbers import LEAST, MOST_TRIMMED, Components, components_of, gaussians_of, number_of, size_of
-from ipca_sklearn.cli._outputs import MODELS, REPORTS, Output, changed_model, check_outputs, check_space
-from ipca_sklearn.cli._products import images_of_products, learn_products
-from ipca_sklearn.cli._progress import Progress
-from ipca_sklearn.cli._reviewed import ReviewedFile, Ticks, read_reviewed
-from ipca_sklearn.cli._suspects import print_suspects, write_report
-from ipca_sklearn.cli._training_images import refuse_test_images, tell_copies
-from ipca_sklearn.features.backbones._networks import DEFAULT_BACKBONE
-from ipca_sklearn.images._masks import read_mask
-from ipca_sklearn.persistence._image_digests import noting_pixels
+from ipca_sklearn.cli._outputs import (
+    MODELS,
+    REPORTS,
+    Output,
+    changed_model,
+    check_outputs,
+    check_space,
+    optional_output,
+)
+from ipca_sklearn.cli._parser import INTERRUPTED
+from ipca_sklearn.cli._terminal import Progress, threshold_in_words
+from ipca_sklearn.cli._training_images import (
+    images_of_products,
+    not_learnt,
+    print_suspects,
+    refuse_test_images,
+    warn_of_copies,
+    with_ticks,
+    write_report,
+)
+from ipca_sklearn.inspection import model_card, open_upright
 
-Folders = Annotated[
-    list[Path], typer.Argument(metavar="DIR", help="Folders or files of normal images; `-` reads paths from stdin.")
-]
+_STEPS_AT_ONCE = 16  # of `update`, between lines of the progress
+_PIXELS = "a number of pixels from 0 on"
+
+
+class Align(StrEnum):
+    """What `--align` is."""
+
+    TRANSLATION = "translation"
+    RIGID = "rigid"
 
 
 def fit(
-    folders: Folders,
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="DIR", help="Folders or files of normal images; `-` reads paths from stdin.")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="MODEL", help="File of the model to write.")],
     products: Annotated[
         bool, typer.Option("--products", help="Each folder in DIR is a product: a model for each, in one file.")
@@ -144,67 +172,61 @@ def fit(
     With --reviewed the images that are ticked as defects in a report are not learnt, and ticked good ones are.
     """
     check_common(device, on_error)
-    size, crop = size_of("--image-size", image_size, "auto"), size_of("--crop-size", crop_size, "all")
-    n_components, n_gaussians = components_of("--k", k), gaussians_of("--gaussians", gaussians)
-    pixels_beyond = number_of("--margin", margin, int, "a number of pixels from 0 on", 0, inf)
-    tile = size_of("--tile-size", tile_size, "none")
-    overlap = number_of("--tile-overlap", tile_overlap, int, "a number of pixels from 0 on", 0, inf)
-    rate = number_of("--false-positive-rate", false_positive_rate, float, "a share above 0 and at most 0.5", LEAST, 0.5)
-    share = number_of("--trim", trim, float, "a share from 0 on and below 0.5", 0, MOST_TRIMMED)
     if jobs == 0:
         raise ValueError("--jobs 0: use a number of threads, or -1 for all cores")
-    if region is not None and str(region) != "auto":
+    crop, tile = parse_size("--crop-size", crop_size, "all"), parse_size("--tile-size", tile_size, "none")
+    whole_number, word = "a whole number from 1 on", "patch: a Gaussian for each patch"
+    n_gaussians = parse_number("--gaussians", gaussians, int, whole_number, 1, inf, word)
+    share_words = "a share above 0 and at most 0.5"
+    trimmed = parse_number("--trim", trim, float, "a share from 0 on and below 0.5", 0, BELOW_HALF)
+    is_automatic = str(region) == "auto"
+    extractor = PatchFeatureExtractor(
+        backbone,
+        image_size=parse_size("--image-size", image_size, "auto"),
+        crop_size=None if crop == "all" else crop,
+        margin=parse_number("--margin", margin, int, _PIXELS, 0, inf),
+        tile_size=None if tile == "none" else tile,
+        tile_overlap=parse_number("--tile-overlap", tile_overlap, int, _PIXELS, 0, inf),
+        region="auto" if is_automatic else region,
+        align=None if align is None else align.value,
+        on_error=on_error,
+        device=device,
+        n_jobs=jobs,
+    )
+    detector = PatchGaussianDetector(
+        parse_components("--k", k),
+        n_gaussians=None if n_gaussians == "patch" else n_gaussians,
+        step_size=step,
+        false_positive_rate=parse_number(
+            "--false-positive-rate", false_positive_rate, float, share_words, ABOVE_0, 0.5
+        ),
+        trim=trimmed,
+    )
+    pipe = Pipeline([("features", extractor), ("detector", detector)])
+    if region is not None and not is_automatic:
         _check_region(region)
         if align is not None:
             raise ValueError(
                 "--region MASK with --align: the mask would lie over the first image, and images are shuffled; use "
                 "--region auto, or fit in Python"
             )
-    if products and (share or report is not None or reviewed is not None):
+    if products and (trimmed or report is not None or reviewed is not None):
         raise ValueError("--products with --trim, --report or --reviewed: look at the images of each product by itself")
     of_products = images_of_products(folders) if products else {"": find_images(folders)}
-    paths = [path for images in of_products.values() for path in images]
+    paths = _joined(of_products)
     checkpoint = output.parent / f"{output.name}.checkpoint"
     files = [Output("--output", output, MODELS), Output("the checkpoint", checkpoint)]
-    page = [] if report is None else [Output("--report", report, REPORTS)]
-    read = [*paths, *([] if reviewed is None else [reviewed])]
-    check_outputs([*files, *page], files=read, folders=folders_of(folders))
+    page = optional_output("--report", report, REPORTS)
+    check_outputs([*files, *page], files=[*paths, reviewed], folders=folders_of(folders))
     refuse_test_images([] if products else folders_of(folders), paths)
-    tell_copies(paths)
-    pipe = Pipeline(
-        [
-            (
-                "features",
-                PatchFeatureExtractor(
-                    backbone,
-                    image_size=size,
-                    crop_size=None if crop == "all" else crop,
-                    margin=pixels_beyond,
-                    tile_size=None if tile == "none" else tile,
-                    tile_overlap=overlap,
-                    region="auto" if str(region) == "auto" else region,
-                    align=None if align is None else align.value,
-                    on_error=on_error,
-                    device=device,
-                    n_jobs=jobs,
-                ),
-            ),
-            (
-                "detector",
-                PatchGaussianDetector(
-                    n_components, n_gaussians=n_gaussians, step_size=step, false_positive_rate=rate, trim=share
-                ),
-            ),
-        ]
-    )
+    warn_of_copies(paths)
     if reviewed is not None:
-        paths = _choose(pipe, reviewed, read_reviewed(reviewed), paths)
-        of_products = {"": paths}
+        of_products = {"": with_ticks(pipe, reviewed, read_ticks(reviewed), paths)}
     if shuffle:  # the threshold comes from the scores of the later half
         for name, images in of_products.items():
             of_products[name] = [images[index] for index in np.random.default_rng(0).permutation(len(images))]
-    paths = [path for images in of_products.values() for path in images]
-    need = pipe[1].memory_needed(pipe[0].fit(paths).transform(paths))
+    paths = _joined(of_products)
+    need = detector.memory_needed(extractor.fit(paths).transform(paths))
     n_others = (len(of_products) - 1) * need.model
     typer.echo(
         f"learning takes about {shown_bytes(need.learning + n_others)} of memory, the model "
@@ -212,33 +234,35 @@ def fit(
     )
     check_space([replace(file, n_bytes=need.model + n_others) for file in files])
     try:
-        with Progress(len(paths)) as progress, noting_pixels():
+        with Progress(len(paths)) as progress, persistence.noting_pixels():
             if products:
-                pipe = learn_products(pipe[0], pipe[1], of_products, progress.show)
-            elif share:
+                router = ProductRouter(detector)
+                labels = np.repeat(np.array([*of_products], object), list(map(len, of_products.values())))
+                stops = np.cumsum(list(map(len, of_products.values()))).tolist()
+                _learn(router, extractor.transform(paths), labels, stops, progress.show)
+                pipe = Pipeline([("features", extractor), ("products", router)])
+            elif trimmed:
                 pipe.fit(paths)
             else:
                 persistence.fit_resumable(pipe, paths, checkpoint, every=checkpoint_every, callback=progress.show)
     except KeyboardInterrupt:
-        saved = checkpoint.exists()
         again = (
             f"the same command goes on from there ({printable(checkpoint)})"
-            if saved
+            if checkpoint.exists()
             else "too few images were learnt to be saved; the same command starts again"
         )
         typer.echo(f"\ninterrupted: {again}", err=True)
         raise typer.Exit(INTERRUPTED) from None
-    if products:
-        for name, images in of_products.items():
-            persistence.record_training(pipe, images, source=folders, product=name)
-    else:
-        read_images = [path for index, path in enumerate(paths) if index not in pipe[0].skipped_]
-        persistence.record_training(pipe, read_images, source=folders)
+    for name, images in of_products.items() if products else ():
+        persistence.record_training(pipe, images, source=folders, product=name)
+    if not products:
+        readable = [path for index, path in enumerate(paths) if index not in extractor.skipped_]
+        persistence.record_training(pipe, readable, source=folders)
     persistence.save(pipe, output)
     checkpoint.unlink(missing_ok=True)
     _print_summary(pipe, output)
-    if share or report is not None:
-        suspects = pipe[-1].suspects_ if share else pipe[-1].find_suspects(pipe[0].transform(paths))
+    if trimmed or report is not None:
+        suspects = detector.suspects_ if trimmed else detector.find_suspects(extractor.transform(paths))
         print_suspects(suspects, paths)
         if report is not None:
             write_report(report, pipe, paths, suspects, model=output, folders=folders)
@@ -251,9 +275,7 @@ def update(
         typer.Argument(metavar="DIR", help="Folders or files of normal images; `-` reads paths from stdin."),
     ] = None,
     reviewed: ReviewedFile = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="MODEL", help="Write here and keep the old model.")
-    ] = None,
+    output: ChangedModel = None,
     product: Product = None,
     on_error: OnError = "raise",
     device: Device = "auto",
@@ -270,14 +292,14 @@ def update(
     folders = folders or []
     paths = find_images(folders) if folders else []
     refuse_test_images(folders_of(folders), paths)
-    ticks = None if reviewed is None else read_reviewed(reviewed)
-    place = changed_model(model, output)
-    check_outputs([place], files=[*paths, *([] if reviewed is None else [reviewed])], folders=folders_of(folders))
-    whole = open_whole(model, device, on_error=on_error)
+    ticks = None if reviewed is None else read_ticks(reviewed)
+    target = changed_model(model, output)
+    check_outputs([target], files=[*paths, reviewed], folders=folders_of(folders))
+    whole = open_file(model, device, on_error=on_error)
     pipe = of_product(whole, product, model)
     pipe[-1].set_params(trim=0)  # which is for all images of a fit
     if reviewed is not None and ticks is not None:
-        paths = _choose(pipe, reviewed, ticks, paths)
+        paths = with_ticks(pipe, reviewed, ticks, paths)
     new = not_learnt(pipe, paths)
     if len(new) < len(paths):
         typer.echo(f"{len(paths) - len(new)} of {len(paths)} images are learnt already and left out")
@@ -286,58 +308,61 @@ def update(
         if output is not None:  # who named it goes on with it
             persistence.save(whole, output)
         return
-    paths = new
-    tell_copies(paths)
-    features = pipe[0].training_features(paths)
-    size = 16 * (pipe[-1].step_size or 16)
-    unreadable: set[int] = set()
-    with Progress(len(paths)) as progress:
-        for start in range(0, len(paths), size):
-            with warnings.catch_warnings():
-                if start + size < len(paths):  # that images are few counts at the end
-                    warnings.simplefilter("ignore", FewImagesWarning)
-                part = features[start : start + size]
-                pipe[-1].partial_fit(part)
-            unreadable.update(part.skipped)
-            progress.show(min(start + size, len(paths)))
-    read_images = [path for index, path in enumerate(paths) if index not in unreadable]
-    persistence.record_training(pipe, read_images, source=[*folders, *([] if reviewed is None else [reviewed])])
-    persistence.save(whole, place.path)  # whose detector has learnt: it is that of `pipe`
-    _print_summary(pipe, place.path)
+    warn_of_copies(new)
+    size = _STEPS_AT_ONCE * (pipe[-1].step_size or 16)
+    with Progress(len(new)) as progress:
+        stops = [*range(size, len(new), size), len(new)]
+        skipped = _learn(pipe[-1], pipe[0].training_features(new), None, stops, progress.show)
+    readable = [path for index, path in enumerate(new) if index not in skipped]
+    persistence.record_training(pipe, readable, source=[*folders, *([] if reviewed is None else [reviewed])])
+    persistence.save(whole, target.path)  # whose detector has learnt: it is that of `pipe`
+    _print_summary(pipe, target.path)
 
 
-def _choose(pipe: Pipeline, reviewed: Path, ticks: Ticks, paths: list[Path]) -> list[Path]:
-    """Return the images of folders that are no ticked defects, and the ticked good ones; print how many these are.
+def _learn(
+    learner: Any, features: Any, labels: np.ndarray | None, stops: Sequence[int], show: Callable[[int], None]
+) -> set[int]:
+    """Learn features in parts that end at `stops`; return the positions of images that could not be read."""
+    skipped: set[int] = set()
+    for start, stop in zip([0, *stops], stops, strict=False):
+        part = features[start:stop]
+        with warnings.catch_warnings():
+            if labels is None and stop < len(features):  # that images are few counts at the end
+                warnings.simplefilter("ignore", FewImagesWarning)
+            learner.partial_fit(part, None if labels is None else labels[start:stop])
+        skipped.update(part.skipped)
+        show(stop)
+    return skipped
 
-    Images are compared by their pixels: a copy of a defect is not learnt either.
-    """
-    defects = set(pixels(pipe, ticks.defects))
-    kept = {path: image for path, image in zip(paths, pixels(pipe, paths), strict=True) if image not in defects}
-    good = zip(ticks.good, pixels(pipe, ticks.good), strict=True)
-    there = defects.union(kept.values())
-    ticked = [path for path, image in good if image not in there]
-    left_out = {"defects": len(ticks.defects), "in the folders too": len(ticks.good) - len(ticked)}
-    counts = ", ".join(f"{count} {reason}" for reason, count in left_out.items() if count)
-    typer.echo(f"{printable(reviewed)}: {len(ticked)} good images" + (f"; left out: {counts}" if counts else ""))
-    return [*kept, *ticked]
+
+def _joined(of_products: dict[str, list[Path]]) -> list[Path]:
+    return [path for images in of_products.values() for path in images]
 
 
 def _check_region(region: Path) -> None:
     """Refuse a picture of the region that cannot be read, in the name of its option."""
     try:
-        marked = read_mask(region, printable(region)).any()
+        marks_something = np.asarray(open_upright(region)).any()
     except (OSError, ValueError) as error:
         raise ValueError(f"--region {printable(region)}: {error}") from error
-    if not marked:
+    if not marks_something:
         raise ValueError(f"--region {printable(region)}: it marks nothing; paint what is inspected white")
 
 
 def _print_summary(pipe: Pipeline, path: Path) -> None:
+    """Print what a model has learnt, its size, and how many false alarms its threshold is expected to give."""
     if isinstance(pipe[-1], ProductRouter):
         for name in pipe[-1].detectors_:
             typer.echo(f"{printable(name)}: ", nl=False)
             _print_summary(of_product(pipe, name, path), path)
         return
-    detector = pipe[-1]
-    typer.echo(f"{printable(path)}: {detector.n_samples_seen_} images learnt, {path.stat().st_size / 1e6:.1f} MB")
-    typer.echo(in_words(detector))
+    detector, facts = pipe[-1], model_card(pipe[-1], file=path).to_dict()
+    scores, offset = detector.calibration_scores_, detector.offset_
+    typer.echo(f"{printable(path)}: {facts['images learnt']} images learnt, {facts['file, MB']:.1f} MB")
+    typer.echo(
+        f"{threshold_in_words(offset)}; of new normal images about "
+        f"{facts['expected share of normal images called anomalous']:.1%} are expected to, as "
+        f"{int(np.sum(below(scores, offset)))} of {len(scores)} did before they were learnt"
+        if len(scores)
+        else f"{threshold_in_words(offset)}; of normal images nothing is known yet"
+    )

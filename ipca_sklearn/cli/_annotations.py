@@ -8,6 +8,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,16 +28,14 @@ _OURS = re.compile(r"\d{6,}_.*\.(png|npy|tiff)", re.DOTALL)
 
 def picture_names(images: Sequence[Path], end: str = ".png") -> list[str]:
     """Return a name of a picture for each image; the number keeps images of one name in two folders apart."""
-    return [_picture_name(number, path, end) for number, path in enumerate(images, 1)]
-
-
-def _picture_name(number: int, path: Path, end: str) -> str:
-    start = f"{number:06d}_"
-    stem = os.fsencode(path.stem)
-    room = _LONGEST_NAME - len(start) - len(end)
-    # Cut at a whole character, if the name has these.
-    short = path.stem if len(stem) <= room else stem[:room].decode("utf-8", "ignore")
-    return f"{start}{short}{end}"
+    names = []
+    for number, path in enumerate(images, 1):
+        start, stem = f"{number:06d}_", path.stem
+        room = _LONGEST_NAME - len(start) - len(end)
+        if len(os.fsencode(stem)) > room:  # cut at a whole character, if the name has these
+            stem = os.fsencode(stem)[:room].decode("utf-8", "ignore")
+        names.append(f"{start}{stem}{end}")
+    return names
 
 
 @contextmanager
@@ -197,15 +196,10 @@ def labelme_names(images: Sequence[Path]) -> list[str]:
 
 def _cut_last_line(path: Path) -> None:
     """Remove what follows the last line break of a file."""
-    with path.open("rb+") as file:
-        end = file.seek(0, os.SEEK_END)
-        start, rest = end, b""
-        while start > 0 and b"\n" not in rest:
-            start = max(0, start - 65_536)
-            file.seek(start)
-            rest = file.read(min(65_536, end - start))
-        if not rest.endswith(b"\n") or start + len(rest) < end:
-            file.truncate(start + rest.rfind(b"\n") + 1)
+    if path.stat().st_size:
+        with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
+            end = content.rfind(b"\n") + 1
+        os.truncate(path, end)
 
 
 def _comma(number: int) -> str:

@@ -23,7 +23,7 @@ from ipca_sklearn._utils._sklearn_compat import Interval, StrOptions, fit_contex
 from ipca_sklearn._utils._surroundings import own_surroundings
 from ipca_sklearn._utils._turns import in_turn, of_one_state, snapshot
 from ipca_sklearn._utils._typing import ArrayLike, DeviceLike, DTypeLike
-from ipca_sklearn.decomposition._base import BasePCA
+from ipca_sklearn.decomposition._base import BasePCA, memory_needed
 from ipca_sklearn.decomposition._batched_ipca import BatchedIncrementalPCA
 from ipca_sklearn.decomposition._batches import StepReader, read_steps
 from ipca_sklearn.decomposition._fitted import Fitted
@@ -80,7 +80,7 @@ class PatchGaussianDetector(OutlierMixin, PatchTransformer):
         `n_random_features=100` this is PaDiM, the baseline. It needs `distance="mahalanobis"` and ignores
         `n_components`, `centering`, `n_oversamples`, `solver` and `svd_driver`.
     n_random_features : int or None, default=None
-        Number of randomly chosen features of X that are learnt; None is all.
+        Number of randomly chosen features of X that are learnt; None for all.
     ridge : float, default=0.01
         For `covariance="full"`, in the units of the squared features.
     random_state : int, RandomState or None, default=None
@@ -148,13 +148,13 @@ class PatchGaussianDetector(OutlierMixin, PatchTransformer):
     patch_shape_ : tuple of int
         `(H, W)`, `(P,)` or `()`.
     region_ : ndarray of bool, shape (H, W), or None
-        The patches that were learnt, if the features have a region of interest; None is all.
+        The patches that were learnt, if the features have a region of interest; None for all.
     map_region_ : ndarray of bool, shape (H, W), or None
         The patches of maps that are inspected: `region_`, but None where images were aligned, so that it moves.
     aligned_ : bool
         True; only if it was fitted to features of images that were aligned (`align` of PatchFeatureExtractor).
     cells_ : ndarray of int, shape `patch_shape_`, or None
-        The Gaussian of each patch, and -1 outside of the region; None is one for each patch. The Gaussian of a cell
+        The Gaussian of each patch, and -1 outside of the region; None if each patch has its own. The Gaussian of a cell
         that has one patch fewer than others learns from the nearest patch of another cell, too.
     n_gaussians_ : int
         Number of Gaussians, C.
@@ -676,7 +676,7 @@ class PatchGaussianDetector(OutlierMixin, PatchTransformer):
         X : PatchFeatures, array-like or tensor of shape (n, H, W, m), (n, P, m) or (n, m), default=None
             Images that the model has not learnt. May be left out with `score`.
         y : array-like of shape (n,), default=None
-            +1 for normal and -1 for anomalous images; None: all are normal.
+            +1 for normal and -1 for anomalous images; None if all are normal.
         false_alarms : float in (0, 1), default=None
             Share of new normal images that may be called anomalous, on average.
         recall : float in (0, 1], default=None
@@ -858,7 +858,7 @@ class PatchGaussianDetector(OutlierMixin, PatchTransformer):
         kept = n_kept(0, steps, prequential=self.calibration == "prequential" and not self.trim)
         group = -(-steps.n_patches // n_gaussians)
         pca = self._new_pca(taken.n_features, group)
-        need = pca.need(in_bands(taken, pca, None, group), n_kept=kept, n_gaussians=n_gaussians)
+        need = memory_needed(pca, in_bands(taken, pca, None, group), n_kept=kept, n_gaussians=n_gaussians)
         return MemoryNeed(need.model, need.learning + HELD_MODELS * need.model) if self.trim else need
 
     @property

@@ -70,7 +70,7 @@ def watch(
     settle: Annotated[
         float,
         typer.Option(
-            min=0, help="Seconds without change before a file counts as complete."
+            min=0, help="Seconds without change before a file counts as complete; 0 if files are renamed into DIR."
         ),
     ] = 1.0,
     tries: Annotated[int, typer.Option(min=1, help="How often a file that cannot be read is tried.")] = 3,

@@ -663,7 +663,7 @@ class PatchGaussianDetector(OutlierMixin, PatchTransformer):
         X: ArrayLike | None = None,
         y: Any = None,
         *,
-        false_alarms: float | None = None,
+        false_positive_rate: float | None = None,
         recall: float | None = None,
         score: float | None = None,
         confidence: float = 0.95,
@@ -677,7 +677,7 @@ class PatchGaussianDetector(OutlierMixin, PatchTransformer):
             Images that the model has not learnt. May be left out with `score`.
         y : array-like of shape (n,), default=None
             +1 for normal and -1 for anomalous images; None if all are normal.
-        false_alarms : float in (0, 1), default=None
+        false_positive_rate : float in (0, 1), default=None
             Share of new normal images that may be called anomalous, on average.
         recall : float in (0, 1], default=None
             Share of the anomalous images that must be found.
@@ -705,7 +705,7 @@ class PatchGaussianDetector(OutlierMixin, PatchTransformer):
         Warns
         -----
         FewImagesWarning
-            `false_alarms` takes more normal images; the message says how many, and what they will be.
+            `false_positive_rate` takes more normal images; the message says how many, and what they will be.
 
         Notes
         -----
@@ -722,12 +722,12 @@ class PatchGaussianDetector(OutlierMixin, PatchTransformer):
         >>> import numpy as np
         >>> from ipca_sklearn import PatchGaussianDetector
         >>> X = np.random.default_rng(0).normal(size=(500, 5, 8))
-        >>> detector = PatchGaussianDetector(2).fit(X[:200]).set_threshold(X[200:], false_alarms=0.1)
+        >>> detector = PatchGaussianDetector(2).fit(X[:200]).set_threshold(X[200:], false_positive_rate=0.1)
         >>> print(detector.chosen_threshold_)
-        false_alarms=0.1: false alarms 29 of 300 images (6.6% to 13.6%), missed not known: no images, at 95%
+        false_positive_rate=0.1: false alarms 29 of 300 images (6.6% to 13.6%), missed not known: no images, at 95%
         """
         self._checked_calibrator()
-        rule = ThresholdRule(false_alarms, recall, score)
+        rule = ThresholdRule(false_positive_rate, recall, score)
         rule.check(X, confidence)
         images = LabelledScores.none()
         if X is not None:

@@ -50,6 +50,10 @@ from ipca_sklearn.exceptions import FewImagesWarning
 class PatchGaussianDetector(OutlierMixin, PatchTransformer):
     """Anomaly detector with truncated Gaussians of image patches, learnt from normal images in one pass.
 
+    The parameters are listed by what they are about: what is learnt (`n_components` to `trim`), how it is scored
+    (`distance` to `smoothing`), and the thresholds. The first, `n_gaussians` and `false_positive_rate` are the ones to
+    try.
+
     Parameters
     ----------
     n_components : int, float in (0, 1), "auto" or None, default="auto"
@@ -63,6 +67,24 @@ class PatchGaussianDetector(OutlierMixin, PatchTransformer):
         textures and the tokens of large transformers (SubspaceAD).
     step_size : int or None, default=16
         Images per update, and per step of scoring.
+    covariance : {"low_rank", "full"}, default="low_rank"
+        `"full"` keeps the whole covariance matrix of each patch, P m^2 numbers, and adds `ridge` to its diagonal. With
+        `n_random_features=100` this is PaDiM, the baseline. It needs `distance="mahalanobis"` and ignores
+        `n_components`, `centering`, `n_oversamples`, `solver` and `svd_driver`.
+    n_random_features : int or None, default=None
+        Number of randomly chosen features of X that are learnt; None for all.
+    random_state : int, RandomState or None, default=None
+        For `n_random_features`.
+    centering : {"incremental", "deferred"}, default="incremental"
+        As in :class:`BatchedIncrementalPCA`; `"deferred"` with `distance="mahalanobis"` is the paper.
+    n_oversamples, forgetting_factor, solver, svd_driver, dtype, device
+        As in :class:`BatchedIncrementalPCA`. With `forgetting_factor` the threshold follows the latest images too.
+    trim : "auto" or float in [0, 0.5), default=0
+        Share of the images that `fit` leaves out: those farthest from the others, scored by models that have not learnt
+        them, in at most 10 rounds until they stay the same. No more bad images than this share can be left out: the
+        breakdown point. `"auto"` leaves out what has a q-value of at most 0.05, so it misses many that are bad alike.
+        Thresholds come from the same scores, of all images with a larger q-value. X is read about three times in each
+        round. `partial_fit` and `merge`, which do not see all images, take `trim=0`.
     distance : {"factor_analysis", "residual", "mahalanobis", "ppca"}, default="factor_analysis"
         Distance of a patch from its Gaussian. z is the projection divided by the standard deviations, r is what the
         projection leaves. `"mahalanobis"` is the norm of z (paper, Eq. 3). `"residual"` is the norm of r (feature
@@ -75,23 +97,14 @@ class PatchGaussianDetector(OutlierMixin, PatchTransformer):
         all patches (1). With few images the estimate of one patch is poor, and patches with little training variance
         would raise false alarms (objects that move). At the edge of an image and in strong texture the noise really is
         larger. 0.5 is near the best on aligned and on unaligned images (docs/accuracy.md).
-    covariance : {"low_rank", "full"}, default="low_rank"
-        `"full"` keeps the whole covariance matrix of each patch, P m^2 numbers, and adds `ridge` to its diagonal. With
-        `n_random_features=100` this is PaDiM, the baseline. It needs `distance="mahalanobis"` and ignores
-        `n_components`, `centering`, `n_oversamples`, `solver` and `svd_driver`.
-    n_random_features : int or None, default=None
-        Number of randomly chosen features of X that are learnt; None for all.
     ridge : float, default=0.01
         For `covariance="full"`, in the units of the squared features.
-    random_state : int, RandomState or None, default=None
-        For `n_random_features`.
-    verbose : int, default=0
-        1 prints a line when images have been learnt. With scikit-learn's callbacks (`set_callbacks`, from 1.9 on) these
-        are told of each step instead: `sklearn.callback.ProgressBar` draws a bar, in notebooks too.
-    centering : {"incremental", "deferred"}, default="incremental"
-        As in :class:`BatchedIncrementalPCA`; `"deferred"` with `distance="mahalanobis"` is the paper.
-    n_oversamples, forgetting_factor, solver, svd_driver, dtype, device
-        As in :class:`BatchedIncrementalPCA`. With `forgetting_factor` the threshold follows the latest images too.
+    image_score : {"max", "mean"} or float in (0, 1], default=0.005
+        Score of an image from its map: the largest value, the mean, or the mean of this share of the largest values (at
+        least one of them).
+    smoothing : float, default=0.0
+        Standard deviation in patches of a Gaussian blur of the maps (for `(n, H, W, m)` input) before the image score.
+        PaDiM uses 1 (4 pixels). It improves the outlines of large defects and weakens defects of a single patch.
     false_positive_rate : "auto" or float in (0, 0.5], default="auto"
         Fraction of *new normal* images that `predict` may call anomalous. (scikit-learn's `contamination` is another
         thing: the share of outliers in the training data.) `"auto"` puts the threshold three robust standard
@@ -107,18 +120,9 @@ class PatchGaussianDetector(OutlierMixin, PatchTransformer):
     pixel_false_positive_rate : "image" or float in (0, 0.5], default="image"
         Fraction of the patches of normal images that `predict_masks` may mark. With `"image"`, a fraction
         `false_positive_rate` of normal images contains at least one marked patch.
-    image_score : {"max", "mean"} or float in (0, 1], default=0.005
-        Score of an image from its map: the largest value, the mean, or the mean of this share of the largest values (at
-        least one of them).
-    smoothing : float, default=0.0
-        Standard deviation in patches of a Gaussian blur of the maps (for `(n, H, W, m)` input) before the image score.
-        PaDiM uses 1 (4 pixels). It improves the outlines of large defects and weakens defects of a single patch.
-    trim : "auto" or float in [0, 0.5), default=0
-        Share of the images that `fit` leaves out: those farthest from the others, scored by models that have not learnt
-        them, in at most 10 rounds until they stay the same. No more bad images than this share can be left out: the
-        breakdown point. `"auto"` leaves out what has a q-value of at most 0.05, so it misses many that are bad alike.
-        Thresholds come from the same scores, of all images with a larger q-value. X is read about three times in each
-        round. `partial_fit` and `merge`, which do not see all images, take `trim=0`.
+    verbose : int, default=0
+        1 prints a line when images have been learnt. With scikit-learn's callbacks (`set_callbacks`, from 1.9 on) these
+        are told of each step instead: `sklearn.callback.ProgressBar` draws a bar, in notebooks too.
 
     Attributes
     ----------

@@ -107,7 +107,7 @@ def threshold(
     ] = None,
     bad: Annotated[list[Path] | None, typer.Option("--bad", metavar="DIR", help="Images with defects.")] = None,
     reviewed: ReviewedFile = None,
-    false_alarms: Annotated[
+    false_positive_rate: Annotated[
         float | None, typer.Option(help="Share of new normal images that may be called anomalous.")
     ] = None,
     recall: Annotated[float | None, typer.Option(help="Share of the defects that must be found; needs --bad.")] = None,
@@ -127,8 +127,8 @@ def threshold(
     and so are their copies, whatever their names: images are known by their pixels.
     With --reviewed, the images ticked good in a report count as --good, and those ticked as defects as --bad.
     """
-    if sum(value is not None for value in (false_alarms, recall, score)) != 1:
-        raise ValueError("name one of --false-alarms, --recall and --score")
+    if sum(value is not None for value in (false_positive_rate, recall, score)) != 1:
+        raise ValueError("name one of --false-positive-rate, --recall and --score")
     images = {
         label: find_images(folders, option) if folders else []
         for label, folders, option in ((1, good, "--good"), (-1, bad, "--bad"))
@@ -141,9 +141,10 @@ def threshold(
     if reviewed is not None and ticks is not None:
         _add_ticks(pipe, images, ticks, reviewed)
     images[1] = without_learnt(pipe, images[1])
-    if false_alarms is not None and not images[1]:
+    if false_positive_rate is not None and not images[1]:
         raise ValueError(
-            f"--false-alarms {false_alarms} takes images that are normal and not learnt: name some with --good"
+            f"--false-positive-rate {false_positive_rate} takes images that are normal and not learnt: name some with "
+            "--good"
         )
     if recall is not None and not images[-1]:
         raise ValueError(f"--recall {recall} takes images with defects: name some with --bad")
@@ -152,7 +153,7 @@ def threshold(
     detector.set_threshold(
         pipe[0].transform(both) if both else None,
         np.repeat([1, -1], [len(images[1]), len(images[-1])]) if both else None,
-        false_alarms=false_alarms,
+        false_positive_rate=false_positive_rate,
         recall=recall,
         score=score,
         confidence=confidence,
@@ -161,7 +162,7 @@ def threshold(
     persistence.save(whole, target.path)  # which shares the detector with `pipe`
     chosen = detector.chosen_threshold_
     typer.echo(f"{printable(target.path)}: {threshold_in_words(detector.offset_)}")
-    typer.echo(f"false alarms: {chosen.false_alarms}")
+    typer.echo(f"false alarms: {chosen.false_positives}")
     typer.echo(f"missed defects: {chosen.missed}")
 
 

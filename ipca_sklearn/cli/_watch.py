@@ -68,7 +68,10 @@ def watch(
     ] = None,
     command_seconds: Annotated[float, typer.Option(min=0.1, help="Time limit of the command.")] = 10.0,
     settle: Annotated[
-        float, typer.Option(min=0, help="Seconds that a file must have stood still. 0 if files are renamed into DIR.")
+        float,
+        typer.Option(
+            min=0, help="Seconds without change before a file counts as complete; 0 if files are renamed into DIR."
+        ),
     ] = 1.0,
     tries: Annotated[int, typer.Option(min=1, help="How often a file that cannot be read is tried.")] = 3,
     poll: Annotated[

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ipca_sklearn._utils._sklearn_compat import FitProgress
-from ipca_sklearn.decomposition._base import BasePCA, Learning
+from ipca_sklearn.decomposition._base import BasePCA, Learning, check_memory
 from ipca_sklearn.decomposition._batches import StepReader
 from ipca_sklearn.decomposition._fitted_scatter import FittedExactPCA
 from ipca_sklearn.detection._bands import in_bands
@@ -84,7 +84,7 @@ def learn(
     learning = Learning(pca, start, group)
     prequential = detector.calibration == "prequential" and not detector.trim
     scores = UnseenScores(settings, pca, start, model, learnt, cells, prequential=prequential)
-    pca.check_memory(learnt, n_kept=scores.n_kept, n_gaussians=None if cells is None else len(cells.slots))
+    check_memory(pca, learnt, n_kept=scores.n_kept, n_gaussians=None if cells is None else len(cells.slots))
     with learnt.overflow_named():
         for step in learnt.read(step_size, copies=True):
             scores.see(step, learning.fitted)
@@ -93,6 +93,6 @@ def learn(
         if learning.fitted is None:  # there are images, but all of them were skipped
             raise learnt.unreadable()
         scores.finish(learning.fitted, held_out)
-    pca.store(learning.fitted, learnt if cells is None else cells.reader(learnt))
+    learning.store(learnt if cells is None else cells.reader(learnt))
     keeps_model = isinstance(learning.fitted, FittedExactPCA) and held_out is None
     return Pass(scores, scores.model if keeps_model else None, progress, time.perf_counter() - began)

@@ -35,9 +35,9 @@ class MapScorer:
     image_score : {"max", "mean"} or float
         See `image_scores`.
     region : ndarray of bool, shape (H, W), or None
-        The patches that there are Gaussians of; None is all.
+        The patches that there are Gaussians of; None for all.
     cells : Cells or None
-        The patches that share a Gaussian; None is one for each patch.
+        The patches that share a Gaussian; None if each patch has its own.
     """
 
     operator: linalg.DistanceOperator
@@ -86,7 +86,7 @@ def check_smoothing(smoothing: float, patch_shape: tuple[int, ...]) -> None:
 
 
 def inspected(maps: Tensor, region: np.ndarray | None) -> Tensor:
-    """Return the values (b, P) of maps (b, H, W) that belong to a region of interest; None is all."""
+    """Return the values (b, P) of maps (b, H, W) that belong to a region of interest; None for all."""
     return maps.flatten(1) if region is None else maps[:, torch.from_numpy(region).to(maps.device)]
 
 
@@ -117,14 +117,14 @@ def on_images(maps: Any, X: Any) -> Any:
     return X.maps_to_images(maps) if is_aligned(X) else maps
 
 
-def image_scores(values: Tensor, how: Any, n_inspected: int | None = None) -> Tensor:
+def image_scores(values: Tensor, image_score: Any, n_inspected: int | None = None) -> Tensor:
     """Return one value per row of (n, P): the largest (`"max"`), the mean, or the mean of a share of the largest.
 
-    `n_inspected` is how many of the P are inspected, where the others are 0; None is all.
+    `n_inspected` is how many of the P are inspected, where the others are 0; None for all.
     """
     n_values = n_inspected or values.shape[1]
-    if how == "max":
+    if image_score == "max":
         return values.amax(1)
-    if how == "mean":
+    if image_score == "mean":
         return values.sum(1) / n_values
-    return values.topk(max(1, round(how * n_values)), dim=1).values.mean(1)
+    return values.topk(max(1, round(image_score * n_values)), dim=1).values.mean(1)

@@ -23,7 +23,7 @@ from ipca_sklearn._utils._sklearn_compat import Interval, StrOptions, fit_contex
 from ipca_sklearn._utils._surroundings import own_surroundings
 from ipca_sklearn._utils._turns import in_turn, of_one_state, snapshot
 from ipca_sklearn._utils._typing import ArrayLike, DeviceLike, DTypeLike
-from ipca_sklearn.decomposition._base import BasePCA
+from ipca_sklearn.decomposition._base import BasePCA, memory_needed
 from ipca_sklearn.decomposition._batched_ipca import BatchedIncrementalPCA
 from ipca_sklearn.decomposition._batches import StepReader, read_steps
 from ipca_sklearn.decomposition._fitted import Fitted
@@ -50,6 +50,10 @@ from ipca_sklearn.exceptions import FewImagesWarning
 class PatchGaussianDetector(OutlierMixin, PatchTransformer):
     """Anomaly detector with truncated Gaussians of image patches, learnt from normal images in one pass.
 
+    The parameters are listed by what they are about: what is learnt (`n_components` to `trim`), how it is scored
+    (`distance` to `smoothing`), and the thresholds. The first, `n_gaussians` and `false_positive_rate` are the ones to
+    try.
+
     Parameters
     ----------
     n_components : int, float in (0, 1), "auto" or None, default="auto"
@@ -63,6 +67,24 @@ class PatchGaussianDetector(OutlierMixin, PatchTransformer):
         textures and the tokens of large transformers (SubspaceAD).
     step_size : int or None, default=16
         Images per update, and per step of scoring.
+    covariance : {"low_rank", "full"}, default="low_rank"
+        `"full"` keeps the whole covariance matrix of each patch, P m^2 numbers, and adds `ridge` to its diagonal. With
+        `n_random_features=100` this is PaDiM, the baseline. It needs `distance="mahalanobis"` and ignores
+        `n_components`, `centering`, `n_oversamples`, `solver` and `svd_driver`.
+    n_random_features : int or None, default=None
+        Number of randomly chosen features of X that are learnt; None for all.
+    random_state : int, RandomState or None, default=None
+        For `n_random_features`.
+    centering : {"incremental", "deferred"}, default="incremental"
+        As in :class:`BatchedIncrementalPCA`; `"deferred"` with `distance="mahalanobis"` is the paper.
+    n_oversamples, forgetting_factor, solver, svd_driver, dtype, device
+        As in :class:`BatchedIncrementalPCA`. With `forgetting_factor` the threshold follows the latest images too.
+    trim : "auto" or float in [0, 0.5), default=0
+        Share of the images that `fit` leaves out: those farthest from the others, scored by models that have not learnt
+        them, in at most 10 rounds until they stay the same. No more bad images than this share can be left out: the
+        breakdown point. `"auto"` leaves out what has a q-value of at most 0.05, so it misses many that are bad alike.
+        Thresholds come from the same scores, of all images with a larger q-value. X is read about three times in each
+        round. `partial_fit` and `merge`, which do not see all images, take `trim=0`.
     distance : {"factor_analysis", "residual", "mahalanobis", "ppca"}, default="factor_analysis"
         Distance of a patch from its Gaussian. z is the projection divided by the standard deviations, r is what the
         projection leaves. `"mahalanobis"` is the norm of z (paper, Eq. 3). `"residual"` is the norm of r (feature
@@ -75,23 +97,14 @@ class PatchGaussianDetector(OutlierMixin, PatchTransformer):
         all patches (1). With few images the estimate of one patch is poor, and patches with little training variance
         would raise false alarms (objects that move). At the edge of an image and in strong texture the noise really is
         larger. 0.5 is near the best on aligned and on unaligned images (docs/accuracy.md).
-    covariance : {"low_rank", "full"}, default="low_rank"
-        `"full"` keeps the whole covariance matrix of each patch, P m^2 numbers, and adds `ridge` to its diagonal. With
-        `n_random_features=100` this is PaDiM, the baseline. It needs `distance="mahalanobis"` and ignores
-        `n_components`, `centering`, `n_oversamples`, `solver` and `svd_driver`.
-    n_random_features : int or None, default=None
-        Number of randomly chosen features of X that are learnt; None is all.
     ridge : float, default=0.01
         For `covariance="full"`, in the units of the squared features.
-    random_state : int, RandomState or None, default=None
-        For `n_random_features`.
-    verbose : int, default=0
-        1 prints a line when images have been learnt. With scikit-learn's callbacks (`set_callbacks`, from 1.9 on) these
-        are told of each step instead: `sklearn.callback.ProgressBar` draws a bar, in notebooks too.
-    centering : {"incremental", "deferred"}, default="incremental"
-        As in :class:`BatchedIncrementalPCA`; `"deferred"` with `distance="mahalanobis"` is the paper.
-    n_oversamples, forgetting_factor, solver, svd_driver, dtype, device
-        As in :class:`BatchedIncrementalPCA`. With `forgetting_factor` the threshold follows the latest images too.
+    image_score : {"max", "mean"} or float in (0, 1], default=0.005
+        Score of an image from its map: the largest value, the mean, or the mean of this share of the largest values (at
+        least one of them).
+    smoothing : float, default=0.0
+        Standard deviation in patches of a Gaussian blur of the maps (for `(n, H, W, m)` input) before the image score.
+        PaDiM uses 1 (4 pixels). It improves the outlines of large defects and weakens defects of a single patch.
     false_positive_rate : "auto" or float in (0, 0.5], default="auto"
         Fraction of *new normal* images that `predict` may call anomalous. (scikit-learn's `contamination` is another
         thing: the share of outliers in the training data.) `"auto"` puts the threshold three robust standard
@@ -107,18 +120,9 @@ class PatchGaussianDetector(OutlierMixin, PatchTransformer):
     pixel_false_positive_rate : "image" or float in (0, 0.5], default="image"
         Fraction of the patches of normal images that `predict_masks` may mark. With `"image"`, a fraction
         `false_positive_rate` of normal images contains at least one marked patch.
-    image_score : {"max", "mean"} or float in (0, 1], default=0.005
-        Score of an image from its map: the largest value, the mean, or the mean of this share of the largest values (at
-        least one of them).
-    smoothing : float, default=0.0
-        Standard deviation in patches of a Gaussian blur of the maps (for `(n, H, W, m)` input) before the image score.
-        PaDiM uses 1 (4 pixels). It improves the outlines of large defects and weakens defects of a single patch.
-    trim : "auto" or float in [0, 0.5), default=0
-        Share of the images that `fit` leaves out: those farthest from the others, scored by models that have not learnt
-        them, in at most 10 rounds until they stay the same. No more bad images than this share can be left out: the
-        breakdown point. `"auto"` leaves out what has a q-value of at most 0.05, so it misses many that are bad alike.
-        Thresholds come from the same scores, of all images with a larger q-value. X is read about three times in each
-        round. `partial_fit` and `merge`, which do not see all images, take `trim=0`.
+    verbose : int, default=0
+        1 prints a line when images have been learnt. With scikit-learn's callbacks (`set_callbacks`, from 1.9 on) these
+        are told of each step instead: `sklearn.callback.ProgressBar` draws a bar, in notebooks too.
 
     Attributes
     ----------
@@ -148,13 +152,13 @@ class PatchGaussianDetector(OutlierMixin, PatchTransformer):
     patch_shape_ : tuple of int
         `(H, W)`, `(P,)` or `()`.
     region_ : ndarray of bool, shape (H, W), or None
-        The patches that were learnt, if the features have a region of interest; None is all.
+        The patches that were learnt, if the features have a region of interest; None for all.
     map_region_ : ndarray of bool, shape (H, W), or None
         The patches of maps that are inspected: `region_`, but None where images were aligned, so that it moves.
     aligned_ : bool
         True; only if it was fitted to features of images that were aligned (`align` of PatchFeatureExtractor).
     cells_ : ndarray of int, shape `patch_shape_`, or None
-        The Gaussian of each patch, and -1 outside of the region; None is one for each patch. The Gaussian of a cell
+        The Gaussian of each patch, and -1 outside of the region; None if each patch has its own. The Gaussian of a cell
         that has one patch fewer than others learns from the nearest patch of another cell, too.
     n_gaussians_ : int
         Number of Gaussians, C.
@@ -663,7 +667,7 @@ class PatchGaussianDetector(OutlierMixin, PatchTransformer):
         X: ArrayLike | None = None,
         y: Any = None,
         *,
-        false_alarms: float | None = None,
+        false_positive_rate: float | None = None,
         recall: float | None = None,
         score: float | None = None,
         confidence: float = 0.95,
@@ -676,8 +680,8 @@ class PatchGaussianDetector(OutlierMixin, PatchTransformer):
         X : PatchFeatures, array-like or tensor of shape (n, H, W, m), (n, P, m) or (n, m), default=None
             Images that the model has not learnt. May be left out with `score`.
         y : array-like of shape (n,), default=None
-            +1 for normal and -1 for anomalous images; None: all are normal.
-        false_alarms : float in (0, 1), default=None
+            +1 for normal and -1 for anomalous images; None if all are normal.
+        false_positive_rate : float in (0, 1), default=None
             Share of new normal images that may be called anomalous, on average.
         recall : float in (0, 1], default=None
             Share of the anomalous images that must be found.
@@ -705,7 +709,7 @@ class PatchGaussianDetector(OutlierMixin, PatchTransformer):
         Warns
         -----
         FewImagesWarning
-            `false_alarms` takes more normal images; the message says how many, and what they will be.
+            `false_positive_rate` takes more normal images; the message says how many, and what they will be.
 
         Notes
         -----
@@ -722,12 +726,12 @@ class PatchGaussianDetector(OutlierMixin, PatchTransformer):
         >>> import numpy as np
         >>> from ipca_sklearn import PatchGaussianDetector
         >>> X = np.random.default_rng(0).normal(size=(500, 5, 8))
-        >>> detector = PatchGaussianDetector(2).fit(X[:200]).set_threshold(X[200:], false_alarms=0.1)
+        >>> detector = PatchGaussianDetector(2).fit(X[:200]).set_threshold(X[200:], false_positive_rate=0.1)
         >>> print(detector.chosen_threshold_)
-        false_alarms=0.1: false alarms 29 of 300 images (6.6% to 13.6%), missed not known: no images, at 95%
+        false_positive_rate=0.1: false alarms 29 of 300 images (6.6% to 13.6%), missed not known: no images, at 95%
         """
         self._checked_calibrator()
-        rule = ThresholdRule(false_alarms, recall, score)
+        rule = ThresholdRule(false_positive_rate, recall, score)
         rule.check(X, confidence)
         images = LabelledScores.none()
         if X is not None:
@@ -858,7 +862,7 @@ class PatchGaussianDetector(OutlierMixin, PatchTransformer):
         kept = n_kept(0, steps, prequential=self.calibration == "prequential" and not self.trim)
         group = -(-steps.n_patches // n_gaussians)
         pca = self._new_pca(taken.n_features, group)
-        need = pca.need(in_bands(taken, pca, None, group), n_kept=kept, n_gaussians=n_gaussians)
+        need = memory_needed(pca, in_bands(taken, pca, None, group), n_kept=kept, n_gaussians=n_gaussians)
         return MemoryNeed(need.model, need.learning + HELD_MODELS * need.model) if self.trim else need
 
     @property

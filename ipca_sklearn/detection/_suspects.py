@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ipca_sklearn import linalg
 from ipca_sklearn._utils._devices import resolve_device
-from ipca_sklearn.decomposition._base import BasePCA, Learning
+from ipca_sklearn.decomposition._base import BasePCA, Learning, check_memory
 from ipca_sklearn.decomposition._batches import StepReader
 from ipca_sklearn.decomposition._fitted import Fitted
 from ipca_sklearn.detection._calibration import FEW_IMAGES, N_BLOCKS, LearningCurve, Summaries, leave_out
@@ -198,7 +198,7 @@ class _Others:
         The first round looks at one feature at a time: images that are alike, but not as the others, make directions of
         their own, along which nothing is far.
         """
-        self.pca.check_memory(self.steps, n_gaussians=None if self.cells is None else len(self.cells.slots))
+        check_memory(self.pca, self.steps, n_gaussians=None if self.cells is None else len(self.cells.slots))
         trim, trimmed = self.detector.trim, np.zeros(self.steps.n_samples, bool)
         if not trim:
             return self._ranking(trimmed)

@@ -34,7 +34,7 @@ def check_augment(augment: Augment, n_augmented: int, image_size: Size, crop_siz
     if "random_crop" in names and crop_size == image_size:
         raise ValueError(
             f"augment={augment!r} has nothing to choose from: the crop is the whole resized image, {image_size[0]} x "
-            f"{image_size[1]} pixels. Set crop_size to less than that (None is all of it), or augment=None"
+            f"{image_size[1]} pixels. Set crop_size to less than that (None takes all of it), or augment=None"
         )
 
 

@@ -181,7 +181,7 @@ class PatchFeatureExtractor(
     grid_size_ : (int, int)
         Rows and columns of patches, H and W.
     region_ : ndarray of bool, shape (H, W), or None
-        The patches that are inspected; None is all.
+        The patches that are inspected; None if all are.
     reference_ : ndarray of shape (h, w), or None
         With `align`: the mean image, grey, at most 128 pixels long, that parts are aligned to.
     layers_ : tuple

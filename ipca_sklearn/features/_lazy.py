@@ -82,7 +82,7 @@ class PatchFeatures:
 
     @property
     def region(self) -> np.ndarray | None:
-        """Patches (H, W) that `read` yields, True is inspected; None is all."""
+        """Patches (H, W) that `read` yields, True is inspected; None if all are."""
         return self._settings.region
 
     @property
@@ -216,7 +216,9 @@ class PatchFeatures:
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
         if copy is False:
-            raise ValueError("PatchFeatures are computed, so an array of them is always new; copy=False cannot be had")
+            raise ValueError(
+                "copy=False is not supported: PatchFeatures are computed, so an array of them is always new"
+            )
         array = np.empty(self.shape, dtype=dtype or self.dtype)
         start = 0
         for batch, _ in self.read(self._images_at_once, reuse=True):

@@ -97,7 +97,7 @@ class FeatureSettings:
     n_features : int
         m.
     region : ndarray of bool, shape (H, W), or None
-        The patches that are inspected; None is all.
+        The patches that are inspected; None if all are.
     images : ImageSettings
     amp_dtype : torch.dtype or None
         Of mixed precision; None is float32.

@@ -59,8 +59,8 @@ def resize(image: Tensor, size: Size, interpolation: str) -> Tensor:
         return torch.stack(alone).reshape(*image.shape[:-2], *size)
 
 
-def _by_torch(image: Tensor, size: Size, **how: Any) -> Tensor:
-    resized = F.interpolate(image.reshape(-1, *image.shape[-3:]), size, **how)
+def _by_torch(image: Tensor, size: Size, **options: Any) -> Tensor:
+    resized = F.interpolate(image.reshape(-1, *image.shape[-3:]), size, **options)
     return resized.reshape(*image.shape[:-2], *size)
 
 

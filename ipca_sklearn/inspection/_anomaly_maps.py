@@ -41,7 +41,7 @@ class AnomalyMapDisplay:
     titles : list of str or None
         One per row.
     region : ndarray of bool, shape (h, w), or None
-        Patches of the region of interest; None is all.
+        Patches of the region of interest; None if all are inspected.
 
     Attributes
     ----------
@@ -163,7 +163,7 @@ class AnomalyMapDisplay:
         images : sequence of images
             As the extractor takes them.
         y : array-like of shape (n,) or None, default=None
-            +1 for a normal image, -1 for an anomalous one. None: all images are normal.
+            +1 for a normal image, -1 for an anomalous one. None if all images are normal.
         masks, titles
             One per image of `images`, as in `from_estimator`. A title comes before the score.
         n_images : int, default=4

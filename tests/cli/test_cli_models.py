@@ -208,8 +208,8 @@ def test_threshold_stores_what_was_chosen_and_from_what(root, tmp_path):
     new = tmp_path / "new.joblib"
     done = run("threshold", root / "model.joblib", "--good", good, *options, "--recall", "1", "-o", new)
     chosen = load(new)[-1].chosen_threshold_
-    assert chosen.missed.n_errors == 0 < chosen.missed.n_images == 4 == chosen.false_alarms.n_images
-    assert f"false alarms: {chosen.false_alarms.n_errors} of 4 images (" in done.stdout
+    assert chosen.missed.n_errors == 0 < chosen.missed.n_images == 4 == chosen.false_positives.n_images
+    assert f"false alarms: {chosen.false_positives.n_errors} of 4 images (" in done.stdout
     assert "missed defects: 0 of 4 images (0.0% to " in done.stdout
     assert load(root / "model.joblib")[-1].chosen_threshold_ is None
     printed = run("info", new).stdout

@@ -228,7 +228,7 @@ def test_a_copied_training_folder_sets_tests_and_teaches_nothing(place, ticks, t
         os.utime(copied / f"renamed{number}.png", (1, 1))
     done = run("update", place / "model.joblib", copied, "-o", model, "--device", "cpu")
     assert "40 of 40 images are learnt already" in done.stdout and load(model)[-1].n_samples_seen_ == 40
-    options = ["--false-alarms", "0.1", "--device", "cpu"]
+    options = ["--false-positive-rate", "0.1", "--device", "cpu"]
     done = run("threshold", place / "model.joblib", "--good", copied, *options, "-o", model, code=1)
     assert "40 of 40 good images were learnt" in done.stderr
     done = run("threshold", place / "model.joblib", "--good", copied, "--good", place / "good", *options, "-o", model)
@@ -257,7 +257,7 @@ def test_a_copy_of_a_ticked_image_is_that_image(place, ticks, tmp_path):
 
 
 def test_threshold_by_ticks_is_that_by_folders(place, ticks, tmp_path):
-    options = ["--false-alarms", "0.1", "--device", "cpu"]
+    options = ["--false-positive-rate", "0.1", "--device", "cpu"]
     by_ticks, by_folder = tmp_path / "a.joblib", tmp_path / "b.joblib"
     run("threshold", place / "model.joblib", "--reviewed", ticks, "-o", by_ticks, *options)
     both = ["--good", place / "good", "--bad", place / "defect"]
@@ -275,12 +275,12 @@ def test_learnt_images_neither_set_nor_test_a_threshold(place, ticks, tmp_path):
     model = tmp_path / "model.joblib"
     few = write_ticks(tmp_path / "few.csv", [(place / "good" / f"{number:02d}.png", "good") for number in range(5)])
     run("update", place / "model.joblib", "--reviewed", few, "-o", model, "--device", "cpu")
-    place_of = {"threshold": ["--false-alarms", "0.1"], "evaluate": ["--json"]}
+    place_of = {"threshold": ["--false-positive-rate", "0.1"], "evaluate": ["--json"]}
     for command, options in place_of.items():
         done = run(command, model, "--reviewed", ticks, *options, "--device", "cpu")
         assert "5 of 20 good images were learnt by the model: they are left out" in done.stderr
     assert json.loads(done.stdout)["n_normal"] == 15
-    done = run("threshold", model, "--good", place / "good", "--false-alarms", "0.1", "--device", "cpu")
+    done = run("threshold", model, "--good", place / "good", "--false-positive-rate", "0.1", "--device", "cpu")
     assert "5 of 20 good images were learnt" in done.stderr
 
 

@@ -119,7 +119,7 @@ def _detector_calls(w: World) -> dict[str, Call]:
         "fit_transform": lambda: blank().fit_transform(w.X),
         "merge": lambda: w["detector"].merge(blank(smoothing=1).fit(w.X[::2])),
         "calibrate": lambda: w["detector"].calibrate(w.X[::-1] * 1.1),
-        "set_threshold": lambda: w["detector"].set_threshold(w.X[:50] * 1.1, false_alarms=0.1),
+        "set_threshold": lambda: w["detector"].set_threshold(w.X[:50] * 1.1, false_positive_rate=0.1),
         "score": lambda: w["detector"].score(w.new),
         "find_suspects": lambda: w["detector"].find_suspects(w.X[:24]).tolist(),
         "memory_needed": lambda: w["detector"].memory_needed(w.X),

@@ -20,7 +20,7 @@ from ipca_sklearn._utils._versions import OldFileError
 from ipca_sklearn.features.backbones._efficientnet_lite import LITE_NAMES
 from ipca_sklearn.features.backbones._hooks import only_tensor
 from ipca_sklearn.features.backbones._inplace import copy_overwritten
-from ipca_sklearn.features.backbones._layout import as_map, order_told, possible_orders
+from ipca_sklearn.features.backbones._layout import as_map, order_by_sizes, possible_orders
 from ipca_sklearn.features.backbones._networks import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -218,8 +218,8 @@ class Backbone(nn.Module):
                 others = shapes_of_copy(self.network, self._named, size).layers
             except Exception:  # it takes no images of this size, and says so in its own way
                 continue
-            told = {layer: order_told(shapes[layer], others[layer]) for layer in unclear}
-            orders |= {layer: order for layer, order in told.items() if order in possible[layer]}
+            by_sizes = {layer: order_by_sizes(shapes[layer], others[layer]) for layer in unclear}
+            orders |= {layer: order for layer, order in by_sizes.items() if order in possible[layer]}
             unclear -= orders.keys()
         stated = getattr(self._source[0], "output_fmt", None) or getattr(self.network, "output_fmt", None)
         stated = getattr(stated, "value", stated)  # timm's is an enumeration

@@ -33,7 +33,7 @@ def possible_orders(shape: Sequence[int] | str, image_size: Size) -> list[str]:
     return []
 
 
-def order_told(shape: Sequence[int], other: Sequence[int]) -> str | None:
+def order_by_sizes(shape: Sequence[int], other: Sequence[int]) -> str | None:
     """Return the order told by the shapes for two image sizes that differ in both sides: channels stay as they are."""
     first, last = shape[1] != other[1], shape[-1] != other[-1]
     if first == last or len(shape) != len(other):

@@ -11,6 +11,7 @@ import os
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -108,6 +109,105 @@ def parts(job: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+class Clock:
+    """Times functions by stage: the time in a function without that in others that are timed, in each thread."""
+
+    def __init__(self) -> None:
+        self.ms: dict[str, float] = {}
+        self._thread = threading.local()
+
+    def timed(self, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function that does the same and adds its time to a stage."""
+
+        def run(*arguments: Any, **named: Any) -> Any:
+            outside = getattr(self._thread, "inside", 0.0)
+            self._thread.inside = 0.0
+            start = time.perf_counter()
+            try:
+                return function(*arguments, **named)
+            finally:
+                whole = 1000 * (time.perf_counter() - start)
+                self.ms[stage] = self.ms.get(stage, 0) + whole - self._thread.inside
+                self._thread.inside = outside + whole
+
+        return run
+
+
+# Stage, module and function, or class and method. The network pads its images itself.
+STAGES = (
+    ("decode", "ipca_sklearn.features._loader", "decode"),
+    ("resize", "ipca_sklearn.features._loader", "resize_and_crop"),
+    ("to floats", "ipca_sklearn.features._loader", "load_batch"),
+    ("network, with its margin", "ipca_sklearn.features.engines._openvino.OpenVINOEngine", "_run_one"),
+    ("grid", "ipca_sklearn.features._lazy", "write_on_grid"),
+    ("scatter matrices", "ipca_sklearn.decomposition._batched_ipca", "update_scatter"),
+    ("decompositions", "ipca_sklearn.linalg", "finalize_scatter"),
+    ("distances", "ipca_sklearn.linalg", "patch_distances"),
+    ("distances", "ipca_sklearn.detection._map_ops", "banded_distances"),
+    ("map", "ipca_sklearn.detection._map_ops.MapScorer", "maps"),
+    ("score", "ipca_sklearn.detection._map_ops", "image_scores"),
+)
+REST = "Python and the rest"
+
+
+def stages(job: dict[str, Any]) -> dict[str, Any]:
+    """Time the stages of `predict` of one image and of eight, as arrays and as files of another size, and of `fit`."""
+    import tempfile
+    from importlib import import_module
+
+    import numpy as np
+    import torch
+    from PIL import Image
+    from sklearn.pipeline import Pipeline
+
+    from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector
+    from ipca_sklearn.datasets import make_textures
+
+    torch.set_num_threads(job["threads"])
+    data = make_textures(job["n_train"], 64, material="stone", size=SIZE, random_state=0)
+    extractor = PatchFeatureExtractor(LITE, engine="openvino")
+    pipe = Pipeline([("features", extractor), ("detector", PatchGaussianDetector())]).fit(data.train_images)
+    clock, found = Clock(), {}
+    for stage, place, name in STAGES:
+        module, _, owner = place.rpartition(".")
+        is_class = owner[0].isupper()
+        target = getattr(import_module(module), owner) if is_class else import_module(place)
+        setattr(target, name, clock.timed(stage, getattr(target, name)))
+    predict = clock.timed(REST, pipe.predict)
+    with tempfile.TemporaryDirectory() as folder:
+        files = [f"{folder}/{number:02}.png" for number in range(64)]
+        for file, image in zip(files, data.test_images, strict=True):
+            Image.fromarray(np.asarray(image)).resize((400, 300)).save(file)
+        for title, images, n in (
+            ("an array", data.test_images, 1),
+            ("8 arrays", data.test_images, 8),
+            ("a PNG file of 400 x 300", files, 1),
+        ):
+            runs: list[dict[str, float]] = []
+            for number in range(68):
+                clock.ms = {}
+                first = n * number % 64
+                predict(images[first : first + n])
+                runs.append(clock.ms)
+            found[title] = stage_table(runs[8:], n)
+    runs = []
+    for _ in range(3):
+        clock.ms = {}
+        clock.timed(REST, pipe.fit)(data.train_images)
+        runs.append(clock.ms)
+    found[f"learning {job['n_train']} arrays"] = stage_table(runs, job["n_train"])
+    return found
+
+
+def stage_table(runs: list[dict[str, float]], n: int) -> dict[str, float]:
+    """Return the median of each stage, and of all, in ms an image."""
+    names = [
+        name for name in dict.fromkeys([*(stage for stage, *_ in STAGES), REST]) if any(name in run for run in runs)
+    ]
+    table = {name: statistics.median(run.get(name, 0.0) for run in runs) / n for name in names}
+    return table | {"all": statistics.median(sum(run.values()) for run in runs) / n}
+
+
 def measured(job: dict[str, Any], checkout: Path) -> dict[str, Any]:
     """Run a job in a fresh process with the packages of a checkout."""
     paths = [str(checkout), str(Path(__file__).resolve().parents[1])]
@@ -150,9 +250,13 @@ def main() -> None:
     parser.add_argument("--n-train", type=int, default=200)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--stages", action="store_true", help="print the stages of a frame, and measure nothing else")
     options = parser.parse_args()
     here = Path(__file__).resolve().parents[1]
     common = {"threads": options.threads, "n_train": options.n_train}
+    if options.stages:
+        print(table(measured({**common, "engine": "stages"}, here)))
+        return
     rows: dict[str, tuple[dict[str, Any], Path]] = {
         engine: ({**common, "engine": engine}, here) for engine in ("openvino", "torch")
     }
@@ -187,6 +291,6 @@ no memory of their own but four steps.
 if __name__ == "__main__":
     if "--measure" in sys.argv:
         given = json.loads(sys.argv[sys.argv.index("--measure") + 1])
-        print(json.dumps((parts if given["engine"] == "parts" else pipeline)(given)))
+        print(json.dumps({"parts": parts, "stages": stages}.get(given["engine"], pipeline)(given)))
     else:
         main()

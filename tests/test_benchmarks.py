@@ -124,7 +124,7 @@ def test_the_latency_benchmark_pools_processes_and_compares_with_the_network(imp
         "": {
             "network": {"ms": {"1": [[1.0, 3.0], [2.0]], "4": [[4.0]]}},
             "pipeline": {"ms": {"1": [[3.0] * 99, [9.0]], "4": [[5.0]]}},
-            "padim_openvino": {"ms": {}, "skipped": "openvino not installed"},
+            "compiled": {"ms": {}, "skipped": "no compiler"},
         },
         State(2, short_spin=True).title: {"pipeline": {"ms": {"1": [[10.0, 40.0]]}}},
     }
@@ -138,7 +138,7 @@ def test_the_latency_benchmark_pools_processes_and_compares_with_the_network(imp
         "## 4 images at once",
         "## One image, 2 processes that count beside it, `GOMP_SPINCOUNT=10000`",
     ]
-    assert text.count("openvino not installed") == 2
+    assert text.count("no compiler") == 2
     assert "| pipeline, numpy array | 25 | 38.5 |" in text
 
     given = []
@@ -268,3 +268,34 @@ with open(options.worker, "a") as stream:
     assert cells.status == "failed" and "ZeroDivisionError" in cells.rows[1]["error"]
     assert cells.rows[2] == {"cell": 3, "remark": "not run: no reason"}
     assert "1.5 (1 - 2)" in reports[-1]
+
+
+def test_stages_are_timed_without_those_inside_them(importable, monkeypatch):
+    from benchmarks import costs
+
+    now = iter([0.0, 1.0, 3.0, 10.0])  # the outer one begins, the inner one takes 2 s, the outer one ends
+    monkeypatch.setattr(costs.time, "perf_counter", lambda: next(now))
+    clock = costs.Clock()
+    clock.timed("outer", clock.timed("inner", lambda: None))()
+    assert clock.ms == {"inner": 2000, "outer": 8000}
+
+
+def test_the_table_beside_rivals_says_who_is_ahead_and_which_goals_are_missed(importable):
+    from benchmarks.rivals_cpu.__main__ import ROWS, table, verdict
+
+    def figures(speed, ms):
+        return {"frame_ms": [ms], "maps_per_s": speed, "peak_mb": 1.0, "file_mb": 2.0, "first_s": 3.0}
+
+    ours, theirs = 'pipeline, engine="auto"', "anomalib PaDiM, 100 features, torch"
+    results = {
+        "learning auto 0": {"learning_per_s": 60, "learning_mb": 5, "skipped": {}},
+        "learning padim 0": {"learning_per_s": 10, "learning_mb": 4, "skipped": {"onnx": "no operator"}},
+        f"{ours} 0": figures(50.0, 12.0),
+        f"{theirs} 0": figures(40.0, 20.0),
+    }
+    text, values = table(results)
+    assert list(values) == [ours, theirs] and set(values) <= set(ROWS)
+    assert "not exported: no operator" in text
+    said = verdict(values)
+    assert "6 times, reached" in said and "0.6 times, missed" in said
+    assert said.count("**behind**") == 1  # the peak of learning

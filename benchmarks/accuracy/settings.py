@@ -106,6 +106,7 @@ def changes() -> list[Row]:
         "image_size=256": {"image_size": 256},
         "image_size=256, crop_size=224": {"image_size": 256, "crop_size": 224},
         "image_size=320": {"image_size": 320},
+        'amp="bfloat16"': {"amp": "bfloat16"},
     }
     table = [Row(LITE0, change, None, OURS, gaussian) for change, gaussian in of_detector.items()]
     return table + [Row(LITE0, change, None, features) for change, features in of_extractor.items()]

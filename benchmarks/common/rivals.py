@@ -25,6 +25,19 @@ class Images(Dataset):
             return self.prepare(image.convert("RGB"))
 
 
+class Whole(torch.nn.Module):
+    """Images (n, 3, H, W) of uint8, of the size that is learnt, to scores and maps: what an exported file gives."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return scores and maps."""
+        found = self.model(images.float() / 127.5 - 1)
+        return found.pred_score, found.anomaly_map
+
+
 def build(method: str, backbone: str, layers: list[str]) -> Any:
     """Return the model of a method, `"padim"` or `"patchcore"`, with random weights."""
     options = {"backbone": backbone, "layers": layers, "pre_trained": False}

@@ -31,6 +31,7 @@ RIVALS_MODULE = "benchmarks.latency.rivals"
 OURS = {
     "network": "the network alone, to the last layer that is read",
     "pipeline": "pipeline, numpy array",
+    "pipeline_engine": 'pipeline, numpy array, engine="openvino"',
     "pipeline_torch": "pipeline, torch tensor",
     "pipeline_path": "pipeline, paths of PNG files",
     "to_torch": "`to_torch`",
@@ -43,11 +44,7 @@ OURS = {
 }
 # What a row's time is compared with: the network alone, in torch unless the row is another engine's.
 NETWORK_OF = {row: f"network_{row.removeprefix('network_')}" for row in OURS if row.endswith(("onnx", "openvino"))}
-RIVALS = {
-    "padim": "anomalib PaDiM, torch",
-    "padim_onnx": "anomalib PaDiM, ONNX in onnxruntime",
-    "padim_openvino": "anomalib PaDiM, OpenVINO",
-}
+RIVALS = {"padim": "anomalib PaDiM, torch"}
 ROWS = OURS | RIVALS
 # How often libgomp's threads look for more work before they sleep: its default is 300,000 times, some milliseconds, in
 # which they take a core from the threads of the detector.
@@ -132,6 +129,8 @@ def caller(row: str, folder: Path, threads: int) -> Callable[[Any], object]:
     pipe = joblib.load(folder / "model.joblib")
     if row == "network":
         return pipe[0].feature_settings("cpu").backbone.network  # without the margin
+    if row == "pipeline_engine":
+        pipe.set_params(features__engine="openvino")
     if row.startswith("pipeline"):
         return pipe.score_samples
     module = to_torch(pipe, components_dtype="float16" if row == "float16" else "float32")
@@ -149,7 +148,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     row, frames = job["row"], frames_as_arrays(job["test"])
     images: Any = {
         "network": lambda: torch.from_numpy(frames).movedim(-1, 1) / 127.5 - 1,  # channels last in memory
-        "pipeline": lambda: frames,
+        **dict.fromkeys(("pipeline", "pipeline_engine"), lambda: frames),
         "pipeline_path": lambda: job["test"],
         **dict.fromkeys(("onnx", "openvino"), lambda: np.ascontiguousarray(frames.transpose(0, 3, 1, 2))),
         **dict.fromkeys(

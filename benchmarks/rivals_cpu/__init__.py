@@ -1,0 +1,1 @@
+"""Learning, scoring and starting on a CPU, beside anomalib: `python -m benchmarks.rivals_cpu`."""

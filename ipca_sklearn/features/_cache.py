@@ -22,7 +22,7 @@ from ipca_sklearn._utils._files import printable, replacing
 from ipca_sklearn._utils._typing import Image as ImageLike
 from ipca_sklearn._utils._typing import PathLike
 from ipca_sklearn.exceptions import ImageReadError
-from ipca_sklearn.features._decode import to_rgb
+from ipca_sklearn.images._decode import to_rgb
 
 # Files written before the folder is measured again, because other processes may write to it too.
 _FILES_PER_MEASUREMENT = 32

@@ -25,17 +25,17 @@ from ipca_sklearn.features._alignment import ALIGNMENTS
 from ipca_sklearn.features._augment import AUGMENTATIONS, check_augment
 from ipca_sklearn.features._cache import FeatureCache
 from ipca_sklearn.features._copies import AugmentedFeatures
-from ipca_sklearn.features._decode import check_images
-from ipca_sklearn.features._formats import MAX_PIXELS
 from ipca_sklearn.features._geometry import InspectedAreaMixin
 from ipca_sklearn.features._lazy import PatchFeatures
 from ipca_sklearn.features._network_of import make_network
-from ipca_sklearn.features._networks import DEFAULT_BACKBONE
-from ipca_sklearn.features._resize import INTERPOLATIONS
 from ipca_sklearn.features._settings import Augment, FeatureSettings, settings_of
 from ipca_sklearn.features._tiled import features_of
 from ipca_sklearn.features._training_record import TrainingRecordMixin, unchanged_after_error
-from ipca_sklearn.features._weights import Weights
+from ipca_sklearn.features.backbones._networks import DEFAULT_BACKBONE
+from ipca_sklearn.features.backbones._weights import Weights
+from ipca_sklearn.images._decode import check_images
+from ipca_sklearn.images._formats import MAX_PIXELS
+from ipca_sklearn.images._resize import INTERPOLATIONS
 
 
 class PatchFeatureExtractor(
@@ -181,7 +181,7 @@ class PatchFeatureExtractor(
     grid_size_ : (int, int)
         Rows and columns of patches, H and W.
     region_ : ndarray of bool, shape (H, W), or None
-        The patches that are inspected; None is all.
+        The patches that are inspected; None if all are.
     reference_ : ndarray of shape (h, w), or None
         With `align`: the mean image, grey, at most 128 pixels long, that parts are aligned to.
     layers_ : tuple

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ipca_sklearn._utils._typing import Size
 from ipca_sklearn.features._geometry import as_size
-from ipca_sklearn.features._networks import sides_of
+from ipca_sklearn.features.backbones._networks import sides_of
 
 # Of `tile_overlap="auto"`: with half of that, features differ three times as much from the whole picture's (`seams` of
 # benchmarks.tiles measures that).

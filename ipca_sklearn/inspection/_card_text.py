@@ -15,6 +15,8 @@ _MARKS = re.compile(r"[\\`*\[\]<>|]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 
 # Facts that are a height and a width.
 _SIZES = ("image size", "inspected", "tiles", "patches")
+_DIRECTIONS = ("worse scores", "worse map values")
+_OF_PRODUCTS = ("images learnt", "offset", "called unknown")
 
 
 class _Table(NamedTuple):
@@ -35,6 +37,36 @@ def as_markdown(title: str, sections: Mapping[str, Mapping[str, Any]], level: in
             lines = ["| " + " | ".join(map(_escaped, row)) + " |" for row in rows]
             parts.append("\n".join([lines[0], "| " + " | ".join(["---"] * len(rows[0])) + " |", *lines[1:]]))
     return "\n\n".join(parts)
+
+
+def as_text(facts: Mapping[str, Any]) -> str:
+    """Return a line for each fact; if there are products, a line for each of them instead."""
+    if "products" in facts:
+        lines = [
+            f"{printable(name)}: {', '.join(f'{fact} {of[fact]}' for fact in _OF_PRODUCTS)}"
+            for name, of in facts["products"].items()
+        ]
+        return "\n".join([*lines, "more of each by --product NAME"])
+    return "\n".join(line for name, value in facts.items() if name not in _DIRECTIONS for line in _lines(name, value))
+
+
+def _lines(name: str, value: Any) -> Iterator[str]:
+    """Yield the lines of a fact; directions are said with their thresholds."""
+    if name == "offset":
+        value = f"{value}: images that score lower are anomalous"
+    elif name == "map threshold":
+        value = f"{value}: patches with larger distances are anomalous"
+    elif name == "figures":
+        value = "none were given; see --figures" if value is None else "see --format markdown"
+    if name != "learnt from":
+        yield f"{name}: {text_of(value)}"
+        return
+    for record in value:
+        yield (
+            f"learnt from: {printable(', '.join(record['sources']))}: {record['n_learnt']} of {record['n_images']} "
+            f"images, {record['date']}, ipca_sklearn {record['ipca_sklearn']}, digest of the images "
+            f"{text_of(record['digest'])}"
+        )
 
 
 def as_html(title: str, sections: Mapping[str, Mapping[str, Any]]) -> str:

@@ -24,7 +24,7 @@ from ipca_sklearn._utils._versions import installed_versions
 from ipca_sklearn.detection import PatchGaussianDetector
 from ipca_sklearn.detection._expected import expected_rate, is_chosen
 from ipca_sklearn.features import PatchFeatureExtractor, weights_license
-from ipca_sklearn.inspection._card_text import as_html, as_markdown
+from ipca_sklearn.inspection._card_text import as_html, as_markdown, as_text
 from ipca_sklearn.inspection._provenance import describe_model, file_digest
 from ipca_sklearn.linalg import ScatterState
 from ipca_sklearn.products import ProductRouter
@@ -83,6 +83,10 @@ class ModelCard:
     def to_json(self) -> str:
         """Return the facts of `to_dict` as strict JSON; null is not known, or infinity."""
         return to_json(self.to_dict())
+
+    def to_text(self) -> str:
+        """Return a line for each fact; of several products, a line for each of them."""
+        return as_text(self.to_dict())
 
     def to_markdown(self) -> str:
         """Return a page with a table under each heading. Names of files cannot change its layout."""

@@ -94,11 +94,13 @@ def unpack(n_features: int, arrays: dict[str, np.ndarray]) -> Tensor:
     low, packed = np.asarray(arrays["low"]), np.asarray(arrays["high"])
     high = np.empty(2 * len(packed), np.int32)
     high[::2], high[1::2] = packed & 15, packed >> 4
-    levels = torch.from_numpy(((high[: len(low)] << 16) | low) - _LARGEST).view(len(diagonal), -1).float()
-    below, beside = torch.tril_indices(n_features, n_features, -1, device="cpu")
-    scattered = torch.empty(len(diagonal), n_features, n_features, dtype=torch.float32, device="cpu")
-    scattered[:, below, beside] = levels
-    scattered[:, beside, below] = levels
+    levels = ((high[: len(low)] << 16) | low) - _LARGEST
+    below = np.tri(n_features, k=-1, dtype=bool)
+    triangles = np.zeros((len(diagonal), n_features, n_features), np.float32)
+    for matrix, values in zip(triangles, levels.reshape(len(diagonal), -1), strict=True):  # each in the cache
+        matrix[below] = values
+        matrix += matrix.T
+    scattered = torch.from_numpy(triangles)
     scattered = _scattered(scattered, diagonal.sqrt())
     scattered.diagonal(dim1=1, dim2=2).copy_(diagonal)
     return scattered

@@ -6,13 +6,11 @@ import copy
 import logging
 import os
 import pickle
-import subprocess
 import sys
 import threading
 from pathlib import Path
 from typing import Any
 
-import joblib
 import numpy as np
 import pytest
 import torch
@@ -301,38 +299,3 @@ def test_kept_features_do_not_depend_on_the_engine(tmp_path: Path) -> None:
     assert cache.n_images == 3
     read(extractor.set_params(engine="auto", amp="bfloat16"))
     assert cache.n_images == 6
-
-
-def test_worker_processes_use_the_compiled_network(empty_cache_folder: Path) -> None:
-    extractor = small().fit(pictures())
-    expected = read(extractor)
-    with joblib.parallel_config("loky", n_jobs=2):
-        results = joblib.Parallel()(joblib.delayed(read)(extractor) for _ in range(2))
-    for result in results:
-        np.testing.assert_array_equal(result, expected)
-    assert len(list(empty_cache_folder.iterdir())) == 1
-
-
-FORKING = """
-import os, signal, sys, numpy as np, torch
-torch.set_num_threads(2)
-from ipca_sklearn import PatchFeatureExtractor
-images = np.random.default_rng(0).integers(0, 255, (2, 64, 64, 3), dtype=np.uint8)
-extractor = PatchFeatureExtractor("resnet18", weights=None, layers=["layer1"], random_state=0,
-    engine=sys.argv[1]).fit(images)
-expected = np.asarray(extractor.transform(images))
-assert extractor.engine_.startswith(sys.argv[1])
-child = os.fork()
-if child == 0:
-    signal.alarm(60)
-    same = np.allclose(np.asarray(extractor.transform(images)), expected, rtol=1e-4, atol=1e-4)
-    os._exit(0 if same and extractor.engine_.startswith(sys.argv[1]) else 1)
-assert os.waitpid(child, 0)[1] == 0
-"""
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no forks on this system")
-@pytest.mark.parametrize("engine", ["openvino", "torch"])
-def test_a_forked_process_computes_features_however_many_threads_its_parent_has(engine: str) -> None:
-    result = subprocess.run([sys.executable, "-c", FORKING, engine], capture_output=True, text=True, timeout=120)
-    assert result.returncode == 0, result.stderr

@@ -85,8 +85,8 @@ def test_thresholds_say_where_they_come_from(calibration: Any) -> None:
     assert facts(detector)["thresholds from"] == "80 scores: those of images that calibrate was given"
     detector.partial_fit(X[:50])
     assert "calibrate was given, and those of images that were learnt later" in facts(detector)["thresholds from"]
-    detector.set_threshold(X[:100], false_alarms=0.1, source="line 2")
-    assert facts(detector)["thresholds from"].startswith("false_alarms=0.1, from line 2: false alarms ")
+    detector.set_threshold(X[:100], false_positive_rate=0.1, source="line 2")
+    assert facts(detector)["thresholds from"].startswith("false_positive_rate=0.1, from line 2: false alarms ")
     detector.set_params(false_positive_rate=0.1)  # which replaces the chosen one
     assert "calibrate" in facts(detector)["thresholds from"]
     assert "calibrate" not in facts(detector.fit(X))["thresholds from"]

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from ipca_sklearn._utils._digests import new_digest, weights_digest
 from ipca_sklearn._utils._surroundings import as_in_a_fresh_process
 from ipca_sklearn._utils._threads import calling_modules
-from ipca_sklearn.features._hooks import HookedNetwork
 from ipca_sklearn.features._settings import FeatureSettings
+from ipca_sklearn.features.backbones._hooks import HookedNetwork
 from ipca_sklearn.features.engines import _store
 from ipca_sklearn.features.engines._engine import Engine, Layers, Unsuitable, living
 from ipca_sklearn.linalg import full_precision

@@ -87,10 +87,11 @@ def _descend(
 class LearningCurve:
     """By which factor new images are farther from a model of n images than from one of very many.
 
-    With h directions that n images use, ``log factor = -log(1 - h / (n - 1)) / 2 + a (h + 1) / n``. The first term, for
-    distances that are divided by a variance, is known: h of n - 1 degrees of freedom went into the directions, so the
-    variance is estimated too small. The second one comes from the errors of mean and directions, which are of relative
-    size 1 / n. Images tell a, and as long as they are few, what it was on others (docs/dev_notes.md).
+    With h directions of k that n images use, ``log factor = -log(1 - h / (n - 1)) / 2 + a ((h + 1) / n - c h / k)``.
+    The first term, for distances that are divided by a variance, is known: h of n - 1 degrees of freedom went into the
+    directions, so the variance is estimated too small. The second one comes from the errors of mean and directions,
+    which are of relative size 1 / n, and from what more directions explain. Images tell a, and as long as they are few,
+    what it was on others (docs/dev_notes.md).
 
     Parameters
     ----------
@@ -106,6 +107,8 @@ class LearningCurve:
         Independent samples that a Gaussian gets of an image: n of the formula counts those.
     fewest : float
         Samples that a Gaussian has at least, because it borrows from others what is missing.
+    gain : float
+        c.
     """
 
     n_directions: int
@@ -114,6 +117,7 @@ class LearningCurve:
     slope: float
     per_image: float = 1.0
     fewest: float = 0.0
+    gain: float = 0.0
 
     @classmethod
     def of(
@@ -126,6 +130,8 @@ class LearningCurve:
             return cls(n_directions, False, 1, 0.4, per_image)
         if distance == "mahalanobis":  # directions of few images have variance that others do not have there
             return cls(n_directions, False, 1, -0.3, per_image)
+        if per_image > 1:  # patches share a Gaussian, and with it far more directions
+            return cls(n_directions, True, 0.5, 0.4, per_image, fewest, gain=0.7)
         return cls(n_directions, True, 0.5, 0.7, per_image, fewest)
 
     @classmethod
@@ -147,7 +153,7 @@ class LearningCurve:
         degrees = np.maximum(weights - 1, 1)
         used = np.minimum(self.n_directions, np.floor(self.largest_share * degrees))
         known = -0.5 * np.log1p(-used / degrees) if self.divided else np.zeros_like(degrees)
-        return known, (used + 1) / weights
+        return known, (used + 1) / weights - self.gain * used / self.n_directions
 
     def _slope(self, learnt: np.ndarray, distances: np.ndarray) -> float:
         """Return the posterior mean of a: least squares over the medians of the images that one model has scored."""

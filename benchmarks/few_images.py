@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn.utils import Bunch
 from tqdm import tqdm
 
 from benchmarks.accuracy.__main__ import RIVAL_SIZE, RIVALS_MODULE, SETS, load, rival_job
@@ -42,7 +43,7 @@ METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 METHOD = """\
 EfficientNet-Lite0 and the defaults, if the name of the method says nothing else. Copies are flipped and turned by any angle.
 Each figure is the mean over draws of the training images, and in brackets the standard deviation: image ROCAUC / pixel
-ROCAUC of all test images. Methods get the same draws. anomalib resizes to its own 256 x 256; its PaDiM has no covariance of
+ROCAUC of the test images (of `--n-test` of them, where the command says so). Methods get the same draws. anomalib resizes to its own 256 x 256; its PaDiM has no covariance of
 a single image. To save time one image beside those that are learnt sets the threshold, which these figures do not
 depend on."""  # noqa: E501 (a paragraph of Markdown)
 
@@ -52,6 +53,15 @@ Results = dict[str, dict[str, dict[str, list[list[float]]]]]
 def drawn(n_all: int, n_images: int, draw: int) -> np.ndarray:
     """Return the images to learn, and one more that sets a threshold."""
     return np.random.default_rng(draw).permutation(n_all)[: n_images + 1]
+
+
+def some_of_the_test(data: Any, n_test: int | None) -> Any:
+    """Return the set with at most so many test images, drawn once."""
+    if n_test is None or n_test >= len(data.test_paths):
+        return data
+    rows = np.sort(np.random.default_rng(0).permutation(len(data.test_paths))[:n_test])
+    parts = {name: [data[name][row] for row in rows] for name in ("test_paths", "mask_paths")}
+    return Bunch(**{**data, **parts, "test_labels": data.test_labels[rows]})
 
 
 def roc_aucs(labels: np.ndarray, scores: np.ndarray, masks: np.ndarray, maps: np.ndarray) -> list[float]:
@@ -92,17 +102,21 @@ def rivals(options: argparse.Namespace, data: Any, done: Any) -> Iterator[tuple[
     for rival in RIVALS:
         if rival.title in done:
             continue
-        runs = [(n, draw) for n in options.n_images for draw in range(options.draws) if n > 1 or rival.kind != "padim"]
         results: dict[str, list[list[float]]] = {}
-        for n_images, draw in tqdm(runs, desc=rival.title, unit="fit"):
+        sizes = [n for n in options.n_images if n > 1 or rival.kind != "padim"]
+        for n_images in tqdm(sizes, desc=rival.title, unit="size"):
             with tempfile.TemporaryDirectory() as folder:
-                job, out = Path(folder, "job.json"), Path(folder, "maps.npz")
-                chosen = [data.train_paths[index] for index in drawn(len(data.train_paths), n_images, draw)[:-1]]
-                job.write_text(json.dumps(rival_job(rival, RIVAL_SIZE, chosen, data.test_paths, out)))
-                in_fresh_process(RIVALS_MODULE, [str(job)], python=options.rival_python)
-                given = np.load(out)
-                found = roc_aucs(data.test_labels, given["scores"], masks, given["maps"])
-            results.setdefault(str(n_images), []).append(found)
+                jobs = []
+                for draw in range(options.draws):
+                    job, out = Path(folder, f"{draw}.json"), Path(folder, f"{draw}.npz")
+                    chosen = [data.train_paths[index] for index in drawn(len(data.train_paths), n_images, draw)[:-1]]
+                    job.write_text(json.dumps(rival_job(rival, RIVAL_SIZE, chosen, data.test_paths, out)))
+                    jobs.append(str(job))
+                in_fresh_process(RIVALS_MODULE, jobs, python=options.rival_python)
+                outputs = (np.load(Path(job).with_suffix(".npz")) for job in jobs)
+                results[str(n_images)] = [
+                    roc_aucs(data.test_labels, given["scores"], masks, given["maps"]) for given in outputs
+                ]
         yield rival.title, results
 
 
@@ -136,11 +150,12 @@ def main() -> None:
     parser.add_argument("root", type=Path, help="folder of the images")
     parser.add_argument("--n-images", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
     parser.add_argument("--draws", type=int, default=20)
+    parser.add_argument("--n-test", type=int, help="test images, drawn once (default: all)")
     parser.add_argument("--rival-python", type=Path, help="interpreter of an environment with anomalib")
     parser.add_argument("--resume", action="store_true", help="keep the results that the results file already has")
     options = parser.parse_args()
     values: Results = read_results(options, "few_images")["sets"] if options.resume else {}
-    data, done = load(options.set, options.root), values.setdefault(options.set, {})
+    data, done = some_of_the_test(load(options.set, options.root), options.n_test), values.setdefault(options.set, {})
 
     def measured() -> Iterator[tuple[str, dict[str, list[list[float]]]]]:
         yield from ours(options, data, set(done))

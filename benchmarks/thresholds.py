@@ -22,16 +22,17 @@ NOMINAL = (0.01, 0.05, 0.1)
 CALIBRATIONS: dict[str, Any] = {"prequential": "prequential", "the last quarter": 0.25}
 METHOD = """\
 EfficientNet-Lite0 and the defaults (256 Gaussians, k = 96, the mean of the largest 0.5 % of a map). In each of
-{repeats} repeats the normal images are put in random order; n are passed to `fit` and all the others are new. Each cell
-is the mean share of new normal images called anomalous (of their patches marked), in per cent, with a 95 % interval of
-that mean (1.96 standard errors over the repeats), and in brackets the middle 80 % of the repeats. *In sample* is the
-quantile of the scores of the learnt images, which the package does not use. "auto" has no nominal share."""
+{repeats} repeats the normal images are put in random order; n are passed to `fit` and {new} the others are new. Each
+cell is the mean share of new normal images called anomalous (of their patches marked), in per cent, with a 95 %
+interval of that mean (1.96 standard errors over the repeats), and in brackets the middle 80 % of the repeats. *In
+sample* is the quantile of the scores of the learnt images, which the package does not use. "auto" has no nominal
+share."""
 
 
-def realised(features: np.ndarray, n_train: int, seed: int) -> dict[str, float]:
+def realised(features: np.ndarray, n_train: int, n_new: int | None, seed: int) -> dict[str, float]:
     """Return the shares of new normal images that are called anomalous, and of their marked patches."""
     order = np.random.default_rng(seed).permutation(len(features))
-    train, new = features[order[:n_train]], features[order[n_train:]]
+    train, new = features[order[:n_train]], features[order[n_train:][:n_new]]
     shares: dict[str, float] = {}
     for name, calibration in CALIBRATIONS.items():
         detector = PatchGaussianDetector(calibration=calibration).fit(train)
@@ -64,16 +65,22 @@ def main() -> None:
     add_set_options(parser, ["fabric", "metal"])
     parser.add_argument("--n-train", type=int, nargs="+", default=[100, 200, 600])
     parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--n-new", type=int, help="new images of a repeat, at most (default: all)")
     options = parser.parse_args()
     extractor = PatchFeatureExtractor()
-    parts = ["# Thresholds: nominal and realised shares", METHOD.format(repeats=options.repeats), environment()]
+    new = "all" if options.n_new is None else f"at most {options.n_new} of"
+    parts = [
+        "# Thresholds: nominal and realised shares",
+        METHOD.format(repeats=options.repeats, new=new),
+        environment(),
+    ]
     values = {}
     for name, (images, _) in image_sets(options).items():
         with features_on_disk(extractor, images) as features:
             for n_train in (n for n in options.n_train if n <= 0.7 * len(images)):
                 title = f"{name}, n = {n_train} of {len(images)}"
                 seeds = tqdm(range(options.repeats), desc=title, unit="repeat")
-                runs = [realised(features, n_train, seed) for seed in seeds]
+                runs = [realised(features, n_train, options.n_new, seed) for seed in seeds]
                 values[title] = {key: [run[key] for run in runs] for key in runs[0]}
                 parts += [f"## {title}", table(values[title])]
                 means = {key: round(100 * float(np.mean(run)), 2) for key, run in values[title].items()}

@@ -1,8 +1,9 @@
 """Small defects in large pictures: which are found with tiles, and what tiles of 1 to 12 megapixels cost.
 
 Defects are soft round spots of 4 to 32 pixels on surfaces that are drawn with 1024 x 1024 pixels. Pictures are learnt
-and scored resized to about 256 x 256 pixels, whole at their own size, and by tiles. Those of the second table are JPEG
-files, mosaics of drawn textures; each row runs in a fresh process.
+and scored resized to about 256 x 256 pixels, whole at their own size, and by tiles; with --rival-python also by
+anomalib's PatchCore, resized and with its Tiler (`python -m benchmarks.end_to_end --help` says how to make its
+environment). Those of the second table are JPEG files, mosaics of drawn textures; each row runs in a fresh process.
 """
 
 from __future__ import annotations
@@ -20,14 +21,24 @@ from typing import Any
 
 from tqdm import tqdm
 
+from benchmarks.accuracy.__main__ import RIVAL_SIZE, RIVALS_MODULE, rival_job
+from benchmarks.accuracy.settings import PATCHCORE_RIVAL
 from benchmarks.common.memory import peak_mb
 from benchmarks.common.processes import in_fresh_process
-from benchmarks.common.reports import argument_parser, environment, markdown_table, read_results, write_results
+from benchmarks.common.reports import (
+    argument_parser,
+    command_line,
+    environment,
+    markdown_table,
+    read_results,
+    write_results,
+)
 from benchmarks.image_size import draw
 
 DIAMETERS = (4, 8, 16, 32)
 MATERIALS = ("leather", "fabric")
 OVERLAPS = (0, 64, 128, 192)
+RIVAL_OVERLAP = 128  # the default of ours
 # Megapixels and by how much the 4000 x 3000 pixels of `draw` are divided.
 SIZES = {"1": 3.4, "4": 1.7, "12": 1}
 
@@ -98,6 +109,41 @@ def find(material: str, options: argparse.Namespace) -> list[dict[str, Any]]:
                     "alarms": float(alarms),
                 }
             )
+    if options.rival_python:
+        rows += [{"material": material, **row} for row in of_rival(drawn, good, bad, options)]
+    return rows
+
+
+def of_rival(drawn: Any, good: list[Any], bad: dict[int, Any], options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return a row for each diameter of anomalib's PatchCore, with resized pictures and with tiles."""
+    import numpy as np
+    from PIL import Image
+    from sklearn.metrics import roc_auc_score
+
+    tiles = {"tile_size": options.tile, "stride": options.tile - RIVAL_OVERLAP}
+    variants = {"resized to 256 x 256": (RIVAL_SIZE, {}), "Tiler": ((options.side,) * 2, {"tiles": tiles})}
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+
+        def saved(pictures: Any, name: str) -> list[Path]:
+            paths = [Path(folder, f"{name}{number}.png") for number in range(len(pictures))]
+            for path, picture in zip(paths, pictures, strict=True):
+                Image.fromarray(picture).save(path)
+            return paths
+
+        train, test = saved(drawn, "train"), saved(good, "good")
+        for diameter, pictures in bad.items():
+            test += saved([picture for picture, _ in pictures], f"spot{diameter}_")
+        for name, (size, more) in variants.items():
+            job, out = Path(folder, "job.json"), Path(folder, "maps.npz")
+            job.write_text(json.dumps(rival_job(PATCHCORE_RIVAL, size, train, test, out) | more))
+            in_fresh_process(RIVALS_MODULE, [str(job)], python=options.rival_python)
+            scores = np.load(out)["scores"].reshape(1 + len(bad), -1)
+            for diameter, of_bad in zip(bad, scores[1:], strict=True):
+                auc = roc_auc_score(np.repeat([0, 1], scores.shape[1]), np.concatenate([scores[0], of_bad]))
+                rows.append(
+                    {"variant": f"{PATCHCORE_RIVAL.title}, {name}", "diameter": diameter, "auc_max": float(auc)}
+                )
     return rows
 
 
@@ -176,16 +222,24 @@ def measure(paths: Sequence[Path], tile: int, n_scored: int) -> dict[str, float]
 
 def run(options: argparse.Namespace) -> None:
     """Measure what is wanted, and write the page with what an earlier run has measured of the rest."""
-    known = {} if len(options.parts) == len(PARTS) else read_results(options, "tiles")
-    values = {name: part(options) if name in options.parts else known[name] for name, part in PARTS.items()}
+    known = read_results(options, "tiles") if (options.out / "tiles.json").exists() else {}
+    values = {name: part(options) if name in options.parts else known.get(name, []) for name, part in PARTS.items()}
+    values["commands"] = known.get("commands", {}) | dict.fromkeys(options.parts, command_line(options))
+    commands = "\n".join(f"- {name}: `{command}`" for name, command in values["commands"].items())
     text = f"""# Small defects in large pictures
 
 EfficientNet-Lite0, defaults but for the size. {options.n_train} normal pictures of {options.side} x {options.side}
 pixels are learnt; {options.n_test} others, and {options.n_test} with a spot of each size, are scored. "Found" is the
 share of spots with a patch above `map_threshold_` on them or beside them, "false alarms" the share of normal pictures
-with such a patch anywhere.
+with such a patch anywhere. anomalib's rows have its own score of an image, which is a maximum too, and {RIVAL_OVERLAP}
+pixels of overlap; PaDiM's covariances of so many patches would be 2.6 GB, and as much once more while it fits
+(calculated).
 
 {environment()}
+
+Parts of this page by the runs that have measured them:
+
+{commands}
 
 {_found(values["found"])}
 
@@ -232,13 +286,13 @@ def _found(rows: list[dict[str, Any]]) -> str:
         "found",
         "false alarms",
     ]
-    shares = ("auc_max", "auc_mean", "found", "alarms")
+    names = ("auc_max", "auc_mean", "found", "alarms")
+
+    def shares(row: dict[str, Any]) -> list[str]:
+        return [f"{100 * row[name]:.1f} %" if name in row else "" for name in names]
+
     return markdown_table(
-        header,
-        [
-            [row["material"], row["variant"], str(row["diameter"]), *(f"{100 * row[name]:.1f} %" for name in shares)]
-            for row in rows
-        ],
+        header, [[row["material"], row["variant"], str(row["diameter"]), *shares(row)] for row in rows]
     )
 
 
@@ -277,6 +331,7 @@ def main() -> None:
     parser.add_argument("--materials", nargs="+", default=list(MATERIALS))
     parser.add_argument("--megapixels", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="others are kept as they are")
+    parser.add_argument("--rival-python", type=Path, help="interpreter of an environment with anomalib")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:

@@ -167,7 +167,7 @@ def fit_rank(estimator: Any, X: Images | ArrayLike, *, group: Any = None) -> Any
     X : sequence of images, or array-like
         This rank's share.
     group : torch.distributed.ProcessGroup or None, default=None
-        The ranks; None is all.
+        The ranks; None for all.
 
     Returns
     -------

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 import ipca_sklearn
+from ipca_sklearn._utils._tables import COLUMNS
 
 ROOT = Path(__file__).resolve().parent.parent
 PATTERNS = ("*.md", "benchmarks/*.md", "docs/*.md", "docs/benchmarks/*.md")
@@ -56,6 +57,20 @@ def test_an_example_compiles_and_has_a_title(example: Path) -> None:
     text = example.read_text(encoding="utf-8")
     compile(text, str(example), "exec")
     assert re.match(r'"""\n.+\n=+\n', text)
+
+
+def test_the_guide_has_the_table_of_columns() -> None:
+    tables = {
+        "predict": "`predict`",
+        "watch": "`watch`",
+        "products": "`predict` with several products",
+        "align": "`predict` with `--align`",
+    }
+    rows = [
+        f"| `{column.name}` | {column.meaning} | {', '.join(map(tables.get, column.tables))} | {column.computed_in} |"
+        for column in COLUMNS
+    ]
+    assert "\n".join(rows) + "\n\n" in (ROOT / "docs" / "guide_tasks.md").read_text(encoding="utf-8")
 
 
 def public_modules() -> list[str]:

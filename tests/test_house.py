@@ -230,6 +230,52 @@ def test_an_underscore_attribute_of_another_room_is_found(tmp_path: Path) -> Non
     ]
 
 
+# These rooms use the others as a program of a user does.
+THIN_ROOMS = ("cli", "watching")
+
+
+def private_imports(trees: dict[str, ast.Module], rooms: tuple[str, ...]) -> list[str]:
+    """Return where modules of some rooms import private modules or names of other rooms; `_utils` is of all."""
+    found = []
+    for module, tree in trees.items():
+        package, _, rest = module.partition(".")
+        own = f"{package}.{rest.partition('.')[0]}."
+        if rest.partition(".")[0] not in rooms:
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+            else:
+                continue
+            for name in names:
+                parts = name.split(".")
+                if parts[0] == package and not name.startswith((own, f"{package}._utils.")):
+                    found += [f"{module}: {name}"] if any(map(is_private, parts)) else []
+    return found
+
+
+def test_the_command_line_and_the_watch_import_only_public_names() -> None:
+    trees = modules(PACKAGE)
+    assert all(f"ipca_sklearn.{room}" in trees for room in THIN_ROOMS)
+    assert private_imports(trees, THIN_ROOMS) == []
+
+
+def test_a_private_import_of_another_room_is_found(tmp_path: Path) -> None:
+    package = tmp_path / "house"
+    (package / "cli").mkdir(parents=True)
+    (package / "one.py").write_text("from house.two import _x\n")
+    (package / "cli" / "__init__.py").write_text("from house.cli._a import f\nfrom house._utils._b import g\n")
+    (package / "cli" / "_a.py").write_text(
+        "import house.one._c\nfrom house import __version__, one\ndef f():\n    from house.two._d import x\n"
+    )
+    assert private_imports(modules(package), ("cli",)) == [
+        "house.cli._a: house.one._c",
+        "house.cli._a: house.two._d.x",
+    ]
+
+
 def test_the_citation_names_the_software_and_the_paper() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["cff-version"] == "1.2.0"

@@ -66,6 +66,7 @@ import pickle
 import numpy as np
 from PIL import Image
 from ipca_sklearn import PatchFeatureExtractor
+import ipca_sklearn.cli._fit
 import ipca_sklearn.cli._predict
 Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save("x.png")
 extractor = PatchFeatureExtractor(weights=None, image_size=32, margin=0, engine="torch")

@@ -11,7 +11,7 @@ import torchvision
 from sklearn.decomposition import PCA
 
 from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector
-from ipca_sklearn.features._networks import IMAGENET_MEAN, IMAGENET_STD
+from ipca_sklearn.features.backbones._networks import IMAGENET_MEAN, IMAGENET_STD
 
 ROOT = Path(__file__).resolve().parent.parent
 

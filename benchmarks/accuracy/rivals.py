@@ -1,8 +1,8 @@
 """Maps and scores of a method of anomalib; `python -m benchmarks.accuracy` runs this with another interpreter.
 
 Each argument is a file that describes a job: the paths of the images, the size they are resized to, the state dict of
-the network, and the file to write. The environment needs no ipca_sklearn. The last line printed is a JSON object with
-the result of the last job.
+the network, the file to write, and if they are large the size and stride of tiles. The environment needs no
+ipca_sklearn. The last line printed is a JSON object with the result of the last job.
 """
 
 from __future__ import annotations
@@ -64,8 +64,13 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
             v2.Normalize(job["mean"], job["std"]),
         ]
     )
+    batch_size = BATCH
+    if "tiles" in job:
+        from anomalib.data.utils.tiler import Tiler
+
+        model.tiler, batch_size = Tiler(**job["tiles"]), 1
     model.train()
-    for batch in DataLoader(Images(job["train"], prepare), BATCH):
+    for batch in DataLoader(Images(job["train"], prepare), batch_size):
         model(batch)
     if job["kind"] == "patchcore":
         bank = torch.vstack(model.embedding_store)
@@ -76,7 +81,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
         fit_gaussian(model)
     model.eval()
     maps, scores = [], []
-    for batch in DataLoader(Images(job["test"], prepare), BATCH):
+    for batch in DataLoader(Images(job["test"], prepare), batch_size):
         output = model(batch)
         maps.append(output.anomaly_map[:, 0].numpy())
         scores.append(output.pred_score.flatten().numpy())

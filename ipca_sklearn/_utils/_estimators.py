@@ -1,12 +1,32 @@
-"""Replace fitted attributes atomically, take them over from another estimator, check that fits are repeatable."""
+"""The base of our estimators, and functions that read, replace and take over fitted attributes."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
+
+from ipca_sklearn._utils._output import TableOutputMixin
+from ipca_sklearn._utils._sklearn_compat import CallbackSupportMixin
+from ipca_sklearn._utils._versions import VersionedMixin
+
+
+class PatchTransformer(
+    VersionedMixin,
+    CallbackSupportMixin,
+    TableOutputMixin,
+    ClassNamePrefixFeaturesOutMixin,
+    TransformerMixin,
+    BaseEstimator,
+):
+    """Base of the estimators that learn from features of patches and transform them.
+
+    Pickles know the version that made them, fits tell callbacks of each step, and output that is not a table of samples
+    is left as it is by `set_output`.
+    """
 
 
 def set_learnt(estimator: Any, learnt: dict[str, Any]) -> None:

@@ -107,14 +107,18 @@ def replacing(path: PathLike, *, durable: bool = True) -> Iterator[BinaryIO]:
     finally:
         if lock is not None:  # held until the file has its name: nobody takes it for a leftover
             os.close(lock)
-    # The new name is on the disk when its folder is. Some systems and file systems cannot sync a folder.
     if durable:
-        with suppress(OSError):
-            folder = os.open(target.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+        sync_folder(target.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the names of new files in a folder to the disk. Some systems and file systems cannot do that."""
+    with suppress(OSError):
+        opened = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
 
 
 def writable_target(path: PathLike) -> Path:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ipca_sklearn import __version__
-from ipca_sklearn.cli._commands import Commands
+from ipca_sklearn.cli._parser import Commands
 
 # Plain help: the tables of rich cut the names of options in narrow terminals.
 app = typer.Typer(
@@ -19,8 +19,8 @@ app = typer.Typer(
 )
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
         typer.echo(__version__)
         raise typer.Exit
 

@@ -1,36 +1,81 @@
-"""Lists of defects in files: JSON lines, and what labelling tools open (COCO, labelme)."""
+"""What `predict` writes of an image besides its row: pictures, JSON lines, files of labelling tools (COCO, labelme)."""
 
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
-from ipca_sklearn._utils._files import naming, replacing
+import numpy as np
+from PIL import Image
+
+from ipca_sklearn import __version__
+from ipca_sklearn._utils._files import naming, printable, replacing
 from ipca_sklearn._utils._tables import to_json
-from ipca_sklearn._version import __version__
-from ipca_sklearn.cli._writing import picture_names
+from ipca_sklearn.cli._terminal import warn
 from ipca_sklearn.detection import Defect
 
 _CATEGORY = "defect"
+_LONGEST_NAME = 255  # bytes, on most file systems
+_OURS = re.compile(r"\d{6,}_.*\.(png|npy|tiff)", re.DOTALL)
+
+
+def picture_names(images: Sequence[Path], end: str = ".png") -> list[str]:
+    """Return a name of a picture for each image; the number keeps images of one name in two folders apart."""
+    names = []
+    for number, path in enumerate(images, 1):
+        start, stem = f"{number:06d}_", path.stem
+        room = _LONGEST_NAME - len(start) - len(end)
+        if len(os.fsencode(stem)) > room:  # cut at a whole character, if the name has these
+            stem = os.fsencode(stem)[:room].decode("utf-8", "ignore")
+        names.append(f"{start}{stem}{end}")
+    return names
+
+
+@contextmanager
+def picture_folder(option: str, folder: Path) -> Iterator[PictureFolder]:
+    """Write pictures into a folder; a warning counts those of earlier runs, which somebody may want to keep."""
+    files = folder.iterdir() if folder.is_dir() else ()
+    pictures = PictureFolder(folder, {file.name for file in files if _OURS.fullmatch(file.name)})
+    try:
+        yield pictures
+    finally:
+        if pictures.old:
+            warn(
+                f"{option} {folder} also holds {len(pictures.old)} pictures of an earlier run, such as "
+                f"{printable(min(pictures.old))}: remove them, or name a new folder for each run"
+            )
+
+
+class PictureFolder:
+    """A folder of pictures, and the names of old ones that are not written again."""
+
+    def __init__(self, folder: Path, old: set[str]) -> None:
+        self._folder, self.old = folder, old
+
+    def save(self, picture: Image.Image | np.ndarray, name: str) -> None:
+        """Write a picture, or a map of numbers as its name ends in .npy or .tiff."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with naming(self._folder / name):
+            if isinstance(picture, Image.Image):
+                picture.save(self._folder / name)
+            elif name.endswith(".npy"):
+                np.save(self._folder / name, picture)
+            else:
+                Image.fromarray(picture).save(self._folder / name, compression="tiff_deflate")
+        self.old.discard(name)
 
 
 class DefectLines:
     """A file with a line of JSON for each image: path, size, defects, and why there are none if it was not read.
 
-    Parameters
-    ----------
-    path : Path
-        File to write.
-    stack : ExitStack
-        Closes the file.
-    append : bool, default=False
-        Go on with the lines that are there; what a killed writer has left of a last line is removed.
+    With `append` it goes on with the lines that are there; what a killed writer has left of a last line is removed.
     """
 
     def __init__(self, path: Path, stack: ExitStack, *, append: bool = False) -> None:
@@ -54,51 +99,32 @@ class DefectLines:
             self._stream.flush()
 
 
+@contextmanager
+def coco_file(path: Path, images: Sequence[Path]) -> Iterator[CocoFile]:
+    """Write a file that replaces an older one when the block ends without an error; `images` are all of them."""
+    about = {"description": f"Defects found by ipca_sklearn {__version__}", "version": "1.0"}
+    categories = to_json([{"id": 1, "name": _CATEGORY, "supercategory": _CATEGORY}])
+    # In a file of its own, so that memory does not grow with the images.
+    with replacing(path) as file, tempfile.TemporaryFile() as annotations:
+        start = f'{{"info": {to_json(about)},\n"licenses": [],\n"categories": {categories},\n"images": ['
+        file.write(start.encode())
+        yield CocoFile(file, annotations, _common_folder(images))
+        file.write(b'\n],\n"annotations": [')
+        annotations.seek(0)
+        file.writelines(annotations)
+        file.write(b"\n]}\n")
+
+
 class CocoFile:
     """Images and their defects in the format of COCO: boxes, areas and polygons.
 
     Annotations have a `score`, the largest value of the map in the defect, and a `p_value`. Names of images are
     relative to the folder that all of them are in. Images that could not be read are left out.
-
-    Parameters
-    ----------
-    path : Path
-        File to write, which replaces an older one when the block ends without an error.
-    images : sequence of Path
-        All images.
     """
 
-    def __init__(self, path: Path, images: Sequence[Path]) -> None:
-        self._path = path
-        self._root = _common_folder(images)
+    def __init__(self, file: IO[bytes], annotations: IO[bytes], root: Path | None) -> None:
+        self._file, self._annotations, self._root = file, annotations, root
         self._n_images = self._n_annotations = 0
-        self._closing = ExitStack()
-
-    def __enter__(self) -> CocoFile:
-        with ExitStack() as stack:
-            self._file = stack.enter_context(replacing(self._path))
-            self._annotations = stack.enter_context(tempfile.TemporaryFile())  # memory does not grow with the images
-            self._closing = stack.pop_all()
-        about = {"description": f"Defects found by ipca_sklearn {__version__}", "version": "1.0"}
-        categories = [{"id": 1, "name": _CATEGORY, "supercategory": _CATEGORY}]
-        self._file.write(
-            f'{{"info": {to_json(about)},\n"licenses": [],\n"categories": {to_json(categories)},\n"images": ['.encode()
-        )
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        try:
-            if error is None:
-                self._file.write(b'\n],\n"annotations": [')
-                self._annotations.seek(0)
-                self._file.writelines(self._annotations)
-                self._file.write(b"\n]}\n")
-        except BaseException as own:
-            self._closing.__exit__(type(own), own, own.__traceback__)
-            raise
-        self._closing.__exit__(kind, error, traceback)
 
     def add(self, path: Path, size: tuple[int, int], defects: Sequence[Defect]) -> None:
         """Add an image of this height and width."""
@@ -125,13 +151,7 @@ class CocoFile:
 
 
 class LabelmeFolder:
-    """A folder with a file for each image, as labelme reads and writes them: polygons, those of one defect as a group.
-
-    Parameters
-    ----------
-    folder : Path
-        Made when the first file is written.
-    """
+    """A folder with a file for each image, as labelme has them: polygons, those of one defect as a group."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -176,15 +196,10 @@ def labelme_names(images: Sequence[Path]) -> list[str]:
 
 def _cut_last_line(path: Path) -> None:
     """Remove what follows the last line break of a file."""
-    with path.open("rb+") as file:
-        end = file.seek(0, os.SEEK_END)
-        start, rest = end, b""
-        while start > 0 and b"\n" not in rest:
-            start = max(0, start - 65_536)
-            file.seek(start)
-            rest = file.read(min(65_536, end - start))
-        if not rest.endswith(b"\n") or start + len(rest) < end:
-            file.truncate(start + rest.rfind(b"\n") + 1)
+    if path.stat().st_size:
+        with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
+            end = content.rfind(b"\n") + 1
+        os.truncate(path, end)
 
 
 def _comma(number: int) -> str:

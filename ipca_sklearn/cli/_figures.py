@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import typer
+from sklearn.metrics import RocCurveDisplay
 
 from ipca_sklearn._utils._files import printable
 from ipca_sklearn.inspection import PimoDisplay
-from ipca_sklearn.metrics._report import kinds
 
 # Titles of the tables, and keys and headings of their columns.
 _TABLES = {
@@ -40,6 +40,7 @@ _NAMES = _HEADINGS | {
     "pixel_average_precision": "pixel average precision",
     "pixel_f1_max": "pixel F1 max",
 }
+_ROC_LABELS = {"xlabel": "Share of normal images called anomalous", "ylabel": "Share of anomalous images found"}
 
 
 def print_report(report: dict[str, Any]) -> None:
@@ -113,16 +114,13 @@ def draw_comparison(
     path: Path, report: dict[str, Any], labels: np.ndarray, scores: Sequence[np.ndarray], names: Sequence[str]
 ) -> None:
     """Draw the ROC curves of two models, and the differences of all measures with their intervals."""
-    plt = _pyplot()
-    from sklearn.metrics import RocCurveDisplay
-
-    figure, (curves, differences) = plt.subplots(1, 2, figsize=(12, 6), layout="constrained")
+    figure, (curves, differences) = _subplots(2, (12, 6))
     if len(np.unique(labels)) == 2:
         for letter, name, of_model in zip("ab", names, scores, strict=True):
             display = RocCurveDisplay.from_predictions(labels == -1, -of_model, ax=curves)
             display.line_.set(label=f"{letter}: {printable(name)}, area {display.roc_auc:.3f}")
         curves.legend(loc="lower right")
-    curves.set(xlabel="Share of normal images called anomalous", ylabel="Share of anomalous images found")
+    curves.set(**_ROC_LABELS)
     measures = report["defects"][0]["measures"]
     rows = np.arange(len(measures))
     values = np.array([row["difference"] for row in measures])
@@ -134,17 +132,15 @@ def draw_comparison(
     differences.invert_yaxis()
     differences.set(xlabel=f"b - a, with its {report['confidence_level']:.0%} interval")
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def draw_roc(path: Path, labels: np.ndarray, scores: np.ndarray, defect_types: np.ndarray, offset: float) -> None:
     """Draw the ROC curves of images: of all, and of each type of defect; and where the threshold lies on each."""
-    plt = _pyplot()
-    from sklearn.metrics import RocCurveDisplay
-
-    figure, axes = plt.subplots(figsize=(6, 6), layout="constrained")
+    figure, (axes,) = _subplots(1, (6, 6))
     false_alarms = np.mean(scores[labels == 1] < offset)
-    for number, (name, chosen) in enumerate(kinds(labels == 1, defect_types)):
+    types = sorted(map(str, set(defect_types[labels == -1].tolist())))
+    for number, name in enumerate(["all", *(types if types != ["all"] else [])]):
+        chosen = (labels == 1) | (defect_types == name) if number else np.ones(len(labels), dtype=bool)
         # Curves meet in the corner, or are the same: that of all is wide and lies below, so that it is seen.
         colour, width = ("black", 4.5) if name == "all" else (f"C{(number - 1) % 10}", 1.5)
         found = np.mean(scores[chosen & (labels == -1)] < offset)
@@ -156,26 +152,22 @@ def draw_roc(path: Path, labels: np.ndarray, scores: np.ndarray, defect_types: n
     axes.plot([0, 1], [0, 1], "--", color="0.6", label="chance")
     axes.plot([], [], "o", color="0.4", label=f"threshold {offset:.4g}: {false_alarms:.0%} false alarms")
     axes.legend(loc="lower right")
-    axes.set(xlabel="Share of normal images called anomalous", ylabel="Share of anomalous images found")
+    axes.set(**_ROC_LABELS)
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def draw_pimo(
     path: Path, masks: np.ndarray, maps: np.ndarray, defect_types: np.ndarray, region: np.ndarray | None
 ) -> None:
     """Draw the per-image overlap curves of images with a defect."""
-    plt = _pyplot()
-    figure, axes = plt.subplots(figsize=(7, 5.5), layout="constrained")
+    figure, (axes,) = _subplots(1, (7, 5.5))
     PimoDisplay.from_predictions(masks, maps, groups=defect_types, region=region, ax=axes)
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
-def _pyplot() -> Any:
-    import matplotlib
+def _subplots(n_columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
+    """Return a figure that opens no window, and its axes."""
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")  # to write a file without opening a window
-    from matplotlib import pyplot
-
-    return pyplot
+    figure = Figure(figsize=size, layout="constrained")
+    return figure, figure.subplots(1, n_columns, squeeze=False)[0]

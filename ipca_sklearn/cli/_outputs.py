@@ -9,9 +9,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ipca_sklearn._utils._files import printable, shown_bytes
-from ipca_sklearn.datasets._folders import IMAGE_SUFFIXES
+from ipca_sklearn.datasets import IMAGE_SUFFIXES
 
 MODELS = (".joblib", ".model", ".pickle", ".pkl", "")
 ONNX = (".onnx",)
@@ -25,30 +26,17 @@ COCO = (".json",)
 
 @dataclass(frozen=True)
 class Output:
-    """A file or a folder that a command will write.
+    """A file that a command will write, or a folder with the files of these `names`.
 
-    Parameters
-    ----------
-    option : str
-        What the user calls it, for messages.
-    path : Path
-        Where it goes.
-    suffixes : tuple of str
-        What the name of a file may end in. "" is a name without a suffix, and () is any name.
-    names : sequence of str or None, default=None
-        Makes it a folder: the files that will be written into it.
-    replaces : bool, default=True
-        Whether files that are there are replaced.
-    n_bytes : int, default=0
-        Its size, where that is known in advance.
+    `option` is what the user calls it, and `suffixes` what the name of a file may end in: "" is none, () any.
     """
 
     option: str
     path: Path
     suffixes: tuple[str, ...] = ()
     names: Sequence[str] | None = None
-    replaces: bool = True
-    n_bytes: int = 0
+    replaces: bool = True  # files that are there
+    n_bytes: int = 0  # where the size is known in advance
 
     def __str__(self) -> str:
         return f"{self.option} {printable(self.path)}"
@@ -65,52 +53,41 @@ class Output:
         yield from [self.path] if self.names is None else (self.path / name for name in self.names)
 
 
+def optional_output(option: str, path: Path | None, *form: Any, **details: Any) -> list[Output]:
+    """Return the output of an option, if it is used."""
+    return [] if path is None else [Output(option, path, *form, **details)]
+
+
 def check_outputs(
-    outputs: Iterable[Output | None], *, files: Iterable[Path] = (), folders: Iterable[Path] = ()
+    outputs: Sequence[Output], *, files: Iterable[Path | None] = (), folders: Iterable[Path] = ()
 ) -> None:
     """Raise if an output cannot be written, or would destroy or join what a command reads.
 
-    Links and hard links are followed: what counts is which file is meant, not how it is named.
-
-    Parameters
-    ----------
-    outputs : iterable of Output or None
-        Everything the command will write; None is an option that is not used.
-    files : iterable of Path
-        Files that it reads: no output may be one of them, and no folder of pictures may hold one that is an image.
-    folders : iterable of Path
-        Folders whose images it reads: no picture may be written there, or the next run would read it.
-
-    Raises
-    ------
-    ValueError
-        An output is an input, lies where inputs lie, is another output, or has the wrong suffix.
-    OSError
-        The place does not exist, is a folder or a device, cannot be written to, or has no space.
+    Links and hard links are followed: what counts is which file is meant, not how it is named. No output may be one of
+    the `files` that are read (None is an option that is not used), and no picture may be written among images that are
+    read, in `folders` or as files: the next run would read it.
     """
-    wanted = [output for output in outputs if output is not None]
-    inputs, sources = list(files), list(folders)
-    for output in wanted:
+    inputs, sources = [file for file in files if file is not None], list(folders)
+    for output in outputs:
         _check_kind(output)
         _check_place(output)
-    old = [(output, file) for output in wanted for file in output.files() if file.exists()]
+    old = [(output, file) for output in outputs for file in output.files() if file.exists()]
     read = {_identity(path): path for path in inputs if path.exists()} if old else {}
     for output, file in old:
         if _identity(file) in read:
-            meant = printable(read[_identity(file)])
-            raise ValueError(f"{output} would overwrite {meant}, which is read: write to another place")
-    for output, file in old:
+            name = printable(read[_identity(file)])
+            raise ValueError(f"{output} would overwrite {name}, which is read: write to another place")
         if not output.replaces:
             raise FileExistsError(
                 f"{output}: {printable(file)} is there, and may hold somebody's work: name a new folder"
             )
-    for output in wanted:
+    for output in outputs:
         _check_apart(output, inputs, sources)
-    for number, output in enumerate(wanted):
-        for other in wanted[:number]:
+    for number, output in enumerate(outputs):
+        for other in outputs[:number]:
             if _same(output.path, other.path):
                 raise ValueError(f"{other} and {output} are the same place: name another one for {output.option}")
-    check_space(wanted)
+    check_space(outputs)
 
 
 def changed_model(model: Path, output: Path | None) -> Output:
@@ -170,31 +147,35 @@ def _check_place(output: Output) -> None:
 
 def _check_apart(output: Output, files: Sequence[Path], folders: Sequence[Path]) -> None:
     """Refuse pictures among the images that are read: they would be images of the next run."""
-    if output.names is not None:
-        if not any(file.suffix.lower() in IMAGE_SUFFIXES for file in output.files()):
-            return
-        images = {file.parent for file in files if file.suffix.lower() in IMAGE_SUFFIXES}
-        # Links inside a folder lead to others, which are searched with it.
-        searched = {place for place in images if any(place.is_relative_to(folder) for folder in folders)}
-        for folder in (*folders, *sorted(searched)):
-            if _lies_in(output.path, folder) or _lies_in(folder, output.path):
-                raise ValueError(
-                    f"{output} is, contains or lies in the folder {printable(folder)}, whose images are read: the next "
-                    "run would read these pictures too. Name a folder of its own"
-                )
-        for folder in sorted(images):
-            if _lies_in(folder, output.path):
-                raise ValueError(
-                    f"{output} holds images that are read (in {printable(folder)}): pictures written there are taken "
-                    "for images in the next run. Name a folder of its own"
-                )
-    elif output.path.suffix.lower() in IMAGE_SUFFIXES:
+    if not any(_is_image(file) for file in output.files()):
+        return
+    if output.names is None:
         for folder in folders:
             if _lies_in(output.path, folder):
                 raise ValueError(
                     f"{output} lies in the folder {printable(folder)}, whose images are read: the next run would read "
                     "this picture too. Write it to another place"
                 )
+        return
+    parents = {file.parent for file in files if _is_image(file)}
+    # Links inside a folder lead to others, which are searched with it.
+    searched = {parent for parent in parents if any(parent.is_relative_to(folder) for folder in folders)}
+    for folder in (*folders, *sorted(searched)):
+        if _lies_in(output.path, folder) or _lies_in(folder, output.path):
+            raise ValueError(
+                f"{output} is, contains or lies in the folder {printable(folder)}, whose images are read: the next "
+                "run would read these pictures too. Name a folder of its own"
+            )
+    for folder in sorted(parents):
+        if _lies_in(folder, output.path):
+            raise ValueError(
+                f"{output} holds images that are read (in {printable(folder)}): pictures written there are taken "
+                "for images in the next run. Name a folder of its own"
+            )
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES
 
 
 def _resolved(path: Path) -> Path:

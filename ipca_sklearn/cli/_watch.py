@@ -5,11 +5,11 @@ from __future__ import annotations
 import shlex
 import shutil
 import signal
+import time
 import warnings
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
-from math import isfinite
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -17,22 +17,30 @@ from typing import Annotated, Any
 import typer
 
 from ipca_sklearn._utils._files import printable
-from ipca_sklearn.cli._alarms import WORSE
 from ipca_sklearn.cli._annotations import DefectLines
-from ipca_sklearn.cli._common import Device, ModelFile, Product, open_model
-from ipca_sklearn.cli._latest import N_IMAGES, LatestReport
-from ipca_sklearn.cli._outputs import LINES, REPORTS, TABLES, Output, check_outputs
-from ipca_sklearn.cli._predict import DefectsFile, MergeDistance, MinArea, check_region_options, draw
-from ipca_sklearn.cli._predict import rows as score_rows
-from ipca_sklearn.cli._text import warn
+from ipca_sklearn.cli._arguments import (
+    DefectsFile,
+    Device,
+    MergeDistance,
+    MinArea,
+    ModelFile,
+    Product,
+    check_finite,
+    open_model,
+)
+from ipca_sklearn.cli._images import draw, score_images
+from ipca_sklearn.cli._outputs import LINES, REPORTS, TABLES, Output, check_outputs, optional_output
+from ipca_sklearn.cli._terminal import threshold_in_words, warn
 from ipca_sklearn.exceptions import AspectRatioWarning, MultiPageImageWarning
-from ipca_sklearn.inspection import model_card
-from ipca_sklearn.inspection._provenance import describe_model
+from ipca_sklearn.inspection import HtmlReport, model_card
 from ipca_sklearn.monitoring import DriftMonitor
 from ipca_sklearn.watching import FolderWatcher, RowFile, run_command
 from ipca_sklearn.watching import watch as watch_folder
 
 DRIFTED = 4  # exit code
+SECONDS_BETWEEN_PAGES = 60.0
+N_IMAGES = 500  # of the report
+PICTURE_SIZE = 320
 
 
 def watch(
@@ -60,7 +68,10 @@ def watch(
     ] = None,
     command_seconds: Annotated[float, typer.Option(min=0.1, help="Time limit of the command.")] = 10.0,
     settle: Annotated[
-        float, typer.Option(min=0, help="Seconds that a file must have stood still. 0 if files are renamed into DIR.")
+        float,
+        typer.Option(
+            min=0, help="Seconds without change before a file counts as complete; 0 if files are renamed into DIR."
+        ),
     ] = 1.0,
     tries: Annotated[int, typer.Option(min=1, help="How often a file that cannot be read is tried.")] = 3,
     poll: Annotated[
@@ -74,22 +85,14 @@ def watch(
     """Score images as they appear in a folder, and append a row for each to a table.
 
     Ends with Ctrl-C (exit code 130) or SIGTERM (143), after the row in work; the same command goes on from there, also
-    after a kill or a power cut. The columns are path, size in bytes, time of change in nanoseconds since 1970, those of
-    `predict`, and whether there was a drift alarm. An image that cannot be read is a row with its error.
+    after a kill or a power cut. An image that cannot be read is a row with its error.
     """
-    check_region_options(min_area, merge_distance)
-    check_outputs(
-        [
-            Output("--output", output, TABLES),
-            None if defects is None else Output("--defects", defects, LINES),
-            None if report is None else Output("--report", report, REPORTS),
-        ],
-        files=[model],
-        folders=[folder],
-    )
+    check_finite("pixels", {"--min-area": min_area, "--merge-distance": merge_distance})
+    outputs = [Output("--output", output, TABLES), *optional_output("--defects", defects, LINES)]
+    outputs += optional_output("--report", report, REPORTS)
+    check_outputs(outputs, files=[model], folders=[folder])
     arguments = None if command is None else _arguments(command)
-    if not isfinite(command_seconds):
-        raise ValueError(f"--command-seconds {command_seconds}: name a finite number of seconds")
+    check_finite("seconds", {"--command-seconds": command_seconds})
     watcher = FolderWatcher(folder, settle=settle, tries=tries, events=not poll)
     pipe = open_model(model, device, on_error="skip", product=product)
     watcher.batch_size = pipe[-1].step_size or watcher.batch_size
@@ -97,32 +100,34 @@ def watch(
     monitor = DriftMonitor.from_detector(pipe, random_state=0) if drift_alarm or stop_on_drift else None
     page = None
     if report is not None:
+        card = model_card(pipe, file=model)
         page = LatestReport(
             report,
             threshold=pipe[-1].offset_,
             title=f"{model.name}, {folder}",
             normal_scores=pipe[-1].calibration_scores_,
-            model=describe_model(model),  # once: the page is written again and again
+            # Not the file: it may change while the page is written again and again.
+            model=f"{printable(model.name)} (SHA-256 {card.to_dict()['SHA-256'][:12]})",
             source=str(folder.absolute()),
-            card=model_card(pipe, file=model),
+            card=card,
         )
 
     def score(paths: Sequence[str]) -> Iterator[dict[str, Any]]:
-        return score_rows(pipe, [Path(path) for path in paths], min_area, merge_distance)
+        return score_images(pipe, [Path(path) for path in paths], min_area, merge_distance)
 
     counts: Counter[str] = Counter()
     with (
         ExitStack() as stack,
         watcher,
         RowFile(output) as rows,
-        _Signals(watcher) as signals,
+        _stopped_by_signals(watcher) as received,
         warnings.catch_warnings(),
     ):
         lists = None if defects is None else DefectLines(defects, stack, append=True)
         for repeated in (AspectRatioWarning, MultiPageImageWarning):  # Python remembers each text by default
             warnings.simplefilter("always", repeated)
         typer.echo(f"watching {printable(folder)}; Ctrl-C ends it", err=True)
-        typer.echo(f"images that score below {pipe[-1].offset_:.4g} are anomalous: {WORSE}", err=True)
+        typer.echo(threshold_in_words(pipe[-1].offset_), err=True)
         if page is not None:
             page.go_on(path for path, *_ in rows.image_keys())
         idle = None if page is None else page.write_if_due
@@ -133,9 +138,8 @@ def watch(
             if lists is not None:
                 lists.write(row)
             if arguments is not None and row["label"] == -1:
-                failure = run_command(
-                    arguments, {name: row.get(name) for name in rows.columns}, seconds=command_seconds
-                )
+                of_table = {name: row.get(name) for name in rows.columns}
+                failure = run_command(arguments, of_table, seconds=command_seconds)
                 if failure is not None:
                     warn(f"--command {arguments[0]}: {failure} ({printable(row['path'])})")
             if page is not None:
@@ -143,7 +147,12 @@ def watch(
             if row.get("drift") and not counts["drift"]:
                 counts["drift"] += 1
                 assert monitor is not None
-                warn(_drift(monitor))
+                warn(
+                    f"drift alarm at image {monitor.alarm_at_} of the table: scores are {monitor.direction_} since "
+                    f"about image {monitor.changed_since_}. Look at the light, the camera and the position of the "
+                    "parts. When the line is as it was, or the model has learnt its new look, name a new table to "
+                    "start anew"
+                )
                 if stop_on_drift:
                     watcher.stop()
         if page is not None:
@@ -152,31 +161,26 @@ def watch(
         f"{counts['images']} images scored, {counts['anomalous']} anomalous, {counts['unreadable']} cannot be read",
         err=True,
     )
-    raise typer.Exit(DRIFTED if signals.received is None else 128 + signals.received)
+    raise typer.Exit(128 + received[0] if received else DRIFTED)
 
 
-class _Signals:
-    """While in use, Ctrl-C and SIGTERM end a watch after the row in work; a second one at once."""
+@contextmanager
+def _stopped_by_signals(watcher: FolderWatcher) -> Iterator[list[int]]:
+    """Let Ctrl-C and SIGTERM end a watch after the row in work, a second one at once; yield those that came."""
+    received: list[int] = []
 
-    def __init__(self, watcher: FolderWatcher) -> None:
-        self.received: int | None = None
-        self._watcher = watcher
-        self._old: dict[int, Any] = {}
-
-    def __enter__(self) -> _Signals:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._old[number] = signal.signal(number, self._stop)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-
-    def _stop(self, number: int, _: FrameType | None) -> None:
-        if self.received is not None:
+    def stop(number: int, _: FrameType | None) -> None:
+        if received:
             raise KeyboardInterrupt
-        self.received = number
-        self._watcher.stop()
+        received.append(number)
+        watcher.stop()
+
+    old = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
 
 
 def _arguments(command: str) -> list[str]:
@@ -193,9 +197,55 @@ def _arguments(command: str) -> list[str]:
     return arguments
 
 
-def _drift(monitor: DriftMonitor) -> str:
-    return (
-        f"drift alarm at image {monitor.alarm_at_} of the table: scores are {monitor.direction_} since about "
-        f"image {monitor.changed_since_}. Look at the light, the camera and the position of the parts. When the line "
-        "is as it was, or the model has learnt its new look, name a new table to start anew"
-    )
+class LatestReport:
+    """The page of `HtmlReport` for the latest images, written again at most once a minute.
+
+    Images are kept as the page holds them: measured on leather of 1024 x 1024 pixels, 27 kB each. A page that cannot be
+    written is a warning. The settings are those of `HtmlReport`.
+    """
+
+    def __init__(self, path: Path, *, title: str, **settings: Any) -> None:
+        title = f"{title}, the latest {N_IMAGES} images"
+        self.page = HtmlReport(path, title=title, picture_size=PICTURE_SIZE, **settings)
+        self._path = path
+        self._latest: deque[Any] = deque(maxlen=N_IMAGES)
+        self._n_new = 0
+        self._written_at = -SECONDS_BETWEEN_PAGES
+
+    def go_on(self, paths: Iterable[str]) -> None:
+        """Begin with the images of the page that is there, as far as they are among these paths."""
+        if not self._path.exists():
+            return
+        try:
+            earlier = self.page.read_encoded()
+        except (OSError, ValueError) as error:
+            warn(f"the report begins anew: {error}")
+            return
+        known = {image.row["name"] for image in earlier}.intersection(paths)
+        self._latest.extend(image for image in earlier if image.row["name"] in known)
+
+    def add(self, row: Mapping[str, Any], pictures: Mapping[str, Any]) -> None:
+        """Add the row of an image, with the pictures for `HtmlReport.add` if there are any."""
+        encoded = self.page.encode(row["path"], row["score"], p_value=row["p_value"], error=row["error"], **pictures)
+        self._latest.append(encoded)
+        self._n_new += 1
+        self.write_if_due()
+
+    def write_if_due(self) -> None:
+        """Write the page if it has news and is a minute old."""
+        if time.monotonic() - self._written_at >= SECONDS_BETWEEN_PAGES:
+            self.write()
+
+    def write(self) -> None:
+        """Write the page if it has news."""
+        if not self._n_new:
+            return
+        self._written_at = time.monotonic()
+        try:
+            with self.page as page:
+                for image in self._latest:
+                    page.add_encoded(image)
+        except OSError as error:
+            warn(f"the report is not written: {error}")
+        else:
+            self._n_new = 0

@@ -14,7 +14,7 @@ from sklearn.utils import Bunch
 from ipca_sklearn._utils._files import naming
 from ipca_sklearn.datasets._magnetic_tile import load_magnetic_tile, photos_and_masks
 from ipca_sklearn.exceptions import ImageReadError
-from ipca_sklearn.features._formats import open_image
+from ipca_sklearn.images._formats import open_image
 
 # The whole set has about a tenth of this.
 _MAX_BYTES = 2_000_000_000

@@ -14,7 +14,7 @@ import numpy as np
 from sklearn.utils import Bunch
 
 from ipca_sklearn._utils._files import printable
-from ipca_sklearn.features._formats import FORMAT_NAMES, IMAGE_SUFFIXES, OTHER_IMAGE_SUFFIXES
+from ipca_sklearn.images._formats import FORMAT_NAMES, IMAGE_SUFFIXES, OTHER_IMAGE_SUFFIXES
 
 NORMAL_TYPE = "good"
 
@@ -34,6 +34,26 @@ def list_images(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES, *, rec
     to absent files are listed; they fail when they are read. If `recursive`, the images of a folder come first, then
     those of its subfolders by name; a folder that a link leads to is listed once, where it really is if that is here.
     Images of formats that are not read, and links to folders that are listed already or lead back, are warned of.
+
+    Parameters
+    ----------
+    folder : Path
+        Where the images lie.
+    suffixes : tuple of str, default=IMAGE_SUFFIXES
+        In lower case: how names of images end.
+    recursive : bool, default=False
+        Search subfolders too, through all levels.
+
+    Returns
+    -------
+    list of Path
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from ipca_sklearn.datasets import list_images
+    >>> list_images(Path("no such folder"))
+    []
     """
     found: list[Path] = []
     others: Counter[str] = Counter()

@@ -16,7 +16,7 @@ from ipca_sklearn.datasets._folders import (
     make_bunch,
     require_images,
 )
-from ipca_sklearn.features._formats import IMAGE_SUFFIXES
+from ipca_sklearn.images._formats import IMAGE_SUFFIXES
 
 LAYOUT = "MT_Free/Imgs/*.jpg and MT_<type>/Imgs/*.jpg, each with a mask *.png of the same name"
 NORMAL_FOLDER = "MT_Free"

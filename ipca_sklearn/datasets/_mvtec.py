@@ -90,6 +90,36 @@ def load_mvtec_ad(root: str | os.PathLike[str], category: str) -> Bunch:
     return make_bunch(train_paths, tests, descr)
 
 
+def load_test_images(folder: str | os.PathLike[str]) -> Bunch:
+    """Load the file names of the test images of one category in MVTec AD's layout.
+
+    Unlike `load_mvtec_ad` it needs neither training images nor a mask for every anomalous image.
+
+    Parameters
+    ----------
+    folder : str or path-like
+        Folder of the category, with ``test/good`` and ``test/<type>``.
+
+    Returns
+    -------
+    sklearn.utils.Bunch
+        As `load_mvtec_ad`; ``mask_paths`` is None where an anomalous image has no mask too, and ``train_paths`` is
+        empty.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no test image.
+
+    Examples
+    --------
+    >>> from ipca_sklearn.datasets import load_test_images
+    >>> images = load_test_images("mvtec/leather")  # doctest: +SKIP
+    >>> pipe.score_samples(images.test_paths)  # doctest: +SKIP
+    """
+    return make_bunch([], list_test_images(Path(folder), all_masks=False), "")
+
+
 def _category_folder(root: Path, category: str) -> Path:
     # The name is compared with the existing ones: joined to root, "" and "leather/.." would be accepted too.
     folders = sorted(path for path in root.iterdir() if path.is_dir())

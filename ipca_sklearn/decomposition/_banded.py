@@ -118,16 +118,16 @@ def update_scatter(state: linalg.ScatterState, step: Any, *, forgetting_factor: 
 
     `step.parts()` yields, image by image, all Gaussians in slices, each with its samples.
     """
-    how: dict[str, Any] = {"forgetting_factor": forgetting_factor}
+    options: dict[str, Any] = {"forgetting_factor": forgetting_factor}
     if not hasattr(step, "parts"):
-        return linalg.update_scatter(state, step, **how, in_place=in_place)
+        return linalg.update_scatter(state, step, **options, in_place=in_place)
     matrix = state.matrix if in_place else state.matrix.clone()
     mean = state.mean.clone()
     count, weight = state.count, state.weight
     for parts in step.parts():
         for gaussians, samples in parts:
             part = linalg.ScatterState(matrix[gaussians], mean[gaussians], count, weight)
-            learnt = linalg.update_scatter(part, samples, **how, in_place=True)
+            learnt = linalg.update_scatter(part, samples, **options, in_place=True)
             mean[gaussians] = learnt.mean
         count, weight = learnt.count, learnt.weight
     return linalg.ScatterState(matrix, mean, count, weight)

@@ -8,40 +8,30 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from ipca_sklearn import linalg
 from ipca_sklearn._utils._devices import resolve_device, resolve_dtype
-from ipca_sklearn._utils._estimators import set_learnt
+from ipca_sklearn._utils._estimators import PatchTransformer, set_learnt
 from ipca_sklearn._utils._layouts import check_mergeable
-from ipca_sklearn._utils._output import TableOutputMixin
 from ipca_sklearn._utils._regions import at_patches
-from ipca_sklearn._utils._sklearn_compat import CallbackSupportMixin, FitProgress, fit_context, validate_parameters
+from ipca_sklearn._utils._sklearn_compat import FitProgress, fit_context, validate_parameters
 from ipca_sklearn._utils._surroundings import own_surroundings
 from ipca_sklearn._utils._turns import in_turn, of_one_state, snapshot
 from ipca_sklearn._utils._typing import ArrayLike, DeviceLike, DTypeLike
-from ipca_sklearn._utils._versions import VersionedMixin
 from ipca_sklearn.decomposition._batches import StepReader, read_steps, same_region
 from ipca_sklearn.decomposition._fitted import Fitted
-from ipca_sklearn.decomposition._memory import MemoryNeed, check_memory
+from ipca_sklearn.decomposition._memory import MemoryNeed, refuse_too_large
 
 _Self = TypeVar("_Self", bound="BasePCA")
 
 
-class BasePCA(
-    VersionedMixin,
-    CallbackSupportMixin,
-    TableOutputMixin,
-    ClassNamePrefixFeaturesOutMixin,
-    TransformerMixin,
-    BaseEstimator,
-):
+class BasePCA(PatchTransformer):
     """Base of the estimators that learn one Gaussian per patch, one step of samples at a time.
 
-    A subclass says how one step is added (`advance`) and how two results are merged (`_merged`).
+    A subclass says how one step is added (`_advance`) and how two results are merged (`_merged`).
     """
 
     fitted_: Any  # a Fitted of the subclass' own kind
@@ -110,38 +100,7 @@ class BasePCA(
             its first step.
         """
         validate_parameters(self)
-        return self.need(read_steps(self, X, reset=True))
-
-    def need(self, steps: StepReader, *, n_kept: int = 0, n_gaussians: int | None = None) -> MemoryNeed:
-        """Return the memory that learning from steps takes.
-
-        `n_kept` samples are kept besides. `n_gaussians` (None: one for each patch) are shared by the patches.
-
-        :meta private:
-        """
-        dtype = resolve_dtype(self.dtype, steps.dtype)
-        n_in_step = steps.n_samples if self.step_size is None else min(self.step_size, steps.n_samples)
-        n_gaussians = n_gaussians or steps.n_patches
-        n_of_each = 1 + steps.n_copies
-        n_in_step = max(n_in_step, n_of_each)
-        group = -(-steps.n_patches // n_gaussians) * n_of_each
-        kept, held, sums = self._numbers_per_feature(n_in_step * group // n_of_each, steps.n_features, group)
-        model = n_gaussians * steps.n_features * (dtype.itemsize * kept + 8 * sums)
-        learning = n_gaussians * steps.n_features * (dtype.itemsize * held + 3 * 8 * sums)
-        if not steps.by_bands:  # whose source counts what it holds
-            # Measured: kept samples are held 2.8 times.
-            learning += steps.n_patches * steps.n_features * dtype.itemsize * (n_in_step + 3 * n_kept * n_of_each)
-        return MemoryNeed(round(model), round(learning) + steps.memory_needed)
-
-    def check_memory(self, steps: StepReader, *, n_kept: int = 0, n_gaussians: int | None = None) -> None:
-        """Raise a MemoryError if learning from steps needs more memory than there is; parameters as of `need`.
-
-        :meta private:
-        """
-        device = resolve_device(self.device, steps.device)
-        what = f"learning P = {steps.n_patches} patches of m = {steps.n_features} features"
-        need = self.need(steps, n_kept=n_kept, n_gaussians=n_gaussians)
-        check_memory(need, device, f"{steps.owner}: {what}")
+        return memory_needed(self, read_steps(self, X, reset=True))
 
     @abstractmethod
     def _numbers_per_feature(self, n_samples: int, n_features: int, group: int) -> tuple[float, float, float]:
@@ -154,7 +113,7 @@ class BasePCA(
                 f"{type(self).__name__} learns no augmented copies of images: set n_augmented=0, or learn with a "
                 "PatchGaussianDetector"
             )
-        self.check_memory(steps)
+        check_memory(self, steps)
         learning = Learning(self, fitted)
         with steps.overflow_named():
             for step in steps.read(self.step_size):
@@ -162,53 +121,28 @@ class BasePCA(
                 progress.step()
         if learning.fitted is None:  # X has at least one sample, but all of them were skipped
             raise steps.unreadable()
-        self.store(learning.fitted, steps)
+        learning.store(steps)
         progress.end()
         return self
 
     @abstractmethod
-    def advance(self, fitted: Any, step: Any, *, recycled: Any = None, owned: bool = False, group: int = 1) -> Any:
+    def _advance(self, fitted: Any, step: Any, *, buffer: Any = None, owned: bool = False, group: int = 1) -> Any:
         """Return what is known once a step is learnt; neither the arguments nor this estimator change, unless `owned`.
-
-        :meta private:
 
         Parameters
         ----------
         fitted : Fitted or None
             What is known; None before the first step.
         step : Tensor of shape (b, P, m)
-            Finite samples.
-        recycled : linalg.State or None
+            b >= 1 finite samples.
+        buffer : linalg.State or None
             State of an earlier result that nobody uses; its memory may be overwritten.
         owned : bool
             Nobody uses `fitted` any more; its memory may be overwritten, too.
         group : int
-            Consecutive samples that are not independent: those of an image, where its patches share a Gaussian.
+            Consecutive samples that are not independent: those of an image, where its patches share a Gaussian. An
+            incremental solver learns a step in `group` parts, so that each decomposes what a step of one patch does.
         """
-
-    def store(self: _Self, fitted: Fitted, steps: StepReader) -> _Self:
-        """Keep `fitted`, learnt from `steps`, as the result; nothing is changed if an error is raised.
-
-        :meta private:
-
-        Raises
-        ------
-        ValueError
-            Sums of squares have overflowed.
-        """
-        if fitted.overflowed:
-            raise steps.overflow(fitted.dtype)
-        fitted.check_share()
-        set_learnt(
-            self,
-            {
-                "patch_shape_": steps.patch_shape,
-                "region_": steps.region,
-                **steps.features_in,
-                **_attributes(fitted, steps.array_type),
-            },
-        )
-        return self
 
     @of_one_state
     def transform(self, X: ArrayLike) -> Any:
@@ -377,12 +311,12 @@ class BasePCA(
 class Learning:
     """A fit in progress: what is known so far, and the memory that the next step may overwrite.
 
-    The state before the last one is recycled if this object made it: the caller's own start is never overwritten.
+    The state before the last one is overwritten if this object made it, the caller's own start never.
 
     Parameters
     ----------
     pca : BasePCA
-        Says how a step is added.
+        Says how a step is added, and gets the result.
     fitted : Fitted or None
         What is known before the first step.
     group : int
@@ -393,20 +327,57 @@ class Learning:
         self.fitted = fitted
         self._pca = pca
         self._group = group
-        self._recycled: Any = None
+        self._buffer: Any = None
         self._start = fitted
-
-    @property
-    def n_samples(self) -> int:
-        """Number of samples, or of groups of them, that `fitted` has learnt."""
-        return 0 if self.fitted is None else self.fitted.count
 
     def advance(self, step: Any) -> None:
         """Learn a step (b, P, m)."""
         owned = self.fitted is not self._start
-        advanced = self._pca.advance(self.fitted, step, recycled=self._recycled, owned=owned, group=self._group)
-        self._recycled = self.fitted.state if owned else None
+        advanced = self._pca._advance(self.fitted, step, buffer=self._buffer, owned=owned, group=self._group)
+        self._buffer = self.fitted.state if owned else None
         self.fitted = advanced
+
+    def store(self, steps: StepReader) -> None:
+        """Make what was learnt from `steps` the result of the PCA.
+
+        Raises
+        ------
+        ValueError
+            Sums of squares have overflowed, or a share of the variance is not reached; nothing is changed.
+        """
+        fitted = self.fitted
+        if fitted.overflowed:
+            raise steps.overflow(fitted.dtype)
+        fitted.check_share()
+        shape = {"patch_shape_": steps.patch_shape, "region_": steps.region, **steps.features_in}
+        set_learnt(self._pca, shape | _attributes(fitted, steps.array_type))
+
+
+def memory_needed(pca: BasePCA, steps: StepReader, *, n_kept: int = 0, n_gaussians: int | None = None) -> MemoryNeed:
+    """Return the memory that learning from steps takes.
+
+    `n_kept` samples are kept besides. `n_gaussians` (None: one for each patch) are shared by the patches.
+    """
+    dtype = resolve_dtype(pca.dtype, steps.dtype)
+    n_in_step = steps.n_samples if pca.step_size is None else min(pca.step_size, steps.n_samples)
+    n_gaussians = n_gaussians or steps.n_patches
+    n_of_each = 1 + steps.n_copies
+    n_in_step = max(n_in_step, n_of_each)
+    group = -(-steps.n_patches // n_gaussians) * n_of_each
+    kept, held, sums = pca._numbers_per_feature(n_in_step * group // n_of_each, steps.n_features, group)
+    model = n_gaussians * steps.n_features * (dtype.itemsize * kept + 8 * sums)
+    learning = n_gaussians * steps.n_features * (dtype.itemsize * held + 3 * 8 * sums)
+    if not steps.by_bands:  # whose source counts what it holds
+        # Measured: kept samples are held 2.8 times.
+        learning += steps.n_patches * steps.n_features * dtype.itemsize * (n_in_step + 3 * n_kept * n_of_each)
+    return MemoryNeed(round(model), round(learning) + steps.memory_needed)
+
+
+def check_memory(pca: BasePCA, steps: StepReader, *, n_kept: int = 0, n_gaussians: int | None = None) -> None:
+    """Raise a MemoryError if learning from steps needs more memory than there is; parameters of `memory_needed`."""
+    need = memory_needed(pca, steps, n_kept=n_kept, n_gaussians=n_gaussians)
+    what = f"{steps.owner}: learning P = {steps.n_patches} patches of m = {steps.n_features} features"
+    refuse_too_large(need, resolve_device(pca.device, steps.device), what)
 
 
 def _attributes(fitted: Fitted, array_type: str) -> dict[str, Any]:

@@ -99,7 +99,7 @@ class BatchedIncrementalPCA(BasePCA):
         `()`, `(P,)` or `(H, W)`: the shape of X between its first and its last axis.
     region_ : ndarray of bool, shape (H, W), or None
         The patches that were learnt, if X was PatchFeatures with a region of interest: the P of the attributes above
-        are those. None is all.
+        are those. None for all.
 
     See Also
     --------
@@ -177,43 +177,9 @@ class BatchedIncrementalPCA(BasePCA):
     def _whitens(self) -> bool:
         return self.whiten
 
-    def advance(
-        self,
-        fitted: FittedPCA | None,
-        step: Any,
-        *,
-        recycled: Any = None,
-        owned: bool = False,
-        group: int = 1,
+    def _advance(
+        self, fitted: FittedPCA | None, step: Any, *, buffer: Any = None, owned: bool = False, group: int = 1
     ) -> FittedPCA:
-        """Return what is known once a step is learnt; neither the arguments nor this estimator change, unless `owned`.
-
-        :meta private:
-
-        Parameters
-        ----------
-        fitted : FittedPCA or None
-            What is known; None before the first step.
-        step : Tensor of shape (b, P, m)
-            b >= 1 finite samples.
-        recycled : linalg.State or None, default=None
-            State of an earlier result that nobody uses; its memory may be overwritten.
-        owned : bool, default=False
-            Nobody uses `fitted` any more; its memory may be overwritten, too.
-        group : int, default=1
-            Consecutive samples of one image, whose patches share a Gaussian. An incremental solver learns a step in
-            `group` parts, so that each decomposes what a step of one patch does.
-
-        Returns
-        -------
-        FittedPCA
-            On the device of `device`, or of the step.
-
-        Raises
-        ------
-        ValueError
-            `n_components` is larger than m, or a parameter that cannot change was changed since `fitted` was made.
-        """
         device = resolve_device(self.device, step.device)
         n_samples, n_patches, n_features = step.shape
         if fitted is None:
@@ -242,10 +208,10 @@ class BatchedIncrementalPCA(BasePCA):
                 solver=self.solver,
                 svd_driver=self.svd_driver,
                 forgetting_factor=self.forgetting_factor,
-                out=None if recycled is None else recycled.rows,
+                out=None if buffer is None else buffer.rows,
             )
-            # Not the start: it is `recycled` of the next call, whose start is what is learnt here.
-            recycled = None if state is start else state
+            # Not the start: it is `buffer` of the next call, whose start is what is learnt here.
+            buffer = None if state is start else state
             state = advanced
         return FittedPCA(state, "torch", n_components, self.centering, group)
 

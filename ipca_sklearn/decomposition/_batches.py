@@ -42,7 +42,7 @@ class LazySource(Protocol):
     may_skip : bool
         Whether some of the n samples may turn out to be unreadable.
     region : ndarray of bool, shape (H, W), or None
-        The patches that `read` yields, as (b, P, m); None is all, as (b, H, W, m). A source may do without it.
+        The patches that `read` yields, as (b, P, m); None for all, as (b, H, W, m). A source may do without it.
     memory_needed : int
         Bytes that reading takes besides the batch. A source may do without it.
     n_copies : int
@@ -99,7 +99,7 @@ class StepReader:
     feature_names : ndarray of str or None
         Names of the columns of a data frame.
     region : ndarray of bool, shape `patch_shape`, or None
-        The patches that steps have; None is all. Steps are (b, P, m) for the P patches of the region.
+        The patches that steps have; None for all. Steps are (b, P, m) for the P patches of the region.
     columns : ndarray of int or None
         The features of the source that steps have; see `take`.
     by_bands : bool

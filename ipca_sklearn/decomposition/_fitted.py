@@ -77,15 +77,15 @@ class Fitted(ABC):
         return self._bases[device]
 
     @own_surroundings()
-    def distance_operator(self, device: torch.device | None = None, **how: Any) -> linalg.DistanceOperator:
+    def distance_operator(self, device: torch.device | None = None, **options: Any) -> linalg.DistanceOperator:
         """Return what `linalg.patch_distances` needs, on a device (None: that of the state).
 
-        `how` are `distance` and `noise_shrinkage` of a truncated PCA, or the `ridge` of a full covariance.
+        `options` are `distance` and `noise_shrinkage` of a truncated PCA, or the `ridge` of a full covariance.
         """
         device = device or self.state.mean.device
-        key = (device, *sorted(how.items()))
+        key = (device, *sorted(options.items()))
         if key not in self._operators:
-            self._operators[key] = self._make_operator(device, **how)
+            self._operators[key] = self._make_operator(device, **options)
         return self._operators[key]
 
     @property
@@ -106,7 +106,7 @@ class Fitted(ABC):
     def _make_basis(self) -> linalg.Basis: ...
 
     @abstractmethod
-    def _make_operator(self, device: torch.device, **how: Any) -> linalg.DistanceOperator: ...
+    def _make_operator(self, device: torch.device, **options: Any) -> linalg.DistanceOperator: ...
 
     @property
     def overflowed(self) -> bool:

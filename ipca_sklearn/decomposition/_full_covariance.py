@@ -65,19 +65,9 @@ class FullCovariance(BasePCA):
         self.dtype = dtype
         self.device = device
 
-    def advance(
-        self,
-        fitted: FittedCovariance | None,
-        step: Any,
-        *,
-        recycled: Any = None,
-        owned: bool = False,
-        group: int = 1,
+    def _advance(
+        self, fitted: FittedCovariance | None, step: Any, *, buffer: Any = None, owned: bool = False, group: int = 1
     ) -> FittedCovariance:
-        """Return what is known once a step (b, P, m) is learnt; see `BatchedIncrementalPCA.advance`.
-
-        :meta private:
-        """
         device = resolve_device(self.device, step.device)
         if fitted is None:
             dtype = resolve_dtype(self.dtype, step.dtype)

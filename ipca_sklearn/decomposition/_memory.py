@@ -26,7 +26,7 @@ class MemoryNeed(NamedTuple):
     learning: int
 
 
-def check_memory(need: MemoryNeed, device: torch.device, what: str) -> None:
+def refuse_too_large(need: MemoryNeed, device: torch.device, what: str) -> None:
     """Raise an error if a device cannot hold what learning takes; nothing is known of some systems, then it passes.
 
     Parameters

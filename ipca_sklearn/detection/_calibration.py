@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ipca_sklearn.decomposition._batches import StepReader
 from ipca_sklearn.decomposition._fitted import Fitted, independent_samples
+from ipca_sklearn.decomposition._fitted_scatter import FittedCovariance
 
 # Most calibration images that are kept: enough for any rate above 1 in 1000.
 MAX_IMAGES = 8192
@@ -86,10 +87,11 @@ def _descend(
 class LearningCurve:
     """By which factor new images are farther from a model of n images than from one of very many.
 
-    With h directions that n images use, ``log factor = -log(1 - h / (n - 1)) / 2 + a (h + 1) / n``. The first term, for
-    distances that are divided by a variance, is known: h of n - 1 degrees of freedom went into the directions, so the
-    variance is estimated too small. The second one comes from the errors of mean and directions, which are of relative
-    size 1 / n. Images tell a, and as long as they are few, what it was on others (docs/dev_notes.md).
+    With h directions of k that n images use, ``log factor = -log(1 - h / (n - 1)) / 2 + a ((h + 1) / n - c h / k)``.
+    The first term, for distances that are divided by a variance, is known: h of n - 1 degrees of freedom went into the
+    directions, so the variance is estimated too small. The second one comes from the errors of mean and directions,
+    which are of relative size 1 / n, and from what more directions explain. Images tell a, and as long as they are few,
+    what it was on others (docs/dev_notes.md).
 
     Parameters
     ----------
@@ -105,6 +107,8 @@ class LearningCurve:
         Independent samples that a Gaussian gets of an image: n of the formula counts those.
     fewest : float
         Samples that a Gaussian has at least, because it borrows from others what is missing.
+    gain : float
+        c.
     """
 
     n_directions: int
@@ -113,6 +117,7 @@ class LearningCurve:
     slope: float
     per_image: float = 1.0
     fewest: float = 0.0
+    gain: float = 0.0
 
     @classmethod
     def of(
@@ -125,11 +130,14 @@ class LearningCurve:
             return cls(n_directions, False, 1, 0.4, per_image)
         if distance == "mahalanobis":  # directions of few images have variance that others do not have there
             return cls(n_directions, False, 1, -0.3, per_image)
+        if per_image > 1:  # patches share a Gaussian, and with it far more directions
+            return cls(n_directions, True, 0.5, 0.4, per_image, fewest, gain=0.7)
         return cls(n_directions, True, 0.5, 0.7, per_image, fewest)
 
     @classmethod
-    def of_model(cls, distance: str, covariance: str, fitted: Fitted) -> LearningCurve:
+    def of_model(cls, distance: str, fitted: Fitted) -> LearningCurve:
         """Return the curve of a kind of distance from what was learnt."""
+        covariance = "full" if isinstance(fitted, FittedCovariance) else "low_rank"
         per_image = independent_samples(fitted.group)
         return cls.of(distance, covariance, fitted.n_components, per_image, fitted.fewest_samples)
 
@@ -145,7 +153,7 @@ class LearningCurve:
         degrees = np.maximum(weights - 1, 1)
         used = np.minimum(self.n_directions, np.floor(self.largest_share * degrees))
         known = -0.5 * np.log1p(-used / degrees) if self.divided else np.zeros_like(degrees)
-        return known, (used + 1) / weights
+        return known, (used + 1) / weights - self.gain * used / self.n_directions
 
     def _slope(self, learnt: np.ndarray, distances: np.ndarray) -> float:
         """Return the posterior mean of a: least squares over the medians of the images that one model has scored."""
@@ -195,61 +203,82 @@ def _median_column(n_values: int) -> int:
 
 
 @dataclass(frozen=True)
-class Calibration:
-    """Scores of normal images by models that had not learnt them, in the order of the images.
+class Summaries:
+    """What is kept of the maps of normal images, by models that had not learnt them, in the order of the images.
 
     Parameters
     ----------
-    summaries : ndarray of shape (n, 2 + q)
-        Per image: the weight of the images that the model had learnt when it scored this one, the image score (higher
-        is more normal), and the `upper_quantiles` of the map.
+    weights : ndarray of shape (n,)
+        Weight of the images that the model had learnt.
+    scores : ndarray of shape (n,)
+        Image scores, higher is more normal.
+    quantiles : ndarray of shape (n, q)
+        `upper_quantiles` of the maps.
     n_patches : int
         Number of values of a map.
     """
 
-    summaries: np.ndarray
+    weights: np.ndarray
+    scores: np.ndarray
+    quantiles: np.ndarray
     n_patches: int
 
     def __len__(self) -> int:
-        return len(self.summaries)
+        return len(self.scores)
 
     @classmethod
-    def empty(cls, n_patches: int) -> Calibration:
-        """Return the calibration by no image."""
-        return cls(np.empty((0, 2 + len(_order_statistics(n_patches)[0]))), n_patches)
+    def empty(cls, n_patches: int) -> Summaries:
+        """Return the summaries of no image."""
+        return cls.of(np.empty((0, 1 + len(_order_statistics(n_patches)[0]))), 0, n_patches)
 
-    def extended(self, parts: Iterable[np.ndarray]) -> Calibration:
-        """Return this calibration with later images added."""
-        return Calibration(np.concatenate([self.summaries, *parts]), self.n_patches)
+    @classmethod
+    def of(cls, columns: np.ndarray, weight: Any, n_patches: int) -> Summaries:
+        """Return the summaries (n, 1 + q) of `MapScorer.summaries`, by models of one weight or of several (n,)."""
+        columns = columns.astype(np.float64)
+        weights = np.broadcast_to(np.asarray(weight, dtype=np.float64), len(columns)).copy()
+        return cls(weights, columns[:, 0], columns[:, 1:], n_patches)
 
-    def kept(self, count: int, weight: float, *, renewed: bool = True) -> Calibration:
-        """Return the scores that still tell something about a model of `count` samples and this weight.
+    def take(self, rows: Any) -> Summaries:
+        """Return those of some images."""
+        return Summaries(self.weights[rows], self.scores[rows], self.quantiles[rows], self.n_patches)
+
+    def extended(self, later: Summaries) -> Summaries:
+        """Return these summaries with those of later images added."""
+        return Summaries(
+            np.concatenate([self.weights, later.weights]),
+            np.concatenate([self.scores, later.scores]),
+            np.concatenate([self.quantiles, later.quantiles]),
+            self.n_patches,
+        )
+
+    def kept(self, count: int, weight: float, *, renewed: bool = True) -> Summaries:
+        """Return those that still tell something about a model of `count` samples and this weight.
 
         Models of less than half the weight are too far off to be corrected, unless there are no others. Without
         `renewed` the model that scores is not a new one for each step, and may have half of the weight that was known:
         a quarter, when the later half of the images is scored. With forgetting (`weight` below `count`) only the latest
         images are like those to come.
         """
-        learnt = self.summaries[:, 0]
-        largest = learnt.max(initial=0)
+        largest = self.weights.max(initial=0)
         if renewed:
-            near = learnt >= min(weight, largest) / 2
+            near = self.weights >= min(weight, largest) / 2
         else:
-            later = np.arange(len(learnt)) >= len(learnt) - count // 2
-            near = (learnt >= weight / 2) | (later & (learnt >= min(weight / 4, largest / 2)))
+            later = np.arange(len(self)) >= len(self) - count // 2
+            near = (self.weights >= weight / 2) | (later & (self.weights >= min(weight / 4, largest / 2)))
         n_latest = MAX_IMAGES if weight >= count else max(2, round(weight) // 2)
-        return Calibration(self.summaries[near][-n_latest:], self.n_patches)
+        return self.take(np.flatnonzero(near)[-n_latest:])
 
     def corrected_to(self, weight: float, curve: LearningCurve) -> ReferenceScores:
         """Return the scores as a model that has learnt images of this weight would give them."""
-        learnt, scores, quantiles = self.summaries[:, 0], self.summaries[:, 1], self.summaries[:, 2:]
         shares = _order_statistics(self.n_patches)[1]
-        factors = [
-            curve.correction(learnt, distances, weight) for distances in (-scores, quantiles[:, 0], quantiles @ shares)
-        ]
-        correction = float(np.median(np.abs(factors[0] - 1))) if len(learnt) else 0.0
+        maxima = self.quantiles[:, 0]
+        of_scores, of_maxima, of_quantiles = (
+            curve.correction(self.weights, distances, weight)
+            for distances in (-self.scores, maxima, self.quantiles @ shares)
+        )
+        correction = float(np.median(np.abs(of_scores - 1))) if len(self) else 0.0
         return ReferenceScores(
-            scores * factors[0], quantiles[:, 0] * factors[1], quantiles * factors[2][:, None], shares, correction
+            self.scores * of_scores, maxima * of_maxima, self.quantiles * of_quantiles[:, None], shares, correction
         )
 
 

@@ -31,7 +31,7 @@ def partition(patch_shape: tuple[int, ...], region: np.ndarray | None, n_cells: 
     patch_shape : tuple of int
         `(H, W)` or `(P,)`.
     region : ndarray of bool, shape `patch_shape`, or None
-        The patches to divide; None is all.
+        The patches to divide; None for all.
     n_cells : int
         At most the number of these patches.
 

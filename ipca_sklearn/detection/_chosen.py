@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ipca_sklearn._utils._precision import below
 from ipca_sklearn._utils._shares import clopper_pearson
 from ipca_sklearn.detection._calibration import LARGEST_CORRECTION, LearningCurve
 from ipca_sklearn.exceptions import FewImagesWarning
@@ -55,6 +56,104 @@ class ErrorRate:
 
 
 @dataclass(frozen=True)
+class ThresholdRule:
+    """What a threshold is chosen by: exactly one of three."""
+
+    false_positive_rate: float | None
+    recall: float | None
+    score: float | None
+
+    def __str__(self) -> str:
+        return "".join(f"{name}={value}" for name, value in vars(self).items() if value is not None)
+
+    def check(self, X: Any, confidence: float) -> None:
+        """Raise a ValueError unless one is given, in its range, with the images that it takes."""
+        if sum(value is not None for value in vars(self).values()) != 1:
+            raise ValueError("set_threshold takes one of false_positive_rate=, recall= and score=")
+        if X is None and self.score is None:
+            raise ValueError(f"{self} takes images that were not learnt; without any only score can be given")
+        for name, value in (("false_positive_rate", self.false_positive_rate), ("confidence", confidence)):
+            if value is not None and not 0 < value < 1:
+                raise ValueError(f"{name}={value} is not between 0 and 1")
+        if self.recall is not None and not 0 < self.recall <= 1:
+            raise ValueError(f"recall={self.recall} is not above 0 and at most 1")
+        if self.score is not None and not np.isfinite(self.score):
+            raise ValueError(f"score={self.score} is not a finite number")
+
+    def offset(self, normal: np.ndarray, anomalous: np.ndarray) -> float:
+        """Return the score below which an image is anomalous, from scores of labelled images.
+
+        The k-th smallest of n normal scores has an expected share k / (n + 1) of new normal scores below it, so the
+        threshold for `false_positive_rate` lies just below the largest such score with no more than that. The threshold
+        for `recall` lies just above the score of the anomalous image that completes that share.
+
+        "Just" is half of the way to the next score, at most 1e-4 and at least a few units in the last place: the last
+        digits of a score depend on what its image is computed with, and must not decide. The threshold has the
+        precision of the scores.
+
+        Raises
+        ------
+        ValueError
+            There are no images of the kind that the rule is about.
+        """
+        if self.score is not None:
+            return float(self.score)
+        both = np.concatenate([normal, anomalous])
+        if self.recall is not None:
+            if not len(anomalous):
+                raise ValueError(f"{self} takes anomalous images: label them -1 in y")
+            rank = max(ceil(self.recall * len(anomalous) - _ROUNDING), 1)
+            return _beside(np.sort(anomalous)[rank - 1], both, np.inf)
+        assert self.false_positive_rate is not None
+        if not len(normal):
+            raise ValueError(f"{self} takes normal images: label them +1 in y, or leave y out")
+        rank = max(_rank(self.false_positive_rate, len(normal)), 1)
+        return _beside(np.sort(normal)[rank - 1], both, -np.inf)
+
+    def warn_of_few(self, n_images: int) -> None:
+        """Say how many normal images a false positive rate takes, if there are fewer, and what is given instead."""
+        if self.false_positive_rate is None:
+            return
+        rank = _rank(self.false_positive_rate, n_images)
+        if rank < 1:
+            message = (
+                f"{self} takes the scores of {ceil(1 / self.false_positive_rate) - 1} normal images, and there are "
+                f"{n_images}: the threshold is the lowest of them, and about {1 / (n_images + 1):.2%} of new normal "
+                "images will be called anomalous"
+            )
+        elif rank < _ENOUGH_ERRORS:
+            message = (
+                f"{n_images} normal images are few for {self}: from {ceil(_ENOUGH_ERRORS / self.false_positive_rate)} "
+                "on it is met to about a factor of 2"
+            )
+        else:
+            return
+        warnings.warn(message, FewImagesWarning, stacklevel=5)
+
+
+@dataclass(frozen=True)
+class LabelledScores:
+    """Scores of normal and of anomalous images, and the negative maxima of their maps: lower is more anomalous."""
+
+    normal: np.ndarray
+    anomalous: np.ndarray
+    normal_maps: np.ndarray
+    anomalous_maps: np.ndarray
+
+    @classmethod
+    def none(cls) -> LabelledScores:
+        """Return the scores of no image."""
+        return cls(*(np.empty(0),) * 4)
+
+    @classmethod
+    def of(cls, columns: np.ndarray, labels: np.ndarray) -> LabelledScores:
+        """Return those of images from columns of `Summaries`; images that could not be read (NaN) do not count."""
+        read = ~np.isnan(columns).any(axis=1)
+        kinds = (read & (labels == 1), read & (labels == -1))
+        return cls(*(columns[kind, 0] for kind in kinds), *(-columns[kind, 1] for kind in kinds))
+
+
+@dataclass(frozen=True)
 class ChosenThreshold:
     """What `PatchGaussianDetector.set_threshold` has chosen, and from what.
 
@@ -65,8 +164,8 @@ class ChosenThreshold:
     map_threshold : float or None
         Patches with a larger value of the map are anomalous; None is the learnt one.
     rule : str
-        What was asked for, such as `"false_alarms=0.01"`.
-    false_alarms, missed : ErrorRate
+        What was asked for, such as `"false_positive_rate=0.01"`.
+    false_positives, missed : ErrorRate
         Errors among the normal and the anomalous images it was chosen from.
     confidence : float
         Of their intervals.
@@ -81,12 +180,36 @@ class ChosenThreshold:
     offset: float
     map_threshold: float | None
     rule: str
-    false_alarms: ErrorRate
+    false_positives: ErrorRate
     missed: ErrorRate
     confidence: float
     source: str
     weight: float
     rates: tuple[Any, ...] = field(repr=False)
+
+    @classmethod
+    def by(
+        cls,
+        rule: ThresholdRule,
+        images: LabelledScores,
+        *,
+        score_is_maximum: bool,
+        confidence: float,
+        source: str,
+        weight: float,
+        rates: tuple[Any, ...],
+    ) -> ChosenThreshold:
+        """Return the threshold that a rule gives; `score_is_maximum` says that scores are negative maxima of maps."""
+        offset = rule.offset(images.normal, images.anomalous)
+        map_threshold: float | None
+        if rule.score is None:
+            map_threshold = -rule.offset(images.normal_maps, images.anomalous_maps)
+            rule.warn_of_few(len(images.normal))
+        else:
+            map_threshold = -offset if score_is_maximum else None
+        false_positives = ErrorRate.of(below(images.normal, offset), confidence)
+        missed = ErrorRate.of(~below(images.anomalous, offset), confidence)
+        return cls(offset, map_threshold, str(rule), false_positives, missed, confidence, source, weight, rates)
 
     def carried_to(self, weight: float, curve: LearningCurve) -> ChosenThreshold:
         """Return the threshold for a model that has learnt images of another weight.
@@ -107,53 +230,9 @@ class ChosenThreshold:
 
     def __str__(self) -> str:
         source = f", from {self.source}" if self.source else ""
-        return f"{self.rule}{source}: false alarms {self.false_alarms}, missed {self.missed}, at {self.confidence:.0%}"
-
-
-def check_wishes(
-    X: Any, false_alarms: float | None, recall: float | None, score: float | None, confidence: float
-) -> None:
-    """Raise a ValueError unless exactly one wish is given, in its range, with the images that it takes."""
-    if sum(value is not None for value in (false_alarms, recall, score)) != 1:
-        raise ValueError("set_threshold takes one of false_alarms=, recall= and score=")
-    if X is None and score is None:
-        wish = f"false_alarms={false_alarms}" if recall is None else f"recall={recall}"
-        raise ValueError(f"{wish} takes images that were not learnt; without any only score can be given")
-    for name, value in (("false_alarms", false_alarms), ("confidence", confidence)):
-        if value is not None and not 0 < value < 1:
-            raise ValueError(f"{name}={value} is not between 0 and 1")
-    if recall is not None and not 0 < recall <= 1:
-        raise ValueError(f"recall={recall} is not above 0 and at most 1")
-    if score is not None and not np.isfinite(score):
-        raise ValueError(f"score={score} is not a finite number")
-
-
-def offset_for(normal: np.ndarray, anomalous: np.ndarray, false_alarms: float | None, recall: float | None) -> float:
-    """Return the score below which an image is anomalous, for one of two wishes.
-
-    The k-th smallest of n normal scores has an expected share k / (n + 1) of new normal scores below it, so the
-    threshold for `false_alarms` lies just below the largest such score with no more than that. The threshold for
-    `recall` lies just above the score of the anomalous image that completes that share.
-
-    "Just" is half of the way to the next score, at most 1e-4 and at least a few units in the last place: the last
-    digits of a score depend on what its image is computed with, and must not decide. The threshold has the precision of
-    the scores.
-
-    Raises
-    ------
-    ValueError
-        There are no images of the kind that the wish is about.
-    """
-    both = np.concatenate([normal, anomalous])
-    if recall is not None:
-        if not len(anomalous):
-            raise ValueError(f"recall={recall} takes anomalous images: label them -1 in y")
-        rank = max(ceil(recall * len(anomalous) - _ROUNDING), 1)
-        return _beside(np.sort(anomalous)[rank - 1], both, np.inf)
-    assert false_alarms is not None
-    if not len(normal):
-        raise ValueError(f"false_alarms={false_alarms} takes normal images: label them +1 in y, or leave y out")
-    return _beside(np.sort(normal)[max(_rank(false_alarms, len(normal)), 1) - 1], both, -np.inf)
+        return (
+            f"{self.rule}{source}: false alarms {self.false_positives}, missed {self.missed}, at {self.confidence:.0%}"
+        )
 
 
 def _beside(score: Any, scores: np.ndarray, towards: float) -> float:
@@ -165,26 +244,6 @@ def _beside(score: Any, scores: np.ndarray, towards: float) -> float:
     return float(score + np.sign(towards).astype(scores.dtype) * scores.dtype.type(margin))
 
 
-def warn_of_few_normal_images(false_alarms: float, n_images: int) -> None:
-    """Say how many normal images a share of false alarms takes, if there are fewer, and what is given instead."""
-    rank = _rank(false_alarms, n_images)
-    if rank < 1:
-        warnings.warn(
-            f"false_alarms={false_alarms} takes the scores of {ceil(1 / false_alarms) - 1} normal images, and there "
-            f"are {n_images}: the threshold is the lowest of them, and about {1 / (n_images + 1):.2%} of new "
-            "normal images will be called anomalous",
-            FewImagesWarning,
-            stacklevel=4,
-        )
-    elif rank < _ENOUGH_ERRORS:
-        warnings.warn(
-            f"{n_images} normal images are few for false_alarms={false_alarms}: from "
-            f"{ceil(_ENOUGH_ERRORS / false_alarms)} on it is met to about a factor of 2",
-            FewImagesWarning,
-            stacklevel=4,
-        )
-
-
-def _rank(false_alarms: float, n_images: int) -> int:
+def _rank(rate: float, n_images: int) -> int:
     """Return which of the sorted scores is the threshold, counted from 1; 0 if none is low enough."""
-    return int(false_alarms * (n_images + 1) + _ROUNDING)
+    return int(rate * (n_images + 1) + _ROUNDING)

@@ -19,7 +19,7 @@ class DistanceModule(nn.Module):
     operator : linalg.DistanceOperator
         Of C Gaussians; copied.
     cells : Cells or None
-        The patches that share a Gaussian; None is one for each patch.
+        The patches that share a Gaussian; None if each patch has its own.
     components_dtype : torch.dtype
         How the components are kept; they are computed with in float32.
 

@@ -22,7 +22,7 @@ _N_COMPONENTS, _N_SHARED_COMPONENTS = 16, 96
 
 
 def choose_features(n_random_features: int | None, random_state: Any, n_features: int) -> np.ndarray | None:
-    """Return the indices of the features that are learnt, ascending; None is all."""
+    """Return the indices of the features that are learnt, ascending; None for all."""
     if n_random_features is None:
         return None
     if n_random_features > n_features:

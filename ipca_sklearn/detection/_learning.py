@@ -1,48 +1,77 @@
-"""The pass of a fit: each step is scored before it is learnt, and the result is stored when all steps are done."""
+"""The pass of a fit: each step is scored before it is learnt."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ipca_sklearn._utils._sklearn_compat import FitProgress
-from ipca_sklearn.decomposition._base import BasePCA, Learning
+from ipca_sklearn.decomposition._base import BasePCA, Learning, check_memory
 from ipca_sklearn.decomposition._batches import StepReader
 from ipca_sklearn.decomposition._fitted_scatter import FittedExactPCA
 from ipca_sklearn.detection._bands import in_bands
 from ipca_sklearn.detection._calibration import split_for_calibration
-from ipca_sklearn.detection._calibrator import Calibrator, KnownScores
 from ipca_sklearn.detection._cells import Cells
 from ipca_sklearn.detection._copies import check_copies, group_size, images_per_step, samples_of
 from ipca_sklearn.detection._map_ops import check_smoothing
+from ipca_sklearn.detection._settings import ScoreSettings
+from ipca_sklearn.detection._unseen import ScoringModel, UnseenScores
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What a pass over the images of a fit has given.
+
+    Parameters
+    ----------
+    scores : UnseenScores
+        Of the images, by models that had not learnt them.
+    model : ScoringModel or None
+        What scores the images that are learnt next; None: what is learnt.
+    progress : FitProgress
+        Ends when the result is stored.
+    seconds : float
+        How long it took.
+    """
+
+    scores: UnseenScores
+    model: ScoringModel | None
+    progress: FitProgress
+    seconds: float
 
 
 def learn(
     detector: Any,
+    settings: Sequence[ScoreSettings],
     steps: StepReader,
     shape: dict[str, Any],
     pca: BasePCA,
-    known: KnownScores,
+    model: ScoringModel | None,
     callback_data: tuple[Any, Any],
-) -> Any:
-    """Score each step before it is learnt, learn it, and store the result when all steps are done.
+) -> Pass:
+    """Score each step before it is learnt, learn it, and store the Gaussians in `pca` when all steps are done.
 
     Parameters
     ----------
     detector : PatchGaussianDetector
-        Changed in place, and returned.
+        Says what is held out, and how images are learnt; not changed.
+    settings : sequence of ScoreSettings
+        What steps are scored with.
     steps : StepReader
         The images to learn.
     shape : dict
         Learnt attributes that say how X is read.
     pca : BasePCA
-        Learns the Gaussians.
-    known : KnownScores
-        Scores of earlier images, or of these images where some were left out (`trim`): then they are not scored again.
+        Learns the Gaussians, and goes on from what it has learnt.
+    model : ScoringModel or None
+        What scored the images of an earlier call.
     callback_data : tuple
         X and y as callbacks get them.
     """
-    check_smoothing(detector.smoothing, steps.patch_shape)
+    for each in settings:
+        check_smoothing(each.smoothing, steps.patch_shape)
     began = time.perf_counter()
     cells = Cells.of(shape["cells_"])
     start = getattr(pca, "fitted_", None)
@@ -53,36 +82,17 @@ def learn(
     progress = FitProgress(detector, learnt.count(step_size), *callback_data)
     check_copies(start, group, steps.n_copies)
     learning = Learning(pca, start, group)
-    calibrator = Calibrator(
-        pca,
-        start,
-        known.model,
-        learnt,
-        cells,
-        operator_of=lambda fitted: detector._operator(fitted, fitted.state.mean.device),
-        scorer_of=lambda operator: detector._scorer(operator, learnt, cells),
-        prequential=detector.calibration == "prequential" and not detector.trim,
-    )
-    pca.check_memory(learnt, n_kept=calibrator.n_kept, n_gaussians=None if cells is None else len(cells.slots))
+    prequential = detector.calibration == "prequential" and not detector.trim
+    scores = UnseenScores(settings, pca, start, model, learnt, cells, prequential=prequential)
+    check_memory(pca, learnt, n_kept=scores.n_kept, n_gaussians=None if cells is None else len(cells.slots))
     with learnt.overflow_named():
         for step in learnt.read(step_size, copies=True):
-            calibrator.see(step, learning.fitted)
+            scores.see(step, learning.fitted)
             learning.advance(samples_of(step, cells))
             progress.step()
         if learning.fitted is None:  # there are images, but all of them were skipped
             raise learnt.unreadable()
-        calibrator.finish(learning.fitted, held_out)
-    pca.store(learning.fitted, learnt if cells is None else cells.reader(learnt))
-    detector._store(
-        shape,
-        pca,
-        known.earlier.extended(calibrator.summaries),
-        known.left_out.extended(calibrator.left_out),
-        chosen=known.chosen,
-        scoring=calibrator.model if isinstance(learning.fitted, FittedExactPCA) and held_out is None else None,
-    )
-    progress.end()
-    if detector.verbose and not progress.is_watched:
-        seconds = time.perf_counter() - began
-        print(f"[PatchGaussianDetector] {detector.n_samples_seen_} images learnt, the last ones in {seconds:.1f} s")
-    return detector
+        scores.finish(learning.fitted, held_out)
+    learning.store(learnt if cells is None else cells.reader(learnt))
+    keeps_model = isinstance(learning.fitted, FittedExactPCA) and held_out is None
+    return Pass(scores, scores.model if keeps_model else None, progress, time.perf_counter() - began)

@@ -35,9 +35,9 @@ class MapScorer:
     image_score : {"max", "mean"} or float
         See `image_scores`.
     region : ndarray of bool, shape (H, W), or None
-        The patches that there are Gaussians of; None is all.
+        The patches that there are Gaussians of; None for all.
     cells : Cells or None
-        The patches that share a Gaussian; None is one for each patch.
+        The patches that share a Gaussian; None if each patch has its own.
     """
 
     operator: linalg.DistanceOperator
@@ -73,11 +73,10 @@ class MapScorer:
         """Return the image scores (b,) of a step (b, P, m); higher is more normal."""
         return -image_scores(self.inspected(self.maps(step)), self.image_score)
 
-    def summaries(self, step: Tensor | BandedStep, weight: float) -> Tensor:
-        """Return the summaries (b, 2 + q) of a `Calibration` for a step (b, P, m), by a model of this weight."""
+    def summaries(self, step: Tensor | BandedStep) -> Tensor:
+        """Return the columns (b, 1 + q) of `Summaries` for a step (b, P, m): scores, and quantiles of the maps."""
         maps = self.inspected(self.maps(step))
-        weights = maps.new_full((len(maps), 1), weight)
-        return torch.cat([weights, -image_scores(maps, self.image_score)[:, None], upper_quantiles(maps)], dim=1)
+        return torch.cat([-image_scores(maps, self.image_score)[:, None], upper_quantiles(maps)], dim=1)
 
 
 def check_smoothing(smoothing: float, patch_shape: tuple[int, ...]) -> None:
@@ -87,7 +86,7 @@ def check_smoothing(smoothing: float, patch_shape: tuple[int, ...]) -> None:
 
 
 def inspected(maps: Tensor, region: np.ndarray | None) -> Tensor:
-    """Return the values (b, P) of maps (b, H, W) that belong to a region of interest; None is all."""
+    """Return the values (b, P) of maps (b, H, W) that belong to a region of interest; None for all."""
     return maps.flatten(1) if region is None else maps[:, torch.from_numpy(region).to(maps.device)]
 
 
@@ -118,14 +117,14 @@ def on_images(maps: Any, X: Any) -> Any:
     return X.maps_to_images(maps) if is_aligned(X) else maps
 
 
-def image_scores(values: Tensor, how: Any, n_inspected: int | None = None) -> Tensor:
+def image_scores(values: Tensor, image_score: Any, n_inspected: int | None = None) -> Tensor:
     """Return one value per row of (n, P): the largest (`"max"`), the mean, or the mean of a share of the largest.
 
-    `n_inspected` is how many of the P are inspected, where the others are 0; None is all.
+    `n_inspected` is how many of the P are inspected, where the others are 0; None for all.
     """
     n_values = n_inspected or values.shape[1]
-    if how == "max":
+    if image_score == "max":
         return values.amax(1)
-    if how == "mean":
+    if image_score == "mean":
         return values.sum(1) / n_values
-    return values.topk(max(1, round(how * n_values)), dim=1).values.mean(1)
+    return values.topk(max(1, round(image_score * n_values)), dim=1).values.mean(1)

@@ -1,4 +1,4 @@
-"""Which detectors can be merged, and the scores that they then have."""
+"""Which detectors can be merged, and the records that they then have."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from ipca_sklearn._utils._layouts import check_mergeable
-from ipca_sklearn.detection._calibration import Calibration
 from ipca_sklearn.detection._suspects import refuse_trim
 
 # Parameters that both must share: scores of one kind, from Gaussians of one kind.
@@ -48,13 +47,6 @@ def check_same_kind(mine: Any, theirs: Any) -> None:
             "cannot merge detectors that learnt other numbers of augmented copies of each image: fit both with the "
             "same n_augmented"
         )
-
-
-def scores_of_both(mine: Any, theirs: Any) -> tuple[Calibration, Calibration]:
-    """Return the scores that both detectors make their thresholds from, and those of few images among them."""
-    left_out = theirs._left_out.extended([mine._left_out.summaries])
-    best = (detector._left_out if len(detector._left_out) else detector._calibration for detector in (theirs, mine))
-    return Calibration.empty(left_out.n_patches).extended(part.summaries for part in best), left_out
 
 
 def records_of_both(mine: Any, theirs: Any) -> dict[str, Any]:

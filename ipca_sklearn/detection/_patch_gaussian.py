@@ -3,56 +3,56 @@
 from __future__ import annotations
 
 import copy
+import warnings
+from collections.abc import Callable
 from math import prod
 from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
-from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, OutlierMixin, TransformerMixin
+import torch
+from sklearn.base import OutlierMixin
 from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
 
 from ipca_sklearn import linalg
-from ipca_sklearn._utils._labels import normal_rows
-from ipca_sklearn._utils._output import TableOutputMixin
-from ipca_sklearn._utils._sklearn_compat import (
-    CallbackSupportMixin,
-    Interval,
-    StrOptions,
-    fit_context,
-    validate_parameters,
-)
+from ipca_sklearn._utils._estimators import PatchTransformer, set_learnt
+from ipca_sklearn._utils._labels import check_labels, normal_rows
+from ipca_sklearn._utils._precision import above, difference
+from ipca_sklearn._utils._sklearn_compat import Interval, StrOptions, fit_context, validate_parameters
 from ipca_sklearn._utils._surroundings import own_surroundings
 from ipca_sklearn._utils._turns import in_turn, of_one_state, snapshot
 from ipca_sklearn._utils._typing import ArrayLike, DeviceLike, DTypeLike
-from ipca_sklearn._utils._versions import VersionedMixin
-from ipca_sklearn.decomposition._base import BasePCA
+from ipca_sklearn.decomposition._base import BasePCA, memory_needed
 from ipca_sklearn.decomposition._batched_ipca import BatchedIncrementalPCA
-from ipca_sklearn.decomposition._batches import read_steps
-from ipca_sklearn.decomposition._fitted_scatter import pickles_are_exact
+from ipca_sklearn.decomposition._batches import StepReader, read_steps
+from ipca_sklearn.decomposition._fitted import Fitted
 from ipca_sklearn.decomposition._memory import MemoryNeed
 from ipca_sklearn.detection._bands import in_bands
-from ipca_sklearn.detection._calibrator import KnownScores, n_kept
+from ipca_sklearn.detection._calibration import LearningCurve, ReferenceScores, Summaries
+from ipca_sklearn.detection._calibrator import Calibrator
 from ipca_sklearn.detection._cells import Cells
+from ipca_sklearn.detection._chosen import ChosenThreshold, LabelledScores, ThresholdRule
 from ipca_sklearn.detection._copies import group_size
+from ipca_sklearn.detection._few_images import what_few_images_do
 from ipca_sklearn.detection._gaussians import PCA_PARAMETERS, choose_cells, choose_features, new_pca, pca_parameters
 from ipca_sklearn.detection._learning import learn
-from ipca_sklearn.detection._map_ops import is_aligned
-from ipca_sklearn.detection._merging import check_same_kind, records_of_both, scores_of_both
+from ipca_sklearn.detection._map_ops import MapScorer, image_scores, inspected, is_aligned, on_images
+from ipca_sklearn.detection._merging import RECORDS, check_same_kind, records_of_both
+from ipca_sklearn.detection._regions import Defect, predict_regions
+from ipca_sklearn.detection._scoring import ImageScorer, on_host
+from ipca_sklearn.detection._settings import ScoreSettings, check_full_distance
 from ipca_sklearn.detection._suspects import HELD_MODELS, refuse_trim, without_suspects
-from ipca_sklearn.detection._thresholds import ThresholdMixin, normal_steps
+from ipca_sklearn.detection._unseen import ScoringModel, n_kept
+from ipca_sklearn.exceptions import FewImagesWarning
 
 
-class PatchGaussianDetector(
-    VersionedMixin,
-    ThresholdMixin,
-    CallbackSupportMixin,
-    OutlierMixin,
-    TableOutputMixin,
-    ClassNamePrefixFeaturesOutMixin,
-    TransformerMixin,
-    BaseEstimator,
-):
+class PatchGaussianDetector(OutlierMixin, PatchTransformer):
     """Anomaly detector with truncated Gaussians of image patches, learnt from normal images in one pass.
+
+    The parameters are listed by what they are about: what is learnt (`n_components` to `trim`), how it is scored
+    (`distance` to `smoothing`), and the thresholds. The first, `n_gaussians` and `false_positive_rate` are the ones to
+    try.
 
     Parameters
     ----------
@@ -67,6 +67,24 @@ class PatchGaussianDetector(
         textures and the tokens of large transformers (SubspaceAD).
     step_size : int or None, default=16
         Images per update, and per step of scoring.
+    covariance : {"low_rank", "full"}, default="low_rank"
+        `"full"` keeps the whole covariance matrix of each patch, P m^2 numbers, and adds `ridge` to its diagonal. With
+        `n_random_features=100` this is PaDiM, the baseline. It needs `distance="mahalanobis"` and ignores
+        `n_components`, `centering`, `n_oversamples`, `solver` and `svd_driver`.
+    n_random_features : int or None, default=None
+        Number of randomly chosen features of X that are learnt; None for all.
+    random_state : int, RandomState or None, default=None
+        For `n_random_features`.
+    centering : {"incremental", "deferred"}, default="incremental"
+        As in :class:`BatchedIncrementalPCA`; `"deferred"` with `distance="mahalanobis"` is the paper.
+    n_oversamples, forgetting_factor, solver, svd_driver, dtype, device
+        As in :class:`BatchedIncrementalPCA`. With `forgetting_factor` the threshold follows the latest images too.
+    trim : "auto" or float in [0, 0.5), default=0
+        Share of the images that `fit` leaves out: those farthest from the others, scored by models that have not learnt
+        them, in at most 10 rounds until they stay the same. No more bad images than this share can be left out: the
+        breakdown point. `"auto"` leaves out what has a q-value of at most 0.05, so it misses many that are bad alike.
+        Thresholds come from the same scores, of all images with a larger q-value. X is read about three times in each
+        round. `partial_fit` and `merge`, which do not see all images, take `trim=0`.
     distance : {"factor_analysis", "residual", "mahalanobis", "ppca"}, default="factor_analysis"
         Distance of a patch from its Gaussian. z is the projection divided by the standard deviations, r is what the
         projection leaves. `"mahalanobis"` is the norm of z (paper, Eq. 3). `"residual"` is the norm of r (feature
@@ -79,23 +97,14 @@ class PatchGaussianDetector(
         all patches (1). With few images the estimate of one patch is poor, and patches with little training variance
         would raise false alarms (objects that move). At the edge of an image and in strong texture the noise really is
         larger. 0.5 is near the best on aligned and on unaligned images (docs/accuracy.md).
-    covariance : {"low_rank", "full"}, default="low_rank"
-        `"full"` keeps the whole covariance matrix of each patch, P m^2 numbers, and adds `ridge` to its diagonal. With
-        `n_random_features=100` this is PaDiM, the baseline. It needs `distance="mahalanobis"` and ignores
-        `n_components`, `centering`, `n_oversamples`, `solver` and `svd_driver`.
-    n_random_features : int or None, default=None
-        Number of randomly chosen features of X that are learnt; None is all.
     ridge : float, default=0.01
         For `covariance="full"`, in the units of the squared features.
-    random_state : int, RandomState or None, default=None
-        For `n_random_features`.
-    verbose : int, default=0
-        1 prints a line when images have been learnt. With scikit-learn's callbacks (`set_callbacks`, from 1.9 on) these
-        are told of each step instead: `sklearn.callback.ProgressBar` draws a bar, in notebooks too.
-    centering : {"incremental", "deferred"}, default="incremental"
-        As in :class:`BatchedIncrementalPCA`; `"deferred"` with `distance="mahalanobis"` is the paper.
-    n_oversamples, forgetting_factor, solver, svd_driver, dtype, device
-        As in :class:`BatchedIncrementalPCA`. With `forgetting_factor` the threshold follows the latest images too.
+    image_score : {"max", "mean"} or float in (0, 1], default=0.005
+        Score of an image from its map: the largest value, the mean, or the mean of this share of the largest values (at
+        least one of them).
+    smoothing : float, default=0.0
+        Standard deviation in patches of a Gaussian blur of the maps (for `(n, H, W, m)` input) before the image score.
+        PaDiM uses 1 (4 pixels). It improves the outlines of large defects and weakens defects of a single patch.
     false_positive_rate : "auto" or float in (0, 0.5], default="auto"
         Fraction of *new normal* images that `predict` may call anomalous. (scikit-learn's `contamination` is another
         thing: the share of outliers in the training data.) `"auto"` puts the threshold three robust standard
@@ -111,18 +120,9 @@ class PatchGaussianDetector(
     pixel_false_positive_rate : "image" or float in (0, 0.5], default="image"
         Fraction of the patches of normal images that `predict_masks` may mark. With `"image"`, a fraction
         `false_positive_rate` of normal images contains at least one marked patch.
-    image_score : {"max", "mean"} or float in (0, 1], default=0.005
-        Score of an image from its map: the largest value, the mean, or the mean of this share of the largest values (at
-        least one of them).
-    smoothing : float, default=0.0
-        Standard deviation in patches of a Gaussian blur of the maps (for `(n, H, W, m)` input) before the image score.
-        PaDiM uses 1 (4 pixels). It improves the outlines of large defects and weakens defects of a single patch.
-    trim : "auto" or float in [0, 0.5), default=0
-        Share of the images that `fit` leaves out: those farthest from the others, scored by models that have not learnt
-        them, in at most 10 rounds until they stay the same. No more bad images than this share can be left out: the
-        breakdown point. `"auto"` leaves out what has a q-value of at most 0.05, so it misses many that are bad alike.
-        Thresholds come from the same scores, of all images with a larger q-value. X is read about three times in each
-        round. `partial_fit` and `merge`, which do not see all images, take `trim=0`.
+    verbose : int, default=0
+        1 prints a line when images have been learnt. With scikit-learn's callbacks (`set_callbacks`, from 1.9 on) these
+        are told of each step instead: `sklearn.callback.ProgressBar` draws a bar, in notebooks too.
 
     Attributes
     ----------
@@ -152,13 +152,13 @@ class PatchGaussianDetector(
     patch_shape_ : tuple of int
         `(H, W)`, `(P,)` or `()`.
     region_ : ndarray of bool, shape (H, W), or None
-        The patches that were learnt, if the features have a region of interest; None is all.
+        The patches that were learnt, if the features have a region of interest; None for all.
     map_region_ : ndarray of bool, shape (H, W), or None
         The patches of maps that are inspected: `region_`, but None where images were aligned, so that it moves.
     aligned_ : bool
         True; only if it was fitted to features of images that were aligned (`align` of PatchFeatureExtractor).
     cells_ : ndarray of int, shape `patch_shape_`, or None
-        The Gaussian of each patch, and -1 outside of the region; None is one for each patch. The Gaussian of a cell
+        The Gaussian of each patch, and -1 outside of the region; None if each patch has its own. The Gaussian of a cell
         that has one patch fewer than others learns from the nearest patch of another cell, too.
     n_gaussians_ : int
         Number of Gaussians, C.
@@ -312,23 +312,13 @@ class PatchGaussianDetector(
         steps = read_steps(self, X, reset=True)
         rows = normal_rows(y, steps.n_samples, is_table=steps.patch_shape == ())
         steps = steps if rows is None else steps.keep(rows)
-        columns = choose_features(self.n_random_features, self.random_state, steps.n_features)
-        cells = choose_cells(self.n_gaussians, steps)
-        shape = {
-            "patch_shape_": steps.patch_shape,
-            "region_": steps.region,
-            "cells_": cells,
-            **steps.features_in,
-            **({} if columns is None else {"feature_indices_": columns}),
-            **({"aligned_": True} if is_aligned(X) else {}),
-        }
-        group = group_size(Cells.of(cells), steps.n_copies)
-        pca = self._new_pca(steps.n_features, group)
+        shape = self._shape_of(steps, is_aligned(X))
+        pca = self._new_pca(steps.n_features, group_size(Cells.of(shape["cells_"]), steps.n_copies))
         with own_surroundings():
-            known = KnownScores.none(steps.n_patches)
+            earlier: dict[str, Any] = {}
             if self.trim:
-                steps, shape["suspects_"], known = without_suspects(self, pca, steps, shape, rows)
-            return learn(self, steps, shape, pca, known, (X, y))
+                steps, shape["suspects_"], earlier["unseen"] = without_suspects(self, pca, steps, shape, rows)
+            return self._learn(steps, shape, pca, (X, y), **earlier)
 
     @in_turn
     @fit_context(prefer_skip_nested_validation=True)
@@ -338,42 +328,475 @@ class PatchGaussianDetector(
         if not hasattr(self, "pca_"):
             return self.fit(X, y)
         steps = normal_steps(read_steps(self, X, reset=False), y)
-        group = group_size(self._cells(), steps.n_copies)
+        group = group_size(Cells.of(self.cells_), steps.n_copies)
         pca = copy.copy(self.pca_).set_params(**pca_parameters(self.get_params(), steps.n_features, group))
         with own_surroundings():
-            return learn(self, steps, self._learnt_shape(), pca, self._known_scores(), (X, y))
+            known = self._calibrator
+            earlier = {"unseen": known.unseen, "left_out": known.left_out, "model": known.model}
+            changed = ScoreSettings.of(self).differences(known.settings)
+            if changed:
+                warnings.warn(
+                    f"the scores that set the threshold were computed with {changed}: only the images of this call "
+                    "set it now. Call calibrate with normal images that were not learnt to set it from more",
+                    UserWarning,
+                    stacklevel=4,
+                )
+                earlier = {}
+            chosen = None if changed else self._chosen()
+            return self._learn(steps, self._learnt_shape(), pca, (X, y), **earlier, chosen=chosen)
 
-    def memory_needed(self, X: ArrayLike) -> MemoryNeed:
-        """Return about how much memory `fit` takes for X, of which only shape and dtype count.
+    def _shape_of(self, steps: StepReader, aligned: bool) -> dict[str, Any]:
+        """Return the attributes that say how X is read."""
+        columns = choose_features(self.n_random_features, self.random_state, steps.n_features)
+        return {
+            "patch_shape_": steps.patch_shape,
+            "region_": steps.region,
+            "cells_": choose_cells(self.n_gaussians, steps),
+            **steps.features_in,
+            **({} if columns is None else {"feature_indices_": columns}),
+            **({"aligned_": True} if aligned else {}),
+        }
+
+    def _learn(
+        self,
+        steps: StepReader,
+        shape: dict[str, Any],
+        pca: BasePCA,
+        callback_data: tuple[Any, Any],
+        *,
+        unseen: Summaries | None = None,
+        left_out: Summaries | None = None,
+        model: ScoringModel | None = None,
+        chosen: ChosenThreshold | None = None,
+    ) -> PatchGaussianDetector:
+        """Learn steps, and set thresholds from scores of earlier images and of these.
+
+        `model` has scored the earlier ones, and `chosen` is the threshold that was chosen.
+        """
+        settings = ScoreSettings.of(self)
+        done = learn(self, [settings], steps, shape, pca, model, callback_data)
+        new_unseen, new_left_out = done.scores.summaries(0)
+        unseen = new_unseen if unseen is None else unseen.extended(new_unseen)
+        left_out = new_left_out if left_out is None else left_out.extended(new_left_out)
+        self._store(shape, pca, Calibrator.of(settings, pca.fitted_, unseen, left_out, done.model), chosen)
+        done.progress.end()
+        if self.verbose and not done.progress.is_watched:
+            count = self.n_samples_seen_
+            print(f"[PatchGaussianDetector] {count} images learnt, the last ones in {done.seconds:.1f} s")
+        return self
+
+    @of_one_state
+    def transform(self, X: ArrayLike) -> Any:
+        """Return the anomaly maps of images: larger where a patch is more anomalous.
 
         Parameters
         ----------
         X : PatchFeatures, array-like or tensor of shape (n, H, W, m), (n, P, m) or (n, m)
-            Nothing is computed from it. For `PatchFeatures` the network and its images are counted too.
+            Features of the shape that was learnt.
 
         Returns
         -------
-        MemoryNeed
-            `model` and `learning`, in bytes. A fit that needs more than the machine has raises a MemoryError before
-            its first step.
+        array or tensor of shape (n, H, W), (n, P) or (n, 1)
+            Distances >= 0 in X's kind, floating dtype and device (numpy for PatchFeatures). Maps of PatchFeatures of
+            images that were aligned are those of the images as they were.
+
+        Raises
+        ------
+        NotFittedError
+            Before `fit` or `partial_fit`.
+        ValueError
+            Other shapes than learnt, NaN or infinity.
+        """
+        return on_images(self._scored(X, lambda scorer, step: scorer.maps(step)), X)
+
+    @of_one_state
+    def score_samples(self, X: ArrayLike) -> Any:
+        """Return how normal each image is: minus the image score of its map, so higher is more normal.
+
+        Parameters
+        ----------
+        X : PatchFeatures, array-like or tensor of shape (n, H, W, m), (n, P, m) or (n, m)
+            Features of the shape that was learnt.
+
+        Returns
+        -------
+        array or tensor of shape (n,)
+            NaN for images that could not be read (`on_error="skip"` of PatchFeatureExtractor).
+
+        Raises
+        ------
+        NotFittedError, ValueError
+            As `transform`.
+        """
+        return self._scored(X, lambda scorer, step: scorer.scores(step))
+
+    @own_surroundings()
+    def _scored(self, X: ArrayLike, function: Callable[[MapScorer, Tensor], Tensor]) -> Any:
+        return ImageScorer.of(self).map_images(X, function)
+
+    @of_one_state
+    @own_surroundings()
+    def score_maps(self, maps: Any) -> Any:
+        """Return the scores of images from their maps, where both are wanted: the features are read once.
+
+        Parameters
+        ----------
+        maps : array or tensor of shape (n, H, W), (n, P) or (n, 1)
+            As from `transform`.
+
+        Returns
+        -------
+        array or tensor of shape (n,)
+            `score_maps(transform(X))` equals `score_samples(X)`; where images were turned or moved (`align`), nearly,
+            because maps are brought back to them.
+
+        Raises
+        ------
+        ValueError
+            Maps of other shapes than `transform` gives.
+        """
+        check_is_fitted(self)
+        validate_parameters(self)
+        shape = self.patch_shape_ or (1,)
+        if tuple(maps.shape[1:]) != shape:
+            raise ValueError(f"maps of shape {tuple(maps.shape)}; expected (n, {', '.join(map(str, shape))})")
+        tensor = maps if isinstance(maps, Tensor) else torch.from_numpy(np.ascontiguousarray(maps))
+        n_inspected = None if self.region_ is None else int(self.region_.sum())
+        scores = -image_scores(inspected(tensor, self.map_region_), self.image_score, n_inspected)
+        return scores if isinstance(maps, Tensor) else scores.numpy()
+
+    @of_one_state
+    @own_surroundings()
+    def score(self, X: ArrayLike, y: Any = None) -> float:
+        """Return the mean log-likelihood of the patches of images under probabilistic PCA: higher fits better.
+
+        For choosing parameters with normal images only: compare it on images that were not trained on.
+
+        Parameters
+        ----------
+        X : PatchFeatures, array-like or tensor of shape (n, H, W, m), (n, P, m) or (n, m)
+            Normal images' features, of the shape that was learnt.
+        y : None
+            Ignored.
+
+        Returns
+        -------
+        float
+            Natural logarithm of the density of the m features, averaged over images and patches (Tipping & Bishop,
+            1999). Comparable between models of the same features only.
+
+        Raises
+        ------
+        NotFittedError, ValueError
+            As `transform`.
+        """
+        return ImageScorer.of(self).log_likelihood(X)
+
+    @of_one_state
+    def distance_operator(self, device: DeviceLike = None) -> linalg.DistanceOperator:
+        """Return the matrices that give the distance of every patch from its features, to compute maps elsewhere.
+
+        Parameters
+        ----------
+        device : str, torch.device or None, default=None
+            Where its tensors are; None is where the model is.
+
+        Returns
+        -------
+        linalg.DistanceOperator
+            Of `n_gaussians_` Gaussians, those of `cells_` where patches share them, for the features at
+            `feature_indices_` where there are some. `linalg.patch_distances` applies it.
+
+        Raises
+        ------
+        NotFittedError
+            Before `fit` or `partial_fit`.
+        """
+        scorer = ImageScorer.of(self)
+        return scorer.operator(scorer.fitted.state.mean.device if device is None else torch.device(device))
+
+    @of_one_state
+    @own_surroundings()
+    def decision_function(self, X: ArrayLike) -> Any:
+        """Return `score_samples(X) - offset_`: negative is anomalous. Parameters and errors as `score_samples`.
+
+        Images that could not be read (`on_error="skip"`) get the lowest finite number: `predict` says that someone
+        should look, and scikit-learn's scorers take no NaN. `model_selection.ReadableScorer` leaves them out.
+        """
+        decision = difference(self.score_samples(X), self.offset_)
+        if isinstance(decision, Tensor):
+            return torch.where(decision.isnan(), torch.finfo(decision.dtype).min, decision)
+        return np.where(np.isnan(decision), np.finfo(decision.dtype).min, decision)
+
+    @of_one_state
+    def predict(self, X: ArrayLike) -> Any:
+        """Return +1 for normal and -1 for anomalous images. Parameters and errors as `score_samples`.
+
+        Images that could not be read (`on_error="skip"`) are -1: someone should look.
+        """
+        decision = self.decision_function(X)
+        if isinstance(decision, Tensor):
+            return torch.where(decision >= 0, 1, -1)
+        return np.where(decision >= 0, 1, -1)
+
+    @of_one_state
+    def predict_masks(self, X: ArrayLike) -> Any:
+        """Return which patches are anomalous: `transform(X) > map_threshold_`, compared without rounding.
+
+        Parameters and errors as `transform`.
+
+        Returns
+        -------
+        array or tensor of bool, shape (n, H, W), (n, P) or (n, 1)
+        """
+        return above(self.transform(X), self.map_threshold_)
+
+    @of_one_state
+    @own_surroundings()
+    def predict_regions(
+        self, X: ArrayLike, *, min_area: float = 0, merge_distance: float = 0, image_sizes: Any = None
+    ) -> list[list[Defect] | None]:
+        """Return the defects of each image: the connected regions of `predict_masks`, in pixels of the original image.
+
+        Parameters
+        ----------
+        X : PatchFeatures, array-like or tensor of shape (n, H, W, m)
+            Features of the shape that was learnt. PatchFeatures know the sizes of their images, and which part the
+            patches cover (resizing, crop).
+        min_area, merge_distance : float, default=0
+            In pixels of the image; see :func:`~ipca_sklearn.detection.find_defects`.
+        image_sizes : (int, int), sequence of (int, int), or None, default=None
+            Height and width of the images. None: those of PatchFeatures; of arrays, a pixel is a patch.
+
+        Returns
+        -------
+        list of (list of Defect, or None)
+            The defect of the largest value first, and None for an image that could not be read. The p-value of a defect
+            is how often the map of an unseen normal image has so large a value anywhere.
+
+        Raises
+        ------
+        NotFittedError, ValueError
+            As `transform`, also for features without a grid, and as `find_defects`.
+        """
+        return predict_regions(self, X, min_area, merge_distance, image_sizes)
+
+    @of_one_state
+    @own_surroundings()
+    def p_values(self, X: Any = None, *, scores: Any = None) -> np.ndarray:
+        """Return the p-value of each image: how often a normal image scores as low.
+
+        Calling images with p <= a anomalous calls a share a of normal images so, at most, for every a at once.
+
+        Parameters
+        ----------
+        X : PatchFeatures, array-like or tensor of shape (n, H, W, m), (n, P, m) or (n, m)
+            Features of the shape that was learnt. None where `scores` are given.
+        scores : array-like or tensor of shape (n,), default=None
+            What `score_samples(X)` is, where it is known already.
+
+        Returns
+        -------
+        ndarray of float64, shape (n,)
+            (1 + number of calibration images that score as low or lower) / (1 + number of calibration images), so
+            never below that. Valid in finite samples (conformal: Vovk et al., 2005) if the images of X and of one
+            `fit` with `calibration` a number are exchangeable; with `"prequential"`, whose scores come from models
+            that had seen less, about so.
+
+        Raises
+        ------
+        NotFittedError, ValueError
+            As `transform`.
+        """
+        if (X is None) == (scores is None):
+            raise ValueError("p_values takes either X or scores=")
+        reference = self._checked_calibrator().reference
+        return reference.p_values(on_host(self.score_samples(X) if scores is None else scores))
+
+    @in_turn
+    def calibrate(self, X: ArrayLike, y: Any = None) -> PatchGaussianDetector:
+        """Make thresholds and p-values from the scores of other normal images; nothing is learnt.
+
+        Parameters
+        ----------
+        X : PatchFeatures, array-like or tensor of shape (n, H, W, m), (n, P, m) or (n, m)
+            Normal images that were not learnt, of the shape that was. In scores of images that were learnt nothing
+            looks anomalous, and the thresholds would call every new image so.
+        y : array-like of shape (n,), default=None
+            Labels, as in `fit`.
+
+        Returns
+        -------
+        PatchGaussianDetector
+            This estimator.
+
+        Raises
+        ------
+        NotFittedError
+            Before `fit` or `partial_fit`.
+        ValueError
+            As `transform`.
 
         Examples
         --------
         >>> import numpy as np
         >>> from ipca_sklearn import PatchGaussianDetector
-        >>> need = PatchGaussianDetector(n_components=16).memory_needed(np.zeros((100, 8, 8, 32), dtype=np.float32))
-        >>> need.model  # 8 x 8 patches of 32 features: 16 numbers of 4 bytes and two of 8 for each
-        163840
+        >>> X = np.random.default_rng(0).normal(size=(300, 5, 8))
+        >>> detector = PatchGaussianDetector(2, false_positive_rate=0.1).fit(X[:100]).calibrate(X[100:200])
+        >>> len(detector.calibration_scores_), bool(np.mean(detector.predict(X[200:]) == -1) < 0.2)
+        (100, True)
         """
-        validate_parameters(self)
-        steps = read_steps(self, X, reset=True)
-        n_gaussians = min(self.n_gaussians or steps.n_patches, steps.n_patches)
-        taken = steps.take(choose_features(self.n_random_features, self.random_state, steps.n_features))
-        kept = n_kept(0, steps, prequential=self.calibration == "prequential" and not self.trim)
-        group = -(-steps.n_patches // n_gaussians)
-        pca = self._new_pca(taken.n_features, group)
-        need = pca.need(in_bands(taken, pca, None, group), n_kept=kept, n_gaussians=n_gaussians)
-        return MemoryNeed(need.model, need.learning + HELD_MODELS * need.model) if self.trim else need
+        scorer = ImageScorer.of(self)
+        steps = normal_steps(scorer.read(X), y)
+        fitted = self.pca_.fitted_
+        with own_surroundings():
+            scores = Summaries.empty(steps.n_patches)
+            if steps.n_samples and fitted.weight >= 2:  # else no variance is known
+                columns = scorer.summaries(steps)
+                read = ~np.isnan(columns).any(axis=1)
+                if not read.any():
+                    raise steps.unreadable()
+                scores = Summaries.of(columns[read], fitted.weight, steps.n_patches)
+            shape = self._learnt_shape() | {"n_calibrated_": len(scores)}
+            self._store(shape, self.pca_, Calibrator.of(scorer.settings, fitted, scores, scores))
+        return self
+
+    @in_turn
+    def set_threshold(
+        self,
+        X: ArrayLike | None = None,
+        y: Any = None,
+        *,
+        false_positive_rate: float | None = None,
+        recall: float | None = None,
+        score: float | None = None,
+        confidence: float = 0.95,
+        source: str = "",
+    ) -> PatchGaussianDetector:
+        """Choose the threshold of images and patches, instead of the one that the fit has learnt.
+
+        Parameters
+        ----------
+        X : PatchFeatures, array-like or tensor of shape (n, H, W, m), (n, P, m) or (n, m), default=None
+            Images that the model has not learnt. May be left out with `score`.
+        y : array-like of shape (n,), default=None
+            +1 for normal and -1 for anomalous images; None if all are normal.
+        false_positive_rate : float in (0, 1), default=None
+            Share of new normal images that may be called anomalous, on average.
+        recall : float in (0, 1], default=None
+            Share of the anomalous images that must be found.
+        score : float, default=None
+            Images whose `score_samples` is lower are anomalous. Exactly one of these three is given.
+        confidence : float in (0, 1), default=0.95
+            Of the intervals of both errors.
+        source : str, default=""
+            Where the images came from, for the record.
+
+        Returns
+        -------
+        PatchGaussianDetector
+            This estimator. `chosen_threshold_` has the record: errors among these images with Clopper-Pearson
+            intervals, and the source.
+
+        Raises
+        ------
+        NotFittedError
+            Before `fit` or `partial_fit`.
+        ValueError
+            None or several of the three, a number outside of its range, labels other than +1 and -1, no image of the
+            kind that is asked for, other shapes than learnt.
+
+        Warns
+        -----
+        FewImagesWarning
+            `false_positive_rate` takes more normal images; the message says how many, and what they will be.
+
+        Notes
+        -----
+        The same rule for the largest values of the maps gives `map_threshold_`, so that masks mark something in that
+        share of normal images. With `score` it is `-score`, where the score of an image is the maximum of its map, and
+        else the learnt one.
+
+        `partial_fit` and `merge` keep the threshold, brought to the model that has learnt more by its learning curve,
+        and warn if that changes it by more than a fifth. `fit`, `calibrate` and another `false_positive_rate` or
+        `pixel_false_positive_rate` replace it.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from ipca_sklearn import PatchGaussianDetector
+        >>> X = np.random.default_rng(0).normal(size=(500, 5, 8))
+        >>> detector = PatchGaussianDetector(2).fit(X[:200]).set_threshold(X[200:], false_positive_rate=0.1)
+        >>> print(detector.chosen_threshold_)
+        false_positive_rate=0.1: false alarms 29 of 300 images (6.6% to 13.6%), missed not known: no images, at 95%
+        """
+        self._checked_calibrator()
+        rule = ThresholdRule(false_positive_rate, recall, score)
+        rule.check(X, confidence)
+        images = LabelledScores.none()
+        if X is not None:
+            scorer = ImageScorer.of(self)
+            steps = scorer.read(X)
+            labels = np.ones(steps.n_samples) if y is None else check_labels(y)
+            if len(labels) != steps.n_samples:
+                raise ValueError(f"y has {len(labels)} labels and X has {steps.n_samples} samples: give one for each")
+            images = LabelledScores.of(scorer.summaries(steps), labels)
+        self.chosen_threshold_ = ChosenThreshold.by(
+            rule,
+            images,
+            score_is_maximum=self.image_score == "max",
+            confidence=confidence,
+            source=source,
+            weight=self.pca_.fitted_.weight,
+            rates=self._rates(),
+        )
+        return self
+
+    def _store(
+        self, shape: dict[str, Any], pca: BasePCA, calibrator: Calibrator, chosen: ChosenThreshold | None = None
+    ) -> None:
+        """Store what is learnt at once; `chosen` is a threshold of the model before, that is kept."""
+        fitted = pca.fitted_
+        if chosen is not None:
+            chosen = chosen.carried_to(fitted.weight, LearningCurve.of_model(self.distance, fitted))
+        self._warn_of_few_images(fitted, calibrator.reference)
+        set_learnt(self, {**shape, "pca_": pca, "chosen_threshold_": chosen, "_calibrator": calibrator})
+
+    @in_turn
+    @own_surroundings()
+    def merge(self, other: PatchGaussianDetector) -> PatchGaussianDetector:
+        """Take in what another detector learnt from other images, as if this one had seen them too.
+
+        The threshold is set from the scores that both have seen.
+
+        Parameters
+        ----------
+        other : PatchGaussianDetector
+            Fitted with the same parameters on features of the same shape; not changed.
+
+        Returns
+        -------
+        PatchGaussianDetector
+            This estimator, changed in place.
+
+        Raises
+        ------
+        NotFittedError
+            If one of the two is not fitted.
+        TypeError, ValueError
+            If `other` is of another class, or was learnt from other shapes or with other parameters.
+        """
+        check_is_fitted(self)
+        if not isinstance(other, PatchGaussianDetector):
+            raise TypeError(f"merge takes another PatchGaussianDetector, got {type(other).__name__}")
+        check_is_fitted(other)
+        other = snapshot(other)
+        check_same_kind(self, other)
+        mine, theirs = self._checked_calibrator(), other._checked_calibrator()  # scores of the kind of now
+        pca = copy.copy(self.pca_).merge(other.pca_)
+        calibrator = Calibrator.of(mine.settings, pca.fitted_, *mine.with_scores_of(theirs))
+        self._store(self._learnt_shape() | records_of_both(self, other), pca, calibrator, self._chosen())
+        return self
 
     @of_one_state
     def find_suspects(self, X: ArrayLike) -> np.ndarray:
@@ -410,16 +833,152 @@ class PatchGaussianDetector(
         with own_surroundings():
             return without_suspects(self, self.pca_, steps, self._learnt_shape(), None)[1]
 
+    def memory_needed(self, X: ArrayLike) -> MemoryNeed:
+        """Return about how much memory `fit` takes for X, of which only shape and dtype count.
+
+        Parameters
+        ----------
+        X : PatchFeatures, array-like or tensor of shape (n, H, W, m), (n, P, m) or (n, m)
+            Nothing is computed from it. For `PatchFeatures` the network and its images are counted too.
+
+        Returns
+        -------
+        MemoryNeed
+            `model` and `learning`, in bytes. A fit that needs more than the machine has raises a MemoryError before
+            its first step.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from ipca_sklearn import PatchGaussianDetector
+        >>> need = PatchGaussianDetector(n_components=16).memory_needed(np.zeros((100, 8, 8, 32), dtype=np.float32))
+        >>> need.model  # 8 x 8 patches of 32 features: 16 numbers of 4 bytes and two of 8 for each
+        163840
+        """
+        validate_parameters(self)
+        steps = read_steps(self, X, reset=True)
+        n_gaussians = min(self.n_gaussians or steps.n_patches, steps.n_patches)
+        taken = steps.take(choose_features(self.n_random_features, self.random_state, steps.n_features))
+        kept = n_kept(0, steps, prequential=self.calibration == "prequential" and not self.trim)
+        group = -(-steps.n_patches // n_gaussians)
+        pca = self._new_pca(taken.n_features, group)
+        need = memory_needed(pca, in_bands(taken, pca, None, group), n_kept=kept, n_gaussians=n_gaussians)
+        return MemoryNeed(need.model, need.learning + HELD_MODELS * need.model) if self.trim else need
+
+    @property
+    def n_samples_seen_(self) -> int:
+        """Number of images learnt."""
+        return self.pca_.fitted_.count
+
+    @property
+    def n_gaussians_(self) -> int:
+        """Number of Gaussians."""
+        return len(self.pca_.fitted_.state.mean)
+
+    @property
+    def map_region_(self) -> np.ndarray | None:
+        """The patches of maps that are inspected: `region_`, but None where the region moves with aligned parts."""
+        return None if getattr(self, "aligned_", False) else self.region_
+
+    @property
+    @of_one_state
+    @own_surroundings()
+    def offset_(self) -> float:
+        """Images with a lower score are anomalous."""
+        learnt, chosen = self._checked_calibrator().reference, self._chosen()
+        return learnt.offset(self.false_positive_rate) if chosen is None else chosen.offset
+
+    @property
+    @of_one_state
+    @own_surroundings()
+    def map_threshold_(self) -> float:
+        """Patches with a larger value of the map are anomalous."""
+        learnt, chosen = self._checked_calibrator().reference, self._chosen()
+        if chosen is None or chosen.map_threshold is None:
+            return learnt.map_threshold(self.false_positive_rate, self.pixel_false_positive_rate)
+        return chosen.map_threshold
+
+    def _chosen(self) -> ChosenThreshold | None:
+        """Return the threshold that was set, unless a rate was set to another value after it."""
+        chosen = self.chosen_threshold_
+        return chosen if chosen is not None and chosen.rates == self._rates() else None
+
+    def _rates(self) -> tuple[Any, ...]:
+        return self.false_positive_rate, self.pixel_false_positive_rate
+
+    @property
+    def calibration_scores_(self) -> np.ndarray:
+        """Scores of unseen normal images."""
+        check_is_fitted(self)
+        return self._calibrator.reference.scores
+
+    @property
+    def calibration_maxima_(self) -> np.ndarray:
+        """Largest values of the maps of the same images."""
+        check_is_fitted(self)
+        return self._calibrator.reference.maxima
+
+    @property
+    @of_one_state
+    def calibration_medians_(self) -> np.ndarray:
+        """About the medians of the maps of the same images: how far their patches lie from the model as a rule."""
+        calibrator = self._checked_calibrator()
+        return calibrator.reference.medians(calibrator.n_patches)
+
+    def set_params(self, **params: Any) -> PatchGaussianDetector:
+        """Set parameters; those of the threshold take effect at once, and a warning says if scores are too few."""
+        super().set_params(**params)
+        rate = params.get("false_positive_rate")
+        if isinstance(rate, float) and 0 < rate < 1 and hasattr(self, "pca_"):  # else it is refused when it is used
+            self._warn_of_few_images(self.pca_.fitted_, self._calibrator.reference)
+        return self
+
+    def _checked_calibrator(self) -> Calibrator:
+        """Return the calibrator, if it is one of scores of the kind that is computed now."""
+        check_is_fitted(self)
+        validate_parameters(self)
+        changed = ScoreSettings.of(self).differences(self._calibrator.settings)
+        if changed:
+            raise ValueError(
+                f"the thresholds are for scores with {changed}: fit again, or call calibrate with normal images that "
+                "were not learnt"
+            )
+        return self._calibrator
+
+    def few_images_warning(self) -> str:
+        """Return what a fit warns of where images are few for the thresholds as they are now, or nothing.
+
+        :meta private:
+        """
+        check_is_fitted(self)
+        return self._of_few_images(self.pca_.fitted_, self._calibrator.reference)
+
+    def _of_few_images(self, fitted: Fitted, reference: ReferenceScores) -> str:
+        what = what_few_images_do(fitted, reference, self.distance, self.false_positive_rate)
+        return f"{fitted.count} images are few: {'; '.join(what)}" if what else ""
+
+    def _warn_of_few_images(self, fitted: Fitted, reference: ReferenceScores) -> None:
+        text = self._of_few_images(fitted, reference)
+        if text:
+            warnings.warn(text, FewImagesWarning, stacklevel=7)
+
+    def _learnt_shape(self) -> dict[str, Any]:
+        """Return what stays when more is learnt: the shape of X, its suspects, and records of the images."""
+        shape = ("patch_shape_", "region_", "cells_", "feature_indices_", "aligned_")
+        names = (*shape, "suspects_", "n_calibrated_", *RECORDS)
+        return {name: value for name, value in vars(self).items() if name.endswith("_in_") or name in names}
+
     def _new_pca(self, n_features: int, group: int) -> BasePCA:
         if self.covariance == "full":
-            self._check_full_distance()
+            check_full_distance(self.distance)
         return new_pca(self.get_params(), n_features, group)
-
-    transform = ThresholdMixin.transform  # scikit-learn's set_output takes the methods of the class itself
 
     @property
     def _n_features_out(self) -> int:
         return prod(self.patch_shape_)
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "pca_")
 
     __copy__ = snapshot  # a pickle lacks the model that scores the next images
 
@@ -430,8 +989,6 @@ class PatchGaussianDetector(
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
-        if "_scoring" in state and not pickles_are_exact():
-            state["_scoring"] = None  # as large as the components; the next images are then scored by what is stored
         cells = state.get("cells_")
         if cells is not None:  # of a large picture they are megabytes
             kinds = (np.min_scalar_type(value) for value in (cells.min(), cells.max()))
@@ -442,38 +999,8 @@ class PatchGaussianDetector(
         cells = state.get("cells_")
         super().__setstate__(state if cells is None else {**state, "cells_": cells.astype(np.int32)})
 
-    @in_turn
-    @own_surroundings()
-    def merge(self, other: PatchGaussianDetector) -> PatchGaussianDetector:
-        """Take in what another detector learnt from other images, as if this one had seen them too.
 
-        The threshold is set from the scores that both have seen.
-
-        Parameters
-        ----------
-        other : PatchGaussianDetector
-            Fitted with the same parameters on features of the same shape; not changed.
-
-        Returns
-        -------
-        PatchGaussianDetector
-            This estimator, changed in place.
-
-        Raises
-        ------
-        NotFittedError
-            If one of the two is not fitted.
-        TypeError, ValueError
-            If `other` is of another class, or was learnt from other shapes or with other parameters.
-        """
-        check_is_fitted(self)
-        if not isinstance(other, PatchGaussianDetector):
-            raise TypeError(f"merge takes another PatchGaussianDetector, got {type(other).__name__}")
-        check_is_fitted(other)
-        other = snapshot(other)
-        check_same_kind(self, other)
-        self._thresholds(), other._thresholds()  # both are scores of the kind that is computed now
-        pca = copy.copy(self.pca_).merge(other.pca_)
-        shape = self._learnt_shape() | records_of_both(self, other)
-        self._store(shape, pca, *scores_of_both(self, other), chosen=self._chosen())
-        return self
+def normal_steps(steps: StepReader, y: Any) -> StepReader:
+    """Leave out the samples that are labelled anomalous."""
+    rows = normal_rows(y, steps.n_samples, is_table=steps.patch_shape == ())
+    return steps if rows is None else steps.keep(rows)

@@ -109,7 +109,7 @@ def find_defects(
         Returns where in an image of a size its map lies: `covered_box` of the `PatchFeatureExtractor`, which knows
         about resizing and the crop. None: over the whole image.
     region : array-like of bool, shape (h, w), default=None
-        The patches that are inspected: `region_` of the detector; None is all.
+        The patches that are inspected: `region_` of the detector; None if all are.
     normal_maxima : array-like of shape (m,), default=None
         Largest values of the maps of unseen normal images, for p-values: `calibration_maxima_` of the detector.
     connectivity : {1, 2}, default=2

@@ -13,15 +13,17 @@ from scipy.stats import false_discovery_control, gumbel_r
 from torch import Tensor
 
 from ipca_sklearn import linalg
-from ipca_sklearn.decomposition._base import BasePCA, Learning
+from ipca_sklearn._utils._devices import resolve_device
+from ipca_sklearn.decomposition._base import BasePCA, Learning, check_memory
 from ipca_sklearn.decomposition._batches import StepReader
 from ipca_sklearn.decomposition._fitted import Fitted
-from ipca_sklearn.detection._calibration import FEW_IMAGES, N_BLOCKS, Calibration, LearningCurve, leave_out
-from ipca_sklearn.detection._calibrator import KnownScores
+from ipca_sklearn.detection._calibration import FEW_IMAGES, N_BLOCKS, LearningCurve, Summaries, leave_out
 from ipca_sklearn.detection._cells import Cells
 from ipca_sklearn.detection._copies import group_size, images_per_step, samples_of
-from ipca_sklearn.detection._map_ops import check_smoothing
+from ipca_sklearn.detection._map_ops import MapScorer, check_smoothing
 from ipca_sklearn.detection._near_duplicates import Describer, near_duplicates
+from ipca_sklearn.detection._scoring import on_host
+from ipca_sklearn.detection._settings import ScoreSettings
 from ipca_sklearn.exceptions import AspectRatioWarning, MultiPageImageWarning, SkippedImagesWarning
 
 # Share of false ones among the images that are called suspects.
@@ -62,7 +64,7 @@ def refuse_trim(trim: Any, what: str) -> None:
 
 def without_suspects(
     detector: Any, pca: BasePCA, steps: StepReader, shape: dict[str, Any], rows: np.ndarray | None
-) -> tuple[StepReader, np.ndarray, KnownScores]:
+) -> tuple[StepReader, np.ndarray, Summaries]:
     """Return the images that a fit shall learn, a record of all, and the scores that make its thresholds.
 
     Parameters
@@ -103,7 +105,7 @@ def without_suspects(
         ranking = _Others(detector, pca, taken, cells).rank()
     records = ranking.records(np.arange(steps.n_samples) if rows is None else rows)
     kept = steps.keep(np.flatnonzero(~ranking.trimmed))
-    return kept, records, KnownScores(ranking.normal, Calibration.empty(steps.n_patches))
+    return kept, records, ranking.normal
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ class Ranking:
 
     Parameters
     ----------
-    calibration : Calibration
+    summaries : Summaries
         Of all images; NaN for those that could not be read.
     scores, p_values, q_values : ndarray of shape (n,)
         Scores by models that know all images which are not trimmed.
@@ -122,7 +124,7 @@ class Ranking:
         Of `Describer`.
     """
 
-    calibration: Calibration
+    summaries: Summaries
     scores: np.ndarray
     p_values: np.ndarray
     q_values: np.ndarray
@@ -131,21 +133,20 @@ class Ranking:
 
     @classmethod
     def of(
-        cls, calibration: Calibration, weight: float, curve: LearningCurve, trimmed: np.ndarray, descriptors: np.ndarray
+        cls, summaries: Summaries, weight: float, curve: LearningCurve, trimmed: np.ndarray, descriptors: np.ndarray
     ) -> Ranking:
         """Return the images ranked by scores, brought to a model of this weight."""
-        scores, p_values, q_values = np.full((3, len(calibration)), np.nan)
-        readable = np.isfinite(calibration.summaries[:, 1])
-        known = Calibration(calibration.summaries[readable], calibration.n_patches)
-        scores[readable] = known.corrected_to(weight, curve).scores
+        scores, p_values, q_values = np.full((3, len(summaries)), np.nan)
+        readable = np.isfinite(summaries.scores)
+        scores[readable] = summaries.take(readable).corrected_to(weight, curve).scores
         p_values[readable] = tail_probabilities(-scores[readable])
         q_values[readable] = false_discovery_control(p_values[readable])
-        return cls(calibration, scores, p_values, q_values, trimmed, descriptors)
+        return cls(summaries, scores, p_values, q_values, trimmed, descriptors)
 
     @property
-    def normal(self) -> Calibration:
+    def normal(self) -> Summaries:
         """Scores of the images that do not stand out, trimmed or not: normal images can be as far."""
-        return Calibration(self.calibration.summaries[self.q_values > FALSE_DISCOVERY_RATE], self.calibration.n_patches)
+        return self.summaries.take(self.q_values > FALSE_DISCOVERY_RATE)
 
     def farthest(self, trim: float | str) -> np.ndarray:
         """Return which images the next models shall not learn: a share, or those that stand out and never half."""
@@ -197,7 +198,7 @@ class _Others:
         The first round looks at one feature at a time: images that are alike, but not as the others, make directions of
         their own, along which nothing is far.
         """
-        self.pca.check_memory(self.steps, n_gaussians=None if self.cells is None else len(self.cells.slots))
+        check_memory(self.pca, self.steps, n_gaussians=None if self.cells is None else len(self.cells.slots))
         trim, trimmed = self.detector.trim, np.zeros(self.steps.n_samples, bool)
         if not trim:
             return self._ranking(trimmed)
@@ -217,32 +218,30 @@ class _Others:
         def learn(fitted: Fitted | None, rows: Tensor) -> Fitted | None:
             return self._learn(fitted, rows.numpy()[~trimmed[rows.numpy()]])
 
-        steps, detector = self.steps, self.detector
-        parts, describe = [], None
+        steps, settings = self.steps, ScoreSettings.of(self.detector)
+        columns, weights, describe = [], [], None
         n_blocks = N_BLOCKS if steps.n_samples <= FEW_IMAGES else _N_BLOCKS_OF_MANY
         for fitted, rows in leave_out(learn, None, torch.from_numpy(np.arange(steps.n_samples)), n_blocks):
             if fitted is None or fitted.weight < 2:
                 raise steps.unreadable()
-            device = fitted.state.mean.device
-            operator = _by_feature(fitted) if without_directions else detector._operator(fitted, device)
-            scorer = detector._scorer(operator, steps, self.cells)
+            device = resolve_device(self.detector.device, fitted.state.mean.device, required=False)
+            operator = _by_feature(fitted) if without_directions else settings.operator(fitted, device)
+            scorer = settings.scorer(operator, steps, self.cells)
             describe = describe or Describer(steps, fitted, self.cells)
 
-            def known(
-                step: Tensor, scorer: Any = scorer, weight: float = fitted.weight, describe: Describer = describe
-            ) -> Tensor:
-                summaries = scorer.summaries(step, weight)
+            def summarized(step: Tensor, scorer: MapScorer = scorer, describe: Describer = describe) -> Tensor:
+                summaries = scorer.summaries(step)
                 return torch.cat([summaries, describe(step).to(summaries)], 1)
 
-            block = steps.keep(rows.numpy()).map_steps(known, self.pca.step_size)
-            block = np.asarray(block.cpu() if isinstance(block, Tensor) else block, dtype=np.float64)
-            block[:, 0] = fitted.weight  # not rounded
-            parts.append(block)
-        values = np.concatenate(parts)
-        summaries, descriptors = values[:, : -Describer.size], values[:, -Describer.size :]
-        curve = LearningCurve.of_model(detector.distance, detector.covariance, fitted)
+            block = steps.keep(rows.numpy())
+            columns.append(on_host(block.map_steps(summarized, self.pca.step_size)))
+            weights.append(np.full(len(rows), fitted.weight))
+        values = np.concatenate(columns)
+        summaries = Summaries.of(values[:, : -Describer.size], np.concatenate(weights), steps.n_patches)
+        curve = LearningCurve.of_model(settings.distance, fitted)
         weight = fitted.weight / fitted.count * (len(values) - trimmed.sum())
-        return Ranking.of(Calibration(summaries, steps.n_patches), weight, curve, trimmed, descriptors)
+        descriptors = values[:, -Describer.size :].astype(np.float64)
+        return Ranking.of(summaries, weight, curve, trimmed, descriptors)
 
     def _learn(self, fitted: Fitted | None, rows: np.ndarray) -> Fitted | None:
         n_copies = self.steps.n_copies

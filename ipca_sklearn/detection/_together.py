@@ -5,27 +5,24 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from ipca_sklearn._utils._sklearn_compat import validate_parameters
+from ipca_sklearn._utils._surroundings import own_surroundings
 from ipca_sklearn._utils._typing import ArrayLike
 from ipca_sklearn.decomposition._base import BasePCA
 from ipca_sklearn.decomposition._batched_ipca import BatchedIncrementalPCA
-from ipca_sklearn.decomposition._batches import StepReader, read_steps
-from ipca_sklearn.decomposition._fitted import Fitted
+from ipca_sklearn.decomposition._batches import read_steps
 from ipca_sklearn.decomposition._fitted_scatter import FittedExactPCA
-from ipca_sklearn.detection._calibration import Calibration
-from ipca_sklearn.detection._calibrator import ScoringModel
+from ipca_sklearn.detection._calibrator import Calibrator
 from ipca_sklearn.detection._cells import Cells
 from ipca_sklearn.detection._copies import group_size
 from ipca_sklearn.detection._gaussians import choose_cells, pca_parameters
-from ipca_sklearn.detection._map_ops import MapScorer
-from ipca_sklearn.detection._patch_gaussian import PatchGaussianDetector
+from ipca_sklearn.detection._learning import learn
+from ipca_sklearn.detection._map_ops import is_aligned
+from ipca_sklearn.detection._patch_gaussian import PatchGaussianDetector, normal_steps
+from ipca_sklearn.detection._settings import ScoreSettings
 from ipca_sklearn.detection._suspects import refuse_trim
 
 # Parameters of scores and thresholds: learning does not depend on them.
@@ -76,7 +73,10 @@ def fit_together(detectors: Sequence[PatchGaussianDetector], X: ArrayLike, y: An
     n_fits = 0
     for _, members in groups:
         with suppress(Exception):
-            (members[0] if len(members) == 1 else _Together.of(members)).fit(X, y)
+            if len(members) == 1:
+                members[0].fit(X, y)
+            else:
+                _fit_members(members, X, y)
             n_fits += 1
     return n_fits
 
@@ -100,83 +100,27 @@ def _what_is_learnt(detector: PatchGaussianDetector, X: ArrayLike) -> dict[str, 
     return parameters
 
 
-class _Together(PatchGaussianDetector):
-    """Learns for several detectors: each step is scored by the operators of all of them before it is learnt.
-
-    Where one detector keeps a summary of an image, this one keeps a row for each member, and `_store` deals them out.
-    """
-
-    _members: list[tuple[PatchGaussianDetector, Any]]  # with n_components in numbers
-
-    @classmethod
-    def of(cls, members: Sequence[PatchGaussianDetector]) -> _Together:
-        """Return what learns for some members."""
-        together = cls(**members[0].get_params())
-        together._members = [(member, None) for member in members]
-        return together
-
-    def _new_pca(self, n_features: int, group: int) -> BasePCA:
-        parameters = [pca_parameters(member.get_params(), n_features, group) for member, _ in self._members]
-        wanted = [of_member.get("n_components") for of_member in parameters]
-        # What needs most directions comes first: its decomposition serves the others. A share may need all.
-        most = [np.inf if isinstance(value, float) else value or 0 for value in wanted]
-        self._members = [(self._members[number][0], wanted[number]) for number in np.argsort(most)[::-1]]
-        return self._members[0][0]._new_pca(n_features, group)
-
-    def _operator(self, fitted: Fitted, device: torch.device) -> Any:
-        return [member._operator(_cut(fitted, wanted), device) for member, wanted in self._members]
-
-    def _scorer(self, operator: Any, steps: StepReader, cells: Cells | None) -> Any:
-        pairs = zip(self._members, operator, strict=True)
-        return _Scorers([member._scorer(own, steps, cells) for (member, _), own in pairs])
-
-    def _store(
-        self,
-        shape: dict[str, Any],
-        pca: BasePCA,
-        calibration: Calibration,
-        left_out: Calibration,
-        chosen: Any = None,
-        scoring: ScoringModel | None = None,
-    ) -> None:
-        for number, (member, wanted) in enumerate(self._members):
-            member._store(
-                dict(shape),
-                _cut_pca(pca, wanted),
-                self._share(calibration, number),
-                self._share(left_out, number),
-                scoring=None if scoring is None else _share_of_scoring(scoring, number),
-            )
-        self.pca_ = pca
-
-    def _share(self, calibration: Calibration, number: int) -> Calibration:
-        return Calibration(calibration.summaries[number :: len(self._members)], calibration.n_patches)
+def _fit_members(members: Sequence[PatchGaussianDetector], X: ArrayLike, y: Any) -> None:
+    """Fit detectors that learn the same: each step is scored by all of them before it is learnt."""
+    first = PatchGaussianDetector(**members[0].get_params())  # without its callbacks
+    steps = normal_steps(read_steps(first, X, reset=True), y)
+    shape = first._shape_of(steps, is_aligned(X))
+    group = group_size(Cells.of(shape["cells_"]), steps.n_copies)
+    wanted = [pca_parameters(member.get_params(), steps.n_features, group).get("n_components") for member in members]
+    pca = first._new_pca(steps.n_features, group)
+    own = [ScoreSettings.of(member) for member in members]
+    resolved = [replace(settings, n_components=number) for settings, number in zip(own, wanted, strict=True)]
+    with own_surroundings():
+        done = learn(first, resolved, steps, shape, pca, None, (X, y))
+        for number, (member, settings) in enumerate(zip(members, own, strict=True)):
+            its_pca = _cut_pca(pca, wanted[number])
+            model = None if done.model is None else done.model.of_one(number)
+            calibrator = Calibrator.of(settings, its_pca.fitted_, *done.scores.summaries(number), model)
+            member._store(dict(shape), its_pca, calibrator)
 
 
-@dataclass(frozen=True)
-class _Scorers:
-    """The scorers of all members."""
-
-    scorers: list[MapScorer]
-
-    def summaries(self, step: Tensor, weight: float) -> Tensor:
-        """Return the summaries (b * members, 2 + q) of a step (b, P, m), image by image."""
-        return torch.stack([scorer.summaries(step, weight) for scorer in self.scorers], 1).flatten(0, 1)
-
-
-def _cut(fitted: Fitted, wanted: Any) -> Fitted:
+def _cut_pca(pca: BasePCA, n_components: Any) -> BasePCA:
     """Return what is learnt with the components that a member wants."""
-    if isinstance(fitted, FittedExactPCA) and wanted is not None:
-        return fitted.with_components(wanted)
-    return fitted
-
-
-def _cut_pca(pca: BasePCA, wanted: Any) -> BasePCA:
-    if isinstance(pca, BatchedIncrementalPCA) and isinstance(pca.fitted_, FittedExactPCA) and wanted is not None:
-        return pca.with_components(wanted)
+    if isinstance(pca, BatchedIncrementalPCA) and isinstance(pca.fitted_, FittedExactPCA) and n_components is not None:
+        return pca.with_components(n_components)
     return copy.copy(pca)
-
-
-def _share_of_scoring(scoring: ScoringModel, number: int) -> ScoringModel:
-    make: Any = None if scoring.weight == 0 else lambda: scoring.operator[number]  # type: ignore[index]
-    return ScoringModel(scoring.count, scoring.weight, make)

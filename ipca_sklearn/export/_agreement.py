@@ -12,7 +12,7 @@ from sklearn.pipeline import Pipeline
 
 from ipca_sklearn._utils._files import printable
 from ipca_sklearn._utils._typing import Image, Size
-from ipca_sklearn.features._decode import check_images, load_batch, to_rgb
+from ipca_sklearn.images._decode import check_images, load_batch, to_rgb
 
 # How much scores and maps of a file may differ from those of its pipeline, of the largest value of a map.
 LARGEST_DIFFERENCE = 1e-4

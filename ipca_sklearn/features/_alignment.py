@@ -16,7 +16,7 @@ from torch import Tensor
 from ipca_sklearn._utils._digests import content, new_digest
 from ipca_sklearn._utils._typing import Size
 from ipca_sklearn.features._registration import FINE, Floats, Pose, Search, correlation, moved, shrunk
-from ipca_sklearn.features._resize import to_unit_floats
+from ipca_sklearn.images._resize import to_unit_floats
 
 ALIGNMENTS = ("translation", "rigid")
 # Images of the fit that the mean image, and what of it is seen in all of them, come from.

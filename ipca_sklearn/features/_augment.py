@@ -13,8 +13,8 @@ from torch import Tensor
 from ipca_sklearn._utils._surroundings import as_in_a_fresh_process
 from ipca_sklearn._utils._threads import seeded_torch
 from ipca_sklearn._utils._typing import Size
-from ipca_sklearn.features._resize import to_unit_floats
 from ipca_sklearn.features._settings import Augment, ImageSettings
+from ipca_sklearn.images._resize import to_unit_floats
 
 AUGMENTATIONS = ("flip", "random_crop", "rotation")
 
@@ -34,7 +34,7 @@ def check_augment(augment: Augment, n_augmented: int, image_size: Size, crop_siz
     if "random_crop" in names and crop_size == image_size:
         raise ValueError(
             f"augment={augment!r} has nothing to choose from: the crop is the whole resized image, {image_size[0]} x "
-            f"{image_size[1]} pixels. Set crop_size to less than that (None is all of it), or augment=None"
+            f"{image_size[1]} pixels. Set crop_size to less than that (None takes all of it), or augment=None"
         )
 
 

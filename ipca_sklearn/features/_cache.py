@@ -9,6 +9,7 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import suppress
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,11 @@ from ipca_sklearn._utils._files import printable, replacing
 from ipca_sklearn._utils._typing import Image as ImageLike
 from ipca_sklearn._utils._typing import PathLike
 from ipca_sklearn.exceptions import ImageReadError
-from ipca_sklearn.features._decode import to_rgb
+from ipca_sklearn.images._decode import to_rgb
 
 # Files written before the folder is measured again, because other processes may write to it too.
 _FILES_PER_MEASUREMENT = 32
+_BAND = "-band"  # before the number of a band, in the name of a file that holds one
 _N_CHECKSUM = 4  # bytes of CRC-32 at the end of a file: found cheaper than other checksums
 # Folders that cannot be written, which a warning has told of in this process.
 _told_of: set[str] = set()
@@ -51,7 +53,8 @@ class FeatureCache:
 
     Notes
     -----
-    An image needs 4 H W m bytes (EfficientNet-Lite0: 3.2 MB). Its file is named after everything that its features
+    An image needs 4 H W m bytes (EfficientNet-Lite0: 3.2 MB). Large pictures (`tile_size`) have a file for each row of
+    tiles, so that no more than a row is in memory. A file is named after everything that its features
     depend on: the settings and weights of the network, the versions of torch and torchvision, and the image. An image
     file counts by its path, size and time of change, any other image by its content. A network of your own counts by
     its printed structure and its weights: `clear` the cache when you change its code.
@@ -88,7 +91,7 @@ class FeatureCache:
     @property
     def n_images(self) -> int:
         """Images stored."""
-        return sum(1 for _ in self._files())
+        return len({(file.parent, file.stem.partition(_BAND)[0]) for file in self._files()})
 
     @property
     def n_bytes(self) -> int:
@@ -165,12 +168,26 @@ class StoredFeatures:
         folder = Path(cache.location, f"features-{settings_digest}")
         self._cache = cache
         self._paths = {int(index): _path(folder, images[index]) for index in indices}
+        self._stopped = False
+        self._set_shape(shape)
+
+    def _set_shape(self, shape: tuple[int, ...]) -> None:
+        self.shape = shape
         header = io.BytesIO()
         form = {"descr": "<f4", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(header, form)
         self._header = header.getvalue()
         self._n_bytes = len(self._header) + 4 * int(np.prod(shape)) + _N_CHECKSUM
-        self._stopped = False
+
+    def band(self, number: int, shape: tuple[int, ...]) -> StoredFeatures:
+        """Return the files of one band of each image, for images that are not kept as a whole."""
+        files = copy(self)
+        files._paths = {
+            index: None if path is None else path.with_stem(f"{path.stem}{_BAND}{number}")
+            for index, path in self._paths.items()
+        }
+        files._set_shape(shape)
+        return files
 
     def missing(self, indices: np.ndarray) -> np.ndarray:
         """Return the positions, among some indices, of the images without a file."""

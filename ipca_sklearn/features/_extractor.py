@@ -25,17 +25,17 @@ from ipca_sklearn.features._alignment import ALIGNMENTS
 from ipca_sklearn.features._augment import AUGMENTATIONS, check_augment
 from ipca_sklearn.features._cache import FeatureCache
 from ipca_sklearn.features._copies import AugmentedFeatures
-from ipca_sklearn.features._decode import check_images
-from ipca_sklearn.features._formats import MAX_PIXELS
 from ipca_sklearn.features._geometry import InspectedAreaMixin
 from ipca_sklearn.features._lazy import PatchFeatures
 from ipca_sklearn.features._network_of import make_network
-from ipca_sklearn.features._networks import DEFAULT_BACKBONE
-from ipca_sklearn.features._resize import INTERPOLATIONS
 from ipca_sklearn.features._settings import Augment, FeatureSettings, settings_of
 from ipca_sklearn.features._tiled import features_of
 from ipca_sklearn.features._training_record import TrainingRecordMixin, unchanged_after_error
-from ipca_sklearn.features._weights import Weights
+from ipca_sklearn.features.backbones._networks import DEFAULT_BACKBONE
+from ipca_sklearn.features.backbones._weights import Weights
+from ipca_sklearn.images._decode import check_images
+from ipca_sklearn.images._formats import MAX_PIXELS
+from ipca_sklearn.images._resize import INTERPOLATIONS
 
 
 class PatchFeatureExtractor(
@@ -90,7 +90,7 @@ class PatchFeatureExtractor(
         For small defects in large pictures: height and width in pixels of overlapping tiles, at most, that pass through
         the network one by one (512, say), so that memory is that of a row of tiles. They are evened out to fill the
         picture; the maps are those of the whole picture. With `image_size="auto"` pictures then keep the size of the
-        first one, and others are resized to it. Without `n_augmented` and `cache`. None is the whole image at once.
+        first one, and others are resized to it. Without `n_augmented`. None is the whole image at once.
     tile_overlap : "auto" or int, default="auto"
         Pixels that neighbouring tiles share. The outer half is seen and cut off, and mirrored at the edges of the
         picture, in place of a `margin`. `"auto"` is 128, or four strides of transformers.
@@ -181,7 +181,7 @@ class PatchFeatureExtractor(
     grid_size_ : (int, int)
         Rows and columns of patches, H and W.
     region_ : ndarray of bool, shape (H, W), or None
-        The patches that are inspected; None is all.
+        The patches that are inspected; None if all are.
     reference_ : ndarray of shape (h, w), or None
         With `align`: the mean image, grey, at most 128 pixels long, that parts are aligned to.
     layers_ : tuple

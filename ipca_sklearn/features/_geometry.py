@@ -20,10 +20,10 @@ from ipca_sklearn._utils._files import printable
 from ipca_sklearn._utils._proportions import same_proportions
 from ipca_sklearn._utils._typing import Image, Images, Size
 from ipca_sklearn.exceptions import AspectRatioWarning, ImageReadError
-from ipca_sklearn.features._decode import check_images, resize_and_crop, size_of
-from ipca_sklearn.features._mask_areas import centre_of, shrink_mask
-from ipca_sklearn.features._masks import check_proportions, read_mask, read_masks
-from ipca_sklearn.features._networks import sides_of, takes_patches
+from ipca_sklearn.features.backbones._networks import sides_of, takes_patches
+from ipca_sklearn.images._decode import check_images, resize_and_crop, size_of
+from ipca_sklearn.images._mask_areas import centre_of, shrink_mask
+from ipca_sklearn.images._masks import check_proportions, read_mask, read_masks
 
 # Of `image_size="auto"`: about as many pixels as the paper's square has.
 AUTO_PIXELS = 256 * 256

@@ -66,7 +66,7 @@ def write_on_grid(
     if layer.shape[2:] == out.shape[1:3] and pooling_size == 1 and margin == 0:
         out.copy_(layer.permute(0, 2, 3, 1))
         return
-    how = [
+    resizings = [
         (side, patches, interpolation, pooling_size, margin, pixels, out.device)
         for side, patches, pixels in zip(layer.shape[2:], out.shape[1:3], length, strict=True)
     ]
@@ -74,14 +74,14 @@ def write_on_grid(
         from ipca_sklearn.features._numba_grid import write_maps  # numba is optional
 
         maps = layer.detach().permute(0, 2, 3, 1).float().contiguous()
-        write_maps(maps.numpy(), *_bands(*how[0]), *_bands(*how[1]), out.detach().numpy())
+        write_maps(maps.numpy(), *_bands(*resizings[0]), *_bands(*resizings[1]), out.detach().numpy())
         return
-    out.copy_(on_grid(layer, *(resize_matrix(*each) for each in how)))
+    out.copy_(on_grid(layer, *(resize_matrix(*each) for each in resizings)))
 
 
 @lru_cache(maxsize=64)
-def _bands(*how: Any) -> tuple[np.ndarray, np.ndarray]:
+def _bands(*resizing: Any) -> tuple[np.ndarray, np.ndarray]:
     """Return what is not 0 of a `resize_matrix`."""
     from ipca_sklearn.features._numba_grid import band
 
-    return band(resize_matrix(*how).numpy())
+    return band(resize_matrix(*resizing).numpy())

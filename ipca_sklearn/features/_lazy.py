@@ -23,12 +23,12 @@ from ipca_sklearn.exceptions import ImageReadError
 from ipca_sklearn.features import engines
 from ipca_sklearn.features._alignment import UNREADABLE, Placement, alignment_table, map_to_image
 from ipca_sklearn.features._cache import FeatureCache, StoredFeatures
-from ipca_sklearn.features._decode import size_of
 from ipca_sklearn.features._geometry import covered_box
 from ipca_sklearn.features._grid import write_on_grid
 from ipca_sklearn.features._loader import read_batches
 from ipca_sklearn.features._remarks import Remarks, SkippedImages, zip_rows
 from ipca_sklearn.features._settings import FeatureSettings
+from ipca_sklearn.images._decode import size_of
 from ipca_sklearn.linalg import full_precision
 
 # Of an image that is decoded: as Pillow has it, as bytes and as floats.
@@ -82,7 +82,7 @@ class PatchFeatures:
 
     @property
     def region(self) -> np.ndarray | None:
-        """Patches (H, W) that `read` yields, True is inspected; None is all."""
+        """Patches (H, W) that `read` yields, True is inspected; None if all are."""
         return self._settings.region
 
     @property
@@ -216,7 +216,9 @@ class PatchFeatures:
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
         if copy is False:
-            raise ValueError("PatchFeatures are computed, so an array of them is always new; copy=False cannot be had")
+            raise ValueError(
+                "copy=False is not supported: PatchFeatures are computed, so an array of them is always new"
+            )
         array = np.empty(self.shape, dtype=dtype or self.dtype)
         start = 0
         for batch, _ in self.read(self._images_at_once, reuse=True):
@@ -389,7 +391,7 @@ class PatchFeatures:
             )
             return None
         digest = self._settings.digest(
-            engines.choose(self._settings).label if self._settings.amp_dtype is not None else ""
+            engines.choose(self._settings.of_network).label if self._settings.amp_dtype is not None else ""
         )
         return StoredFeatures(self._cache, self._images, self._indices, digest, self._settings.kept_shape)
 

@@ -21,7 +21,8 @@ from ipca_sklearn._utils._typing import Image, PathLike, Size
 from ipca_sklearn.exceptions import ImageReadError
 from ipca_sklearn.features._alignment import Aligner, Placement, aligned
 from ipca_sklearn.features._augment import augmented
-from ipca_sklearn.features._decode import (
+from ipca_sklearn.features._settings import ImageSettings
+from ipca_sklearn.images._decode import (
     center_crop,
     check_range,
     decode,
@@ -32,8 +33,7 @@ from ipca_sklearn.features._decode import (
     to_rgb,
     value_range,
 )
-from ipca_sklearn.features._resize import resize
-from ipca_sklearn.features._settings import ImageSettings
+from ipca_sklearn.images._resize import resize
 
 # image_size, size of the part that is kept, interpolation, and what aligns
 _Geometry: TypeAlias = tuple[Size, Size, str, Aligner | None]

@@ -12,10 +12,10 @@ from sklearn.utils import check_random_state
 from ipca_sklearn._utils._devices import resolve_device
 from ipca_sklearn.features import engines
 from ipca_sklearn.features._augment import check_augment
-from ipca_sklearn.features._backbones import Backbone
 from ipca_sklearn.features._geometry import Geometry, as_size
 from ipca_sklearn.features._reference import check_align, learn_reference, wants_foreground
 from ipca_sklearn.features._tiling import Tiling
+from ipca_sklearn.features.backbones._backbone import Backbone
 
 
 def make_network(extractor: Any, images: Any) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ipca_sklearn.features._backbones import Backbone
 from ipca_sklearn.features._grid import on_grid, resize_matrix
 from ipca_sklearn.features._settings import FeatureSettings
+from ipca_sklearn.features.backbones._backbone import Backbone
 
 
 class PatchNetwork(nn.Module):

@@ -65,10 +65,11 @@ def learn_reference(extractor: Any, images: Any) -> None:
     found = features.alignment()
     n_found = int(found["aligned"].sum())
     if n_found <= len(found) // 2:
+        turned = "" if extractor.align == "rigid" else "; parts that are turned need align='rigid'"
         _warn(
             f"align={extractor.align!r}: the part was found in {n_found} of the first {len(found)} images only "
             f"(median correlation with the mean image {np.median(found['quality']):.2f}). Images that are alike "
-            "everywhere, such as textures, cannot be aligned; parts that are turned need align='rigid'"
+            f"everywhere, such as textures, cannot be aligned{turned}"
         )
     if extractor.region is None or wants_foreground(extractor):
         _choose_region(extractor, features)

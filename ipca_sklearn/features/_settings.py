@@ -19,9 +19,9 @@ from ipca_sklearn._utils._digests import new_digest, weights_digest
 from ipca_sklearn._utils._sklearn_compat import LokyBackend, get_active_backend
 from ipca_sklearn._utils._typing import DeviceLike, Size
 from ipca_sklearn.features._alignment import Aligner
-from ipca_sklearn.features._backbones import Backbone
-from ipca_sklearn.features._resize import PIXELS_VERSION
 from ipca_sklearn.features._tiling import Tiling
+from ipca_sklearn.features.backbones._backbone import Backbone
+from ipca_sklearn.images._resize import PIXELS_VERSION
 
 # What `augment` may be.
 Augment: TypeAlias = str | Sequence[str] | Callable[[Tensor], Tensor] | None
@@ -97,7 +97,7 @@ class FeatureSettings:
     n_features : int
         m.
     region : ndarray of bool, shape (H, W), or None
-        The patches that are inspected; None is all.
+        The patches that are inspected; None if all are.
     images : ImageSettings
     amp_dtype : torch.dtype or None
         Of mixed precision; None is float32.
@@ -169,6 +169,7 @@ class FeatureSettings:
             None if self.region is None else self.region.tobytes(),
             (str(self.backbone.network), weights_digest(self.backbone.network)),
             *(() if images.aligner is None else (images.aligner.digest(),)),
+            *(() if self.tiling is None else (self.tiling,)),
         )
         digest = new_digest()
         digest.update(repr(parts).encode())

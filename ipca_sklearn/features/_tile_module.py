@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from ipca_sklearn._utils._surroundings import as_in_a_fresh_process
 from ipca_sklearn.features._patch_network import PatchNetwork
-from ipca_sklearn.features._resize import to_unit_floats
 from ipca_sklearn.features._settings import FeatureSettings
 from ipca_sklearn.features._tiled import patches_of, within
+from ipca_sklearn.images._resize import to_unit_floats
 
 
 class Tile(NamedTuple):

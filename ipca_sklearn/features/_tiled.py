@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ipca_sklearn._utils._surroundings import own_surroundings
 from ipca_sklearn.exceptions import ImageReadError
+from ipca_sklearn.features._cache import StoredFeatures
 from ipca_sklearn.features._lazy import PatchFeatures, _run_network
 from ipca_sklearn.features._loader import read_batches
 from ipca_sklearn.features._remarks import Remarks
@@ -20,15 +21,16 @@ from ipca_sklearn.features._tiling import Tiling
 
 
 class Bands:
-    """The features of one picture, as bands (p, m) of its patches from the first row on; computed in each iteration."""
+    """The features of one picture, as bands (p, m) of its patches from the first row on, computed when read."""
 
-    def __init__(self, features: TiledFeatures, index: int, remarks: Remarks) -> None:
+    def __init__(self, features: TiledFeatures, index: int, stored: list[StoredFeatures], remarks: Remarks) -> None:
         self._features = features
         self._index = index
+        self._stored = stored
         self._remarks = remarks
 
     def __iter__(self) -> Iterator[Tensor]:
-        return self._features._bands(self._index, self._remarks)
+        return self._features._bands(self._index, self._stored, self._remarks)
 
 
 class TiledFeatures(PatchFeatures):
@@ -64,16 +66,46 @@ class TiledFeatures(PatchFeatures):
         return self._told(self._pictures(size, remarks), remarks)
 
     def _pictures(self, size: int, remarks: Remarks) -> Iterator[tuple[list[Bands | None], dict[int, str]]]:
+        stored = self._stored_bands()
         for start in range(0, len(self), size):
             chosen = self._indices[start : start + size].tolist()
-            reasons = [self._reason(index, remarks) for index in chosen]
+            reasons = [self._reason(index, stored, remarks) for index in chosen]
             skipped = {row: reason for row, reason in enumerate(reasons) if reason is not None}
-            bands = [None if row in skipped else Bands(self, index, remarks) for row, index in enumerate(chosen)]
+            bands = [
+                None if row in skipped else Bands(self, index, stored, remarks) for row, index in enumerate(chosen)
+            ]
             yield bands, skipped
 
-    def _reason(self, index: int, remarks: Remarks) -> str | None:
+    def _reason(self, index: int, stored: list[StoredFeatures], remarks: Remarks) -> str | None:
         """Return why a picture cannot be read, where such are skipped: it is decoded once more for that."""
-        return self._picture(index, remarks)[1] if self.may_skip else None
+        if not self.may_skip or (stored and not any(len(band.missing(np.array([index]))) for band in stored)):
+            return None
+        return self._picture(index, remarks)[1]
+
+    def _rows_of_tiles(self) -> list[tuple[int, slice, np.ndarray | None]]:
+        """Return the rows of tiles that are inspected: number, rows of patches, and which of their patches."""
+        tiling, region = self._settings.tiling, self._settings.region
+        assert tiling is not None
+        height = tiling.picture[0] // self._settings.grid_size[0]
+        found = []
+        for number in range(len(tiling.starts[0])):
+            rows = patches_of(tiling.kept(0, number), height)
+            inside = None if region is None else region[rows]
+            if inside is None or inside.any():
+                found.append((number, rows, inside))
+        return found
+
+    def _stored_bands(self) -> list[StoredFeatures]:
+        """Return the files of each band; none without a cache."""
+        stored = self._stored()
+        if stored is None:
+            return []
+        _, columns, n_features = self._settings.shape
+        sizes = [
+            (rows.stop - rows.start) * columns if inside is None else int(inside.sum())
+            for _, rows, inside in self._rows_of_tiles()
+        ]
+        return [stored.band(number, (size, n_features)) for number, size in enumerate(sizes)]
 
     def _read(self, size: int, reuse: bool, remarks: Remarks) -> Iterator[tuple[Tensor, dict[int, str]]]:
         memory = torch.empty(min(size, len(self)), *self._settings.kept_shape, dtype=torch.float32, device=self.device)
@@ -97,26 +129,36 @@ class TiledFeatures(PatchFeatures):
                 known[index] = noticed[0]
         return batch.images[0], batch.skipped.get(0)
 
-    def _bands(self, index: int, remarks: Remarks) -> Iterator[Tensor]:
-        picture, reason = self._picture(index, remarks)
-        if reason is not None:  # it could be read a moment ago
-            raise ImageReadError(reason)
-        settings = self._settings
-        tiling, region, device = settings.tiling, settings.region, self.device
+    def _bands(self, index: int, stored: list[StoredFeatures], remarks: Remarks) -> Iterator[Tensor]:
+        picture: Tensor | None = None
+        for place, row_of_tiles in enumerate(self._rows_of_tiles()):
+            if stored:
+                values = np.empty(stored[place].shape, np.float32)
+                if stored[place].read(index, values):
+                    yield torch.from_numpy(values).to(self.device)
+                    continue
+            if picture is None:
+                picture, reason = self._picture(index, remarks)
+                if reason is not None:  # it could be read a moment ago
+                    raise ImageReadError(reason)
+            band = self._band(picture, *row_of_tiles)
+            if stored:
+                stored[place].write(index, band)
+            yield band
+
+    def _band(self, picture: Tensor, number: int, rows: slice, inside: np.ndarray | None) -> Tensor:
+        """Compute a band (p, m) of a picture: a row of tiles, or its patches in the region."""
+        settings, device = self._settings, self.device
+        tiling = settings.tiling
         assert tiling is not None
         with own_surroundings():
             settings.backbone.to(device)
-        how: Any = {"dtype": torch.float32, "device": device}
+        seen = picture[:, tiling.pixels(0, number, device)]
+        shape = (rows.stop - rows.start, settings.grid_size[1], settings.n_features)
+        band = torch.empty(shape, dtype=torch.float32, device=device)
         height, width = (side // n for side, n in zip(tiling.picture, settings.grid_size, strict=True))
-        for number in range(len(tiling.starts[0])):
-            rows = patches_of(tiling.kept(0, number), height)
-            inside = None if region is None else region[rows]
-            if inside is not None and not inside.any():
-                continue
-            seen = picture[:, tiling.pixels(0, number, device)]
-            band = torch.empty(rows.stop - rows.start, settings.grid_size[1], settings.n_features, **how)
-            self._fill(band, seen, number, inside, (height, width))
-            yield band.flatten(0, 1) if inside is None else band[torch.from_numpy(inside).to(device)]
+        self._fill(band, seen, number, inside, (height, width))
+        return band.flatten(0, 1) if inside is None else band[torch.from_numpy(inside).to(device)]
 
     def _fill(
         self, band: Tensor, pixels: Tensor, number: int, inside: np.ndarray | None, patch: tuple[int, int]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ipca_sklearn._utils._typing import Size
 from ipca_sklearn.features._geometry import as_size
-from ipca_sklearn.features._networks import sides_of
+from ipca_sklearn.features.backbones._networks import sides_of
 
 # Of `tile_overlap="auto"`: with half of that, features differ three times as much from the whole picture's (`seams` of
 # benchmarks.tiles measures that).
@@ -167,8 +167,6 @@ def _check(extractor: Any, size: Size, overlap: int, multiple: int) -> None:
             f"n_augmented={extractor.n_augmented}: copies are of whole pictures, which tile_size is to avoid; set it "
             "to 0, or augment the training images themselves"
         )
-    if extractor.cache is not None:
-        raise ValueError("cache= keeps the features of whole pictures, which tile_size is to avoid; set cache=None")
 
 
 def _along(length: int, inner: int, multiple: int, *, fixed: bool) -> tuple[int, tuple[int, ...]]:

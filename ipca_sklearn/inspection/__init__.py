@@ -4,7 +4,7 @@ from ipca_sklearn.inspection._anomaly_maps import AnomalyMapDisplay
 from ipca_sklearn.inspection._drift import DriftDisplay
 from ipca_sklearn.inspection._explained_variance import ExplainedVarianceDisplay
 from ipca_sklearn.inspection._model_card import ModelCard, model_card
-from ipca_sklearn.inspection._pictures import hottest_box, overlay
+from ipca_sklearn.inspection._pictures import defect_mask, heat_layer, hottest_box, map_of_pixels, open_upright, overlay
 from ipca_sklearn.inspection._pimo import PimoDisplay
 from ipca_sklearn.inspection._report import HtmlReport
 from ipca_sklearn.inspection._threshold import ThresholdDisplay
@@ -17,7 +17,11 @@ __all__ = [
     "ModelCard",
     "PimoDisplay",
     "ThresholdDisplay",
+    "defect_mask",
+    "heat_layer",
     "hottest_box",
+    "map_of_pixels",
     "model_card",
+    "open_upright",
     "overlay",
 ]

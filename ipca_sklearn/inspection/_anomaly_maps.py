@@ -12,10 +12,10 @@ from ipca_sklearn._utils._labels import check_labels
 from ipca_sklearn._utils._precision import above
 from ipca_sklearn._utils._sklearn_compat import check_matplotlib_support
 from ipca_sklearn._utils._typing import ArrayLike, Image, Images
-from ipca_sklearn.features._decode import check_images, to_rgb
 from ipca_sklearn.features._extractor import PatchFeatureExtractor
-from ipca_sklearn.features._mask_areas import shrink_mask
-from ipca_sklearn.features._masks import check_proportions, read_masks
+from ipca_sklearn.images._decode import check_images, to_rgb
+from ipca_sklearn.images._mask_areas import shrink_mask
+from ipca_sklearn.images._masks import check_proportions, read_masks
 
 _SIDE = 2.3  # inches
 _ROOM_FOR_TITLE = 1.8  # inches that a title of several words needs when it stands on its end
@@ -41,7 +41,7 @@ class AnomalyMapDisplay:
     titles : list of str or None
         One per row.
     region : ndarray of bool, shape (h, w), or None
-        Patches of the region of interest; None is all.
+        Patches of the region of interest; None if all are inspected.
 
     Attributes
     ----------
@@ -163,7 +163,7 @@ class AnomalyMapDisplay:
         images : sequence of images
             As the extractor takes them.
         y : array-like of shape (n,) or None, default=None
-            +1 for a normal image, -1 for an anomalous one. None: all images are normal.
+            +1 for a normal image, -1 for an anomalous one. None if all images are normal.
         masks, titles
             One per image of `images`, as in `from_estimator`. A title comes before the score.
         n_images : int, default=4

@@ -13,6 +13,12 @@ from ipca_sklearn._utils._files import printable
 _MARKS = re.compile(r"[\\`*\[\]<>|]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 
 
+# Facts that are a height and a width.
+_SIZES = ("image size", "inspected", "tiles", "patches")
+_DIRECTIONS = ("worse scores", "worse map values")
+_OF_PRODUCTS = ("images learnt", "offset", "called unknown")
+
+
 class _Table(NamedTuple):
     """A table with a caption; the first row is the header."""
 
@@ -33,6 +39,36 @@ def as_markdown(title: str, sections: Mapping[str, Mapping[str, Any]], level: in
     return "\n\n".join(parts)
 
 
+def as_text(facts: Mapping[str, Any]) -> str:
+    """Return a line for each fact; if there are products, a line for each of them instead."""
+    if "products" in facts:
+        lines = [
+            f"{printable(name)}: {', '.join(f'{fact} {of[fact]}' for fact in _OF_PRODUCTS)}"
+            for name, of in facts["products"].items()
+        ]
+        return "\n".join([*lines, "more of each by --product NAME"])
+    return "\n".join(line for name, value in facts.items() if name not in _DIRECTIONS for line in _lines(name, value))
+
+
+def _lines(name: str, value: Any) -> Iterator[str]:
+    """Yield the lines of a fact; directions are said with their thresholds."""
+    if name == "offset":
+        value = f"{value}: images that score lower are anomalous"
+    elif name == "map threshold":
+        value = f"{value}: patches with larger distances are anomalous"
+    elif name == "figures":
+        value = "none were given; see --figures" if value is None else "see --format markdown"
+    if name != "learnt from":
+        yield f"{name}: {text_of(value)}"
+        return
+    for record in value:
+        yield (
+            f"learnt from: {printable(', '.join(record['sources']))}: {record['n_learnt']} of {record['n_images']} "
+            f"images, {record['date']}, ipca_sklearn {record['ipca_sklearn']}, digest of the images "
+            f"{text_of(record['digest'])}"
+        )
+
+
 def as_html(title: str, sections: Mapping[str, Mapping[str, Any]]) -> str:
     """Return headings with the tables of their facts."""
     parts = [f"<h2>{html.escape(title)}</h2>"] if title else []
@@ -41,13 +77,14 @@ def as_html(title: str, sections: Mapping[str, Mapping[str, Any]]) -> str:
         for caption, rows in _tables(facts):
             named = f"<caption>{html.escape(caption)}</caption>" if caption else ""
             head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in rows[0])
+            head = f"<thead><tr>{head}</tr></thead>" if caption else ""  # of a list of facts it would say nothing
             body = "".join(
                 f'<tr><th scope="row">{html.escape(row[0])}</th>'
                 + "".join(f"<td>{html.escape(cell)}</td>" for cell in row[1:])
                 + "</tr>"
                 for row in rows[1:]
             )
-            parts.append(f"<table>{named}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
+            parts.append(f"<table>{named}{head}<tbody>{body}</tbody></table>")
     return "\n".join(parts)
 
 
@@ -75,10 +112,14 @@ def _tables(facts: Mapping[str, Any]) -> Iterator[_Table]:
         facts = {**facts, "figures": "none were given"}
     plain = {name: value for name, value in facts.items() if not _is_table(value)}
     if plain:
-        yield _Table("", [["fact", "value"], *([name, text_of(value)] for name, value in plain.items())])
+        yield _Table("", [["fact", "value"], *([name, _fact(name, value)] for name, value in plain.items())])
     for name, value in facts.items():
         if _is_table(value):
             yield _Table(name, _columns(value))
+
+
+def _fact(name: str, value: Any) -> str:
+    return " x ".join(map(str, value)) if value and name in _SIZES else text_of(value)
 
 
 def _is_table(value: Any) -> bool:

@@ -24,12 +24,14 @@ from ipca_sklearn._utils._versions import installed_versions
 from ipca_sklearn.detection import PatchGaussianDetector
 from ipca_sklearn.detection._expected import expected_rate, is_chosen
 from ipca_sklearn.features import PatchFeatureExtractor, weights_license
-from ipca_sklearn.inspection._card_text import as_html, as_markdown
+from ipca_sklearn.inspection._card_text import as_html, as_markdown, as_text
 from ipca_sklearn.inspection._provenance import describe_model, file_digest
 from ipca_sklearn.linalg import ScatterState
 from ipca_sklearn.products import ProductRouter
 
 _PLAIN = (str, int, float, bool, type(None))
+# Parameters that say how this process runs a model: commands set them, and they are no part of it.
+_OF_THIS_PROCESS = {"batch_size", "cache", "device", "engine", "max_pixels", "n_jobs", "on_error"}
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,10 @@ class ModelCard:
     def to_json(self) -> str:
         """Return the facts of `to_dict` as strict JSON; null is not known, or infinity."""
         return to_json(self.to_dict())
+
+    def to_text(self) -> str:
+        """Return a line for each fact; of several products, a line for each of them."""
+        return as_text(self.to_dict())
 
     def to_markdown(self) -> str:
         """Return a page with a table under each heading. Names of files cannot change its layout."""
@@ -263,10 +269,14 @@ def _source(detector: PatchGaussianDetector) -> str:
 
 
 def _changed(of: str, estimator: BaseEstimator) -> dict[str, Any]:
-    """Return the parameters that differ from the defaults of their class."""
+    """Return the parameters that differ from the defaults of their class, without those of this process."""
     defaults = {name: one.default for name, one in inspect.signature(type(estimator)).parameters.items()}
     values = estimator.get_params(deep=False)
-    changed = {name: _plain(value) for name, value in values.items() if _plain(value) != _plain(defaults[name])}
+    changed = {
+        name: _plain(value)
+        for name, value in values.items()
+        if name not in _OF_THIS_PROCESS and _plain(value) != _plain(defaults[name])
+    }
     return {f"parameters of {of}": changed}
 
 

@@ -14,8 +14,8 @@ from ipca_sklearn._utils._files import printable
 from ipca_sklearn._utils._surroundings import own_surroundings
 from ipca_sklearn._utils._typing import PathLike
 from ipca_sklearn.detection import Defect, find_defects
-from ipca_sklearn.features._decode import to_rgb
-from ipca_sklearn.features._formats import MAX_PIXELS, open_image
+from ipca_sklearn.images._decode import to_rgb
+from ipca_sklearn.images._formats import MAX_PIXELS, open_image
 
 
 @own_surroundings()
@@ -162,6 +162,10 @@ def heat_layer(estimator: Pipeline, anomaly_map: np.ndarray, size: tuple[int, in
     ------
     ImportError
         Without matplotlib, which has the colours.
+
+    Examples
+    --------
+    >>> layer = heat_layer(pipe, pipe.transform(["a.png"])[0], (256, 256))  # doctest: +SKIP
     """
     from matplotlib import colormaps
 
@@ -187,7 +191,29 @@ def patch_mask(estimator: Pipeline, anomaly_map: np.ndarray, size: tuple[int, in
 
 
 def defect_mask(defects: Sequence[Defect], size: tuple[int, int]) -> Image.Image:
-    """Draw defects: white in a black picture of `size` (height, width)."""
+    """Draw defects: white in a black picture.
+
+    Parameters
+    ----------
+    defects : sequence of Defect
+        Of one image: an element of what `find_defects` or `predict_regions` returns.
+    size : (int, int)
+        Height and width of the image.
+
+    Returns
+    -------
+    PIL image
+        Of 8 bits: 255 in a defect, else 0.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from ipca_sklearn.detection import find_defects
+    >>> from ipca_sklearn.inspection import defect_mask
+    >>> (defects,) = find_defects(np.array([[[0.0, 9.0], [0.0, 0.0]]]), 5.0, image_sizes=(4, 4))
+    >>> int(np.count_nonzero(defect_mask(defects, (4, 4))))
+    4
+    """
     pixels = np.zeros(size, dtype=np.uint8)
     for defect in defects:
         top, left, height, width = defect.box
@@ -196,7 +222,23 @@ def defect_mask(defects: Sequence[Defect], size: tuple[int, int]) -> Image.Image
 
 
 def map_of_pixels(estimator: Pipeline, anomaly_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Return a map as float32 of the size of its image: bilinear between the patches, 0 where nothing is inspected."""
+    """Return a map in the size of its image: bilinear between the patches, 0 where nothing is inspected.
+
+    Parameters
+    ----------
+    estimator, anomaly_map
+        As in `overlay`.
+    size : (int, int)
+        Height and width of the image.
+
+    Returns
+    -------
+    ndarray of shape `size`, float32
+
+    Examples
+    --------
+    >>> values = map_of_pixels(pipe, pipe.transform(["a.png"])[0], (256, 256))  # doctest: +SKIP
+    """
     return _laid_over(estimator, anomaly_map, size, Image.Resampling.BILINEAR)
 
 
@@ -212,12 +254,36 @@ def _laid_over(
 
 
 def open_upright(path: PathLike, side: int | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Return an image as the network sees it (upright, RGB, 8 bits), shrunk to fit a square of this side.
+    """Return an image as the network sees it: upright, RGB, 8 bits.
+
+    Parameters
+    ----------
+    path : str or path-like
+        File of the image.
+    side : int or None, default=None
+        Shrink it to fit a square of this side.
+    max_pixels : int, default=89_478_485
+        As of the extractor.
+
+    Returns
+    -------
+    PIL image
 
     Raises
     ------
     ImageReadError
         As scoring does; a MissingImageError if the file has gone since.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from PIL import Image
+    >>> from ipca_sklearn.inspection import open_upright
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     Image.new("L", (40, 20)).save(Path(folder, "a.png"))
+    ...     open_upright(Path(folder, "a.png"), side=10).size
+    (10, 5)
     """
     with open_image(path, max_pixels) as image:
         if side is not None:

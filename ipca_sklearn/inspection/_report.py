@@ -142,6 +142,7 @@ class HtmlReport:
         self._closing = ExitStack()
 
     def __enter__(self) -> HtmlReport:
+        self._rows.clear()  # the page may be written again
         self._model_text = None if self.model is None else describe_model(self.model)  # now: it may be written anew
         with ExitStack() as stack:
             self._page = stack.enter_context(replacing(self.path))
@@ -248,6 +249,18 @@ class HtmlReport:
         with naming(tempfile.gettempdir()):
             self._row_file.write(row)
             self._row_file.write(picture)
+
+    def read_encoded(self) -> list[EncodedImage]:
+        """Return the images of an earlier page at the same path with the same title.
+
+        :meta private:
+
+        Raises
+        ------
+        OSError, ValueError
+            As `images_of`.
+        """
+        return images_of(self.path, self.title)
 
     def _sorted_rows(self) -> Iterator[bytes]:
         separator = b"\n"

@@ -224,7 +224,7 @@ def finalize_scatter(state: ScatterState, *, n_components: int | None = None, po
     state : ScatterState
         At least one sample; not changed.
     n_components : int or None, default=None
-        k; None is all m. `keep_share` keeps a share of the variance of all.
+        k; None for all m. `keep_share` keeps a share of the variance of all.
     pooled_share : float in [0, 1], default=0.0
         Share of the mean covariance of all Gaussians in the covariance of each; what is left is its own.
 

@@ -35,7 +35,7 @@ def pixel_roc_auc_score(masks: ArrayLike, maps: ArrayLike, *, region: ArrayLike 
         Anomaly maps, real, larger = more anomalous. If they are smaller than the masks they are resized as by
         :func:`resize_maps`; otherwise they keep their dtype.
     region : array-like of bool, shape (height, width) or (map_height, map_width), default=None
-        The pixels, or the patches, that count: `region_` of an extractor or a detector; None is all. Others are
+        The pixels, or the patches, that count: `region_` of an extractor or a detector; None for all. Others are
         neither normal nor anomalous. Given as patches, maps are resized from the patches of the region alone.
 
     Returns

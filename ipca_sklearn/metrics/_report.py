@@ -57,7 +57,7 @@ def evaluation_report(
     defect_types : array-like of str, shape (n_images,), default=None
         Of the anomalous images; those of normal images are ignored. None is one type only.
     has_mask : array-like of bool, shape (n_images,), default=None
-        Which images have a mask. The pixels of others are left out; None is all.
+        Which images have a mask. The pixels of others are left out; None for all.
     region : array-like of bool, default=None
         As in :func:`pixel_roc_auc_score`.
     n_resamples, confidence_level, random_state

@@ -79,8 +79,8 @@ class OneClassKFold(BaseCrossValidator):
         X : sequence of n samples
             Only its length is used.
         y : array-like of shape (n,), default=None
-            +1 for normal, -1 for anomalous samples; None: all are normal. 0 and 1 are refused: scikit-learn's scorers,
-            which get the same y, take 1 for the normal class whatever 0 means.
+            +1 for normal, -1 for anomalous samples; None if all are normal. 0 and 1 are refused: scikit-learn's
+            scorers, which get the same y, take 1 for the normal class whatever 0 means.
         groups : array-like of shape (n,), default=None
             Samples with the same value belong together.
 

@@ -24,8 +24,8 @@ from ipca_sklearn._utils._digests import content, describe, new_digest
 from ipca_sklearn._utils._files import printable
 from ipca_sklearn._utils._threads import single_threaded_workers
 from ipca_sklearn._utils._typing import Image, PathLike
-from ipca_sklearn.features._decode import check_images, decode, telling, to_rgb
-from ipca_sklearn.features._formats import MAX_PIXELS
+from ipca_sklearn.images._decode import check_images, decode, telling, to_rgb
+from ipca_sklearn.images._formats import MAX_PIXELS
 
 # Digests of files and of pixels: with 10 million of them two are equal by chance once in 400,000 models.
 _N_BYTES = 8
@@ -86,10 +86,30 @@ def digest_of_numbers(numbers: Iterable[int]) -> str:
     return digest.hexdigest()
 
 
-def pixel_numbers(images: Iterable[Image], max_pixels: int, n_jobs: int | None) -> list[int | None]:
-    """Return a number for the pixels of each image, as an extractor decodes it.
+def pixel_numbers(images: Iterable[Image], max_pixels: int = MAX_PIXELS, n_jobs: int | None = None) -> list[int | None]:
+    """Return a number for the pixels of each image: copies have the same one, whatever their names and formats.
 
-    It is that of the file if this is no image, and None if there is no file.
+    Parameters
+    ----------
+    images : iterable of images
+        As for :class:`ipca_sklearn.PatchFeatureExtractor`.
+    max_pixels : int, default=89_478_485
+        As of the extractor.
+    n_jobs : int or None, default=None
+        Threads that decode.
+
+    Returns
+    -------
+    list of int or None
+        That of the bytes of the file if this is no image, and None if there is no file.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from ipca_sklearn.persistence import pixel_numbers
+    >>> images = np.random.default_rng(0).integers(0, 255, (2, 20, 20, 3), dtype=np.uint8)
+    >>> len(set(pixel_numbers(images[[0, 1, 0]])))
+    2
     """
     return _in_threads(partial(_pixels, max_pixels=max_pixels), images, n_jobs)
 
@@ -101,7 +121,19 @@ def file_numbers(paths: Iterable[PathLike], n_jobs: int | None) -> list[int | No
 
 @contextmanager
 def noting_pixels() -> Iterator[None]:
-    """Note the digests of the images that are decoded meanwhile: those that are learnt are not decoded again."""
+    """Note the pixels of the images that are decoded meanwhile: `record_training` does not decode them again.
+
+    Yields
+    ------
+    None
+
+    Examples
+    --------
+    >>> from ipca_sklearn.persistence import noting_pixels, record_training
+    >>> with noting_pixels():
+    ...     pipe.fit(paths)  # doctest: +SKIP
+    >>> record_training(pipe, paths)  # doctest: +SKIP
+    """
 
     def note(path: PathLike, image: Tensor) -> None:
         path = Path(os.fsdecode(path))

@@ -8,7 +8,7 @@ import joblib
 
 from ipca_sklearn._utils._files import replacing
 from ipca_sklearn._utils._typing import PathLike
-from ipca_sklearn.features._license import warn_of_license
+from ipca_sklearn.features.backbones._license import warn_of_license
 from ipca_sklearn.persistence._reading import read_model
 
 

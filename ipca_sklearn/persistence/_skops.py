@@ -11,7 +11,7 @@ from sklearn.base import BaseEstimator
 from ipca_sklearn._utils._files import replacing
 from ipca_sklearn._utils._typing import PathLike
 from ipca_sklearn._utils._versions import OldFileError, has_moved
-from ipca_sklearn.features._license import warn_of_license
+from ipca_sklearn.features.backbones._license import warn_of_license
 from ipca_sklearn.persistence._reading import read_model
 from ipca_sklearn.persistence._sizes import ClaimedSizeError, check_sizes
 
@@ -22,12 +22,14 @@ _TRUSTED_TYPES = (
     "ipca_sklearn.decomposition._fitted_scatter.FittedExactPCA",
     "ipca_sklearn.decomposition._fitted.FittedPCA",
     "ipca_sklearn.decomposition._full_covariance.FullCovariance",
-    "ipca_sklearn.detection._calibration.Calibration",
     "ipca_sklearn.detection._calibration.ReferenceScores",
+    "ipca_sklearn.detection._calibration.Summaries",
+    "ipca_sklearn.detection._calibrator.Calibrator",
     "ipca_sklearn.detection._chosen.ChosenThreshold",
     "ipca_sklearn.detection._chosen.ErrorRate",
     "ipca_sklearn.detection._patch_gaussian.PatchGaussianDetector",
-    "ipca_sklearn.features._backbones.Backbone",
+    "ipca_sklearn.detection._settings.ScoreSettings",
+    "ipca_sklearn.features.backbones._backbone.Backbone",
     "ipca_sklearn.features._extractor.PatchFeatureExtractor",
     "ipca_sklearn.features._tiling.Tiling",
     "ipca_sklearn.monitoring._drift.DriftMonitor",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,10 +12,11 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
 from ipca_sklearn._utils._turns import in_turn
+from ipca_sklearn._utils._typing import PathLike
 from ipca_sklearn._utils._versions import installed_versions
 from ipca_sklearn.detection import PatchGaussianDetector
-from ipca_sklearn.features._decode import check_images
-from ipca_sklearn.features._formats import MAX_PIXELS
+from ipca_sklearn.images._decode import check_images
+from ipca_sklearn.images._formats import MAX_PIXELS
 from ipca_sklearn.persistence._image_digests import digest_of_numbers, file_numbers, pixel_numbers
 from ipca_sklearn.products import ProductRouter
 
@@ -57,8 +59,8 @@ def record_training(model: Any, images: Any, *, source: Any = "", product: Any =
     -----
     Kept in `learnt_from_` of the detector, as plain data; `learnt_images_` has 16 bytes for each image, by which
     `ipca-sklearn update`, `threshold` and `evaluate` leave out what was learnt. `partial_fit`, `calibrate` and `merge`
-    keep both, `fit` forgets them. Images are decoded and read once more, unless they are files that `ipca-sklearn fit`
-    has decoded in the same process.
+    keep both, `fit` forgets them. Images are decoded and read once more, unless they are files that the fit has decoded
+    within :func:`noting_pixels`.
 
     Examples
     --------
@@ -93,6 +95,37 @@ def record_training(model: Any, images: Any, *, source: Any = "", product: Any =
         "versions": versions,
     }
     return _keep(detector, record, np.array([*of_files, *of_pixels], np.uint64))
+
+
+def new_images(model: Pipeline, paths: Sequence[PathLike]) -> list[PathLike]:
+    """Return the images that are in no record of what a model has learnt, wherever their files are now.
+
+    Learnt images look more normal than others: they neither set a threshold nor test a model.
+
+    Parameters
+    ----------
+    model : Pipeline
+        Of a :class:`PatchFeatureExtractor` and a :class:`PatchGaussianDetector`. Without a record of
+        :func:`record_training`, all images are new.
+    paths : sequence of path-like
+        Files of images.
+
+    Returns
+    -------
+    list of path-like
+        Those whose bytes and pixels are not of a learnt image, in the order of `paths`.
+
+    Examples
+    --------
+    >>> from ipca_sklearn.persistence import new_images
+    >>> pipe[-1].partial_fit(pipe[0].transform(new_images(pipe, paths)))  # doctest: +SKIP
+    """
+    extractor, known = model[0], {int(number) for number in getattr(model[-1], "learnt_images_", ())}
+    # Files first: these need no decoding.
+    of_files = zip(paths, file_numbers(paths, extractor.n_jobs), strict=True)
+    new = [path for path, number in of_files if number not in known]
+    of_pixels = zip(new, pixel_numbers(new, extractor.max_pixels, extractor.n_jobs), strict=True)
+    return [path for path, number in of_pixels if number not in known]
 
 
 @in_turn

@@ -7,7 +7,7 @@ import threading
 from pathlib import Path, PurePath
 from typing import Any
 
-from ipca_sklearn.datasets._folders import IMAGE_SUFFIXES
+from ipca_sklearn.datasets import IMAGE_SUFFIXES
 
 # Not "opened" and "closed_no_write": reading an image does not change it.
 _CHANGES = ("created", "modified", "moved", "closed")

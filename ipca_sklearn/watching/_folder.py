@@ -7,18 +7,19 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 from typing import NamedTuple
 
 from ipca_sklearn._utils._files import digest_of, printable, status_of
 from ipca_sklearn._utils._typing import PathLike
-from ipca_sklearn.datasets._folders import list_images
+from ipca_sklearn.datasets import list_images
 from ipca_sklearn.watching._events import FolderEvents, is_image_name
 
 Key = tuple[str, int, int]
 
+# Why not watchdog's PollingObserver: it is optional, keeps path and status of every file (not 16 bytes), and does not
+# give what lies there at the start or was missed. test_what_is_remembered_is_what_lies_in_the_folder holds it here.
 # Seconds between listings of a folder with events: a listing finds what these have missed.
 _BETWEEN_LISTINGS = 30.0
 # Listings take at most a fifth of the time.
@@ -52,16 +53,6 @@ class NewImage(NamedTuple):
     def key(self) -> Key:
         """Identity of this content of this file: path, size and time of change."""
         return self[:3]
-
-
-@dataclass(slots=True)
-class _Waiting:
-    """A file that is not yet known to be complete."""
-
-    n_bytes: int
-    modified_ns: int
-    due: float
-    tries: int = 0
 
 
 class FolderWatcher:
@@ -113,12 +104,11 @@ class FolderWatcher:
 
     Notes
     -----
-    *Memory.* A digest of 16 bytes is kept for each image that was given and lies in the folder, in all about 9 MB for
-    100,000 images. Images that have left are forgotten with the next listing; one that comes back later is new. The
-    images of a subfolder that cannot be listed (a network drive) are remembered for ten minutes. With 100,000 images in
-    the folder a process took 51 MB more at most, and with 100,000 that came and left, 100 at a time, 4 MB.
-
-    *Same content.* Two files of one path, size and time of change are taken to be the same. The content is not read.
+    A digest of 16 bytes is kept for each image that was given and lies in the folder, in all about 9 MB for 100,000
+    images. Images that have left are forgotten with the next listing; one that comes back later is new. The images of a
+    subfolder that cannot be listed (a network drive) are remembered for ten minutes. With 100,000 images in the folder
+    a process took 51 MB more at most, and with 100,000 that came and left, 100 at a time, 4 MB. Two files of one path,
+    size and time of change are taken to be the same: the content is not read.
 
     Examples
     --------
@@ -155,10 +145,7 @@ class FolderWatcher:
                 raise ValueError(f"{name}={value}: it must be finite, and at least {least}")
         if not 0 < interval < inf:
             raise ValueError(f"interval={interval}: it must be finite, and larger than 0")
-        self.settle = settle
-        self.interval = interval
-        self.tries = tries
-        self.batch_size = batch_size
+        self.settle, self.interval, self.tries, self.batch_size = settle, interval, tries, batch_size
         self.done = done
         self.stopped = False
         self._with_events = events
@@ -166,7 +153,7 @@ class FolderWatcher:
         self._identity: tuple[int, int] | None = None  # of the folder, as it was listed last
         self._is_away = False
         self._next_listing = -inf
-        self._waiting: dict[str, _Waiting] = {}
+        self._waiting: dict[str, tuple[float, NewImage]] = {}  # until when they must not change
         self._given: dict[bytes, str] = {}  # digest of an image, and the folder that it lies in
         self._missed: dict[str, float] = {}  # folders of these that are away, and since when
         self._without_event: dict[str, float] = {}  # what a listing has found before an event came, and when
@@ -237,8 +224,9 @@ class FolderWatcher:
             self._list(now, after_events=changed is not None and self._events is not None)
         for path in changed or ():
             self._without_event.pop(path, None)
-            for image in self._images_at(path):
-                self._without_event.pop(image[0], None)
+            is_image = is_image_name(path) and not os.path.isdir(path)
+            for image in _images([path] if is_image else _list_quietly(Path(path))):
+                self._without_event.pop(image.path, None)
                 self._notice(image, now)
         if any(now - found > _EVENT_DELAY for found in self._without_event.values()):
             self._go_without_events(f"no event came for {printable(next(iter(self._without_event)))}", now)
@@ -265,50 +253,35 @@ class FolderWatcher:
         self._given.pop(digest_of(image.key), None)
         now = time.monotonic() if now is None else now
         due = now + max(self.settle, _RETRY) * 2**image.tries
-        self._waiting[image.path] = _Waiting(image.n_bytes, image.modified_ns, due, tries)
+        self._waiting[image.path] = due, image._replace(tries=tries)
         return True
 
-    def _images_at(self, path: str) -> Iterator[Key]:
-        """Yield the image at a path, or all images in the folder that is there."""
-        for name in [path] if is_image_name(path) and not os.path.isdir(path) else _list_quietly(Path(path)):
-            status = status_of(name)
-            if status is not None:
-                yield (name, *status)
-
-    def _notice(self, image: Key, now: float) -> None:
-        path, n_bytes, modified_ns = image
-        known = self._waiting.get(path)
-        if known is not None and (known.n_bytes, known.modified_ns) == (n_bytes, modified_ns):
-            return
-        if known is not None or digest_of(image) not in self._given:
-            self._waiting[path] = _Waiting(n_bytes, modified_ns, now + self.settle)
+    def _notice(self, image: NewImage, now: float) -> None:
+        """Wait for an image that is new, or has changed while it waits."""
+        known = self._waiting.get(image.path)
+        if digest_of(image.key) not in self._given if known is None else known[1].key != image.key:
+            self._waiting[image.path] = now + self.settle, image
 
     def _complete(self, now: float) -> list[NewImage]:
         """Return the images whose time has come and that have not changed, as given."""
         complete = []
-        for path, waiting in list(self._waiting.items()):
-            if now < waiting.due:
-                continue
+        for path, image in [(path, image) for path, (due, image) in self._waiting.items() if now >= due]:
             del self._waiting[path]
-            image = NewImage(path, waiting.n_bytes, waiting.modified_ns, waiting.tries)
-            status = status_of(path)
-            if status is None:
-                if waiting.tries:  # it was given before, and its user waits for it
-                    complete.append(image)
-            elif status == (waiting.n_bytes, waiting.modified_ns):
+            current = next(_images([path]), None)
+            if current is not None and current.key != image.key:
+                self._waiting[path] = now + self.settle, current
+            elif current is not None or image.tries:  # it was given before, and its user waits for it
                 complete.append(image)
-            else:
-                self._waiting[path] = _Waiting(*status, now + self.settle)
         self._given.update((digest_of(image.key), _folder_of(image.path)) for image in complete)
         return sorted(complete, key=lambda image: (image.modified_ns, image.path))
 
     def _is_as_it_was(self, image: NewImage) -> bool:
         """Return whether an image has not changed since it was found (or has gone); else it waits again."""
-        status = status_of(image.path)
-        if status is None or status == (image.n_bytes, image.modified_ns):
+        current = next(_images([image.path]), image)
+        if current.key == image.key:
             return True
         self._given.pop(digest_of(image.key), None)
-        self._notice((image.path, *status), time.monotonic())
+        self._notice(current, time.monotonic())
         return False
 
     def _list(self, now: float, *, after_events: bool) -> None:
@@ -327,17 +300,14 @@ class FolderWatcher:
             self._begin(identity, now)
         there: set[bytes] = set()
         away = self._folders_away()  # before and after the listing, which may have come between
-        for path in _list_quietly(self.folder):
-            status = status_of(path)
-            if status is None:  # it has gone, or is a link to a file that is yet to come
-                continue
-            digest = digest_of((path, *status))
+        for image in _images(_list_quietly(self.folder)):
+            digest = digest_of(image.key)
             if digest in self._given:
                 there.add(digest)
                 continue
-            if after_events and not is_first and path not in self._waiting:
-                self._without_event.setdefault(path, now)  # until its event comes
-            self._notice((path, *status), now)
+            if after_events and not is_first and image.path not in self._waiting:
+                self._without_event.setdefault(image.path, now)  # until its event comes
+            self._notice(image, now)
         away |= self._folders_away()
         self._missed = {folder: self._missed.get(folder, now) for folder in away}
         short = {folder for folder, since in self._missed.items() if now - since <= _LONGEST_ABSENCE}
@@ -362,10 +332,9 @@ class FolderWatcher:
         self._waiting.clear()
         self._without_event.clear()
         self._given = {}
-        images = list_images(self.folder, recursive=True)  # the only one whose warnings are shown
+        paths = list_images(self.folder, recursive=True)  # the only one whose warnings are shown
         if self.done is not None:
-            statuses = ((path, status_of(path)) for path in images)
-            there = {digest_of((path, *status)) for path, status in statuses if status is not None}
+            there = {digest_of(image.key) for image in _images(map(str, paths))}
             self._given = {digest: _folder_of(key[0]) for key in self.done() if (digest := digest_of(key)) in there}
         self._identity = identity
 
@@ -379,7 +348,7 @@ class FolderWatcher:
     def _wait(self) -> None:
         """Wait for an event, or until something is due."""
         now = time.monotonic()
-        due = min((waiting.due for waiting in self._waiting.values()), default=inf)
+        due = min((due for due, _ in self._waiting.values()), default=inf)
         until = min(due, self._next_listing, now + self.interval)
         while not self.stopped and (left := until - time.monotonic()) > 0:
             if self._events is None:
@@ -387,6 +356,14 @@ class FolderWatcher:
             elif self._events.wait(min(left, 0.2)):
                 time.sleep(0.02)  # events come in groups
                 return
+
+
+def _images(paths: Iterable[str]) -> Iterator[NewImage]:
+    """Yield files as they are now, without those that have gone and links to files that are yet to come."""
+    for path in paths:
+        status = status_of(path)
+        if status is not None:
+            yield NewImage(path, *status)
 
 
 def _folder_of(path: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import os
 import warnings
 from collections.abc import Iterator, Mapping
@@ -12,31 +11,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ipca_sklearn._utils._files import naming, printable, writable_target
-from ipca_sklearn._utils._tables import as_cell, to_json
+from ipca_sklearn._utils._files import naming, printable, sync_folder, writable_target
+from ipca_sklearn._utils._tables import RowFormat, columns_of
 from ipca_sklearn._utils._typing import PathLike
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
-
-COLUMNS: dict[str, Any] = {
-    "path": str,
-    "n_bytes": int,
-    "modified_ns": int,
-    "score": float,
-    "p_value": float,
-    "label": int,
-    "top": int,
-    "left": int,
-    "height": int,
-    "width": int,
-    "n_defects": int,
-    "defect_area": int,
-    "drift": int,
-    "error": str,
-}
 
 # More after the last whole row is no row that was cut while it was written.
 _LONGEST_ROW = 65_536
@@ -82,8 +64,8 @@ class RowFile:
         suffix = self.path.suffix.lower()
         if suffix not in (".csv", ".jsonl"):
             raise ValueError(f"{printable(path)} ends in neither .csv nor .jsonl: give it the name of what is written")
-        self._is_csv = suffix == ".csv"
-        self._header = _csv_line(COLUMNS) if self._is_csv else b""
+        self._format = RowFormat(suffix, columns_of("watch"))
+        self._header = self._format.header.encode()
         target = writable_target(path)
         with naming(path):
             self._file = io.FileIO(os.fspath(target), "ab+")
@@ -97,7 +79,7 @@ class RowFile:
     @property
     def columns(self) -> list[str]:
         """The names of the columns."""
-        return list(COLUMNS)
+        return list(self._format.names)
 
     def __enter__(self) -> RowFile:
         return self
@@ -128,19 +110,19 @@ class RowFile:
             here = False
         if not here:
             raise OSError(f"{printable(self.path)} was moved or removed while rows are appended to it: start again")
-        values = {name: row.get(name) for name in COLUMNS}
-        self._write(_csv_line(map(as_cell, values.values())) if self._is_csv else f"{to_json(values)}\n".encode())
+        self._write(self._format.line(row).encode("utf-8", "surrogateescape"))
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yield the rows from the first to the last, read from the disk."""
         for number, record in enumerate(self._records()):
-            if self._is_csv and number == 0:
+            if self._format.is_csv and number == 0:
                 continue
             try:
-                yield self._parse(record)
+                yield self._format.parse(record.decode("utf-8", "surrogateescape"))
             except (ValueError, KeyError, csv.Error) as error:
+                position = number + (not self._format.is_csv)
                 raise ValueError(
-                    f"row {number + (not self._is_csv)} of {printable(self.path)} is damaged ({printable(error)}): "
+                    f"row {position} of {printable(self.path)} is damaged ({printable(error)}): "
                     "mend it, remove it, or name another file"
                 ) from error
 
@@ -149,15 +131,6 @@ class RowFile:
         for row in self:
             yield row["path"], row["n_bytes"], row["modified_ns"]
 
-    def _parse(self, record: bytes) -> dict[str, Any]:
-        text = record.decode("utf-8", "surrogateescape")
-        if not self._is_csv:
-            row = json.loads(text)
-            return {name: row[name] for name in COLUMNS}
-        (cells,) = csv.reader([text], strict=True)
-        pairs = zip(COLUMNS.items(), cells, strict=True)
-        return {name: kind(cell) if cell else None for (name, kind), cell in pairs}
-
     def _records(self) -> Iterator[bytes]:
         """Yield the whole records, the header of CSV included: what follows the last one is left out."""
         with open(self.path, "rb") as file:
@@ -165,7 +138,7 @@ class RowFile:
             for line in file:
                 record += line
                 # A line break within quotes belongs to the name of a file.
-                if record.endswith(b"\n") and not (self._is_csv and record.count(b'"') % 2):
+                if record.endswith(b"\n") and not (self._format.is_csv and record.count(b'"') % 2):
                     yield record
                     record = b""
                 elif len(record) > _LONGEST_ROW:
@@ -174,14 +147,14 @@ class RowFile:
     def _repair(self) -> None:
         """Write the header of a new table, and cut what a killed writer has left."""
         size, end, name = os.fstat(self._file.fileno()).st_size, 0, printable(self.path)
-        for number, record in enumerate(self._records()):
-            if number == 0 and self._is_csv and record.rstrip() != self._header.rstrip():
-                raise ValueError(f"{name} has other columns than {','.join(COLUMNS)}: name another file")
+        for record in self._records():
+            if end == 0 and self._header and record.rstrip() != self._header.rstrip():
+                raise ValueError(f"{name} has other columns than {','.join(self.columns)}: name another file")
             end += len(record)
         if end == 0 and size:  # the first write was cut, or this is no table
             with open(self.path, "rb") as file:
                 start = file.read(len(self._header) or 1)
-            if not (self._header.startswith(start) if self._is_csv else start == b"{"):
+            if not (self._header.startswith(start) if self._header else start == b"{"):
                 raise ValueError(f"{name} is no table of `ipca-sklearn watch`: name another file")
         if size - end > _LONGEST_ROW:
             raise ValueError(f"{name} is damaged after byte {end}: mend it, or name another file")
@@ -194,12 +167,7 @@ class RowFile:
             os.ftruncate(self._file.fileno(), end)
         if end == 0:
             self._write(self._header)
-            with suppress(OSError):  # some systems cannot sync a folder
-                folder = os.open(self.path.resolve().parent, os.O_RDONLY)
-                try:
-                    os.fsync(folder)
-                finally:
-                    os.close(folder)
+            sync_folder(self.path.resolve().parent)
 
     def _write(self, content: bytes) -> None:
         number = self._file.fileno()
@@ -224,9 +192,3 @@ class RowFile:
             raise OSError(f"{printable(self.path)} is written by another process: name another file") from error
         except OSError:  # a file system without locks
             pass
-
-
-def _csv_line(cells: Any) -> bytes:
-    text = io.StringIO(newline="")
-    csv.writer(text).writerow(list(cells))
-    return text.getvalue().encode("utf-8", "surrogateescape")

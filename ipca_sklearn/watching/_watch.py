@@ -5,23 +5,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from math import nan
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from ipca_sklearn.watching._folder import FolderWatcher
 from ipca_sklearn.watching._rows import RowFile
 
+if TYPE_CHECKING:
+    from ipca_sklearn.monitoring import DriftMonitor
+
 _SCORES_AT_ONCE = 10_000
-
-
-class Monitor(Protocol):
-    """What `watch` needs of a `DriftMonitor`."""
-
-    @property
-    def alarm_(self) -> bool:
-        """Whether the scores have drifted."""
-
-    def update_scores(self, scores: Any, /) -> Any:
-        """Take the scores of the next images, NaN for those that could not be read."""
 
 
 def watch(
@@ -29,7 +21,7 @@ def watch(
     watcher: FolderWatcher,
     rows: RowFile,
     *,
-    monitor: Monitor | None = None,
+    monitor: DriftMonitor | None = None,
     idle: Callable[[], object] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Score the images of a folder as they appear, and append a row for each; yield the rows that are on the disk.
@@ -80,29 +72,26 @@ def watch(
     a.png -1.0
     """
     watcher.done = rows.image_keys
-    if monitor is not None:
-        _replay(monitor, rows)
+    if monitor is not None:  # to where it was after the last row
+        scores = map(_score_of, rows)
+        while some := list(itertools.islice(scores, _SCORES_AT_ONCE)):
+            monitor.update_scores(some)
     for images in watcher.batches(idle):
-        for image, row in zip(images, score([image.path for image in images]), strict=True):
-            if row.get("score") is None and row.get("error") is not None and watcher.retry(image):
+        for image, scored in zip(images, score([image.path for image in images]), strict=True):
+            if scored.get("score") is None and scored.get("error") is not None and watcher.retry(image):
                 continue
-            row |= {"path": image.path, "n_bytes": image.n_bytes, "modified_ns": image.modified_ns}
+            drift = None
             if monitor is not None:
-                monitor.update_scores(_number(row))
-                row["drift"] = int(monitor.alarm_)
+                monitor.update_scores(_score_of(scored))
+                drift = int(monitor.alarm_)
+            of_file = {"path": image.path, "n_bytes": image.n_bytes, "modified_ns": image.modified_ns}
+            row = scored | of_file | {"drift": drift}
             rows.append(row)
             yield row
             if watcher.stopped:
                 return
 
 
-def _replay(monitor: Monitor, rows: RowFile) -> None:
-    """Bring a monitor to where it was after the last row."""
-    scores = map(_number, rows)
-    while some := list(itertools.islice(scores, _SCORES_AT_ONCE)):
-        monitor.update_scores(some)
-
-
-def _number(row: dict[str, Any]) -> float:
+def _score_of(row: dict[str, Any]) -> float:
     score = row.get("score")
     return nan if score is None else score

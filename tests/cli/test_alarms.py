@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ipca_sklearn.cli._alarms import doubt_of_normal, doubt_of_unknown
+from ipca_sklearn.cli._evaluate import warning_of_normal_images
+from ipca_sklearn.cli._predict import warning_of_many_alarms
 from ipca_sklearn.detection._expected import asked_rate
 
 
@@ -16,11 +17,11 @@ def test_normal_images_rarely_raise_doubt_and_changed_ones_do():
     n_doubts = 0
     for _ in range(200):
         scores = rng.normal(size=60)
-        n_doubts += doubt_of_normal(scores, calibration, int(np.sum(scores < offset)), 0.05) is not None
+        n_doubts += warning_of_normal_images(scores, calibration, int(np.sum(scores < offset)), 0.05) is not None
     assert n_doubts <= 4
     for shift, words in ((-3, "normal images .* are called anomalous"), (-1.2, "called anomalous|less normal")):
         scores = rng.normal(size=60) + shift
-        doubt = doubt_of_normal(scores, calibration, int(np.sum(scores < offset)), 0.05)
+        doubt = warning_of_normal_images(scores, calibration, int(np.sum(scores < offset)), 0.05)
         assert doubt is not None and "update" in doubt
         assert any(word in doubt for word in words.replace(" .* ", "|").split("|"))
 
@@ -29,15 +30,15 @@ def test_p_values_far_from_uniform_raise_doubt_without_alarms():
     rng = np.random.default_rng(1)
     calibration = rng.normal(size=200)
     low = np.clip(rng.normal(size=60) - 1.5, -1.9, None)
-    doubt = doubt_of_normal(low, calibration, 0, 0.01)
+    doubt = warning_of_normal_images(low, calibration, 0, 0.01)
     assert doubt is not None and "less normal than the unseen ones" in doubt
-    doubt = doubt_of_normal(rng.normal(size=60) + 2, calibration, 0, 0.01)
+    doubt = warning_of_normal_images(rng.normal(size=60) + 2, calibration, 0, 0.01)
     assert doubt is not None and "Were they learnt" in doubt
 
 
 @pytest.mark.parametrize("n", [0, 1])
 def test_few_images_raise_no_doubt(n):
-    assert doubt_of_normal(np.full(n, -9.0), np.zeros(100), n, 0.05) is None
+    assert warning_of_normal_images(np.full(n, -9.0), np.zeros(100), n, 0.05) is None
 
 
 def test_the_rate_of_an_automatic_threshold_comes_from_the_calibration():
@@ -47,7 +48,7 @@ def test_the_rate_of_an_automatic_threshold_comes_from_the_calibration():
 
 
 def test_unknown_images_raise_doubt_where_most_are_anomalous():
-    assert doubt_of_unknown(9, 9) is None
-    assert doubt_of_unknown(5, 10) is None
-    told = doubt_of_unknown(6, 10)
-    assert told is not None and told.startswith("6 of 10 images (60%)")
+    assert warning_of_many_alarms(9, 9) is None
+    assert warning_of_many_alarms(5, 10) is None
+    warning = warning_of_many_alarms(6, 10)
+    assert warning is not None and warning.startswith("6 of 10 images (60%)")

@@ -16,7 +16,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from ipca_sklearn.cli import app
-from ipca_sklearn.cli._annotations import CocoFile, DefectLines, LabelmeFolder, labelme_names
+from ipca_sklearn.cli._annotations import DefectLines, LabelmeFolder, coco_file, labelme_names
 from ipca_sklearn.detection import find_defects
 from ipca_sklearn.persistence import load
 
@@ -45,7 +45,7 @@ def test_a_coco_file_gives_the_masks_back(tmp_path_factory, marked, scale):
     paths = [folder / "images" / name for name in ("a.png", "deep/b.png", "c.png")]
     size = 5 * scale, 6 * scale
     found = find_defects(marked, 0.5, image_sizes=size, normal_maxima=[0, 1, 2])
-    with CocoFile(folder / "coco.json", paths) as file:
+    with coco_file(folder / "coco.json", paths) as file:
         for path, defects in zip(paths, found, strict=True):
             file.add(path, size, defects)
     coco = json.loads((folder / "coco.json").read_text())
@@ -71,7 +71,7 @@ def test_a_coco_file_gives_the_masks_back(tmp_path_factory, marked, scale):
 
 def test_a_coco_file_that_fails_leaves_the_old_one(tmp_path):
     (tmp_path / "coco.json").write_text("old")
-    with pytest.raises(RuntimeError), CocoFile(tmp_path / "coco.json", [tmp_path / "a.png"]):
+    with pytest.raises(RuntimeError), coco_file(tmp_path / "coco.json", [tmp_path / "a.png"]):
         raise RuntimeError
     assert (tmp_path / "coco.json").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["coco.json"]
@@ -100,7 +100,7 @@ def test_files_of_labelme_have_the_names_of_the_images_unless_two_have_one():
 
 def test_names_that_are_no_text_are_written_as_json(tmp_path):
     path = tmp_path / "caf\udce9.png"
-    with CocoFile(tmp_path / "coco.json", [path]) as coco, ExitStack() as stack:
+    with coco_file(tmp_path / "coco.json", [path]) as coco, ExitStack() as stack:
         coco.add(path, (4, 4), [])
         DefectLines(tmp_path / "d.jsonl", stack).write(
             {"path": str(path), "size": (4, 4), "defects": [], "error": None}

@@ -18,11 +18,10 @@ from typer.testing import CliRunner
 
 from ipca_sklearn import __main__, __version__
 from ipca_sklearn._utils._tables import to_json
-from ipca_sklearn.cli import _progress, app
-from ipca_sklearn.cli._commands import COMMANDS, load_command
-from ipca_sklearn.cli._table import COLUMNS, Table
-from ipca_sklearn.cli._text import one_line
-from ipca_sklearn.cli._writing import PictureFolder, picture_names
+from ipca_sklearn.cli import _terminal, app
+from ipca_sklearn.cli._annotations import picture_folder, picture_names
+from ipca_sklearn.cli._parser import COMMANDS, load_command
+from ipca_sklearn.cli._terminal import Table, one_line
 
 runner = CliRunner()
 
@@ -108,8 +107,8 @@ def test_a_wrong_backbone_is_told_before_images_are_read(name, message, tmp_path
 
 def test_progress_without_a_terminal_is_a_line_now_and_then(capsys, monkeypatch):
     now = 0.0
-    monkeypatch.setattr(_progress.time, "monotonic", lambda: now)
-    with _progress.Progress(100) as progress:
+    monkeypatch.setattr(_terminal.time, "monotonic", lambda: now)
+    with _terminal.Progress(100) as progress:
         for done in range(1, 101):
             now += 0.3  # 30 s in all
             progress.show(done)
@@ -123,7 +122,7 @@ def test_progress_without_a_terminal_is_a_line_now_and_then(capsys, monkeypatch)
 def test_progress_in_a_terminal_is_a_bar_on_the_standard_error(capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     monkeypatch.setenv("TERM", "xterm")
-    with _progress.Progress(20) as progress:
+    with _terminal.Progress(20) as progress:
         progress.show(5)
         progress.show(20)
         print("a row of the table")
@@ -188,7 +187,7 @@ def test_cells_that_a_spreadsheet_would_run_are_text(tmp_path):
     with ExitStack() as stack:
         table = Table(path, stack)
         for name in names:
-            table.write(dict.fromkeys(COLUMNS) | {"path": name, "score": -1.5, "label": -1})
+            table.write({"path": name, "score": -1.5, "label": -1})
     with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         rows = list(csv.DictReader(file))
     assert [row["path"] for row in rows] == [f"'{name}" for name in names[:6]] + names[6:]
@@ -199,7 +198,7 @@ def test_cells_that_a_spreadsheet_would_run_are_text(tmp_path):
 def test_a_table_in_a_terminal_controls_nothing(monkeypatch, capsys):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     with ExitStack() as stack:
-        Table(Path("-"), stack).write(dict.fromkeys(COLUMNS) | {"path": "a\x1b[2J\udce9.png"})
+        Table(Path("-"), stack).write({"path": "a\x1b[2J\udce9.png"})
     assert capsys.readouterr().out.splitlines()[1].startswith(r"a\x1b[2J\xe9.png,")
 
 
@@ -212,18 +211,18 @@ def test_a_full_disk_is_told_with_the_file(tmp_path, n_rows):
     with pytest.raises(OSError, match=r"No space left on device.*full\.csv"), ExitStack() as stack:
         table = Table(link, stack)
         for _ in range(n_rows):
-            table.write(dict.fromkeys(COLUMNS))
+            table.write({})
 
 
 def test_pictures_of_earlier_runs_stay_and_are_told(tmp_path, capsys):
     for name in ("000001_a.png", "000002_b.png", "mine.png"):
         (tmp_path / name).write_bytes(b"old")
-    with PictureFolder("--maps", tmp_path) as folder:
+    with picture_folder("--maps", tmp_path) as folder:
         folder.save(Image.new("L", (2, 2)), "000001_a.png")
     assert "also holds 1 pictures of an earlier run, such as 000002_b.png" in capsys.readouterr().err
     assert (tmp_path / "000002_b.png").read_bytes() == (tmp_path / "mine.png").read_bytes() == b"old"
     (tmp_path / "000002_b.png").unlink()
-    with PictureFolder("--maps", tmp_path) as folder:
+    with picture_folder("--maps", tmp_path) as folder:
         folder.save(Image.new("L", (2, 2)), "000001_a.png")
     assert capsys.readouterr().err == ""
 

@@ -14,8 +14,8 @@ from PIL import Image
 from sklearn.pipeline import make_pipeline
 from typer.testing import CliRunner
 
-from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector
-from ipca_sklearn.cli import _predict, app
+from ipca_sklearn import PatchFeatureExtractor, PatchFeatures, PatchGaussianDetector
+from ipca_sklearn.cli import _images, app
 from ipca_sklearn.datasets import make_textures
 from ipca_sklearn.metrics import (
     aupro_score,
@@ -85,18 +85,18 @@ def test_an_unreadable_image_is_a_row_with_its_error_and_exit_code_3(root, tmp_p
 def test_files_that_go_while_predict_runs_are_rows_with_the_reason(root, tmp_path, monkeypatch):
     for name in ("a", "b", "c"):
         shutil.copy(next((root / "test" / "good").iterdir()), tmp_path / f"{name}.png")
-    size, opened = _predict.size_of, _predict.open_upright
+    sizes, opened = PatchFeatures.image_sizes, _images.open_upright
 
-    def size_of_what_is_there(path, *options):
+    def sizes_of_what_is_there(features):
         (tmp_path / "a.png").unlink(missing_ok=True)  # scored, but not measured
-        return size(path, *options)
+        return sizes(features)
 
     def open_what_is_there(path, *options, **named):
         (tmp_path / "b.png").unlink(missing_ok=True)  # measured, but not drawn
         return opened(path, *options, **named)
 
-    monkeypatch.setattr(_predict, "size_of", size_of_what_is_there)
-    monkeypatch.setattr(_predict, "open_upright", open_what_is_there)
+    monkeypatch.setattr(PatchFeatures, "image_sizes", sizes_of_what_is_there)
+    monkeypatch.setattr(_images, "open_upright", open_what_is_there)
     outputs = ["-o", tmp_path / "rows.jsonl", "--maps", tmp_path.with_name("maps"), "--report", tmp_path / "r.html"]
     paths = [tmp_path / f"{name}.png" for name in ("a", "b", "c", "never")]
     run("predict", root / "model.joblib", *paths, *outputs, "--device", "cpu", code=3)
@@ -208,8 +208,8 @@ def test_threshold_stores_what_was_chosen_and_from_what(root, tmp_path):
     new = tmp_path / "new.joblib"
     done = run("threshold", root / "model.joblib", "--good", good, *options, "--recall", "1", "-o", new)
     chosen = load(new)[-1].chosen_threshold_
-    assert chosen.missed.n_errors == 0 < chosen.missed.n_images == 4 == chosen.false_alarms.n_images
-    assert f"false alarms: {chosen.false_alarms.n_errors} of 4 images (" in done.stdout
+    assert chosen.missed.n_errors == 0 < chosen.missed.n_images == 4 == chosen.false_positives.n_images
+    assert f"false alarms: {chosen.false_positives.n_errors} of 4 images (" in done.stdout
     assert "missed defects: 0 of 4 images (0.0% to " in done.stdout
     assert load(root / "model.joblib")[-1].chosen_threshold_ is None
     printed = run("info", new).stdout

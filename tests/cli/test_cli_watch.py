@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from ipca_sklearn.cli import _latest, app
+from ipca_sklearn.cli import _watch, app
 from ipca_sklearn.datasets import make_textures
 from ipca_sklearn.inspection._report import images_of
 
@@ -169,9 +169,9 @@ def test_errors_are_told_before_anything_is_scored(arguments, message, model, in
 
 def test_the_report_is_written_now_and_then_and_never_ends_the_watch(tmp_path, monkeypatch, capsys):
     now = 1000.0
-    monkeypatch.setattr(_latest.time, "monotonic", lambda: now)
+    monkeypatch.setattr(_watch.time, "monotonic", lambda: now)
     page = tmp_path / "page.html"
-    report = _latest.LatestReport(page, threshold=-1.0, title="line", normal_scores=np.zeros(9))
+    report = _watch.LatestReport(page, threshold=-1.0, title="line", normal_scores=np.zeros(9))
     row = {"path": "/in/first.png", "score": -2.0, "p_value": 0.1, "error": None}
     report.add(row, {"image": Image.new("RGB", (8, 8)), "heat_map": Image.new("RGBA", (8, 8))})
     assert "first.png" in page.read_text()
@@ -197,12 +197,12 @@ def test_a_new_start_goes_on_with_the_images_of_the_page_that_are_in_the_table(t
     page = tmp_path / "page.html"
 
     def latest(title, paths):
-        report = _latest.LatestReport(page, threshold=-1.0, title=title, normal_scores=np.zeros(9))
+        report = _watch.LatestReport(page, threshold=-1.0, title=title, normal_scores=np.zeros(9))
         report.go_on(paths)
         return [image.row["name"] for image in report._latest], capsys.readouterr().err
 
     assert latest("line", ["a.png"]) == ([], "")
-    report = _latest.LatestReport(page, threshold=-1.0, title="line", normal_scores=np.zeros(9))
+    report = _watch.LatestReport(page, threshold=-1.0, title="line", normal_scores=np.zeros(9))
     for name, score in (("b.png", -2.0), ("a</script>.png", -3.0), ("c.png", None)):
         picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (200, 300, 3), dtype=np.uint8))
         row = {"path": name, "score": score, "p_value": 0.1, "error": "no image" if score is None else None}

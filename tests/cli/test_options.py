@@ -10,8 +10,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from ipca_sklearn.cli import app
-from ipca_sklearn.cli._commands import COMMANDS, load_command
-from ipca_sklearn.cli._names import OptionNames
+from ipca_sklearn.cli._parser import COMMANDS, OptionNames, load_command
 
 FIT = ("fit", "good", "-o", "new.joblib", "--device", "cpu", "--image-size", "32", "--crop-size", "32", "--k", "2")
 THRESHOLD = ("threshold", "model.joblib")
@@ -90,10 +89,10 @@ BAD = {
         "--device": (("compare", "model.joblib", "model.joblib", "."), DEVICES),
     },
     "threshold": {
-        "--good": ((*THRESHOLD, "--false-alarms", "0.1"), ["nowhere", "empty"]),
+        "--good": ((*THRESHOLD, "--false-positive-rate", "0.1"), ["nowhere", "empty"]),
         "--bad": ((*THRESHOLD, "--recall", "1"), ["nowhere", "empty"]),
         "--reviewed": ((*THRESHOLD, "--recall", "1"), ["nowhere.csv"]),
-        "--false-alarms": ((*THRESHOLD, "--good", "new"), ["0", "1", "nan", "x"]),
+        "--false-positive-rate": ((*THRESHOLD, "--good", "new"), ["0", "1", "nan", "x"]),
         "--recall": ((*THRESHOLD, "--bad", "good"), ["0", "1.1", "nan", "x"]),
         "--score": (THRESHOLD, ["nan", "inf", "x"]),
         "--confidence": ((*THRESHOLD, "--score", "-1"), ["0", "1", "nan", "x"]),
@@ -188,12 +187,12 @@ def test_wishes_of_a_threshold_are_named_as_options(place, monkeypatch):
     monkeypatch.chdir(place)
     for arguments in ([], ["--score", "1", "--recall", "1"]):
         error = CliRunner().invoke(app, [*THRESHOLD, *arguments]).stderr
-        assert "one of --false-alarms, --recall and --score" in error
-    for wish, folder in (("--false-alarms", "--good"), ("--recall", "--bad")):
+        assert "one of --false-positive-rate, --recall and --score" in error
+    for wish, folder in (("--false-positive-rate", "--good"), ("--recall", "--bad")):
         error = CliRunner().invoke(app, [*THRESHOLD, wish, "0.5"]).stderr
         assert f"{wish} 0.5 takes" in error and f"name some with {folder}" in error
-    told = CliRunner().invoke(app, [*THRESHOLD, "--good", "new", "--false-alarms", "0.1", "-o", "t.joblib"])
-    assert told.exit_code == 0 and "--false-alarms 0.1 takes the scores of 9 normal images" in told.stderr
+    told = CliRunner().invoke(app, [*THRESHOLD, "--good", "new", "--false-positive-rate", "0.1", "-o", "t.joblib"])
+    assert told.exit_code == 0 and "--false-positive-rate 0.1 takes the scores of 9 normal images" in told.stderr
 
 
 @pytest.mark.parametrize(

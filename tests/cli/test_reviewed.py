@@ -16,10 +16,9 @@ from typer.testing import CliRunner
 
 from ipca_sklearn._utils._tables import as_cell, of_cell
 from ipca_sklearn.cli import app
-from ipca_sklearn.cli._learnt import not_learnt
-from ipca_sklearn.cli._reviewed import read_reviewed
+from ipca_sklearn.cli._arguments import read_ticks
 from ipca_sklearn.datasets import make_textures
-from ipca_sklearn.persistence import load, record_training, save
+from ipca_sklearn.persistence import load, new_images, record_training, save
 
 SETTINGS = ["--image-size", "64", "--crop-size", "64", "--k", "4", "--device", "cpu"]
 
@@ -74,18 +73,18 @@ def test_names_of_any_kind_come_back_from_the_file(tmp_path, monkeypatch):
     for name in names:
         Path(name).write_bytes(b"")
     path = write_ticks(tmp_path / "ticks.csv", [(name, "good") for name in names[:3]] + [(names[3], "defect")])
-    found = read_reviewed(path)
+    found = read_ticks(path)
     assert [str(image) for image in found.good] == names[:3]
     assert [str(image) for image in found.defects] == names[3:]
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())  # as a spreadsheet saves it
-    assert read_reviewed(path) == found
+    assert read_ticks(path) == found
 
 
 def test_an_image_of_two_names_counts_once(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("a.png").write_bytes(b"")
     path = write_ticks(tmp_path / "ticks.csv", [("a.png", "good"), (tmp_path / "a.png", "good")])
-    assert read_reviewed(path).good == [Path("a.png")]
+    assert read_ticks(path).good == [Path("a.png")]
 
 
 @pytest.mark.parametrize(
@@ -107,7 +106,7 @@ def test_errors_name_the_file_and_the_line(text, message, tmp_path, monkeypatch)
     Path("a.png").write_bytes(b"")
     Path("ticks.csv").write_text(text, encoding="utf-8", newline="")
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        read_reviewed(Path("ticks.csv"))
+        read_ticks(Path("ticks.csv"))
 
 
 def test_update_learns_what_is_ticked_good_and_never_a_defect(place, ticks, tmp_path):
@@ -136,8 +135,8 @@ def test_update_takes_folders_and_ticks_together(place, ticks, tmp_path):
     assert "60 images learnt" in done.stdout
     assert "nothing to learn is named" in run("update", place / "model.joblib", code=1).stderr
     # What is ticked and in the folder is learnt too: it is no image for a threshold.
-    assert not_learnt(load(model), [*read_reviewed(ticks).good, *folder.iterdir()]) == [folder / "3.png"]
-    assert not_learnt(load(place / "model.joblib"), read_reviewed(ticks).good) == read_reviewed(ticks).good
+    assert new_images(load(model), [*read_ticks(ticks).good, *folder.iterdir()]) == [folder / "3.png"]
+    assert new_images(load(place / "model.joblib"), read_ticks(ticks).good) == read_ticks(ticks).good
 
 
 def test_a_ticked_image_that_could_not_be_read_is_not_taken_for_learnt(place, tmp_path):
@@ -147,7 +146,7 @@ def test_a_ticked_image_that_could_not_be_read_is_not_taken_for_learnt(place, tm
     ticks, model = write_ticks(tmp_path / "ticks.csv", [(broken, "good"), (good, "good")]), tmp_path / "model.joblib"
     options = ["--reviewed", ticks, "-o", model, "--on-error", "skip", "--device", "cpu"]
     run("update", place / "model.joblib", *options)
-    assert not_learnt(load(model), [broken, good]) == [broken]
+    assert new_images(load(model), [broken, good]) == [broken]
 
 
 def test_a_folder_that_has_grown_is_learnt_from_where_it_was(place, tmp_path):
@@ -164,7 +163,7 @@ def test_a_folder_that_has_grown_is_learnt_from_where_it_was(place, tmp_path):
     pipe[-1].partial_fit(pipe[0].transform([place / "defect" / "00.png"]))
     record_training(pipe, [gone])
     shutil.copy(place / "defect" / "00.png", gone)
-    assert not_learnt(pipe, [gone]) == [gone]
+    assert new_images(pipe, [gone]) == [gone]
 
 
 def saved_again(image, target):
@@ -186,12 +185,12 @@ def saved_again(image, target):
 def test_a_learnt_image_is_known_by_its_pixels(place, tmp_path):
     pipe = load(place / "model.joblib")
     learnt = sorted((place / "train").iterdir())
-    assert not_learnt(pipe, saved_again(learnt[0], tmp_path)) == []
+    assert new_images(pipe, saved_again(learnt[0], tmp_path)) == []
     other = np.asarray(Image.open(learnt[0])).copy()
     other[0, 0, 0] ^= 1
     for name in ("one_level.png", "copy.png"):  # also where a learnt one was
         Image.fromarray(other).save(tmp_path / name)
-        assert not_learnt(pipe, [tmp_path / name]) == [tmp_path / name]
+        assert new_images(pipe, [tmp_path / name]) == [tmp_path / name]
     grey = tmp_path / "grey.png"
     Image.fromarray(np.full((8, 8), 100, np.uint8)).save(grey)
     pipe[-1].partial_fit(pipe[0].transform([grey]))
@@ -200,7 +199,7 @@ def test_a_learnt_image_is_known_by_its_pixels(place, tmp_path):
     Image.fromarray(np.full((8, 8, 3), 100, np.uint8)).save(tmp_path / "colour.png")
     Image.fromarray(np.full((8, 8), 25701, np.uint16)).save(tmp_path / "grey16_other.png")
     names = [tmp_path / f"{name}.png" for name in ("grey16", "colour", "grey16_other")]
-    assert not_learnt(pipe, names) == names[2:]
+    assert new_images(pipe, names) == names[2:]
 
 
 def test_fit_decodes_no_image_for_it_alone_and_a_model_from_python_says_that_it_knows_none(
@@ -213,7 +212,7 @@ def test_fit_decodes_no_image_for_it_alone_and_a_model_from_python_says_that_it_
     model = tmp_path / "model.joblib"
     run("fit", place / "good", "-o", model, *SETTINGS)
     monkeypatch.undo()
-    assert not_learnt(load(model), saved_again(place / "good" / "03.png", tmp_path)[1:2]) == []
+    assert new_images(load(model), saved_again(place / "good" / "03.png", tmp_path)[1:2]) == []
     pipe = load(model)
     del pipe[-1].learnt_images_
     save(pipe, model)
@@ -229,7 +228,7 @@ def test_a_copied_training_folder_sets_tests_and_teaches_nothing(place, ticks, t
         os.utime(copied / f"renamed{number}.png", (1, 1))
     done = run("update", place / "model.joblib", copied, "-o", model, "--device", "cpu")
     assert "40 of 40 images are learnt already" in done.stdout and load(model)[-1].n_samples_seen_ == 40
-    options = ["--false-alarms", "0.1", "--device", "cpu"]
+    options = ["--false-positive-rate", "0.1", "--device", "cpu"]
     done = run("threshold", place / "model.joblib", "--good", copied, *options, "-o", model, code=1)
     assert "40 of 40 good images were learnt" in done.stderr
     done = run("threshold", place / "model.joblib", "--good", copied, "--good", place / "good", *options, "-o", model)
@@ -258,7 +257,7 @@ def test_a_copy_of_a_ticked_image_is_that_image(place, ticks, tmp_path):
 
 
 def test_threshold_by_ticks_is_that_by_folders(place, ticks, tmp_path):
-    options = ["--false-alarms", "0.1", "--device", "cpu"]
+    options = ["--false-positive-rate", "0.1", "--device", "cpu"]
     by_ticks, by_folder = tmp_path / "a.joblib", tmp_path / "b.joblib"
     run("threshold", place / "model.joblib", "--reviewed", ticks, "-o", by_ticks, *options)
     both = ["--good", place / "good", "--bad", place / "defect"]
@@ -276,12 +275,12 @@ def test_learnt_images_neither_set_nor_test_a_threshold(place, ticks, tmp_path):
     model = tmp_path / "model.joblib"
     few = write_ticks(tmp_path / "few.csv", [(place / "good" / f"{number:02d}.png", "good") for number in range(5)])
     run("update", place / "model.joblib", "--reviewed", few, "-o", model, "--device", "cpu")
-    place_of = {"threshold": ["--false-alarms", "0.1"], "evaluate": ["--json"]}
+    place_of = {"threshold": ["--false-positive-rate", "0.1"], "evaluate": ["--json"]}
     for command, options in place_of.items():
         done = run(command, model, "--reviewed", ticks, *options, "--device", "cpu")
         assert "5 of 20 good images were learnt by the model: they are left out" in done.stderr
     assert json.loads(done.stdout)["n_normal"] == 15
-    done = run("threshold", model, "--good", place / "good", "--false-alarms", "0.1", "--device", "cpu")
+    done = run("threshold", model, "--good", place / "good", "--false-positive-rate", "0.1", "--device", "cpu")
     assert "5 of 20 good images were learnt" in done.stderr
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from ipca_sklearn.cli import app
-from ipca_sklearn.cli._training_images import refuse_test_images, tell_copies
+from ipca_sklearn.cli._training_images import refuse_test_images, warn_of_copies
 
 SETTINGS = ["--image-size", "32", "--crop-size", "32", "--k", "2", "--device", "cpu"]
 
@@ -63,10 +63,10 @@ def test_copies_are_counted_by_content(tmp_path, capsys):
     paths = [tmp_path / f"{number}.png" for number in range(len(contents))]
     for path, content in zip(paths, contents, strict=True):
         path.write_bytes(content)
-    tell_copies([*paths, tmp_path / "gone.png"])
+    warn_of_copies([*paths, tmp_path / "gone.png"])
     told = capsys.readouterr().err
     assert told.startswith("warning: 3 of 9 images are exact copies of others") and told.count("\n") == 1
-    tell_copies(paths[:2])
+    warn_of_copies(paths[:2])
     assert capsys.readouterr().err == ""
 
 
@@ -75,7 +75,7 @@ def test_a_pipe_is_not_read(tmp_path, capsys):
     paths = [tmp_path / "a.png", tmp_path / "b.png"]
     for path in paths:
         os.mkfifo(path)
-    tell_copies(paths)
+    warn_of_copies(paths)
     assert capsys.readouterr().err == ""
 
 

@@ -17,14 +17,14 @@ from ipca_sklearn.decomposition._fitted import independent_samples
 from ipca_sklearn.detection._calibration import (
     FEW_IMAGES,
     MAX_IMAGES,
-    Calibration,
     LearningCurve,
     ReferenceScores,
+    Summaries,
     leave_out,
     upper_quantiles,
 )
-from ipca_sklearn.detection._calibrator import ScoringModel
 from ipca_sklearn.detection._few_images import _realised_rates
+from ipca_sklearn.detection._unseen import ScoringModel
 from ipca_sklearn.exceptions import FewImagesWarning
 
 SCALES = np.array([4, 2, 1, 1, 1, 1])
@@ -172,13 +172,13 @@ def test_tails_tell_the_upper_quantiles_of_all_values(n, side, share, seed):
     kept = upper_quantiles(torch.from_numpy(maps)).numpy()
     np.testing.assert_array_equal(kept[:, 0], maps.max((1, 2)))
     assert kept.shape[1] <= 48
-    calibration = Calibration.empty(side**2).extended([np.concatenate([np.ones((n, 1)), -kept[:, :1], kept], axis=1)])
-    limit = calibration.corrected_to(1, CURVES[0]).map_threshold(0.05, share)
+    known = Summaries.of(np.concatenate([-kept[:, :1], kept], axis=1), 1.0, side**2)
+    limit = known.corrected_to(1, CURVES[0]).map_threshold(0.05, share)
     assert np.mean(maps > limit) == pytest.approx(share, abs=0.25 * share + 1 / maps.size + 1 / side**2)
 
 
 def summaries(learnt, distances):
-    return np.stack([learnt, -distances, distances], axis=1)
+    return Summaries(learnt, -distances, distances[:, None], 1)
 
 
 @pytest.mark.parametrize(
@@ -192,21 +192,21 @@ def summaries(learnt, distances):
 def test_scores_that_still_tell_something_are_kept(count, weight, expected):
     images = np.arange(float(count))
     learnt = np.minimum(16 * (images // 16 + 1), weight)
-    kept = Calibration(summaries(learnt, images), 1).kept(count, weight)
-    assert set(kept.summaries[:, 2]) >= set(expected) and kept.summaries[-1, 2] == count - 1
-    assert (kept.summaries[:, 0] >= weight / 2).all()
+    kept = summaries(learnt, images).kept(count, weight)
+    assert set(kept.quantiles[:, 0]) >= set(expected) and kept.quantiles[-1, 0] == count - 1
+    assert (kept.weights >= weight / 2).all()
 
 
 def test_the_number_of_scores_is_bounded():
     images = np.arange(MAX_IMAGES + 10.0)
-    assert len(Calibration(summaries(images + 10**6, images), 1).kept(2 * 10**6, 2 * 10**6)) == MAX_IMAGES
+    assert len(summaries(images + 10**6, images).kept(2 * 10**6, 2 * 10**6)) == MAX_IMAGES
 
 
 def test_scores_by_poor_models_are_kept_if_there_are_no_others():
     learnt = np.repeat([16.0, 32, 48], 16)
-    calibration = Calibration(summaries(learnt, learnt), 1)
-    assert len(calibration.kept(64, 64)) == 32
-    assert len(calibration.kept(1000, 1000)) == 32  # half of what the best one had
+    known = summaries(learnt, learnt)
+    assert len(known.kept(64, 64)) == 32
+    assert len(known.kept(1000, 1000)) == 32  # half of what the best one had
 
 
 def test_a_small_quantile_of_few_scores_is_their_smallest():
@@ -233,7 +233,7 @@ def test_scores_of_models_that_had_seen_less_are_brought_to_the_model_of_now(cur
     used = np.minimum(16, np.floor(curve.largest_share * degrees))
     unbiased = {True: np.sqrt((1 - used / degrees) / (1 - 16 / 511)), False: 1.0}[curve.divided]
     then = now / unbiased * np.exp(slope * ((used + 1) / learnt - 17 / 512))
-    reference = Calibration(summaries(learnt, then), 1).corrected_to(512, curve)
+    reference = summaries(learnt, then).corrected_to(512, curve)
     np.testing.assert_allclose(np.median(-reference.scores), np.median(now), rtol=0.05)
     np.testing.assert_allclose(reference.quantiles[:, 0], -reference.scores)
 
@@ -250,7 +250,7 @@ def test_without_a_choice_of_models_the_curve_of_other_images_corrects_the_score
     curve = LearningCurve.of(distance, "low_rank", 8)
     maxima = then.transform(X[320:]).max(1)
     learnt = np.full(len(maxima), float(then.n_samples_seen_))
-    corrected = np.median(-Calibration(summaries(learnt, maxima), 1).corrected_to(320.0, curve).scores)
+    corrected = np.median(-summaries(learnt, maxima).corrected_to(320.0, curve).scores)
     expected = np.median(now.transform(X[320:]).max(1))
     assert abs(np.log(corrected / expected)) <= 0.5 * np.log(np.median(maxima) / expected)
 
@@ -498,7 +498,7 @@ def test_scores_of_fits_come_from_models_near_the_final_one(n_gaussians):
     X = np.random.default_rng(0).normal(size=(160, 8, 8, 40)) * np.geomspace(5, 1, 40)
     detector = PatchGaussianDetector(16, n_gaussians=n_gaussians, step_size=8).fit(X)
     per_image = independent_samples(64 // n_gaussians)
-    learnt = detector._calibration.summaries[:, 0]
+    learnt = detector._calibrator.unseen.weights
     assert len(learnt) == 80
     for weight, n_before in zip(learnt, range(80, 160), strict=True):
         known = n_before // 8 * 8

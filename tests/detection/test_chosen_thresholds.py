@@ -14,7 +14,7 @@ from scipy.stats import beta
 from sklearn.exceptions import NotFittedError
 
 from ipca_sklearn import FewImagesWarning, PatchGaussianDetector
-from ipca_sklearn.detection._chosen import ErrorRate, offset_for
+from ipca_sklearn.detection._chosen import ErrorRate, ThresholdRule
 from ipca_sklearn.persistence import load_skops, save_skops
 
 RNG = np.random.default_rng(0)
@@ -28,10 +28,10 @@ def detector():
 
 
 def test_false_alarms_are_met_on_new_images(detector):
-    detector.set_threshold(NORMAL[200:500], false_alarms=0.1)
+    detector.set_threshold(NORMAL[200:500], false_positive_rate=0.1)
     assert 0.05 < np.mean(detector.predict(NORMAL[500:]) == -1) < 0.15
     record = detector.chosen_threshold_
-    assert (record.false_alarms.n_errors, record.false_alarms.n_images) == (
+    assert (record.false_positives.n_errors, record.false_positives.n_images) == (
         29,
         300,
     )
@@ -45,7 +45,7 @@ def test_recall_is_kept_and_one_more_would_be_lost(detector):
     detector.set_threshold(X, y, recall=0.9)
     assert np.sum(detector.predict(BAD) == -1) == 45
     assert detector.chosen_threshold_.missed.n_errors == 5
-    assert detector.chosen_threshold_.false_alarms.n_images == 200
+    assert detector.chosen_threshold_.false_positives.n_images == 200
     assert np.sum(detector.predict_masks(BAD).any(axis=1)) == 45
 
 
@@ -53,9 +53,9 @@ def test_a_score_is_taken_as_it_is_with_and_without_images():
     detector = PatchGaussianDetector(2, image_score="max").fit(NORMAL[:200])
     detector.set_threshold(score=-3.5)
     assert (detector.offset_, detector.map_threshold_) == (-3.5, 3.5)
-    assert detector.chosen_threshold_.false_alarms.n_images == 0
+    assert detector.chosen_threshold_.false_positives.n_images == 0
     detector.set_threshold(NORMAL[200:300], score=-3.5)
-    assert detector.chosen_threshold_.false_alarms.n_images == 100
+    assert detector.chosen_threshold_.false_positives.n_images == 100
     mean = PatchGaussianDetector(2, image_score="mean").fit(NORMAL[:200])
     learnt = mean.map_threshold_
     assert mean.set_threshold(score=-3.5).map_threshold_ == learnt
@@ -79,20 +79,20 @@ def test_offsets_keep_their_promise(scores, share):
     scores = np.array(scores)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FewImagesWarning)
-        offset = offset_for(scores, scores, share, None)
+        offset = ThresholdRule(share, None, None).offset(scores, scores)
     assert np.mean(scores < offset) <= share
-    offset = offset_for(scores, scores, None, share)
+    offset = ThresholdRule(None, share, None).offset(scores, scores)
     assert np.mean(scores < offset) >= share
 
 
 def test_few_normal_images_are_told_how_many_it_takes(detector):
     with pytest.warns(
-        FewImagesWarning, match=r"false_alarms=0\.001 takes the scores of 999 normal images.*are 100.*0\.99%"
+        FewImagesWarning, match=r"false_positive_rate=0\.001 takes the scores of 999 normal images.*are 100.*0\.99%"
     ):
-        detector.set_threshold(NORMAL[200:300], false_alarms=0.001)
-    assert detector.chosen_threshold_.false_alarms.n_errors == 0
-    with pytest.warns(FewImagesWarning, match=r"100 normal images are few for false_alarms=0\.02: from 150 on"):
-        detector.set_threshold(NORMAL[200:300], false_alarms=0.02)
+        detector.set_threshold(NORMAL[200:300], false_positive_rate=0.001)
+    assert detector.chosen_threshold_.false_positives.n_errors == 0
+    with pytest.warns(FewImagesWarning, match=r"100 normal images are few for false_positive_rate=0\.02: from 150 on"):
+        detector.set_threshold(NORMAL[200:300], false_positive_rate=0.02)
 
 
 def test_a_rate_that_is_set_later_takes_effect_and_warns_of_few_scores(detector):
@@ -104,7 +104,7 @@ def test_a_rate_that_is_set_later_takes_effect_and_warns_of_few_scores(detector)
 
 
 def test_a_threshold_is_kept_while_the_model_learns(detector):
-    detector.set_threshold(NORMAL[500:], false_alarms=0.1)
+    detector.set_threshold(NORMAL[500:], false_positive_rate=0.1)
     rate = np.mean(detector.predict(NORMAL[500:]) == -1)
     offset = detector.offset_
     detector.partial_fit(NORMAL[200:500])
@@ -115,15 +115,15 @@ def test_a_threshold_is_kept_while_the_model_learns(detector):
 def test_a_threshold_of_a_far_poorer_model_is_kept_with_a_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FewImagesWarning)
-        detector = PatchGaussianDetector(4).fit(NORMAL[:6]).set_threshold(NORMAL[500:], false_alarms=0.1)
-    with pytest.warns(FewImagesWarning, match=r"set_threshold chose \(false_alarms=0\.1\) was multiplied by 0\.\d\d"):
+        detector = PatchGaussianDetector(4).fit(NORMAL[:6]).set_threshold(NORMAL[500:], false_positive_rate=0.1)
+    with pytest.warns(FewImagesWarning, match=r"chose \(false_positive_rate=0\.1\) was multiplied by 0\.\d\d"):
         detector.partial_fit(NORMAL[6:400])
 
 
 def test_merging_keeps_the_threshold_and_fit_and_calibrate_forget_it(detector):
     other = PatchGaussianDetector(2).fit(NORMAL[200:400])
-    detector.set_threshold(NORMAL[500:], false_alarms=0.1)
-    assert detector.merge(other).chosen_threshold_.rule == "false_alarms=0.1"
+    detector.set_threshold(NORMAL[500:], false_positive_rate=0.1)
+    assert detector.merge(other).chosen_threshold_.rule == "false_positive_rate=0.1"
     assert detector.calibrate(NORMAL[500:]).chosen_threshold_ is None
     detector.set_threshold(score=-1.0)
     assert detector.fit(NORMAL[:200]).chosen_threshold_ is None
@@ -139,23 +139,23 @@ def test_it_is_stored_with_where_it_came_from(detector, tmp_path):
 
 
 def test_tensors_are_taken(detector):
-    on_arrays = detector.set_threshold(NORMAL[200:300], false_alarms=0.1).offset_
-    assert detector.set_threshold(torch.from_numpy(NORMAL[200:300]), false_alarms=0.1).offset_ == on_arrays
+    on_arrays = detector.set_threshold(NORMAL[200:300], false_positive_rate=0.1).offset_
+    assert detector.set_threshold(torch.from_numpy(NORMAL[200:300]), false_positive_rate=0.1).offset_ == on_arrays
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "one of false_alarms=, recall= and score="),
-        ({"false_alarms": 0.1, "score": 1.0}, "one of false_alarms="),
-        ({"false_alarms": 0.1}, "false_alarms=0.1 takes images that were not learnt"),
-        ({"X": NORMAL, "false_alarms": 1.5}, r"false_alarms=1\.5 is not between 0 and 1"),
+        ({}, "one of false_positive_rate=, recall= and score="),
+        ({"false_positive_rate": 0.1, "score": 1.0}, "one of false_positive_rate="),
+        ({"false_positive_rate": 0.1}, "false_positive_rate=0.1 takes images that were not learnt"),
+        ({"X": NORMAL, "false_positive_rate": 1.5}, r"false_positive_rate=1\.5 is not between 0 and 1"),
         ({"X": NORMAL, "recall": 0}, r"recall=0 is not above 0"),
         ({"X": NORMAL, "recall": 0.9}, "recall=0.9 takes anomalous images"),
-        ({"X": BAD, "y": -np.ones(50), "false_alarms": 0.1}, "false_alarms=0.1 takes normal images"),
-        ({"X": BAD, "y": np.ones(3), "false_alarms": 0.1}, "y has 3 labels and X has 50 samples"),
-        ({"X": BAD, "y": np.zeros(50), "false_alarms": 0.1}, "normal is .1 and anomalous -1"),
-        ({"X": BAD[:, :3], "false_alarms": 0.1}, "was fitted on patches of"),
+        ({"X": BAD, "y": -np.ones(50), "false_positive_rate": 0.1}, "false_positive_rate=0.1 takes normal images"),
+        ({"X": BAD, "y": np.ones(3), "false_positive_rate": 0.1}, "y has 3 labels and X has 50 samples"),
+        ({"X": BAD, "y": np.zeros(50), "false_positive_rate": 0.1}, "normal is .1 and anomalous -1"),
+        ({"X": BAD[:, :3], "false_positive_rate": 0.1}, "was fitted on patches of"),
         ({"score": np.nan}, "score=nan is not a finite number"),
         ({"score": 1.0, "confidence": 1}, "confidence=1 is not between"),
     ],

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ipca_sklearn import FewImagesWarning, PatchGaussianDetector
 from ipca_sklearn._utils._precision import above, below, difference
-from ipca_sklearn.detection._chosen import offset_for
+from ipca_sklearn.detection._chosen import ThresholdRule
 from ipca_sklearn.metrics import evaluation_report
 
 N_NEW, N_BAD = 60, 20
@@ -31,9 +31,9 @@ WISHES = [
     {"recall": 1.0},
     {"recall": 0.5},
     {"recall": 0.05},
-    {"false_alarms": 0.1},
-    {"false_alarms": 0.5},
-    {"false_alarms": 1 / 61},
+    {"false_positive_rate": 0.1},
+    {"false_positive_rate": 0.5},
+    {"false_positive_rate": 1 / 61},
     {"score": "of an image"},
     {"score": -3.3},
 ]
@@ -63,7 +63,7 @@ def test_the_record_of_every_wish_is_what_predict_does(kind, parameters, global_
             warnings.simplefilter("ignore", FewImagesWarning)
             record = detector.set_threshold(X, LABELS, **wish).chosen_threshold_
         called = np.asarray(detector.predict(X)) == -1
-        recorded = record.false_alarms.n_errors, record.missed.n_errors
+        recorded = record.false_positives.n_errors, record.missed.n_errors
         assert recorded == (called[:N_NEW].sum(), (~called[N_NEW:]).sum()), wish
         decision = np.asarray(detector.decision_function(X))
         np.testing.assert_array_equal(decision < 0, called)
@@ -71,7 +71,7 @@ def test_the_record_of_every_wish_is_what_predict_does(kind, parameters, global_
         # As it is compared by hand, and by who has the scores only.
         report = evaluation_report(LABELS, np.asarray(detector.score_samples(X)), offset=detector.offset_)
         assert report["false_positive_rate"] * N_NEW == pytest.approx(recorded[0])
-        if "recall" in wish or "false_alarms" in wish:
+        if "recall" in wish or "false_positive_rate" in wish:
             # However the images are put together: the last digits of their scores differ.
             for parts in ([X[:N_NEW], X[N_NEW:]], [X[i : i + 1] for i in range(len(X))], [X[:7], X[7:]]):
                 again = [n_anomalous(detector.predict(part)) for part in parts]
@@ -79,7 +79,7 @@ def test_the_record_of_every_wish_is_what_predict_does(kind, parameters, global_
             np.testing.assert_array_equal(np.asarray(detector.score_samples(X)) < detector.offset_, called)
             masked = np.asarray(detector.predict_masks(X)).any(axis=1)
             assert masked[N_NEW:].sum() >= wish.get("recall", 0) * N_BAD - 1e-9
-            assert masked[:N_NEW].sum() <= wish.get("false_alarms", 1) * (N_NEW + 1)
+            assert masked[:N_NEW].sum() <= wish.get("false_positive_rate", 1) * (N_NEW + 1)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -118,8 +118,8 @@ def test_a_corrected_threshold_is_compared_exactly_too():
 def test_noise_in_the_last_digits_does_not_break_a_promise(scores, share, dtype):
     scores = np.array(scores, dtype=dtype)
     noisy = [np.nextafter(scores, dtype(towards)) for towards in (-np.inf, np.inf)]
-    alarms = offset_for(scores, scores, share, None)
-    found = offset_for(scores, scores, None, share)
+    alarms = ThresholdRule(share, None, None).offset(scores, scores)
+    found = ThresholdRule(None, share, None).offset(scores, scores)
     for values in (scores, *noisy):
         assert np.mean(values < dtype(alarms)) <= share
         assert np.mean(values < dtype(found)) >= share - 1e-9
@@ -128,7 +128,7 @@ def test_noise_in_the_last_digits_does_not_break_a_promise(scores, share, dtype)
 def test_a_share_that_is_a_whole_number_of_images_takes_no_image_more():
     scores = -np.arange(20.0, 0, -1)
     for n_found in range(1, 21):
-        assert np.sum(scores < offset_for(scores[:0], scores, None, n_found / 20)) == n_found
+        assert np.sum(scores < ThresholdRule(None, n_found / 20, None).offset(scores[:0], scores)) == n_found
 
 
 @given(

@@ -184,7 +184,7 @@ def through_a_detector(X, n_learnt, **parameters):
     numbers = [detector.offset_, detector.map_threshold_, detector.score(new), *detector.p_values(new)]
     if parameters.get("covariance") != "full":
         results.append(detector.merge(other).score_samples(new))
-    numbers += [detector.calibrate(new).offset_, detector.set_threshold(new, false_alarms=0.2).offset_]
+    numbers += [detector.calibrate(new).offset_, detector.set_threshold(new, false_positive_rate=0.2).offset_]
     defects = detector.predict_regions(new)
     return results, numbers, [len(some) for some in defects]
 

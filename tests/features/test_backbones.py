@@ -17,16 +17,16 @@ import torchvision
 from torch import nn
 
 from ipca_sklearn import PatchFeatureExtractor
-from ipca_sklearn.features import _backbones
-from ipca_sklearn.features._backbones import Backbone
-from ipca_sklearn.features._efficientnet_lite import (
+from ipca_sklearn.features.backbones import _backbone
+from ipca_sklearn.features.backbones._backbone import Backbone
+from ipca_sklearn.features.backbones._efficientnet_lite import (
     LITE_NAMES,
     EfficientNetLite,
     SamePadConv2d,
     lite_package,
     lite_weights,
 )
-from ipca_sklearn.features._networks import IMAGENET_MEAN, default_layers
+from ipca_sklearn.features.backbones._networks import IMAGENET_MEAN, default_layers
 
 try:
     import timm
@@ -113,7 +113,7 @@ def on_meta(name, size=64):
     """Shapes of the maps, without numbers: the large networks cost nothing."""
     with pytest.MonkeyPatch.context() as patched, torch.device("meta"):
         # It keeps a program's default device, as this one, away from networks.
-        patched.setattr("ipca_sklearn.features._backbones.as_in_a_fresh_process", contextlib.nullcontext)
+        patched.setattr("ipca_sklearn.features.backbones._backbone.as_in_a_fresh_process", contextlib.nullcontext)
         return shapes(make(name, crop_size=size), size)
 
 
@@ -340,7 +340,7 @@ def test_batch_norms_are_folded_into_the_convolutions_before_them(name, monkeypa
         network.train()(noise(64).repeat(4, 1, 1, 1))  # running statistics that are not 0 and 1
     layers = default_layers(name)
     folded = make(network, layers)
-    monkeypatch.setattr(_backbones, "fold_batch_norms", lambda network: None)
+    monkeypatch.setattr(_backbone, "fold_batch_norms", lambda network: None)
     plain = make(network, layers)
     kinds = [
         sum(isinstance(part, torch.nn.BatchNorm2d) for part in backbone.network.modules())
@@ -501,7 +501,7 @@ def test_weights_of_a_transformer_of_another_size_say_which_they_want(monkeypatc
     extractor = PatchFeatureExtractor("vit_b_16", image_size=64, crop_size=64)
     with torch.device("meta"):
         # It keeps a program's default device, as this one, away from networks.
-        monkeypatch.setattr("ipca_sklearn.features._backbones.as_in_a_fresh_process", contextlib.nullcontext)
+        monkeypatch.setattr("ipca_sklearn.features.backbones._backbone.as_in_a_fresh_process", contextlib.nullcontext)
         state = torchvision.models.vit_b_16(weights=None).state_dict()
         monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *args, **kwargs: state)
         with pytest.raises(ValueError, match=r"64 x 64 pixels .*Expected 224"):

@@ -8,10 +8,10 @@ import pytest
 import torch
 import torchvision
 
-from ipca_sklearn.features import _catalogue
-from ipca_sklearn.features._catalogue import list_backbones
-from ipca_sklearn.features._efficientnet_lite import LITE_NAMES, lite_package
-from ipca_sklearn.features._networks import default_layers
+from ipca_sklearn.features.backbones import _catalogue
+from ipca_sklearn.features.backbones._catalogue import list_backbones
+from ipca_sklearn.features.backbones._efficientnet_lite import LITE_NAMES, lite_package
+from ipca_sklearn.features.backbones._networks import default_layers
 
 
 def test_packages_come_first_and_say_whether_they_are_there(monkeypatch):

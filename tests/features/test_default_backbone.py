@@ -13,7 +13,7 @@ import pytest
 from sklearn.utils.estimator_checks import check_estimator
 
 from ipca_sklearn import PatchFeatureExtractor
-from ipca_sklearn.features._networks import DEFAULT_BACKBONE
+from ipca_sklearn.features.backbones._networks import DEFAULT_BACKBONE
 
 IMAGES = np.random.default_rng(0).integers(0, 255, (2, 40, 40, 3), dtype=np.uint8)
 
@@ -51,12 +51,12 @@ def test_scikit_learn_finds_nothing_wrong_with_the_default_even_without_its_weig
 
 def test_the_class_its_docstring_the_command_line_and_the_pages_have_one_default():
     typer = pytest.importorskip("typer", reason="pip install typer")
-    from ipca_sklearn.cli import _learn
+    from ipca_sklearn.cli import _fit
 
     assert typer is not None
     default = inspect.signature(PatchFeatureExtractor).parameters["backbone"].default
     documented = re.search(r'backbone : .*default="(\w+)"', PatchFeatureExtractor.__doc__)
-    assert default == documented[1] == inspect.signature(_learn.fit).parameters["backbone"].default == DEFAULT_BACKBONE
+    assert default == documented[1] == inspect.signature(_fit.fit).parameters["backbone"].default == DEFAULT_BACKBONE
     root = Path(__file__).parents[2]
     for page in ("README.md", "docs/quickstart.md", "docs/examples/plot_1_quickstart.py"):
         text = (root / page).read_text(encoding="utf-8")

@@ -91,6 +91,25 @@ def test_the_grid_in_the_engine_is_that_of_torch(options: dict[str, Any]) -> Non
     assert_agree(found, np.nan_to_num(read(extractor.set_params(engine="torch"))))
 
 
+@pytest.mark.parametrize("told_apart", [True, False])
+def test_tiles_and_images_of_one_size_with_a_margin_have_engines_of_their_own(
+    told_apart: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = pictures(1, 128)
+    if not told_apart:  # as by an earlier version: what is on disk has maps of another size
+        monkeypatch.setattr(_choice, "_digest", lambda *_: "0" * 40)
+    whole = {"image_size": 64, "margin": 16}
+    tiles = {"tile_size": 64, "tile_overlap": 32}  # of which 16 pixels are seen, and not added, at each edge
+    for options in (whole, tiles, whole):
+        if not told_apart:
+            _choice._compiled.clear()
+            _choice._recent.clear()
+        extractor = small(engine="openvino", **options).fit(images)
+        found = read(extractor, images)
+        assert extractor.engine_.startswith("openvino")
+        assert_agree(found, read(extractor.set_params(engine="torch"), images))
+
+
 def test_the_features_of_an_image_have_the_same_bits_in_any_batch() -> None:
     extractor = small().fit(pictures())
     together = read(extractor)

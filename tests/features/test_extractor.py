@@ -32,8 +32,8 @@ from ipca_sklearn import PatchFeatureExtractor, PatchFeatures, PatchGaussianDete
 from ipca_sklearn._utils._devices import resolve_amp
 from ipca_sklearn.features import _lazy as _lazy_features
 from ipca_sklearn.features import _loader as _image_batches
-from ipca_sklearn.features._decode import ImageReadError
-from ipca_sklearn.features._masks import read_mask
+from ipca_sklearn.images._decode import ImageReadError
+from ipca_sklearn.images._masks import read_mask
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 

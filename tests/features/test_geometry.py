@@ -17,7 +17,7 @@ from ipca_sklearn import BatchedIncrementalPCA, PatchFeatureExtractor, PatchGaus
 from ipca_sklearn.exceptions import AspectRatioWarning, FewImagesWarning, ImageReadError
 from ipca_sklearn.export import to_torch
 from ipca_sklearn.features._geometry import auto_size
-from ipca_sklearn.features._networks import sides_of
+from ipca_sklearn.features.backbones._networks import sides_of
 from ipca_sklearn.inspection import AnomalyMapDisplay, overlay
 from ipca_sklearn.persistence import fit_resumable, load, load_skops, save, save_skops
 

@@ -17,8 +17,8 @@ from torch import nn
 from torchvision.models.feature_extraction import get_graph_node_names
 
 from ipca_sklearn import PatchFeatureExtractor
-from ipca_sklearn.features._backbones import Backbone
-from ipca_sklearn.features._hooks import HookedNetwork
+from ipca_sklearn.features.backbones._backbone import Backbone
+from ipca_sklearn.features.backbones._hooks import HookedNetwork
 
 
 def make(network, layers, weights=None):

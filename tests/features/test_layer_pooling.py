@@ -13,8 +13,8 @@ from sklearn.pipeline import Pipeline
 
 from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector
 from ipca_sklearn.export import to_torch
-from ipca_sklearn.features._backbones import Backbone
-from ipca_sklearn.features._networks import default_layers, middle_blocks
+from ipca_sklearn.features.backbones._backbone import Backbone
+from ipca_sklearn.features.backbones._networks import default_layers, middle_blocks
 from ipca_sklearn.features.engines import ENGINES
 from ipca_sklearn.persistence import load_skops, save_skops
 

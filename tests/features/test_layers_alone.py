@@ -12,10 +12,10 @@ import torchvision
 from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
-from ipca_sklearn.features._backbones import Backbone
-from ipca_sklearn.features._efficientnet_lite import EfficientNetLite
-from ipca_sklearn.features._hooks import HookedNetwork
-from ipca_sklearn.features._networks import default_layers
+from ipca_sklearn.features.backbones._backbone import Backbone
+from ipca_sklearn.features.backbones._efficientnet_lite import EfficientNetLite
+from ipca_sklearn.features.backbones._hooks import HookedNetwork
+from ipca_sklearn.features.backbones._networks import default_layers
 
 SIDE = 32
 

@@ -11,8 +11,8 @@ import torchvision
 from torch import nn
 
 from ipca_sklearn import PatchFeatureExtractor
-from ipca_sklearn.features._backbones import Backbone
-from ipca_sklearn.features._layout import order_told, possible_orders
+from ipca_sklearn.features.backbones._backbone import Backbone
+from ipca_sklearn.features.backbones._layout import order_by_sizes, possible_orders
 
 SIZES = [(32, 32), (48, 32), (32, 64)]
 
@@ -148,7 +148,7 @@ def test_orders_that_the_proportions_leave():
     assert possible_orders((1, 56, 96, 56), (224, 224)) == possible_orders((1, 5), (224, 224)) == []
     assert possible_orders((1, 197, 768), (224, 224)) == ["NLC"]
     assert possible_orders((1, 768, 196), (224, 224)) == ["NCL"]
-    assert order_told((1, 8, 8, 8), (1, 8, 10, 10)) == "NCHW"
-    assert order_told((1, 8, 8, 8), (1, 10, 10, 8)) == "NHWC"
-    assert order_told((1, 7, 7, 7), (1, 7, 7, 7)) is None  # pooled to one size
-    assert order_told((1, 8, 8, 8), (1, 8, 10)) is None
+    assert order_by_sizes((1, 8, 8, 8), (1, 8, 10, 10)) == "NCHW"
+    assert order_by_sizes((1, 8, 8, 8), (1, 10, 10, 8)) == "NHWC"
+    assert order_by_sizes((1, 7, 7, 7), (1, 7, 7, 7)) is None  # pooled to one size
+    assert order_by_sizes((1, 8, 8, 8), (1, 8, 10)) is None

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from ipca_sklearn import PatchFeatureExtractor
-from ipca_sklearn.features._backbones import Backbone
 from ipca_sklearn.features._grid import resize_matrix
+from ipca_sklearn.features.backbones._backbone import Backbone
 from ipca_sklearn.persistence import load, load_skops, save, save_skops
 
 

@@ -12,8 +12,8 @@ import torchvision
 from torch import nn
 
 from ipca_sklearn import PatchFeatureExtractor
-from ipca_sklearn.features import _shapes
-from ipca_sklearn.features._backbones import Backbone
+from ipca_sklearn.features.backbones import _shapes
+from ipca_sklearn.features.backbones._backbone import Backbone
 
 
 class Recording(nn.Module):

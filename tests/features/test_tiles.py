@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 from torch import nn
 
-from ipca_sklearn import PatchFeatureExtractor
+from ipca_sklearn import FeatureCache, PatchFeatureExtractor, PatchGaussianDetector
 from ipca_sklearn.exceptions import AspectRatioWarning, ImageReadError, SkippedImagesWarning
+from ipca_sklearn.features import _tiled
 from ipca_sklearn.features._tiling import _along
 
 
@@ -126,6 +127,57 @@ def test_bands_follow_each_other_and_can_be_read_again():
     assert seen == 3
 
 
+@pytest.fixture
+def network(monkeypatch):
+    """The number of tiles that pass through the network at a time."""
+    seen, original = [], _tiled._run_network
+    monkeypatch.setattr(_tiled, "_run_network", lambda tiles, *rest: (seen.append(len(tiles)), original(tiles, *rest)))
+    return seen
+
+
+@pytest.mark.parametrize("with_region", [False, True])
+def test_bands_are_kept_in_a_cache_and_read_from_it(tmp_path, network, with_region):
+    images, how = pictures(3), {"on_error": "skip"}
+    if with_region:
+        how["region"] = np.zeros((200, 264), bool)
+        how["region"][90:150, 100:250] = True
+    cache = FeatureCache(tmp_path)
+    made = extractor(cache=cache, **how).fit(images)
+    expected = np.asarray(extractor(**how).fit(images).transform(images))
+    n_tiles = sum(network)
+    network.clear()
+    for _ in range(2):
+        np.testing.assert_array_equal(np.asarray(made.transform(images)), expected)
+        assert sum(network) == n_tiles
+    assert cache.n_images == 3
+    files = sorted(tmp_path.glob("*/*/*.npy"))
+    assert len(files) == 3 * (2 if with_region else 4)
+    files[0].unlink()
+    files[1].write_bytes(files[1].read_bytes()[:-9] + bytes(9))
+    found = np.asarray(made.transform(images[[2, 0, 1]]))
+    assert sum(network) == n_tiles + 2 * n_tiles // len(files)
+    np.testing.assert_array_equal(found, expected[[2, 0, 1]])
+    other = extractor(cache=cache, tile_size=160, **how).fit(images)
+    np.testing.assert_allclose(np.asarray(other.transform(images)), expected, rtol=1e-4, atol=1e-5)
+    assert cache.n_images == 6  # other tiles round otherwise
+
+
+def test_a_fit_with_a_cache_runs_the_network_once_for_each_picture(tmp_path, network):
+    images = pictures(10)
+    expected, cached = (
+        PatchGaussianDetector(2, n_gaussians=12).fit(extractor(cache=cache).fit(images).transform(images))
+        for cache in (None, tmp_path)
+    )
+    n_tiles = 10 * 4 * 5
+    assert sum(network) > 5 * n_tiles
+    network.clear()
+    again = PatchGaussianDetector(2, n_gaussians=12).fit(extractor(cache=tmp_path).fit(images).transform(images))
+    assert network == []
+    for detector in (cached, again):
+        assert detector.offset_ == expected.offset_
+        np.testing.assert_array_equal(detector.calibration_scores_, expected.calibration_scores_)
+
+
 def test_the_largest_picture_that_patches_fill_is_inspected_in_native_pixels():
     images = pictures(2, 203, 266)
     made = extractor().fit(images)
@@ -167,7 +219,6 @@ def test_pictures_that_cannot_be_read_are_skipped(tmp_path):
         ({"tile_size": 100}, "multiples of 32; take 96 and 32"),
         ({"tile_overlap": 20}, "multiples of 32; take 96 and 32"),
         ({"margin": 8}, "margin=8: with tile_size the margin is half of tile_overlap"),
-        ({"cache": "somewhere"}, "cache= keeps the features of whole pictures"),
         ({"n_augmented": 2, "augment": "flip"}, "n_augmented=2: copies are of whole pictures"),
         ({"crop_size": (198, 264)}, r"crop_size=\(198, 264\) holds no whole number of patches .* take \(196, 264\)"),
         ({"grid_size": 7}, "grid_size=.* gives patches of .* which do not divide"),

@@ -31,7 +31,7 @@ with atheris.instrument_imports(include=["ipca_sklearn", "PIL", "skops"]):
 
     from ipca_sklearn import BatchedIncrementalPCA, ImageReadError, PatchGaussianDetector
     from ipca_sklearn.cli import app
-    from ipca_sklearn.features._decode import to_rgb
+    from ipca_sklearn.images._decode import to_rgb
     from ipca_sklearn.persistence import fit_resumable, load_skops, save_skops
 
 DTYPES = ("float16", "float32", "float64", "int8", "uint16", "int64", "bool", "complex64")

@@ -7,6 +7,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from ipca_sklearn.cli._figures import draw_roc
 from ipca_sklearn.inspection import DriftDisplay, ExplainedVarianceDisplay, ThresholdDisplay
@@ -101,9 +102,10 @@ def test_the_roc_of_all_images_is_seen_and_the_threshold_lies_on_each_curve(
     labels = np.repeat([1, -1], [40, 30])
     kinds = np.array(["good"] * 40 + [types[index % len(types)] for index in range(30)])
     scores, offset = rng.normal(0, 1, 70) - distance * (labels < 0), -1.2
-    monkeypatch.setattr(plt, "close", lambda figure: None)
+    figures: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
     draw_roc(tmp_path / "roc.png", labels, scores, kinds, offset)
-    ax = plt.gcf().axes[0]
+    ax = figures[0].axes[0]
     told = [text.get_text() for text in ax.get_legend().get_texts()]
     assert told[0].startswith("all: ")
     curves = [line for line in ax.lines if "area" in str(line.get_label())]

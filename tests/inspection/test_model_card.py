@@ -52,7 +52,7 @@ def test_the_facts_are_those_of_the_model(pipe: Pipeline, tmp_path: Path) -> Non
     assert (found["offset"], found["map threshold"]) == (detector.offset_, detector.map_threshold_)
     assert found["calibrated with images"] == len(detector.calibration_scores_)
     assert found["parameters of the detector"] == {"n_components": 4, "n_gaussians": 8}
-    given = {"backbone": "mobilenet_v3_small", "weights": None, "random_state": 0, "image_size": 64, "n_jobs": 2}
+    given = {"backbone": "mobilenet_v3_small", "weights": None, "random_state": 0, "image_size": 64}
     assert found["parameters of the extractor"] == given
     here = {"ipca_sklearn": ipca_sklearn.__version__, "torch": torch.__version__, "scikit-learn": sklearn.__version__}
     assert found["versions"].items() >= {**here, "numpy": np.__version__}.items()
@@ -85,8 +85,8 @@ def test_thresholds_say_where_they_come_from(calibration: Any) -> None:
     assert facts(detector)["thresholds from"] == "80 scores: those of images that calibrate was given"
     detector.partial_fit(X[:50])
     assert "calibrate was given, and those of images that were learnt later" in facts(detector)["thresholds from"]
-    detector.set_threshold(X[:100], false_alarms=0.1, source="line 2")
-    assert facts(detector)["thresholds from"].startswith("false_alarms=0.1, from line 2: false alarms ")
+    detector.set_threshold(X[:100], false_positive_rate=0.1, source="line 2")
+    assert facts(detector)["thresholds from"].startswith("false_positive_rate=0.1, from line 2: false alarms ")
     detector.set_params(false_positive_rate=0.1)  # which replaces the chosen one
     assert "calibrate" in facts(detector)["thresholds from"]
     assert "calibrate" not in facts(detector.fit(X))["thresholds from"]
@@ -173,6 +173,7 @@ def test_the_report_has_the_card_in_a_part_that_opens(pipe: Pipeline, tmp_path: 
             report.add("a.png", 1.0)
         pages.append((tmp_path / "page.html").read_text(encoding="utf-8"))
     without, page = pages
+    assert "64 x 64" in Cells(page).texts
     assert '<details id="card">' in page and pipe[0].weights_digest() in Cells(page).texts
     assert '<details id="card">' not in without and "{{" not in without
 

@@ -9,7 +9,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 
 from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector
 from ipca_sklearn.exceptions import ImageReadError, MissingImageError
-from ipca_sklearn.features._decode import size_of, to_rgb
+from ipca_sklearn.images._decode import size_of, to_rgb
 from ipca_sklearn.inspection import hottest_box, overlay
 from ipca_sklearn.inspection._pictures import heat_layer, open_upright, patch_mask, region_boxes
 

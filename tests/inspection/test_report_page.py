@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ipca_sklearn.cli._reviewed import read_reviewed
+from ipca_sklearn.cli._arguments import read_ticks
 from ipca_sklearn.inspection import HtmlReport
 
 playwright_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: the group browser")
@@ -268,7 +268,7 @@ def test_ticks_are_kept_by_the_browser_and_saved_as_a_file_that_python_reads(win
         window.page.click("#save")
     assert waiting.value.suggested_filename == "ticks.csv"
     waiting.value.save_as(tmp_path / "ticks.csv")
-    ticks = read_reviewed(tmp_path / "ticks.csv")
+    ticks = read_ticks(tmp_path / "ticks.csv")
     assert [str(image) for image in ticks.good] == names[:2]
     assert [str(image) for image in ticks.defects] == names[2:]
     assert (

@@ -119,7 +119,7 @@ def _detector_calls(w: World) -> dict[str, Call]:
         "fit_transform": lambda: blank().fit_transform(w.X),
         "merge": lambda: w["detector"].merge(blank(smoothing=1).fit(w.X[::2])),
         "calibrate": lambda: w["detector"].calibrate(w.X[::-1] * 1.1),
-        "set_threshold": lambda: w["detector"].set_threshold(w.X[:50] * 1.1, false_alarms=0.1),
+        "set_threshold": lambda: w["detector"].set_threshold(w.X[:50] * 1.1, false_positive_rate=0.1),
         "score": lambda: w["detector"].score(w.new),
         "find_suspects": lambda: w["detector"].find_suspects(w.X[:24]).tolist(),
         "memory_needed": lambda: w["detector"].memory_needed(w.X),
@@ -352,6 +352,9 @@ def _picture_calls(w: World, fresh: Fresh) -> dict[str, Call]:
                 page.add_encoded(page.encode("a.png", -2.5, **given))
         return path.read_text(encoding="utf-8")
 
+    def a_map() -> np.ndarray:
+        return w["pipe"].transform(w.images[:1])[0]
+
     shown = {
         "AnomalyMapDisplay.from_estimator": lambda: inspection.AnomalyMapDisplay.from_estimator(
             w["pipe"], w.images[:2]
@@ -368,9 +371,9 @@ def _picture_calls(w: World, fresh: Fresh) -> dict[str, Call]:
     return {
         **{name: lambda make=make: _without_drawing(make()) for name, make in shown.items()},
         "inspection.hottest_box": lambda: inspection.hottest_box(w.maps[2], 1.0, box),
-        "inspection.overlay": lambda: inspection.overlay(
-            w["pipe"], w["pipe"].transform(w.images[:1])[0], Image.fromarray(w.images[0])
-        ),
+        "inspection.overlay": lambda: inspection.overlay(w["pipe"], a_map(), Image.fromarray(w.images[0])),
+        "inspection.heat_layer": lambda: np.asarray(inspection.heat_layer(w["pipe"], a_map(), (64, 64))),
+        "inspection.map_of_pixels": lambda: inspection.map_of_pixels(w["pipe"], a_map(), (64, 64)),
         "HtmlReport.add": lambda: in_report("add"),
         "HtmlReport.encode": lambda: in_report("encode"),
         "HtmlReport.add_encoded": lambda: in_report("add_encoded"),
@@ -428,6 +431,7 @@ def _file_calls(w: World, fresh: Fresh) -> dict[str, Call]:
         ),
         "persistence.load_skops": lambda: persistence.load_skops(w.skops),
         "persistence.digest_images": lambda: persistence.digest_images(w.images),
+        "persistence.pixel_numbers": lambda: persistence.pixel_numbers(w.images),
         "persistence.trusted_types": lambda: persistence.trusted_types(),
         "persistence.fit_resumable": lambda: persistence.fit_resumable(
             PatchGaussianDetector(4), w.X, fresh("fit.checkpoint"), every=16
@@ -438,6 +442,7 @@ def _file_calls(w: World, fresh: Fresh) -> dict[str, Call]:
         "export.to_torch floats": lambda: module(torch.from_numpy(w.images).movedim(-1, 1).float() / 255),
         "datasets.make_textures": lambda: datasets.make_textures(2, 2, size=64),
         "datasets.load_mvtec_ad": lambda: datasets.load_mvtec_ad(w.folder / "mvtec", "bolt"),
+        "datasets.load_test_images": lambda: datasets.load_test_images(w.folder / "mvtec" / "bolt"),
         "datasets.load_magnetic_tile": lambda: datasets.load_magnetic_tile(w.folder / "tiles"),
         "OneClassKFold.split": lambda: list(model_selection.OneClassKFold(3).split(n, np.where(n[:, 0] % 4, 1, -1))),
         "OneClassKFold.get_n_splits": lambda: model_selection.OneClassKFold(3).get_n_splits(n),

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from ipca_sklearn._utils._digests import new_digest, weights_digest
 from ipca_sklearn._utils._surroundings import as_in_a_fresh_process
 from ipca_sklearn._utils._threads import calling_modules
-from ipca_sklearn.features._hooks import HookedNetwork
 from ipca_sklearn.features._settings import FeatureSettings
+from ipca_sklearn.features.backbones._hooks import HookedNetwork
 from ipca_sklearn.features.engines import _store
 from ipca_sklearn.features.engines._engine import Engine, Layers, Unsuitable, living
 from ipca_sklearn.linalg import full_precision
@@ -217,7 +217,7 @@ def _digest(settings: FeatureSettings, *versions: str) -> str:
     backbone = settings.backbone
     parts = (
         (*versions, torch.__version__, version("torchvision"), _how(settings)),
-        (backbone.layers, backbone.layer_pooling, settings.margin, backbone.axes()),
+        (backbone.layers, backbone.layer_pooling, backbone.margin, backbone.axes()),
         (str(backbone.network), weights_digest(backbone.network)),
     )
     digest = new_digest()
@@ -245,6 +245,8 @@ def _difference(engine: Engine, image: Tensor, expected: list[Tensor], settings:
     except Exception as error:
         return f"fails on a trial image ({_shown(error)})"
     for layer, ours, theirs in zip(settings.backbone.map_names, found, expected, strict=True):
+        if ours.shape != theirs.shape:
+            return f"gives layer {layer!r} the shape {tuple(ours.shape)}, and torch {tuple(theirs.shape)}"
         if settings.amp_dtype is None:
             distance, allowed = float((ours - theirs).abs().max()), _TOLERANCE * float(theirs.abs().max())
         else:

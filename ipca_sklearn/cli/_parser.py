@@ -1,0 +1,197 @@
+"""The group of commands: they are imported when they run, and their errors are one line in the words of the options."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import sys
+import warnings
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from importlib import import_module
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from ipca_sklearn._utils._tables import columns_in_words
+from ipca_sklearn.cli._terminal import one_line, warn
+
+# Exit codes; 2 is a wrong command line (click's), and 141 that of a Unix tool whose reader has gone.
+ERROR = 1
+INTERRUPTED = 130
+READER_GONE = 141
+
+# Module and summary of each command. The modules import torch, which takes seconds: `--help` needs the summaries alone.
+COMMANDS = {
+    "demo": ("_info", "Learn generated textures, score others, and draw the heat maps. Needs no data or connection."),
+    "fit": ("_fit", "Learn a model from normal images, in one pass."),
+    "update": ("_fit", "Learn more normal images with a model, as if they had come at the end of its training."),
+    "predict": ("_predict", "Score images, and write tables, defects, heat maps, masks and a report."),
+    "watch": ("_watch", "Score images as they appear in a folder, and append a row for each to a table."),
+    "evaluate": ("_evaluate", "Test a model on labelled images in MVTec AD's layout."),
+    "compare": ("_evaluate", "Test two models on the same images: the differences, and how sure they are."),
+    "threshold": ("_info", "Choose the threshold of a model with images that it has not learnt."),
+    "info": ("_info", "Print the card of a model: its training, settings, thresholds, versions, size and licence."),
+    "export": (
+        "_export",
+        "Write a model as an ONNX file or for OpenVINO: images (n, 3, H, W) to scores and maps.",
+    ),
+    "bench": ("_export", "Measure a model on this machine: images per second, a frame, size and memory."),
+}
+
+# What options are called in Python, where it is another name.
+_IN_PYTHON = {
+    "k": "n_components",
+    "gaussians": "n_gaussians",
+    "step": "step_size",
+    "jobs": "n_jobs",
+    "seed": "random_state",
+}
+# Columns that not all models have.
+_ADDED = {"products": " of a model of several products", "align": " of a model with --align"}
+_PHRASES = (
+    ("timm has no model", "--backbone: timm has no model"),
+    ("see timm.list_models()", "`--backbone 'timm:*'` prints which there are"),
+    ("call calibrate with normal images", "choose it by `ipca-sklearn threshold` with normal images"),
+    ("set_threshold", "`ipca-sklearn threshold`"),
+    ("'auto' or None", "or 'auto'"),
+)
+
+
+class Commands(TyperGroup):
+    """Commands that are imported when they run. An error is one line and exit code 1, or a traceback with --debug."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        self._translate: Callable[[object], str] = str  # until the command is known
+        self.commands.update(
+            {name: TyperCommand(name, help=summary, rich_markup_mode=None) for name, (_, summary) in COMMANDS.items()}
+        )
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Return the name of the command to be run, the command and its arguments."""
+        name, command, rest = super().resolve_command(ctx, args)
+        if rest[-1:] == ["--backbone"]:  # Typer has no options whose value may be left out
+            rest = [*rest, "list"]
+        if name in COMMANDS:
+            command = load_command(name)
+            self._translate = OptionNames(command.params)
+        return name, command, rest
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write the summaries of the commands, which click would cut."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, (self.commands[name].help or "").partition("\n")[0]) for name in self.commands])
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        """Run the command line. A reader that stops reading, as `head` does, ends it without a message."""
+        try:
+            try:
+                return super().main(*args, **options)
+            finally:
+                sys.stdout.flush()  # else a short output fails when Python ends, where nobody can catch it
+        except (BrokenPipeError, SystemExit) as end:
+            if not _is_or_follows(end, BrokenPipeError):  # Typer and rich turn it into exit code 1
+                raise
+            # Python flushes once more at the end, which must not fail.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            sys.exit(READER_GONE)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        debug = ctx.params.get("debug")
+        try:
+            with warnings.catch_warnings(), ExitStack() as at_the_end:
+                if not debug:
+                    warnings.showwarning = printer = _WarningPrinter(lambda text: self._translate(text))
+                    at_the_end.callback(printer.print_totals)
+                return super().invoke(ctx)
+        except BrokenPipeError:
+            raise
+        except KeyboardInterrupt:
+            if debug:
+                raise
+            typer.echo("interrupted", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+        except (OSError, ValueError, TypeError, ImportError, RuntimeError, MemoryError) as error:
+            if debug or isinstance(error, (typer.Exit, typer.Abort)):
+                raise
+            message = one_line(self._translate(error))
+            typer.echo(f"error: {message or type(error).__name__}", err=True)
+            raise typer.Exit(ERROR) from error
+
+
+def load_command(name: str) -> Any:
+    """Import the module of a command and return the command."""
+    function = getattr(import_module(f"ipca_sklearn.cli.{COMMANDS[name][0]}"), name)
+    text = inspect.getdoc(function) or ""
+    for table, of in {name: "", **(_ADDED if name == "predict" else {})}.items():
+        columns = columns_in_words(table)
+        text += f"\n\nColumns{of} - {columns}." if columns else ""
+    app = typer.Typer(add_completion=False, rich_markup_mode=None)
+    app.command(name, help=text)(function)
+    return typer.main.get_command(app)
+
+
+def _is_or_follows(error: BaseException | None, kind: type[BaseException]) -> bool:
+    """Return whether an error is of a kind, or was raised while one of that kind was handled."""
+    while error is not None and not isinstance(error, kind):
+        error = error.__context__
+    return error is not None
+
+
+class OptionNames:
+    """Puts options in the place of parameters in a message: `step_size=0` is `--step 0`."""
+
+    def __init__(self, parameters: Iterable[Any]) -> None:
+        self._options = {"false_positive_rate": "--false-positive-rate"}  # of `fit`, but later commands warn of it
+        for parameter in parameters:
+            long = [name for name in parameter.opts if name.startswith("--")]
+            if long:  # else it is an argument
+                self._options[_IN_PYTHON.get(parameter.name, parameter.name)] = long[0]
+        names = "|".join(sorted(self._options, key=len, reverse=True))
+        # Names alone are words of the language too, unless they have an underscore; and no path is changed.
+        long_names = "|".join(name for name in self._options if "_" in name)
+        self._patterns = (
+            re.compile(rf"(?:The )?'({names})' parameter of \w+()"),
+            re.compile(rf"(?<![\w./\\-])({names})=(?=[\s,;.)]|$)()"),
+            re.compile(rf"(?<![\w./\\-])({names})( == |=)"),
+            re.compile(rf"^({names})(?=: )()"),
+            re.compile(rf"(?<![\w./\\-])({long_names})(?![\w/=]|\.\w)()"),
+        )
+
+    def __call__(self, text: object) -> str:
+        """Return a message with the names of options."""
+        message = str(text)
+        for phrase, words in _PHRASES:
+            message = message.replace(phrase, words)
+        for pattern in self._patterns:
+            message = pattern.sub(lambda match: self._options[match[1]] + (" " if match[2] else ""), message)
+        return message
+
+
+class _WarningPrinter:
+    """Prints warnings as lines: of those that come again with each step, the first and a total."""
+
+    # By name, because the classes are in a module that imports scikit-learn.
+    _REPEATED = ("AspectRatioWarning", "MultiPageImageWarning")
+
+    def __init__(self, translate: Callable[[object], str]) -> None:
+        self._translate = translate
+        self._counts: dict[str, tuple[int, int]] = {}  # of each remark: how often it came, and of how many images
+
+    def __call__(self, message: Any, category: type[Warning], *_: Any, **__: Any) -> None:
+        if category.__name__ not in self._REPEATED:
+            warn(self._translate(message))
+            return
+        n_times, n_images = self._counts.get(message.remark, (0, 0))
+        if not n_times:
+            warn(message)
+        self._counts[message.remark] = n_times + 1, n_images + message.n_images
+
+    def print_totals(self) -> None:
+        for remark, (n_times, n_images) in self._counts.items():
+            if n_times > 1:
+                warn(f"{n_images} images in all {remark}")

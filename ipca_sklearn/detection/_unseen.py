@@ -1,0 +1,261 @@
+"""Scores of the images of a fit in progress, by models that have not learnt them."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ipca_sklearn import linalg
+from ipca_sklearn._utils._devices import resolve_device
+from ipca_sklearn.decomposition._banded import joined
+from ipca_sklearn.decomposition._base import BasePCA, Learning
+from ipca_sklearn.decomposition._batches import StepReader
+from ipca_sklearn.decomposition._fitted import Fitted, independent_samples
+from ipca_sklearn.decomposition._fitted_scatter import FittedExactPCA
+from ipca_sklearn.detection._calibration import (
+    FEW_IMAGES,
+    MAX_IMAGES,
+    N_BLOCKS,
+    Summaries,
+    first_scored_image,
+    leave_out,
+)
+from ipca_sklearn.detection._cells import Cells
+from ipca_sklearn.detection._copies import group_size, images_of, images_per_step, samples_of
+from ipca_sklearn.detection._settings import ScoreSettings
+
+# Logarithm by which distances fall from one independent sample to very many, with 96 directions, times that number; and
+# by how much those of the model that scores may differ from those of a new one.
+_FALL, _LARGEST_FALL = 120, 0.1
+
+_OPERATOR_TENSORS = ("mean", "rows", "transform", "scale", "precision")
+
+# Steps of images with the weight of the model that has scored them: (b, 1 + q) for each of the settings.
+_Scored = tuple[float, list[Tensor]]
+
+
+class ScoringModel:
+    """What scores images that are learnt next: distance operators of a model, made when they are first used.
+
+    Parameters
+    ----------
+    count, weight : int, float
+        Number and weight of the images that the model has learnt; 0 if there is none yet.
+    make_operators : callable or None
+        Returns the operators, one for each of the settings that images are scored with.
+    """
+
+    def __init__(
+        self, count: int, weight: float, make_operators: Callable[[], list[linalg.DistanceOperator]] | None
+    ) -> None:
+        self.count = count
+        self.weight = weight
+        self._make_operators = make_operators
+
+    def outdated(self, count: float, weight: float, per_image: float) -> bool:
+        """Return whether a model of so many images, and this weight of them, should score in place of this one.
+
+        When distances by a new model would be a tenth smaller (the learning curve, linear in 1 / n, of as many
+        directions as are kept by default), the weight has doubled, or, with forgetting, as many images as count in this
+        one have come. `per_image` is the number of independent samples that a Gaussian gets of an image.
+        """
+        fall = _FALL / per_image * (1 / max(self.weight, 1) - 1 / max(weight, 1))
+        return fall > _LARGEST_FALL or weight >= 2 * self.weight or count - self.count >= self.weight
+
+    @cached_property
+    def operators(self) -> list[linalg.DistanceOperator]:
+        """The distance operators of the model."""
+        assert self._make_operators is not None, "nothing is learnt yet"
+        operators, self._make_operators = self._make_operators(), None
+        return operators
+
+    def of_one(self, number: int) -> ScoringModel:
+        """Return the model with the operator of one of the settings."""
+        return ScoringModel(self.count, self.weight, (lambda: [self.operators[number]]) if self.count else None)
+
+    def __deepcopy__(self, memo: Any) -> ScoringModel:
+        return self  # it never changes
+
+    def __getstate__(self) -> dict[str, Any]:
+        operators = [operator.folded() for operator in self.operators] if self.count else []
+        return {"count": self.count, "weight": self.weight, "operators": [_as_arrays(each) for each in operators]}
+
+    def __setstate__(self, stored: dict[str, Any]) -> None:
+        self.__init__(  # type: ignore[misc]
+            stored["count"], stored["weight"], lambda: [_as_operator(arrays) for arrays in stored["operators"]]
+        )
+
+
+def _as_arrays(operator: linalg.DistanceOperator) -> dict[str, np.ndarray | None]:
+    tensors = {name: getattr(operator, name) for name in _OPERATOR_TENSORS}
+    return {name: None if tensor is None else tensor.cpu().numpy() for name, tensor in tensors.items()}
+
+
+def _as_operator(arrays: dict[str, np.ndarray | None]) -> linalg.DistanceOperator:
+    tensors: Any = {name: None if array is None else torch.from_numpy(array) for name, array in arrays.items()}
+    return linalg.DistanceOperator(**tensors)
+
+
+class UnseenScores:
+    """Scores each step of a fit before it is learnt; few images are kept, and scored by models of the others.
+
+    Parameters
+    ----------
+    settings : sequence of ScoreSettings
+        Of the detectors that learn the same; each scores with its own.
+    pca : BasePCA
+        Says how a step is learnt.
+    start : Fitted or None
+        What is known before the first step.
+    model : ScoringModel or None
+        What scored the images before; None: what is known.
+    steps : StepReader
+        The images to learn.
+    cells : Cells or None
+        The patches that share a Gaussian.
+    prequential : bool
+        Whether steps are scored before they are learnt.
+
+    Attributes
+    ----------
+    model : ScoringModel
+        What scored the last step.
+    """
+
+    def __init__(
+        self,
+        settings: Sequence[ScoreSettings],
+        pca: BasePCA,
+        start: Fitted | None,
+        model: ScoringModel | None,
+        steps: StepReader,
+        cells: Cells | None,
+        *,
+        prequential: bool,
+    ) -> None:
+        self._settings = settings
+        self._pca = pca
+        self._start = start
+        self._steps = steps
+        self._cells = cells
+        self._prequential = prequential
+        n_before = 0 if start is None else start.count
+        self._first_scored = first_scored_image(n_before, steps)
+        self.n_kept = n_kept(n_before, steps, prequential=prequential)
+        self.model = model or self._model_of(start)
+        # Tensors stay on their device until the end, so that the host does not wait for a GPU at every step.
+        self._scored: deque[_Scored] = deque(maxlen=MAX_IMAGES)
+        self._left_out: list[_Scored] = []
+        self._images: list[Tensor] = []
+
+    def see(self, step: Tensor, fitted: Fitted | None) -> None:
+        """Score a step that is learnt next, by what is known so far."""
+        if self.n_kept:
+            self._images.append(step.clone())
+        if not self._prequential:
+            return
+        first_scored = self._first_scored - len(step)
+        self._renew(fitted, first_scored)
+        if (0 if fitted is None else fitted.count) > first_scored:
+            if self.model.weight:
+                self._scored.extend(self._by(self.model, step))
+            else:  # each half of the first step is scored by a model of the other half
+                self._scored.extend(self._by_models_of_the_others(step, None, n_blocks=2))
+
+    def finish(self, fitted: Fitted, held_out: StepReader | None) -> None:
+        """Score the images that are held out, and few images by models of the others."""
+        if self._prequential and not self.n_kept and fitted.count <= FEW_IMAGES:  # most images were skipped
+            step_size = images_per_step(self._pca.step_size, self._steps.n_copies)
+            self._images = [step.clone() for step in self._steps.read(step_size, copies=True)]
+        if self._images:
+            self._left_out += self._by_models_of_the_others(joined(self._images), self._start, N_BLOCKS)
+        if held_out is not None:
+            self.model = self._model_of(fitted)
+            for step in held_out.read(self._pca.step_size):
+                self._scored.extend(self._by(self.model, step))
+
+    def summaries(self, number: int) -> tuple[Summaries, Summaries]:
+        """Return what one of the settings gives: of images in their order, and of few images by models of the others.
+
+        The first are by models of earlier images, or of all that were learnt where images are held out.
+        """
+        return self._on_host(self._scored, number), self._on_host(self._left_out, number)
+
+    def _on_host(self, scored: Sequence[_Scored] | deque[_Scored], number: int) -> Summaries:
+        """Return all steps as one: a GPU is waited for once, not for each step."""
+        if not scored:
+            return Summaries.empty(self._steps.n_patches)
+        columns = torch.cat([of_settings[number] for _, of_settings in scored]).cpu().numpy()
+        weights = np.concatenate([np.full(len(of_settings[number]), weight) for weight, of_settings in scored])
+        return Summaries.of(columns, weights, self._steps.n_patches)
+
+    def _renew(self, fitted: Fitted | None, first_scored: float) -> None:
+        """Take what is learnt so far as the model that scores, or keep one that has learnt at least half of it.
+
+        Scatter matrices are decomposed again when it makes a difference (`ScoringModel.outdated`): each time costs as
+        much as learning a hundred images. When that is does not depend on how images are divided among calls: a loop
+        of `partial_fit` gives the scores of `fit`.
+        """
+        if not isinstance(fitted, FittedExactPCA):
+            self.model = self._model_of(fitted)
+            return
+        per_image = independent_samples(fitted.group)
+        if self.model.outdated(fitted.count, fitted.weight, per_image):
+            self.model = self._model_of(fitted)
+            if not self.model.outdated(first_scored, first_scored, per_image):  # else it is renewed before it scores
+                _ = self.model.operators  # at once: learning overwrites the matrices
+
+    def _model_of(self, fitted: Fitted | None) -> ScoringModel:
+        if fitted is None:
+            return ScoringModel(0, 0, None)
+        return ScoringModel(fitted.count, fitted.weight, lambda: self._operators_of(fitted))
+
+    def _operators_of(self, fitted: Fitted) -> list[linalg.DistanceOperator]:
+        device = resolve_device(self._pca.device, fitted.state.mean.device, required=False)
+        if len(self._settings) == 1:
+            return [self._settings[0].operator(fitted, device)]
+        # All are cut before the first is decomposed, with as many components as any of them takes.
+        cut = [cut_to(fitted, settings.n_components) for settings in self._settings]
+        return [settings.operator(each, device) for settings, each in zip(self._settings, cut, strict=True)]
+
+    def _by(self, model: ScoringModel, step: Tensor) -> Iterator[_Scored]:
+        if model.weight < 2:  # no variance is known
+            return
+        images = images_of(step)
+        scorers = (
+            settings.scorer(operator, self._steps, self._cells)
+            for settings, operator in zip(self._settings, model.operators, strict=True)
+        )
+        yield model.weight, [scorer.summaries(images) for scorer in scorers]
+
+    def _by_models_of_the_others(self, images: Tensor, start: Fitted | None, n_blocks: int) -> list[_Scored]:
+        """Return the scores of images, each by a model of all others but some. `start` has learnt none of them."""
+        if start is None and len(images) < 2:
+            return []
+        blocks = leave_out(self._learn, start, images, n_blocks)
+        return [scored for fitted, block in blocks for scored in self._by(self._model_of(fitted), block)]
+
+    def _learn(self, fitted: Fitted | None, images: Tensor) -> Fitted:
+        n_copies = self._steps.n_copies
+        learning = Learning(self._pca, fitted, group_size(self._cells, n_copies))
+        for step in images.split(images_per_step(self._pca.step_size, n_copies) or len(images)):
+            learning.advance(samples_of(step, self._cells))
+        return learning.fitted
+
+
+def cut_to(fitted: Fitted, n_components: Any) -> Fitted:
+    """Return what is learnt with another number of components, where they are computed when they are read."""
+    if isinstance(fitted, FittedExactPCA) and n_components not in (None, "auto"):
+        return fitted.with_components(n_components)
+    return fitted
+
+
+def n_kept(n_before: int, steps: StepReader, *, prequential: bool) -> int:
+    """Return how many images are kept until the end, because few images are scored by models of the others."""
+    return steps.n_samples if prequential and n_before + steps.n_samples <= FEW_IMAGES else 0

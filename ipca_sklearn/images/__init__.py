@@ -1,0 +1,1 @@
+"""One picture, whatever it is, to RGB: formats, decoding, orientation, resizing, and masks."""

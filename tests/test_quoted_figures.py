@@ -63,11 +63,10 @@ def one_changed(name: str, images: str, method: str | None = None, figure: str =
     return roc(*which) if figure == "roc" else f"{accuracy(*which)[figure]:.1f}"
 
 
-def speed(label: str, contender: str) -> str:
-    (found,) = (one for one in figures("end_to_end_795")["results"] if one["contender"] == contender)
-    keys = ("train_images_per_s", "test_images_per_s", "train_peak_mb")
-    medians = [statistics.median(run[key] for run in found["runs"]) for key in keys]
-    return f"| {label} | {' | '.join(f'{value:.0f}' for value in medians)} |"
+def on_a_cpu(label: str, contender: str) -> str:
+    found = figures("rivals_cpu")["values"][contender]
+    values = [found[key] for key in ("learning_per_s", "maps_per_s", "frame_ms", "learning_mb", "file_mb")]
+    return f"| {label} | {' | '.join(f'{value:.1f}' if value < 10 else f'{value:.0f}' for value in values)} |"
 
 
 def of_the_network(contender: str, n_train: int, name: str = "end_to_end") -> float:
@@ -102,9 +101,15 @@ OF_THE_NETWORK = [
     of_the_network("lite0_16", 795, "end_to_end_795"),
 ]
 QUOTES = [
-    ("README.md", speed("EfficientNet-Lite0, k = 16", "lite0_16")),
-    ("README.md", speed("ResNet18, k = 16", "resnet18_16")),
-    ("README.md", speed("anomalib 2.7.0 PaDiM, ResNet18, 100 features", "padim")),
+    *(("README.md", on_a_cpu(label, contender)) for label, contender in [
+        ('pipeline with OpenVINO (the extra `fast`)', 'pipeline, engine="openvino"'),
+        ('pipeline with torch', 'pipeline, engine="torch"'),
+        ("exported by `to_onnx`, in onnxruntime", "`to_onnx`, onnxruntime"),
+        ("anomalib 2.7.0 PaDiM, 100 features, torch", "anomalib PaDiM, 100 features, torch"),
+        ("the same as ONNX, in onnxruntime", "anomalib PaDiM, 100 features, ONNX in onnxruntime"),
+        ("anomalib 2.7.0 PatchCore, coreset 10 %, torch", "anomalib PatchCore, coreset 10 %, torch"),
+        ("the same as ONNX, in onnxruntime", "anomalib PatchCore, coreset 10 %, ONNX in onnxruntime"),
+    ]),
     ("README.md", row("default, EfficientNet-Lite0: 256 Gaussians, k = 96", "default", "default", None)),
     ("README.md", row("default, EfficientNet-Lite2", "default", "default", None, "lite2")),
     *(("README.md", row(f"one Gaussian for each patch, EfficientNet-Lite0, k = {k}", "default", "one per patch", k))

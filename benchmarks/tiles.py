@@ -226,6 +226,8 @@ def run(options: argparse.Namespace) -> None:
     values = {name: part(options) if name in options.parts else known.get(name, []) for name, part in PARTS.items()}
     values["commands"] = known.get("commands", {}) | dict.fromkeys(options.parts, command_line(options))
     commands = "\n".join(f"- {name}: `{command}`" for name, command in values["commands"].items())
+    draws = {"found": _found, "seams": _seams, "costs": _costs}
+    tables = {name: drawn(values[name]) if values[name] else "Not measured yet." for name, drawn in draws.items()}
     text = f"""# Small defects in large pictures
 
 EfficientNet-Lite0, defaults but for the size. {options.n_train} normal pictures of {options.side} x {options.side}
@@ -241,18 +243,18 @@ Parts of this page by the runs that have measured them:
 
 {commands}
 
-{_found(values["found"])}
+{tables["found"]}
 
 How far the features of tiles lie from those of the whole picture, divided by their mean distance from the mean patch
 (one picture of {options.materials[0]}), and the pixels that the network takes for one of the picture:
 
-{_seams(values["seams"])}
+{tables["seams"]}
 
 What tiles of {options.tile} pixels cost: {options.n_pictures} JPEG files, of which 2 are held out for the threshold and
 scored once more; each row a fresh process. Decoding is included. The peak is that of the whole process; "said" is
 `PatchGaussianDetector.memory_needed`, which counts neither Python nor the libraries. The model is network and detector.
 
-{_costs(values["costs"])}
+{tables["costs"]}
 """
     write_results(options, "tiles", text, {"environment": environment(), **values})
 

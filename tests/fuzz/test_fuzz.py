@@ -17,6 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from sklearn.base import clone
 
 from ipca_sklearn import BatchedIncrementalPCA, ImageReadError, PatchFeatureExtractor, PatchGaussianDetector
+from ipca_sklearn.detection._settings import ScoreSettings
 from ipca_sklearn.model_selection import OneClassKFold
 
 # The errors that the docstrings name, for arrays, parameters and images that cannot be used.
@@ -294,7 +295,9 @@ class DetectorMachine(RuleBasedStateMachine):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             other = clone(self.detector).fit(X)
-            if self.detector._changed_since():  # thresholds of the two would come from scores of two kinds
+            if (
+                ScoreSettings.of(self.detector) != self.detector._calibrator.settings
+            ):  # thresholds of the two would come from scores of two kinds
                 with pytest.raises(ValueError, match="the thresholds are for scores with"):
                     self.detector.merge(other)
                 return

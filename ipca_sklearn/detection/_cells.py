@@ -156,10 +156,10 @@ def _cells_of(content: bytes, shape: tuple[int, ...]) -> Cells:
     place = np.empty(len(of_patch), np.int64)
     for cell, patches in enumerate(np.split(order, np.cumsum(counts)[:-1])):
         place[patches] = cell * size + np.arange(len(patches))
-        if len(patches) < size:
+        if len(patches) < size:  # by one
             distances = ((positions - positions[patches].mean(0)) ** 2).sum(1)
             distances[patches] = np.inf
-            patches = np.append(patches, distances.argsort(kind="stable")[: size - len(patches)])
+            patches = np.append(patches, distances.argmin())
         slots[cell] = patches
     return Cells(torch.from_numpy(slots), torch.from_numpy(place))
 

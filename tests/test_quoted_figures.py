@@ -83,6 +83,12 @@ def of_the_network(contender: str, n_train: int, name: str = "end_to_end") -> fl
     return 100 * median[contender, n_train] / network
 
 
+def few(n_images: int, method: str) -> str:
+    """Return the mean image / pixel ROCAUC of fits of few images of leather."""
+    draws = figures("few_images")["sets"]["leather"][method][str(n_images)]
+    return " / ".join(f"{statistics.mean(values):.1f}" for values in zip(*draws, strict=True))
+
+
 def rejected_by_auto() -> list[float]:
     """Return the mean share of new normal images below the threshold of "auto" for each set, in per cent."""
     sets = figures("thresholds")["shares"].values()
@@ -97,6 +103,7 @@ def latency(state: str, key: str, row: str, name: str = "latency") -> float:
 IMAGENET = ("normalization=imagenet", 'normalization="imagenet"')
 NEAREST = ("interpolation=nearest", 'interpolation="nearest"')
 SPIN, BUSY = "`GOMP_SPINCOUNT=10000`", "2 processes that count beside it"
+DEFAULT = "256 Gaussians (the default)"
 PADIM, PATCHCORE = "anomalib PaDiM, 100 features", "anomalib PatchCore, coreset 1 %"
 AUTO = f"{min(rejected_by_auto()):.1f} to {max(rejected_by_auto()):.1f} %"
 OF_THE_NETWORK = [
@@ -164,6 +171,12 @@ QUOTES = [
         f"{one_changed('magnetic_tile', 'default', figure='aupro')}), nearest neighbour (tiles "
         f"{one_changed('magnetic_tile', *NEAREST)}), and 256 of which 224 are inspected (tiles "
         f"{one_changed('magnetic_tile', 'image_size=256, crop_size=224')}).",
+    ),
+    (
+        "docs/guide_tasks.md",
+        f"with 4 images {few(4, DEFAULT)} by default, {few(4, '256 Gaussians, 7 copies')} with seven copies, "
+        f"{few(4, '64 Gaussians, 7 copies')} with the copies and `n_gaussians=64`; with 16 images {few(16, DEFAULT)}, "
+        f"{few(16, '256 Gaussians, 7 copies')} and {few(16, '64 Gaussians, 7 copies')}.",
     ),
     ("docs/guide_tasks.md", f"of new normal images it rejected {AUTO} in the mean"),
     ("docs/coming_from.md", f"which {AUTO} of new normal images are below"),

@@ -106,7 +106,7 @@ def main() -> None:
     values: dict[str, Results] = read_results(options, "thresholds_few_images")["sets"] if options.resume else {}
     for name, (normal, anomalous) in image_sets(options).items():
         if name not in values:
-            extractor = PatchFeatureExtractor()
+            extractor = PatchFeatureExtractor(image_size=PatchFeatureExtractor().fit(normal).image_size_)
             with features_on_disk(extractor, normal) as good, features_on_disk(extractor, anomalous) as bad:
                 values[name] = measured_set(good, bad, options, name)
         method = METHOD.format(rate=RATE, repeats=options.repeats, new=N_NEW)

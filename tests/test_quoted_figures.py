@@ -176,7 +176,8 @@ QUOTES = [
         "docs/guide_tasks.md",
         f"with 4 images {few(4, DEFAULT)} by default, {few(4, '256 Gaussians, 7 copies')} with seven copies, "
         f"{few(4, '64 Gaussians, 7 copies')} with the copies and `n_gaussians=64`; with 16 images {few(16, DEFAULT)}, "
-        f"{few(16, '256 Gaussians, 7 copies')} and {few(16, '64 Gaussians, 7 copies')}.",
+        f"{few(16, '256 Gaussians, 7 copies')} and {few(16, '64 Gaussians, 7 copies')}. anomalib's PatchCore: "
+        f"{few(4, PATCHCORE)} and {few(16, PATCHCORE)}.",
     ),
     ("docs/guide_tasks.md", f"of new normal images it rejected {AUTO} in the mean"),
     ("docs/coming_from.md", f"which {AUTO} of new normal images are below"),

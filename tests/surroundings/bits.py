@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import sys
 from collections.abc import Iterator, Mapping
@@ -17,11 +18,19 @@ from torch import Tensor, nn
 
 def forget_derived() -> None:
     """Empty what the package keeps from earlier calls, so that a call computes it in the surroundings it is in."""
-    for name, module in list(sys.modules.items()):
-        if name.startswith("ipca_sklearn."):
-            for value in list(vars(module).values()):
-                if hasattr(value, "cache_clear") and getattr(value, "__module__", "").startswith("ipca_sklearn"):
-                    value.cache_clear()
+    for cached in _cached_functions(len(sys.modules)):
+        cached.cache_clear()
+
+
+@functools.cache  # looking at all modules takes longer than most calls
+def _cached_functions(n_modules: int) -> list[Any]:
+    modules = [module for name, module in list(sys.modules.items()) if name.startswith("ipca_sklearn.")]
+    values = [value for module in modules for value in list(vars(module).values())]
+    return [
+        value
+        for value in values
+        if hasattr(value, "cache_clear") and getattr(value, "__module__", "").startswith("ipca_sklearn")
+    ]
 
 
 def digest(value: Any) -> str:

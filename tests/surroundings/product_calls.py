@@ -14,24 +14,24 @@ from tests.surroundings.world import World
 def product_calls(w: World) -> dict[str, Callable[[], Any]]:
     """Return the calls by name."""
 
-    def fitted() -> ProductRouter:
-        return ProductRouter(PatchGaussianDetector(4), rejection_rate=0.1).fit(w.X, np.arange(len(w.X)) % 2)
+    products = np.arange(len(w.X)) % 2
+
+    def blank() -> ProductRouter:
+        return ProductRouter(PatchGaussianDetector(4), rejection_rate=0.1)
 
     calls: dict[str, Callable[[], Any]] = {
-        "fit": fitted,
-        "fit_transform": lambda: ProductRouter(PatchGaussianDetector(4), rejection_rate=0.1).fit_transform(
-            w.X, np.arange(len(w.X)) % 2
-        ),
-        "partial_fit": lambda: fitted().partial_fit(w.new, np.arange(len(w.new)) % 2),
-        "products_": lambda: fitted().products_,
-        "rejection_rates_": lambda: fitted().rejection_rates_,
-        "route": lambda: fitted().route(w.new),
-        "route tensor": lambda: fitted().route(w.cpu_new),
-        "predict_product": lambda: [str(name) for name in fitted().predict_product(w.new)],
-        "predict": lambda: fitted().predict(w.new),
-        "predict given": lambda: fitted().predict(w.new, 1),
-        "score_samples": lambda: fitted().score_samples(w.new),
-        "decision_function": lambda: fitted().decision_function(w.new),
-        "transform": lambda: fitted().transform(w.new),
+        "fit": lambda: blank().fit(w.X, products),
+        "fit_transform": lambda: blank().fit_transform(w.X, products),
+        "partial_fit": lambda: w["router"].partial_fit(w.new, np.arange(len(w.new)) % 2),
+        "products_": lambda: w["router"].products_,
+        "rejection_rates_": lambda: w["router"].rejection_rates_,
+        "route": lambda: w["router"].route(w.new),
+        "route tensor": lambda: w["router"].route(w.cpu_new),
+        "predict_product": lambda: [str(name) for name in w["router"].predict_product(w.new)],
+        "predict": lambda: w["router"].predict(w.new),
+        "predict given": lambda: w["router"].predict(w.new, 1),
+        "score_samples": lambda: w["router"].score_samples(w.new),
+        "decision_function": lambda: w["router"].decision_function(w.new),
+        "transform": lambda: w["router"].transform(w.new),
     }
     return {f"ProductRouter.{name}": call for name, call in calls.items()}

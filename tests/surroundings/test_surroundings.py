@@ -163,26 +163,53 @@ def decimal_comma(folder: Path) -> Iterator[None]:
             locale.setlocale(locale.LC_NUMERIC, "C")
 
 
-# Threads are not among them: their number changes the rounding of products (docs/guide_operations.md).
+@contextmanager
+def settings_of_torch() -> Iterator[None]:
+    """All that change how torch computes, and not what it computes with."""
+    flags = {
+        torch.are_deterministic_algorithms_enabled: torch.use_deterministic_algorithms,
+        lambda: False: torch.set_flush_denormal,
+    }
+    with ExitStack() as stack:
+        for get, set_to in flags.items():
+            stack.enter_context(setting(get, set_to, True))
+        precision = torch.get_float32_matmul_precision, torch.set_float32_matmul_precision
+        stack.enter_context(setting(*precision, "medium"))  # products in bfloat16
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(torch.autograd.set_detect_anomaly(True))
+        yield
+
+
+@contextmanager
+def errors_of_others(folder: Path) -> Iterator[None]:
+    """numpy's and Python's warnings as errors, among the settings of what we import."""
+    with settings_of_others(folder), np.errstate(all="raise"), strict_warnings():
+        yield
+
+
+@contextmanager
+def half_precision() -> Iterator[None]:
+    default = setting(torch.get_default_dtype, torch.set_default_dtype, torch.float16)
+    with default, torch.autocast("cpu", torch.float16):
+        yield
+
+
+@contextmanager
+def bfloat16_and_double() -> Iterator[None]:
+    default = setting(torch.get_default_dtype, torch.set_default_dtype, torch.float64)
+    with default, torch.autocast("cpu", torch.bfloat16):
+        yield
+
+
+# Each takes all public calls once more, so settings that do not hide each other are made together. Threads are not
+# among them: their number changes the rounding of products (docs/guide_operations.md).
 SURROUNDINGS: dict[str, Callable[[Path], AbstractContextManager[Any]]] = {
-    "autocast to bfloat16": lambda _: torch.autocast("cpu", torch.bfloat16),
-    "autocast to float16": lambda _: torch.autocast("cpu", torch.float16),
-    "default dtype float64": lambda _: setting(torch.get_default_dtype, torch.set_default_dtype, torch.float64),
-    "default dtype float16": lambda _: setting(torch.get_default_dtype, torch.set_default_dtype, torch.float16),
+    "autocast to bfloat16, default dtype float64": lambda _: bfloat16_and_double(),
+    "autocast to float16, default dtype float16": lambda _: half_precision(),
     "another default device": lambda _: default_device("meta"),  # like a GPU, and it holds no values
     "inference mode": lambda _: torch.inference_mode(),
-    "no gradients": lambda _: torch.no_grad(),
-    "deterministic algorithms": lambda _: setting(
-        torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms, True
-    ),
-    "anomaly detection": lambda _: torch.autograd.set_detect_anomaly(True),
-    "products in bfloat16": lambda _: setting(
-        torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "medium"
-    ),
-    "denormals are zero": lambda _: setting(lambda: False, torch.set_flush_denormal, True),
-    "numpy raises": lambda _: np.errstate(all="raise"),
-    "warnings are errors": lambda _: strict_warnings(),
-    "settings of what we import": settings_of_others,
+    "no gradients, and how torch computes": lambda _: settings_of_torch(),
+    "settings and errors of what we import": errors_of_others,
     "a decimal comma": decimal_comma,
 }
 

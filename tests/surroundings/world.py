@@ -18,6 +18,7 @@ from ipca_sklearn import (
     BatchedIncrementalPCA,
     PatchFeatureExtractor,
     PatchGaussianDetector,
+    ProductRouter,
     linalg,
     monitoring,
     persistence,
@@ -70,6 +71,7 @@ class World:
             "padim": PatchGaussianDetector(covariance="full", distance="mahalanobis").fit(self.X),
             "extractor": self.new_extractor().fit(self.images),
             "pipe": self.new_pipe().fit(self.images),
+            "router": ProductRouter(PatchGaussianDetector(4), rejection_rate=0.1).fit(self.X, np.arange(72) % 2),
             "monitor": monitoring.DriftMonitor(random_state=0).fit(self.scores),
         }
         self._models = {name: pickle.dumps(model) for name, model in self._models.items()}

@@ -2,7 +2,8 @@
 
 Every row runs in processes of its own, one at a time, with the same number of threads, on the same model, network and
 frames (drawn textures of 256 x 256 pixels). Calls with one image are measured again where OpenMP's threads wait for a
-short time only, and with --busy N beside N processes that only count. The rivals need another environment, whose
+short time only. With --busy N, calls with one image are measured beside N processes that only count, on a page of its
+own (--name). The rivals need another environment, whose
 interpreter is given with --rival-python: `python -m benchmarks.end_to_end --help` says how to make it.
 """
 
@@ -203,7 +204,7 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
         The results, and the engine of the pipeline.
     """
     wanted = [row for row in options.only if row in OURS or options.rival_python]
-    states = [State(n_busy, short) for n_busy in dict.fromkeys([0, options.busy]) for short in (False, True)]
+    states = [State(options.busy, short) for short in (False, True)]
     known = read_results(options, options.name)["results"] if options.resume else {}
     results: dict[str, Any] = {
         state.title: {
@@ -281,7 +282,8 @@ def tables(rows: list[dict[str, Any]]) -> str:
 
 
 def report(options: argparse.Namespace, results: dict[str, Any], rows: list[dict[str, Any]], engine: str) -> str:
-    where = next((result["environment"] for result in results[State().title].values() if "environment" in result), None)
+    all_of_them = (result for by_row in results.values() for result in by_row.values())
+    where = next((result["environment"] for result in all_of_them if "environment" in result), None)
     rivals = (
         f"Rivals: {where}; its torch model with the same weights on the layers of the same strides, 100 features."
         if where
@@ -312,7 +314,7 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=100, help="per process and number of images")
     parser.add_argument("--warm-up", type=int, default=10, help="calls before")
     parser.add_argument("--repeats", type=int, default=2, help="processes per row")
-    parser.add_argument("--busy", type=int, default=0, metavar="N", help="also beside N processes that count")
+    parser.add_argument("--busy", type=int, default=0, metavar="N", help="beside N processes that count")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--n-train", type=int, default=128, help="enough for distances of all 96 components")
     parser.add_argument("--only", nargs="+", choices=list(ROWS), default=list(ROWS), metavar="ROW")

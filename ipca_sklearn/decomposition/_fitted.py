@@ -22,16 +22,8 @@ class Fitted(ABC):
 
     An object is never changed after it is made. An estimator keeps the old one until the new one is complete, so a
     failed call leaves it as it was. Pickles as numpy arrays. Components and distance operators are not pickled: they
-    are made from the state when they are first read, and kept per device.
-
-    Parameters
-    ----------
-    state : linalg.State or linalg.ScatterState
-        At least one sample.
-    array_type : {"numpy", "torch"}
-        The type of the attributes.
-    group : int
-        Consecutive samples that are not independent: those of an image, where its patches share a Gaussian.
+    are made from the state when they are first read, and kept per device. `group` consecutive samples are not
+    independent: those of an image, where its patches share a Gaussian.
     """
 
     # Arrays of the state that are pickled, and the class that they are given to.
@@ -168,21 +160,7 @@ def independent_samples(group: int) -> float:
 
 
 class FittedPCA(Fitted):
-    """P truncated PCAs.
-
-    Parameters
-    ----------
-    state : linalg.State
-        At least one sample.
-    array_type : {"numpy", "torch"}
-        The type of the attributes.
-    n_components : int or float
-        k, or the share of the variance that the components explain.
-    centering : {"incremental", "deferred"}
-        How the state was learnt.
-    group : int
-        As in `Fitted`.
-    """
+    """P truncated PCAs."""
 
     _ARRAYS = ("rows", "mean", "sum_of_squares")
     _STATE = linalg.State

@@ -41,13 +41,7 @@ def exact_pickles() -> Iterator[None]:
 
 
 class Travelling:
-    """A model on its way to a process that goes on learning or merges: pickled bit by bit (`exact_pickles`).
-
-    Parameters
-    ----------
-    model : estimator or None
-        None has learnt nothing.
-    """
+    """A model on its way to a process that goes on learning or merges: pickled bit by bit (`exact_pickles`)."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -82,12 +76,7 @@ def _set_packed_state(fitted: Any, stored: dict[str, Any]) -> None:
 class _Decomposition:
     """The eigendecomposition that the same Gaussians share, whatever their number of components.
 
-    Parameters
-    ----------
-    most : int
-        Components that somebody wants.
-    bases : dict
-        The components by `pooled_share`, once they are read.
+    `most` is the largest number that somebody wants; `bases` has the components by `pooled_share`, once they are read.
     """
 
     most: int
@@ -98,13 +87,6 @@ class FittedExactPCA(FittedPCA):
     """P truncated PCAs that are computed from their scatter matrices: exact, with any number of components.
 
     Pickles take 2.5 bytes for each correlation (`linalg.pack`), unless `exact_pickles` is in force.
-
-    Parameters
-    ----------
-    state : linalg.ScatterState
-        At least one sample.
-    array_type, n_components, group
-        As in `FittedPCA`.
     """
 
     def __init__(self, state: linalg.ScatterState, array_type: str, n_components: int | float, group: int = 1) -> None:
@@ -175,15 +157,7 @@ class FittedExactPCA(FittedPCA):
 
 
 class FittedCovariance(Fitted):
-    """P Gaussians with full covariance. All m directions are components. Pickles are those of `FittedExactPCA`.
-
-    Parameters
-    ----------
-    state : linalg.ScatterState
-        At least one sample.
-    array_type, group
-        As in `Fitted`.
-    """
+    """P Gaussians with full covariance. All m directions are components. Pickles are those of `FittedExactPCA`."""
 
     __getstate__, __setstate__ = _packed_state, _set_packed_state
 

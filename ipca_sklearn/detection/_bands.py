@@ -19,18 +19,7 @@ from ipca_sklearn.detection._cells import Cells
 
 
 def in_bands(steps: StepReader, pca: BasePCA, start: Fitted | None, group: int) -> StepReader:
-    """Return a reader by bands, if there are some and they can be learnt: by scatter matrices of cells.
-
-    Parameters
-    ----------
-    steps : StepReader
-    pca : BasePCA
-        Learns them.
-    start : Fitted or None
-        What it has learnt.
-    group : int
-        Samples of an image, for each Gaussian.
-    """
+    """Return a reader by bands, if there are some and they can be learnt: by scatter matrices of cells."""
     if start is not None:
         return steps.in_bands(group > 1 and isinstance(start, (FittedExactPCA, FittedCovariance)))
     if not isinstance(pca, BatchedIncrementalPCA):

@@ -18,19 +18,7 @@ _ENOUGH_TIMES_RATE = 3
 
 
 def what_few_images_do(fitted: Fitted, reference: ReferenceScores, distance: str, rate: Any) -> list[str]:
-    """Return what a user should know of a model of few images, in sentences; none if there are enough.
-
-    Parameters
-    ----------
-    fitted : Fitted
-        What was learnt.
-    reference : ReferenceScores
-        What the thresholds are made of.
-    distance : str
-        The distance of the scores.
-    rate : float or "auto"
-        `false_positive_rate`.
-    """
+    """Return what a user should know of a model of few images, in sentences; none if there are enough."""
     n_scores = len(reference.scores)
     what = []
     if fitted.n_scoring_components < fitted.n_components and distance in ("ppca", "factor_analysis"):

@@ -39,17 +39,7 @@ def choose_cells(n_gaussians: int | None, steps: StepReader) -> np.ndarray | Non
 
 
 def pca_parameters(parameters: dict[str, Any], n_features: int, group: int) -> dict[str, Any]:
-    """Return the parameters of the PCA of a detector.
-
-    Parameters
-    ----------
-    parameters : dict
-        Those of the detector.
-    n_features : int
-        m.
-    group : int
-        Samples of an image, s: those of its patches that share a Gaussian.
-    """
+    """Return the parameters of the PCA of a detector for m features, of `group` patches that share a Gaussian."""
     mine = dict(parameters)
     if mine["n_components"] == "auto":
         most = _N_COMPONENTS if group == 1 else _N_SHARED_COMPONENTS

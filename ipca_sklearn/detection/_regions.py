@@ -202,13 +202,7 @@ def predict_regions(
 
 
 def label_regions(marked: NDArray[np.bool_], connectivity: int = 2) -> tuple[NDArray[np.int32], int]:
-    """Return the number (from 1 on) of the region of each marked pixel (h, w), and the number of regions.
-
-    Raises
-    ------
-    ValueError
-        `connectivity` is neither 1 nor 2.
-    """
+    """Return the number (from 1 on) of the region of each marked pixel (h, w), and the number of regions."""
     if connectivity not in (1, 2):
         raise ValueError(f"connectivity={connectivity!r} must be 1 (four neighbours) or 2 (eight neighbours).")
     return ndimage.label(marked, ndimage.generate_binary_structure(2, connectivity))
@@ -216,19 +210,11 @@ def label_regions(marked: NDArray[np.bool_], connectivity: int = 2) -> tuple[NDA
 
 @dataclass(frozen=True)
 class _Patches:
-    """The patches of a defect, and the pixels that they cover.
+    """The patches of a defect, and the pixels that they cover."""
 
-    Parameters
-    ----------
-    inside : ndarray of bool, shape (r, c)
-        Which patches of the box belong to the defect.
-    rows, columns : ndarray of int, shapes (2, r) and (2, c)
-        First pixel and the one after the last, of each row and column of patches, within the box.
-    """
-
-    inside: NDArray[np.bool_]
-    rows: NDArray[np.int64]
-    columns: NDArray[np.int64]
+    inside: NDArray[np.bool_]  # (r, c), which patches of the box belong to the defect
+    rows: NDArray[np.int64]  # (2, r), first pixel and the one after the last, of each row of patches, within the box
+    columns: NDArray[np.int64]  # (2, c), the same of columns
 
     @property
     def overlap(self) -> bool:

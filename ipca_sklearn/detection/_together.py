@@ -39,24 +39,14 @@ _NOT_LEARNT = {
 
 
 def fit_together(detectors: Sequence[PatchGaussianDetector], X: ArrayLike, y: Any = None) -> int:
-    """Fit detectors to the same images, each as its own `fit` would, and learn once for those that learn the same.
+    """Fit detectors to the same images in place, each as its `fit` would; learn once for those that learn the same.
 
     These are detectors that differ in what scores and thresholds are made with (`distance`, `noise_shrinkage`, `ridge`,
     `image_score`, `smoothing` and the false positive rates) and, where scatter matrices are kept, in `n_components`.
     What they have learnt is then shared in memory.
 
-    Parameters
-    ----------
-    detectors : sequence of PatchGaussianDetector
-        Fitted in place.
-    X, y
-        As in `PatchGaussianDetector.fit`.
-
-    Returns
-    -------
-    int
-        How often the images were learnt. A detector that cannot be fitted, or not with the others, is left as it was:
-        its own `fit` says why.
+    Returns how often the images were learnt. A detector that cannot be fitted, or not with the others, is left as it
+    was: its own `fit` says why.
     """
     groups: list[tuple[dict[str, Any], list[PatchGaussianDetector]]] = []
     for detector in detectors:

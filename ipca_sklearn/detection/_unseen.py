@@ -43,12 +43,8 @@ _Scored = tuple[float, list[Tensor]]
 class ScoringModel:
     """What scores images that are learnt next: distance operators of a model, made when they are first used.
 
-    Parameters
-    ----------
-    count, weight : int, float
-        Number and weight of the images that the model has learnt; 0 if there is none yet.
-    make_operators : callable or None
-        Returns the operators, one for each of the settings that images are scored with.
+    There is one operator for each of the settings that images are scored with; `count` and `weight` are those of the
+    images that the model has learnt.
     """
 
     def __init__(
@@ -105,27 +101,9 @@ def _as_operator(arrays: dict[str, np.ndarray | None]) -> linalg.DistanceOperato
 class UnseenScores:
     """Scores each step of a fit before it is learnt; few images are kept, and scored by models of the others.
 
-    Parameters
-    ----------
-    settings : sequence of ScoreSettings
-        Of the detectors that learn the same; each scores with its own.
-    pca : BasePCA
-        Says how a step is learnt.
-    start : Fitted or None
-        What is known before the first step.
-    model : ScoringModel or None
-        What scored the images before; None: what is known.
-    steps : StepReader
-        The images to learn.
-    cells : Cells or None
-        The patches that share a Gaussian.
-    prequential : bool
-        Whether steps are scored before they are learnt.
-
-    Attributes
-    ----------
-    model : ScoringModel
-        What scored the last step.
+    Each of the `settings` gives scores of its own. `start` is what is known before the first step. Unless
+    `prequential`, steps are not scored before they are learnt. `model` is what scored the last step, at first that of
+    an earlier call.
     """
 
     def __init__(

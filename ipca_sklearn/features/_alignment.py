@@ -28,21 +28,11 @@ _LEAST_QUALITY, _LEAST_SHARE = 0.5, 0.6
 
 
 class Placement(NamedTuple):
-    """Where the part lies in a resized image.
+    """Where the part lies in a resized image."""
 
-    Parameters
-    ----------
-    pose : Pose
-        In pixels of the resized image. That of an image whose alignment failed moves nothing.
-    quality : float
-        Correlation of the image, where it was brought to, and the mean image.
-    aligned : bool
-        False: the alignment failed, and the image was left as it was.
-    """
-
-    pose: Pose
-    quality: float
-    aligned: bool
+    pose: Pose  # in pixels of the resized image; that of an image whose alignment failed moves nothing
+    quality: float  # correlation of the image, where it was brought to, and the mean image
+    aligned: bool  # False: the alignment failed, and the image was left as it was
 
 
 UNREADABLE = Placement(Pose(), float("nan"), False)
@@ -57,21 +47,11 @@ def alignment_table(placements: Sequence[Placement]) -> NDArray[Any]:
 
 @dataclass(frozen=True, eq=False)
 class Aligner:
-    """Finds parts in images, and brings them to where the mean training image has them.
+    """Finds parts in images, and brings them to where the mean training image has them."""
 
-    Parameters
-    ----------
-    reference : ndarray of shape (h, w)
-        The mean training image, grey, of at most 128 pixels on the longer side.
-    rigid : bool
-        Whether images are turned, too.
-    limit : float
-        Smaller qualities are failures.
-    """
-
-    reference: Floats
-    rigid: bool
-    limit: float
+    reference: Floats  # (h, w), the mean training image, grey, of at most 128 pixels on the longer side
+    rigid: bool  # whether images are turned, too
+    limit: float  # smaller qualities are failures
 
     def place(self, image: Tensor) -> Placement:
         """Find the part in a resized image (3, H, W)."""

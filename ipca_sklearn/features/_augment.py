@@ -74,13 +74,7 @@ def augmented(image: Tensor, settings: ImageSettings, index: int, copy: int) -> 
 
 
 def rotated(image: Tensor, angle: float) -> Tensor:
-    """Return an image (3, H, W) turned about its middle by an angle in radians; corners are mirrored pixels of it.
-
-    Returns
-    -------
-    Tensor of shape (3, H, W)
-        float32 in [0, 1].
-    """
+    """Return an image (3, H, W) turned about its middle by an angle in radians; corners are mirrored pixels of it."""
     height, width = image.shape[1:]
     cosine, sine = math.cos(angle), math.sin(angle)
     y, x = (np.arange(side) - (side - 1) / 2 for side in (height, width))

@@ -150,16 +150,7 @@ class FeatureCache:
 class StoredFeatures:
     """The files of the images of one pass: those that exist, and those that will be written.
 
-    Parameters
-    ----------
-    cache : FeatureCache
-    images : sequence of images
-    indices : ndarray of int
-        Of the images of the pass.
-    settings_digest : str
-        Tells settings and networks apart.
-    shape : tuple of int
-        Shape of what is kept of an image, `(H, W, m)` or `(P, m)`.
+    `shape` is that of what is kept of an image, `(H, W, m)` or `(P, m)`.
     """
 
     def __init__(

@@ -32,13 +32,7 @@ AUTO_MARGIN = 16
 
 
 def as_size(value: Any, name: str) -> Size | None:
-    """Return a parameter as (height, width): an integer is both; None is None.
-
-    Raises
-    ------
-    ValueError
-        It is neither, or not positive.
-    """
+    """Return a parameter as (height, width): a positive integer is both; None is None."""
     if value is None:
         return None
     sides = (value, value) if isinstance(value, Integral) else tuple(value)
@@ -48,13 +42,7 @@ def as_size(value: Any, name: str) -> Size | None:
 
 
 def sizes(image_size: Any, crop_size: Any) -> tuple[Size, Size]:
-    """Return `image_size` and `crop_size` as (height, width) each.
-
-    Raises
-    ------
-    ValueError
-        One of them is no size, or the crop is larger than the image.
-    """
+    """Return `image_size` and `crop_size`, which is not larger, as (height, width) each."""
     image, crop = as_size(image_size, "image_size"), as_size(crop_size, "crop_size")
     if image is None:
         raise ValueError("image_size=None is no size; use 'auto' for the shape of the first image")
@@ -202,25 +190,13 @@ class InspectedAreaMixin:
 
 @dataclass(frozen=True)
 class Geometry:
-    """How images are resized and cropped. See the parameters of `PatchFeatureExtractor`.
-
-    Parameters
-    ----------
-    image_size, crop_size : (int, int)
-        Height and width of the resized image, and of the part of its centre that is used.
-    margin : int
-        Mirrored pixels beyond each edge of that part.
-    aspect_ratio : float or None
-        Height / width that images should have; None for any.
-    first : (str, (int, int)) or None
-        Name and size of the first image that can be read, where its size counts.
-    """
+    """How images are resized and cropped. See the parameters of `PatchFeatureExtractor`."""
 
     image_size: Size
     crop_size: Size
-    margin: int
-    aspect_ratio: float | None
-    first: tuple[str, Size] | None
+    margin: int  # mirrored pixels beyond each edge of the part of `crop_size`
+    aspect_ratio: float | None  # height / width that images should have; None for any
+    first: tuple[str, Size] | None  # name and size of the first image that can be read, where its size counts
 
     @classmethod
     def of(cls, images: Any, extractor: Any) -> Geometry:
@@ -251,15 +227,7 @@ class Geometry:
         return height, width
 
     def patches_inside(self, region: Image, grid_size: Size, max_pixels: int) -> np.ndarray:
-        """Return the patches (H, W) of which at least half of the pixels belong to a region of interest.
-
-        Raises
-        ------
-        ValueError
-            The region has other proportions than the first image, or no patch is in it.
-        ImageReadError
-            It is no image.
-        """
+        """Return the patches (H, W) of which at least half of the pixels belong to a region of interest."""
         assert self.first is not None
         name = f"region {printable(region)}" if isinstance(region, (str, os.PathLike)) else "region"
         mask = read_mask(region, name, max_pixels)
@@ -280,13 +248,7 @@ class Geometry:
 
 
 def _margin(extractor: Any, crop_size: Size) -> int:
-    """Return the margin of an extractor with parameters for inspected parts of this size.
-
-    Raises
-    ------
-    ValueError
-        It mirrors more than there is.
-    """
+    """Return the margin of an extractor with parameters, for inspected parts of this size."""
     if isinstance(extractor.margin, str):
         is_whole = extractor.crop_size is None and not takes_patches(extractor.backbone)
         return min(AUTO_MARGIN, min(crop_size) // 2) if is_whole else 0

@@ -37,13 +37,7 @@ def check_align(extractor: Any) -> None:
 
 
 def learn_reference(extractor: Any, images: Any) -> None:
-    """Set what a fitted extractor learns of the first images for `align`, and `region_`; the other attributes are set.
-
-    Warns
-    -----
-    AlignmentWarning
-        Parts were not found in most of the images; no foreground was found; no patch is seen in all images.
-    """
+    """Set what a fitted extractor, otherwise complete, learns of the first images for `align`, and `region_`."""
     if extractor.align is None:
         return
     settings = extractor.feature_settings().images

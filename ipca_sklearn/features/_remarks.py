@@ -23,14 +23,9 @@ _Value = TypeVar("_Value")
 
 
 class SkippedImages:
-    """Which images could not be read by the last complete pass over them, and why.
+    """Which images could not be read by the last complete pass over them, and why: reasons by position in X.
 
     Slices of the same features share it. A pass over a slice replaces only what is known of its images.
-
-    Parameters
-    ----------
-    reasons : dict of int to str, default=()
-        By position in X.
     """
 
     def __init__(self, reasons: Mapping[int, str] | tuple[()] = ()) -> None:

@@ -18,32 +18,16 @@ from ipca_sklearn.images._resize import to_unit_floats
 
 
 class Tile(NamedTuple):
-    """Where a tile lies.
+    """Where a tile lies."""
 
-    Parameters
-    ----------
-    rows, columns : ndarray of int
-        Pixels of the inspected part of the picture that the network sees.
-    patches : (slice, slice)
-        Rows and columns of the grid that it describes.
-    within : (slice, slice)
-        Rows and columns of its features that are those.
-    """
-
-    rows: np.ndarray
-    columns: np.ndarray
-    patches: tuple[slice, slice]
-    within: tuple[slice, slice]
+    rows: np.ndarray  # pixels of the inspected part of the picture that the network sees
+    columns: np.ndarray  # the same
+    patches: tuple[slice, slice]  # rows and columns of the grid that it describes
+    within: tuple[slice, slice]  # rows and columns of its features that are those
 
 
 class TileModule(nn.Module):
-    """Tiles to features; made by :func:`tile_module`.
-
-    Attributes
-    ----------
-    tiles : list of Tile
-        Those of a picture, row by row.
-    """
+    """Tiles to features; made by :func:`tile_module`. `tiles` are those of a picture, row by row."""
 
     _mean: Tensor
     _std: Tensor

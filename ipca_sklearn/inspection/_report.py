@@ -311,15 +311,7 @@ class HtmlReport:
 
 
 def images_of(path: PathLike, title: str) -> list[EncodedImage]:
-    """Return the images of a page in the order in which they were added, so that another can go on with them.
-
-    Raises
-    ------
-    OSError
-        The file cannot be read.
-    ValueError
-        It is no page of `HtmlReport` with this title.
-    """
+    """Return the images of a page of this title in the order they were added, so that another goes on with them."""
     with open(path, "rb") as file:
         page = file.read()
     if f"<title>{html.escape(title)}</title>".encode(errors="backslashreplace") not in page:

@@ -14,17 +14,7 @@ from ipca_sklearn._utils._versions import OldFileError
 
 
 def read_model(path: PathLike, reader: Callable[[], Any], *, passed_on: tuple[type[Exception], ...] = ()) -> Any:
-    """Return what `reader` returns; its errors become a ValueError that names the file, unless they are clear already.
-
-    Raises
-    ------
-    FileNotFoundError
-        There is no such file.
-    ValueError
-        The file is incomplete, no model, or of an older version.
-    ImportError, MemoryError, OSError, InconsistentVersionWarning, and those of `passed_on`
-        As the reader raises them: a package that the model needs is not installed, the file may not be read, ...
-    """
+    """Return what `reader` returns; its errors become a ValueError that names the file, unless they are clear."""
     name = printable(path)
     if not os.path.isfile(path):
         kind = "it is no regular file" if os.path.exists(path) else "there is no such file"

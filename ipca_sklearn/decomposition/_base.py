@@ -13,10 +13,10 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from ipca_sklearn import linalg
+from ipca_sklearn._utils._arrays import at_patches
 from ipca_sklearn._utils._devices import resolve_device, resolve_dtype
 from ipca_sklearn._utils._estimators import PatchTransformer, set_learnt
 from ipca_sklearn._utils._layouts import check_mergeable
-from ipca_sklearn._utils._regions import at_patches
 from ipca_sklearn._utils._sklearn_compat import FitProgress, fit_context, validate_parameters
 from ipca_sklearn._utils._surroundings import own_surroundings
 from ipca_sklearn._utils._turns import in_turn, of_one_state, snapshot

@@ -160,12 +160,8 @@ class StepReader:
 
         With `copies`, steps of a source that has some are (b, 1 + n_copies, P, m), else (b, P, m). A step is shorter by
         the images that could not be read and are skipped: the samples of a step do not depend on where reading began.
-
-        Raises
-        ------
-        ValueError
-            A step holds NaN or infinity; the message says between which samples. On a GPU this is raised when all
-            steps have been read, or by `check_finite`, so that the host does not wait for each step.
+        The error for NaN and infinity says between which samples. On a GPU it is raised when all steps have been read,
+        or by `check_finite`, so that the host does not wait for each step.
         """
         n_of_each = 1 + self.n_copies if copies else 1
         for step, skipped in self._read(size, n_of_each):

@@ -68,7 +68,6 @@ class Fitted(ABC):
             self._bases[device] = self._bases[home].to(device)
         return self._bases[device]
 
-    @own_surroundings()
     def distance_operator(self, device: torch.device | None = None, **options: Any) -> linalg.DistanceOperator:
         """Return what `linalg.patch_distances` needs, on a device (None: that of the state).
 
@@ -77,7 +76,8 @@ class Fitted(ABC):
         device = device or self.state.mean.device
         key = (device, *sorted(options.items()))
         if key not in self._operators:
-            self._operators[key] = self._make_operator(device, **options)
+            with own_surroundings():
+                self._operators[key] = self._make_operator(device, **options)
         return self._operators[key]
 
     @property
@@ -216,13 +216,18 @@ class FittedPCA(Fitted):
     def _own_samples(self) -> float:
         return self.weight * independent_samples(self.group)
 
-    @own_surroundings()
+    @property
+    def pooled_share(self) -> float:
+        """Share of the mean covariance of all cells in the covariance that scores."""
+        return 0.0
+
     def scoring_basis(self, device: torch.device | None = None) -> linalg.Basis:
         """Return the `n_scoring_components` that distances and likelihoods use (device None: that of the state)."""
-        if not self._has_scoring_basis:
+        if self.n_scoring_components == self.n_components and not self.pooled_share:
             return self.basis(device)
         if self._scoring_basis is None:
-            self._scoring_basis = self._finalized_to_score(self.n_scoring_components)
+            with own_surroundings():
+                self._scoring_basis = self._finalized(self.n_scoring_components, self.pooled_share)
         return self._scoring_basis.to(device or self.state.mean.device)
 
     def _make_basis(self) -> linalg.Basis:
@@ -235,15 +240,7 @@ class FittedPCA(Fitted):
         """Components that could be kept."""
         return self.state.rows.shape[1]
 
-    @property
-    def _has_scoring_basis(self) -> bool:
-        """Whether distances and likelihoods do not use the components that users read."""
-        return self.n_scoring_components < self.n_components
-
-    def _finalized_to_score(self, n_components: int) -> linalg.Basis:
-        return self._finalized(n_components)
-
-    def _finalized(self, n_components: int) -> linalg.Basis:
+    def _finalized(self, n_components: int, pooled_share: float = 0.0) -> linalg.Basis:
         return linalg.finalize(self.state, n_components=n_components, centering=self.centering)
 
     def _make_operator(self, device: torch.device, *, distance: str, noise_shrinkage: float) -> linalg.DistanceOperator:  # type: ignore[override]

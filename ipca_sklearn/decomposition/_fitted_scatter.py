@@ -128,17 +128,7 @@ class FittedExactPCA(FittedPCA):
         """Share of the mean covariance of all cells in the covariance that scores."""
         return max(0.0, 1 - self._own_samples / self.fewest_samples) if self.fewest_samples else 0.0
 
-    @property
-    def _has_scoring_basis(self) -> bool:
-        return super()._has_scoring_basis or self.pooled_share > 0
-
-    def _finalized_to_score(self, n_components: int) -> linalg.Basis:
-        return self._decomposed(n_components, self.pooled_share)
-
-    def _finalized(self, n_components: int) -> linalg.Basis:
-        return self._decomposed(n_components, 0.0)
-
-    def _decomposed(self, n_components: int, pooled_share: float) -> linalg.Basis:
+    def _finalized(self, n_components: int, pooled_share: float = 0.0) -> linalg.Basis:
         shared = self._decomposition
         basis = shared.bases.get(pooled_share)
         if basis is None or basis.variance.shape[1] < n_components:

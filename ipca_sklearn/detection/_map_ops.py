@@ -12,7 +12,7 @@ from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
 from ipca_sklearn import linalg
-from ipca_sklearn._utils._regions import at_patches
+from ipca_sklearn._utils._arrays import at_patches
 from ipca_sklearn._utils._surroundings import own_surroundings
 from ipca_sklearn.decomposition._banded import BandedStep
 from ipca_sklearn.detection._bands import banded_distances
@@ -97,7 +97,7 @@ def is_aligned(X: Any) -> bool:
 
 
 def on_images(maps: Any, X: Any) -> Any:
-    """Return maps as those of the images that X has the features of, as they were before they were aligned."""
+    """Return maps of aligned images as maps of the images before they were aligned."""
     return X.maps_to_images(maps) if is_aligned(X) else maps
 
 

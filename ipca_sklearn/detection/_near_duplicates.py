@@ -36,7 +36,7 @@ class Describer:
         members = np.equal.outer(np.unique(of_patch), of_patch)
         weights = members / members.sum(1, keepdims=True)
         enough = len(weights) * steps.n_features >= _FEWEST_SIGNS
-        self._weights = torch.from_numpy(weights * enough)  # of fewer, all are the same and none is told
+        self._weights = torch.from_numpy(weights * enough)  # with fewer signs all look alike
         means = fitted.state.mean.cpu().double()
         self._means = self._weights @ (means if cells is None else means[cells.place.cpu() // cells.size])
         directions = np.random.default_rng(0).normal(size=(len(weights) * steps.n_features, self.size))

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
-from torch import Tensor
 
+from ipca_sklearn._utils._arrays import as_real_array
 from ipca_sklearn._utils._precision import above
 from ipca_sklearn._utils._surroundings import own_surroundings
 from ipca_sklearn._utils._typing import ArrayLike, Size
@@ -325,12 +325,7 @@ def _pixels_of(start: float, length: float, n_patches: int, side: int) -> NDArra
 
 def _as_maps(maps: Any) -> NDArray[Any]:
     """Return maps (n, h, w) of a floating dtype that numpy has, with the same values."""
-    if isinstance(maps, Tensor):
-        maps = maps.detach().cpu()
-        maps = (maps.float() if maps.is_floating_point() and maps.itemsize < 4 else maps).numpy()
-    values = np.asarray(maps)
-    if values.dtype.kind not in "biuf":
-        raise TypeError(f"maps must be real numbers, got dtype {values.dtype}")
+    values = as_real_array(maps, "maps")
     if values.ndim != 3 or 0 in values.shape[1:]:
         raise ValueError(f"maps has shape {values.shape}, expected (n, h, w): use maps[None] for one map")
     return values if values.dtype.kind == "f" else values.astype(np.float64)

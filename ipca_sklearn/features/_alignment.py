@@ -9,14 +9,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from ipca_sklearn._utils._digests import content, new_digest
 from ipca_sklearn._utils._typing import Size
 from ipca_sklearn.features._registration import FINE, Floats, Pose, Search, correlation, moved, shrunk
-from ipca_sklearn.images._resize import to_unit_floats
+from ipca_sklearn.images._resize import sampled, to_unit_floats
 
 ALIGNMENTS = ("translation", "rigid")
 # Images of the fit that the mean image, and what of it is seen in all of them, come from.
@@ -113,11 +112,7 @@ def aligned(image: Tensor, placement: Placement) -> Tensor:
         return pixels
     height, width = image.shape[1:]
     y, x = (np.arange(side) - (side - 1) / 2 for side in (height, width))
-    rows, columns = placement.pose.applied(y[:, None], x)
-    # grid_sample measures each axis by half of its length.
-    places = np.stack([columns * (2 / width), rows * (2 / height)], axis=-1).astype(np.float32)
-    grid = torch.from_numpy(places).to(image.device)[None]
-    return F.grid_sample(pixels[None], grid, mode="bilinear", padding_mode="reflection", align_corners=False)[0]
+    return sampled(pixels, *placement.pose.applied(y[:, None], x))
 
 
 def seen_in_all(placements: Sequence[Placement], grid_size: Size, crop_size: Size, image_size: Size) -> NDArray[Any]:

@@ -40,9 +40,6 @@ class AugmentedFeatures(PatchFeatures):
         """Copies of each image."""
         return self._of_copies.images.n_augmented
 
-    def _at(self, indices: np.ndarray) -> AugmentedFeatures:
-        return AugmentedFeatures(self._images, indices, self._settings, self._of_copies, self._cache, self._record)
-
     def read_copies(self, size: int, *, reuse: bool = False) -> Iterator[tuple[Tensor, dict[int, str]]]:
         """Yield, as `read`, the features of each image, followed by those of its copies, for `size` images at a time.
 
@@ -50,7 +47,7 @@ class AugmentedFeatures(PatchFeatures):
         """
         n_copies = self.n_copies
         repeated = PatchFeatures(self._images, np.repeat(self._indices, n_copies), self._of_copies)
-        # What there is to say about images is said once, by the pass over the images themselves.
+        # The pass over the images themselves warns of them.
         reading: Any = repeated._read(size * n_copies, reuse, Remarks())
         with closing(reading) as copies:
             for batch, skipped in self.read(size, reuse=reuse):

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from joblib import effective_n_jobs
+from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from ipca_sklearn._utils._devices import resolve_amp, resolve_device
@@ -92,6 +93,11 @@ class FeatureSettings:
             return self.images.batch_size
         return max(1, min(self.images.batch_size, CPU_PIXELS // math.prod(self.images.crop_size)))
 
+    def bytes_of_network(self, device: torch.device) -> int:
+        """Return about how many bytes the network takes with the images that are in it at once."""
+        weights = sum(tensor.numel() * tensor.element_size() for tensor in self.backbone.state_dict().values())
+        return weights + self.network_batch(device) * self.backbone.bytes_per_image()
+
     @property
     def shape(self) -> tuple[int, int, int]:
         """Shape (H, W, m) of the features of one image."""
@@ -132,13 +138,18 @@ def decodes_in_processes() -> bool:
             f"images are decoded by threads: joblib's {type(backend).__name__} is not used here, only "
             "'threading' and 'loky'",
             UserWarning,
-            stacklevel=5,
+            stacklevel=4,
         )
     return isinstance(backend, LokyBackend)
 
 
-def settings_of(extractor: Any, device: DeviceLike) -> FeatureSettings:
-    """Return how a fitted `PatchFeatureExtractor` turns images into features on a device, without augmentation."""
+def settings_of(extractor: Any, device: DeviceLike = None) -> FeatureSettings:
+    """Return how a fitted `PatchFeatureExtractor` turns images into features, without augmentation.
+
+    None is its own device, or the CPU. The network is the extractor's own: copy it before you change it.
+    """
+    check_is_fitted(extractor)
+    device = extractor.device if device is None else device
     chosen = resolve_device(device, torch.device("cpu"), required=False)
     return FeatureSettings(
         backbone=extractor._backbone,
@@ -168,11 +179,11 @@ def settings_of(extractor: Any, device: DeviceLike) -> FeatureSettings:
         amp_dtype=resolve_amp(extractor.amp, chosen),
         compile=extractor.compile,
         engine=extractor.engine,
-        tiling=getattr(extractor, "_tiling", None),
+        tiling=extractor._tiling,
     )
 
 
 def _aligner_of(extractor: Any) -> Aligner | None:
-    """Return what aligns images; None without `align`, and for extractors of files from before it."""
-    reference = getattr(extractor, "reference_", None)
+    """Return what aligns images; None without `align`."""
+    reference = extractor.reference_
     return None if reference is None else Aligner(reference, extractor._turns, extractor._least_quality)

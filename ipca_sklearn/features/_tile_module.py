@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ipca_sklearn._utils._surroundings import as_in_a_fresh_process
 from ipca_sklearn.features._patch_network import PatchNetwork
-from ipca_sklearn.features._settings import FeatureSettings
+from ipca_sklearn.features._settings import FeatureSettings, settings_of
 from ipca_sklearn.features._tiled import patches_of, within
 from ipca_sklearn.images._resize import to_unit_floats
 
@@ -78,7 +78,7 @@ def tile_module(extractor: Any) -> TileModule:
     True
     """
     check_is_fitted(extractor)
-    settings = extractor.feature_settings("cpu")
+    settings = settings_of(extractor, "cpu")
     tiling = settings.tiling
     if tiling is None:
         raise ValueError("tile_module takes an extractor that was fitted with tile_size=; to_torch takes others")

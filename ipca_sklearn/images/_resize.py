@@ -115,3 +115,12 @@ def _bands(side: int, new_side: int, shortest: int) -> list[_Band]:
         weights /= weights.sum(1, keepdims=True)
         bands.append(_Band(start, stop, first, last, torch.from_numpy(weights.astype(np.float32))))
     return bands
+
+
+def sampled(image: Tensor, rows: np.ndarray, columns: np.ndarray) -> Tensor:
+    """Return the values of a float image (3, H, W) at places in pixels from its middle; beyond, it is mirrored."""
+    height, width = image.shape[1:]
+    # grid_sample measures each axis by half of its length.
+    places = np.stack([columns * (2 / width), rows * (2 / height)], axis=-1).astype(np.float32)
+    grid = torch.from_numpy(places).to(image.device)[None]
+    return F.grid_sample(image[None], grid, mode="bilinear", padding_mode="reflection", align_corners=False)[0]

@@ -178,18 +178,6 @@ def heat_layer(estimator: Pipeline, anomaly_map: np.ndarray, size: tuple[int, in
     return Image.fromarray((255 * colours).astype(np.uint8))
 
 
-def patch_mask(estimator: Pipeline, anomaly_map: np.ndarray, size: tuple[int, int]) -> Image.Image:
-    """Draw the anomalous patches of a map: white in a black picture of `size` (height, width)."""
-    (defects,) = find_defects(
-        anomaly_map[None],
-        estimator[-1].map_threshold_,
-        image_sizes=size,
-        covered_box=estimator[0].covered_box,
-        region=estimator[-1].map_region_,
-    )
-    return defect_mask(defects or (), size)
-
-
 def defect_mask(defects: Sequence[Defect], size: tuple[int, int]) -> Image.Image:
     """Draw defects: white in a black picture.
 

@@ -251,14 +251,9 @@ class HtmlReport:
             self._row_file.write(picture)
 
     def read_encoded(self) -> list[EncodedImage]:
-        """Return the images of an earlier page at the same path with the same title.
+        """Return the images of an earlier page at the same path with the same title; errors are those of `images_of`.
 
         :meta private:
-
-        Raises
-        ------
-        OSError, ValueError
-            As `images_of`.
         """
         return images_of(self.path, self.title)
 

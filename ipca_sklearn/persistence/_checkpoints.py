@@ -74,7 +74,7 @@ def fit_resumable(
         `step_size=None`, or a `calibration` that holds samples out: both cannot be fitted in blocks. Random steps
         without a `random_state`.
     OSError
-        The checkpoint cannot be written; told before anything is learnt where it can be.
+        The checkpoint cannot be written; raised before anything is learnt, where possible.
     TypeError
         X are PatchFeatures.
     KeyboardInterrupt

@@ -8,10 +8,11 @@ from PIL import Image
 from sklearn.pipeline import Pipeline, make_pipeline
 
 from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector
+from ipca_sklearn.detection import find_defects
 from ipca_sklearn.exceptions import ImageReadError, MissingImageError
 from ipca_sklearn.images._decode import size_of, to_rgb
 from ipca_sklearn.inspection import hottest_box, overlay
-from ipca_sklearn.inspection._pictures import heat_layer, open_upright, patch_mask, region_boxes
+from ipca_sklearn.inspection._pictures import defect_mask, heat_layer, open_upright, region_boxes
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +78,10 @@ def test_a_mask_is_white_where_a_patch_is_above_the_threshold(pipe):
     anomaly_map[5, 5] = pipe[-1].map_threshold_
     expected = np.zeros((80, 160), dtype=np.uint8)
     expected[65:70, 50:60] = 255
-    np.testing.assert_array_equal(np.asarray(patch_mask(pipe, anomaly_map, (80, 160))), expected)
+    (defects,) = find_defects(
+        anomaly_map[None], pipe[-1].map_threshold_, image_sizes=(80, 160), covered_box=pipe[0].covered_box
+    )
+    np.testing.assert_array_equal(np.asarray(defect_mask(defects, (80, 160))), expected)
 
 
 def pictures() -> dict[str, Image.Image]:

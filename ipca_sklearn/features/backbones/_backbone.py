@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from ipca_sklearn._utils._surroundings import as_in_a_fresh_process
 from ipca_sklearn._utils._threads import seeded_torch, tracing_modules
 from ipca_sklearn._utils._typing import Size
-from ipca_sklearn._utils._versions import OldFileError
 from ipca_sklearn.features.backbones._efficientnet_lite import LITE_NAMES
 from ipca_sklearn.features.backbones._hooks import only_tensor
 from ipca_sklearn.features.backbones._inplace import copy_overwritten
@@ -201,9 +200,9 @@ class Backbone(nn.Module):
             else:
                 raise ValueError(
                     f"layer {layer!r} of backbone {self.label()} gives {shapes[layer]} for an image of "
-                    f"{self._input_size[0]} x {self._input_size[1]}: whether the channels come first or last cannot be "
-                    "told, because no other size of images tells it. Set the attribute output_fmt of the module to "
-                    "'NCHW' or 'NHWC', or choose another image_size or layer"
+                    f"{self._input_size[0]} x {self._input_size[1]}: whether the channels come first or last is not "
+                    "known, and the network takes no other size that would show it. Set the attribute output_fmt of "
+                    "the module to 'NCHW' or 'NHWC', or choose another image_size or layer"
                 )
         return orders
 
@@ -274,13 +273,10 @@ class Backbone(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # skops and pickle make the object without __init__; it builds the same architecture, without a download.
-        missing = {"margin", "layer_pooling"} - state.keys()
-        if missing and state.keys() >= {"source", "layers", "crop_size", "weights"}:
-            raise OldFileError(f"the network was stored without {' and '.join(sorted(missing))}")
         source, layers, crop_size, margin = (state[name] for name in ("source", "layers", "crop_size", "margin"))
         _check_shapes(source, layers, _with_margin(crop_size, margin), state["weights"])
         Backbone.__init__(self, source, layers, None, 0, crop_size, margin, state["layer_pooling"])
-        self._orders = dict(state.get("orders", {}))  # those of older files are found anew
+        self._orders = dict(state["orders"])
         self.network.load_state_dict(
             {key: torch.from_numpy(np.array(value)) for key, value in state["weights"].items()}
         )

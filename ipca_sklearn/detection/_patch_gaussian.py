@@ -386,7 +386,7 @@ class PatchGaussianDetector(OutlierMixin, PatchTransformer):
         ValueError
             Other shapes than learnt, NaN or infinity.
         """
-        return on_images(self._scored(X, lambda scorer, step: scorer.maps(step)), X)
+        return on_images(self._scored(X, MapScorer.maps), X)
 
     @of_one_state
     def score_samples(self, X: ArrayLike) -> Any:
@@ -407,7 +407,7 @@ class PatchGaussianDetector(OutlierMixin, PatchTransformer):
         NotFittedError, ValueError
             As `transform`.
         """
-        return self._scored(X, lambda scorer, step: scorer.scores(step))
+        return self._scored(X, MapScorer.scores)
 
     @own_surroundings()
     def _scored(self, X: ArrayLike, function: Callable[[MapScorer, Tensor], Tensor]) -> Any:

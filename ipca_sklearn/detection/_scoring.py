@@ -66,7 +66,7 @@ class ImageScorer:
         They are scored as `score_samples` does: in the same steps, because the last digits depend on what an image is
         computed with, and in the dtype of X.
         """
-        return on_host(self.map(steps, lambda scorer, step: scorer.summaries(step)))
+        return on_host(self.map(steps, MapScorer.summaries))
 
     def log_likelihood(self, X: Any) -> float:
         """Return the mean log-likelihood of the patches of images."""

@@ -48,32 +48,12 @@ def hottest_box(
     >>> hottest_box(anomaly_map, 5.0, (0.0, 0.0, 200.0, 300.0))
     (100, 0, 100, 200)
     """
-    return region_boxes(anomaly_map, threshold, covered_box, max_boxes=1)[0]
-
-
-def region_boxes(
-    anomaly_map: np.ndarray,
-    threshold: float,
-    covered_box: tuple[float, float, float, float],
-    max_boxes: int | None = None,
-) -> list[tuple[int, int, int, int]]:
-    """Return the boxes around the anomalous regions of a map, that of its largest value first.
-
-    At least one: where no value is above the threshold, it is the box of the patch with the largest value. The
-    parameters and the form of a box are those of `hottest_box`.
-    """
-    return boxes_of(_defects(anomaly_map, threshold, covered_box), anomaly_map, covered_box)[:max_boxes]
-
-
-def boxes_of(
-    defects: Sequence[Defect], anomaly_map: np.ndarray, covered_box: tuple[float, float, float, float]
-) -> list[tuple[int, int, int, int]]:
-    """Return the boxes of defects; without any, that of the patch with the largest value."""
+    defects = _defects(anomaly_map, threshold, covered_box)
     if not defects:
         peak = np.zeros_like(anomaly_map)
         peak.flat[anomaly_map.argmax()] = 1
         defects = _defects(peak, 0, covered_box)
-    return [defect.box for defect in defects]
+    return defects[0].box
 
 
 def _defects(

@@ -12,7 +12,7 @@ from ipca_sklearn.detection import find_defects
 from ipca_sklearn.exceptions import ImageReadError, MissingImageError
 from ipca_sklearn.images._decode import size_of, to_rgb
 from ipca_sklearn.inspection import hottest_box, overlay
-from ipca_sklearn.inspection._pictures import defect_mask, heat_layer, open_upright, region_boxes
+from ipca_sklearn.inspection._pictures import defect_mask, heat_layer, open_upright
 
 
 @pytest.fixture(scope="module")
@@ -26,19 +26,9 @@ def test_the_hottest_box_is_around_the_region_of_the_largest_value():
     values = np.zeros((4, 4))
     values[1, 1:3] = 5, 7
     values[3, 0] = 6  # another region
+    assert [defect.box for defect in find_defects(values[None], 4)[0] or ()] == [(1, 1, 1, 2), (3, 0, 1, 1)]
     assert hottest_box(values, 4, (10, 20, 40, 80)) == (20, 40, 10, 40)
     assert hottest_box(values, 9, (0, 0, 4, 4)) == (1, 2, 1, 1)
-
-
-def test_boxes_come_by_the_largest_value_of_their_regions():
-    values = np.zeros((4, 4))
-    values[0, 0] = 5
-    values[1, 2:4] = 7, 6
-    values[3, 0] = 6
-    boxes = [(1, 2, 1, 2), (3, 0, 1, 1), (0, 0, 1, 1)]
-    assert region_boxes(values, 4, (0, 0, 4, 4)) == boxes
-    assert region_boxes(values, 4, (0, 0, 4, 4), max_boxes=2) == boxes[:2]
-    assert region_boxes(values, 9, (0, 0, 4, 4)) == [(1, 2, 1, 1)]
 
 
 def test_the_layer_is_transparent_up_to_the_threshold(pipe):

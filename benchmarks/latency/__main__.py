@@ -86,6 +86,7 @@ def prepare(folder: Path, n_train: int, n_test: int) -> dict[str, Any]:
     from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector
     from ipca_sklearn.datasets import make_textures
     from ipca_sklearn.export import to_onnx, to_openvino
+    from ipca_sklearn.features._settings import settings_of
 
     data = make_textures(n_train, n_test, material="stone", size=256, random_state=0)
     paths: dict[str, list[str]] = {"train": [], "test": []}
@@ -99,7 +100,7 @@ def prepare(folder: Path, n_train: int, n_test: int) -> dict[str, Any]:
     to_onnx(pipe, folder / "model.onnx")
     to_openvino(pipe, folder / "model.xml")
     torch.onnx.export(
-        pipe[0].feature_settings("cpu").backbone,
+        settings_of(pipe[0], "cpu").backbone,
         (torch.zeros(2, 3, *pipe[0].crop_size_),),
         folder / "network.onnx",
         dynamo=True,
@@ -124,6 +125,7 @@ def caller(row: str, folder: Path, threads: int) -> Callable[[Any], object]:
     import torch
 
     from ipca_sklearn.export import to_torch
+    from ipca_sklearn.features._settings import settings_of
 
     if row.endswith("openvino"):
         import openvino
@@ -143,7 +145,7 @@ def caller(row: str, folder: Path, threads: int) -> Callable[[Any], object]:
         return lambda images: session.run(None, {"images": images})
     pipe = joblib.load(folder / "model.joblib")
     if row == "network":
-        return pipe[0].feature_settings("cpu").backbone.network  # without the margin
+        return settings_of(pipe[0], "cpu").backbone.network  # without the margin
     if row == "pipeline_in_torch":
         pipe.set_params(features__engine="torch")
     if row.startswith("pipeline"):

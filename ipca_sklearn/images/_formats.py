@@ -104,25 +104,10 @@ _OTHERS = (
 
 @contextmanager
 def open_image(path: PathLike, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
-    """Open an image file, whose header is read and whose pixels are not yet.
+    """Open an image file, whose header is read and whose pixels are not yet; the image is closed at the end.
 
-    Parameters
-    ----------
-    path : str or path-like
-        A regular file, or a link to one.
-    max_pixels : int
-        Larger images are refused, before memory for them is taken.
-
-    Yields
-    ------
-    PIL image
-        Closed at the end.
-
-    Raises
-    ------
-    ImageReadError
-        No regular file, another format, a broken header, too many pixels; a MissingImageError if there is no file. The
-        message names the file.
+    An ImageReadError names the file and says what is wrong: no regular file or link to one, another format, a broken
+    header, more than `max_pixels`, before memory for them is taken; it is a MissingImageError if there is no file.
     """
     name = printable(path)
     with _open_regular(path, name) as file:

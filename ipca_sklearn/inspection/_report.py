@@ -251,14 +251,9 @@ class HtmlReport:
             self._row_file.write(picture)
 
     def read_encoded(self) -> list[EncodedImage]:
-        """Return the images of an earlier page at the same path with the same title.
+        """Return the images of an earlier page at the same path with the same title; errors are those of `images_of`.
 
         :meta private:
-
-        Raises
-        ------
-        OSError, ValueError
-            As `images_of`.
         """
         return images_of(self.path, self.title)
 
@@ -311,15 +306,7 @@ class HtmlReport:
 
 
 def images_of(path: PathLike, title: str) -> list[EncodedImage]:
-    """Return the images of a page in the order in which they were added, so that another can go on with them.
-
-    Raises
-    ------
-    OSError
-        The file cannot be read.
-    ValueError
-        It is no page of `HtmlReport` with this title.
-    """
+    """Return the images of a page of this title in the order they were added, so that another goes on with them."""
     with open(path, "rb") as file:
         page = file.read()
     if f"<title>{html.escape(title)}</title>".encode(errors="backslashreplace") not in page:

@@ -74,7 +74,7 @@ def fit_resumable(
         `step_size=None`, or a `calibration` that holds samples out: both cannot be fitted in blocks. Random steps
         without a `random_state`.
     OSError
-        The checkpoint cannot be written; told before anything is learnt where it can be.
+        The checkpoint cannot be written; raised before anything is learnt, where possible.
     TypeError
         X are PatchFeatures.
     KeyboardInterrupt
@@ -154,18 +154,8 @@ def fit_resumable(
 class Checkpoint:
     """What a fit had learnt when it was last saved, and from which samples.
 
-    Parameters
-    ----------
-    learner : estimator
-        Fitted on the first `n_done` samples.
-    n_done : int
-        Samples learnt.
-    parameters : dict of str
-        Parameters of the whole model, as text.
-    digest : str
-        Digest of these samples.
-    complete : bool
-        These were all samples, so the last step may have been a short one.
+    `parameters` are those of the whole model, as text; `digest` is that of the `n_done` samples. If they were all
+    (`complete`), the last step may have been a short one.
     """
 
     def __init__(self, learner: Any, n_done: int, parameters: dict[str, str], digest: str, complete: bool) -> None:
@@ -197,13 +187,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: PathLike) -> None:
 
 
 def load_checkpoint(path: PathLike) -> Checkpoint:
-    """Read a checkpoint whose bytes are those that were written; nothing is unpickled before.
-
-    Raises
-    ------
-    ValueError
-        With the path: the file is damaged, has no digest, or holds something else.
-    """
+    """Read a checkpoint whose bytes are those that were written; nothing is unpickled before."""
     name = printable(path)
     digest = new_digest()
     n_end = len(_MARK) + digest.digest_size

@@ -1,4 +1,4 @@
-"""Paths, PIL images, arrays and tensors: checked, decoded to RGB, resized and cropped.
+"""Paths, content of files, PIL images, arrays and tensors: checked, decoded to RGB, resized and cropped.
 
 The geometry is the same for every kind of input: the whole image is resized to `image_size`, whatever its shape, and
 the centre of `crop_size` is used.
@@ -60,7 +60,7 @@ def check_images(X: Images) -> Any:
         X is empty, or an array or tensor without the shape or dtype of images, or a table of several columns.
     """
     X = _single_column(X)
-    if isinstance(X, (str, os.PathLike, Image.Image)):
+    if isinstance(X, (str, bytes, os.PathLike, Image.Image)):
         raise TypeError(
             f"X is a single {type(X).__name__}; pass a list of images, for a folder "
             "sorted(pathlib.Path(folder).glob('*.png'))"
@@ -75,10 +75,10 @@ def check_images(X: Images) -> Any:
                 f"X of type {type(X).__name__} holds no images; pass a list of paths or an array"
             ) from error
         for index, item in enumerate(X):
-            if not isinstance(item, (str, os.PathLike, Image.Image, np.ndarray, Tensor)):
+            if not isinstance(item, (str, bytes, os.PathLike, Image.Image, np.ndarray, Tensor)):
                 raise ValueError(
-                    f"X[{index}] is a {type(item).__name__}; an image is a path, a PIL image, an array (H, W, C) or a "
-                    "tensor (C, H, W). Reshape your data if these are rows of numbers"
+                    f"X[{index}] is a {type(item).__name__}; an image is a path, the bytes of a file, a PIL image, an "
+                    "array (H, W, C) or a tensor (C, H, W). Reshape your data if these are rows of numbers"
                 )
     if len(X) == 0:
         raise ValueError(
@@ -155,7 +155,7 @@ def to_rgb(
 
     Parameters
     ----------
-    image : path, PIL image, ndarray (H, W, C) or (H, W), or Tensor (C, H, W) or (H, W)
+    image : path, bytes of a file, PIL image, ndarray (H, W, C) or (H, W), or Tensor (C, H, W) or (H, W)
         Or several of the same size, (n, H, W, C) or (n, C, H, W), which become (n, 3, H, W).
     name : str or sequence of str
         The image's name in messages; for several images, the name of each. A file is named by its path.
@@ -175,8 +175,11 @@ def to_rgb(
     return decode(image, str(name), max_pixels)[0]
 
 
-def decode(image: PathLike | Image.Image, name: str, max_pixels: int) -> tuple[Tensor, int]:
+def decode(image: PathLike | bytes | Image.Image, name: str, max_pixels: int) -> tuple[Tensor, int]:
     """Return a file or a PIL image like `to_rgb`, and its number of pages or frames, of which it is the first."""
+    if isinstance(image, bytes):
+        with open_image(image, max_pixels, name) as opened:
+            return _from_pil(opened, name), count_pages(opened)
     if not isinstance(image, Image.Image):
         with open_image(image, max_pixels) as opened:
             pixels = _from_pil(opened, printable(image))

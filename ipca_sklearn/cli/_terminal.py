@@ -27,6 +27,8 @@ _PHRASES = (
     ("timm has no model", "--backbone: timm has no model"),
     ("see timm.list_models()", "`--backbone 'timm:*'` prints which there are"),
     ("call calibrate with normal images", "choose it by `ipca-sklearn threshold` with normal images"),
+    (", not rejection_rate=", ", not "),
+    (", and at `reference_` of the extractor, the mean image that parts are aligned to", ""),
     ("set_threshold", "`ipca-sklearn threshold`"),
     ("'auto' or None", "or 'auto'"),
     ("image_size=(height, width)", "--image-size HEIGHTxWIDTH"),

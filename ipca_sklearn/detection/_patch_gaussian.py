@@ -533,7 +533,13 @@ class PatchGaussianDetector(OutlierMixin, PatchTransformer):
     @of_one_state
     @own_surroundings()
     def predict_regions(
-        self, X: ArrayLike, *, min_area: float = 0, merge_distance: float = 0, image_sizes: Any = None
+        self,
+        X: ArrayLike,
+        *,
+        maps: Any = None,
+        min_area: float = 0,
+        merge_distance: float = 0,
+        image_sizes: Any = None,
     ) -> list[list[Defect] | None]:
         """Return the defects of each image: the connected regions of `predict_masks`, in pixels of the original image.
 
@@ -542,6 +548,8 @@ class PatchGaussianDetector(OutlierMixin, PatchTransformer):
         X : PatchFeatures, array-like or tensor of shape (n, H, W, m)
             Features of the shape that was learnt. PatchFeatures know the sizes of their images, and which part the
             patches cover (resizing, crop).
+        maps : array or tensor of shape (n, H, W), default=None
+            What `transform(X)` is, where it is known already: the network does not run again.
         min_area, merge_distance : float, default=0
             In pixels of the image; see :func:`~ipca_sklearn.detection.find_defects`.
         image_sizes : (int, int), sequence of (int, int), or None, default=None
@@ -558,7 +566,7 @@ class PatchGaussianDetector(OutlierMixin, PatchTransformer):
         NotFittedError, ValueError
             As `transform`, also for features without a grid, and as `find_defects`.
         """
-        return predict_regions(self, X, min_area, merge_distance, image_sizes)
+        return predict_regions(self, X, maps, min_area, merge_distance, image_sizes)
 
     @of_one_state
     @own_surroundings()

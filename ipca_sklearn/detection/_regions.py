@@ -174,7 +174,7 @@ def find_defects(
 
 
 def predict_regions(
-    detector: Any, X: Any, min_area: float, merge_distance: float, image_sizes: Any
+    detector: Any, X: Any, maps: Any, min_area: float, merge_distance: float, image_sizes: Any, stacklevel: int = 3
 ) -> list[list[Defect] | None]:
     """Return the defects of images from their features, by a fitted detector: see its `predict_regions`."""
     if len(detector.patch_shape_) != 2:
@@ -182,7 +182,12 @@ def predict_regions(
             f"predict_regions needs features of shape (n, H, W, m), and the patches learnt have the shape "
             f"{detector.patch_shape_}: neighbours are not known"
         )
-    maps = _as_maps(detector.transform(X))  # warns of images that could not be read
+    if maps is not None and tuple(maps.shape) != (len(X), *detector.patch_shape_):
+        raise ValueError(
+            f"maps of shape {tuple(maps.shape)} for {len(X)} images; expected {(len(X), *detector.patch_shape_)}, as "
+            "from transform(X)"
+        )
+    maps = _as_maps(detector.transform(X) if maps is None else maps)  # transform warns of images it could not read
     covered_box = None
     if image_sizes is None and hasattr(X, "image_sizes"):
         image_sizes, covered_box = X.image_sizes(), X.covered_box

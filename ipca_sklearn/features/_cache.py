@@ -252,6 +252,9 @@ def _image_digest(image: ImageLike) -> str | None:
         digest.update(os.fsencode(os.path.abspath(image)))  # names need not be UTF-8
         digest.update(f"\n{status.st_size}\n{status.st_mtime_ns}".encode())
         return digest.hexdigest()
+    if isinstance(image, bytes):
+        digest.update(b"bytes " + image)
+        return digest.hexdigest()
     if isinstance(image, Image.Image):
         try:
             image = to_rgb(image, "image")

@@ -196,12 +196,13 @@ class PatchFeatureExtractor(VersionedMixin, CallbackSupportMixin, TableOutputMix
 
     Notes
     -----
-    Images may be paths, PIL images, uint8, uint16 or float (in [0, 1]) arrays `(n, H, W, C)` or tensors
-    `(n, C, H, W)`, C = 1 (grey), 3 (RGB) or 4, grey ones `(n, H, W)`, or a list of such images of any sizes. A column
-    of paths may be a Series or a data frame with one column. The same picture has the same features in any form, to
-    rounding. Grey is repeated, palettes are looked up, transparent pixels become black, 16 bits are scaled (65535 is
-    white), EXIF orientation is applied. Files are PNG, JPEG, BMP, TIFF, WebP or PPM/PGM, found by their content; floats
-    in them are in [0, 1] too. The first of several pages or frames is taken, and a MultiPageImageWarning says so.
+    Images may be paths, contents of files (bytes), PIL images, uint8, uint16 or float (in [0, 1]) arrays `(n, H, W, C)`
+    or tensors `(n, C, H, W)`, C = 1 (grey), 3 (RGB) or 4, grey ones `(n, H, W)`, or a list of such images of any sizes.
+    A column of paths may be a Series or a data frame with one column. The same picture has the same features in any
+    form, to rounding. Grey is repeated, palettes are looked up, transparent pixels become black, 16 bits are scaled
+    (65535 is white), EXIF orientation is applied. Files are PNG, JPEG, BMP, TIFF, WebP or PPM/PGM, found by their
+    content; floats in them are in [0, 1] too. The first of several pages or frames is taken, and a
+    MultiPageImageWarning says so.
 
     With a `crop_size` the border outside of the crop is not inspected: with the paper's 256 and 224, 1/16 of the height
     at the top and at the bottom, and 1/16 of the width at either side. `covered_box` gives the part of an image that

@@ -83,7 +83,7 @@ class Remarks:
                 self.stretched.values(),
                 "have other proportions than the first image of the fit",
                 f"They are stretched to {height} x {width} pixels, and so are their patches. Keep images of different "
-                "shapes apart, each with a model of its own, or name a shape with image_size=(height, width)",
+                "shapes apart, each with a model of its own, or fit with image_size=(height, width)",
                 AspectRatioWarning,
             ),
             (

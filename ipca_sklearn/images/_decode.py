@@ -1,4 +1,4 @@
-"""Paths, PIL images, arrays and tensors: checked, decoded to RGB, resized and cropped.
+"""Paths, content of files, PIL images, arrays and tensors: checked, decoded to RGB, resized and cropped.
 
 The geometry is the same for every kind of input: the whole image is resized to `image_size`, whatever its shape, and
 the centre of `crop_size` is used.
@@ -53,7 +53,7 @@ def check_images(X: Images) -> Any:
     Grey images `(n, H, W)` get their channel axis.
     """
     X = _single_column(X)
-    if isinstance(X, (str, os.PathLike, Image.Image)):
+    if isinstance(X, (str, bytes, os.PathLike, Image.Image)):
         raise TypeError(
             f"X is a single {type(X).__name__}; pass a list of images, for a folder "
             "sorted(pathlib.Path(folder).glob('*.png'))"
@@ -68,10 +68,10 @@ def check_images(X: Images) -> Any:
                 f"X of type {type(X).__name__} holds no images; pass a list of paths or an array"
             ) from error
         for index, item in enumerate(X):
-            if not isinstance(item, (str, os.PathLike, Image.Image, np.ndarray, Tensor)):
+            if not isinstance(item, (str, bytes, os.PathLike, Image.Image, np.ndarray, Tensor)):
                 raise ValueError(
-                    f"X[{index}] is a {type(item).__name__}; an image is a path, a PIL image, an array (H, W, C) or a "
-                    "tensor (C, H, W). Reshape your data if these are rows of numbers"
+                    f"X[{index}] is a {type(item).__name__}; an image is a path, the bytes of a file, a PIL image, an "
+                    "array (H, W, C) or a tensor (C, H, W). Reshape your data if these are rows of numbers"
                 )
     if len(X) == 0:
         raise ValueError(
@@ -147,16 +147,19 @@ def to_rgb(
     EXIF orientation is applied, and the first of several pages or frames is taken. Several arrays or tensors of one
     size, (n, H, W, C) or (n, C, H, W), become (n, 3, H, W); `name`, for messages, has then one for each. `in_range`
     skips the check of floats, which makes the host wait for a GPU. Arrays and tensors of more than `max_pixels` are
-    taken: they are in memory already. Errors are ImageReadErrors with the name; a MissingImageError if there is no such
-    file.
+    taken: they are in memory already. Files may be paths, or bytes. Errors are ImageReadErrors with the name; a
+    MissingImageError if there is no such file.
     """
     if isinstance(image, (Tensor, np.ndarray)):
         return _from_values(image, name, in_range)
     return decode(image, str(name), max_pixels)[0]
 
 
-def decode(image: PathLike | Image.Image, name: str, max_pixels: int) -> tuple[Tensor, int]:
+def decode(image: PathLike | bytes | Image.Image, name: str, max_pixels: int) -> tuple[Tensor, int]:
     """Return a file or a PIL image like `to_rgb`, and its number of pages or frames, of which it is the first."""
+    if isinstance(image, bytes):
+        with open_image(image, max_pixels, name) as opened:
+            return _from_pil(opened, name), count_pages(opened)
     if not isinstance(image, Image.Image):
         with open_image(image, max_pixels) as opened:
             pixels = _from_pil(opened, printable(image))

@@ -1,4 +1,4 @@
-"""Growth of a fit's time and peak memory with the number of images, patches, features and components.
+"""Growth of a fit's time and peak memory with the number of images, patches, features, components and Gaussians.
 
 Features are generated while they are read, so that n images need no memory of their own. Every point runs in a fresh
 process.
@@ -27,27 +27,29 @@ from benchmarks.common.memory import peak_mb, restart_peak
 from benchmarks.common.processes import in_fresh_process
 from benchmarks.common.reports import argument_parser, environment, markdown_table, spread, write_results
 
-BASE = {"n": 400, "patches": 784, "m": 256, "k": 16}
+BASE = {"n": 400, "patches": 1024, "m": 256, "k": 32, "gaussians": 256}
 SWEEPS = {
-    "n": [200, 1000, 5000, 20000],
-    "patches": [392, 784, 1568, 3136],
+    "n": [200, 1000, 5000],
+    "patches": [512, 1024, 2048, 4096],
     "m": [64, 128, 256, 512],
-    "k": [8, 16, 32, 64],
+    "k": [16, 32, 64, 96],
+    "gaussians": [16, 64, 256, 1024],
 }
 
 
-def measure(n: int, patches: int, m: int, k: int) -> dict[str, float]:
+def measure(n: int, patches: int, m: int, k: int, gaussians: int) -> dict[str, float]:
     """Fit a detector on n generated images and return seconds and megabytes."""
     import torch
 
     from benchmarks.common.generated import GeneratedFeatures
     from ipca_sklearn import PatchGaussianDetector
 
-    detector = PatchGaussianDetector(k, n_gaussians=None)
+    detector = PatchGaussianDetector(k, n_gaussians=gaussians)
     PatchGaussianDetector(2).fit(torch.randn(20, 600, 8))  # starts the libraries, numba too
     before = restart_peak()
     start = time.perf_counter()
     detector.fit(GeneratedFeatures(n, patches, m))
+    _ = detector.pca_.noise_variance_  # the components are computed when they are first read
     seconds = time.perf_counter() - start
     return {"seconds": seconds, "mb_over_imports": peak_mb() - before}
 
@@ -105,7 +107,7 @@ def main() -> None:
     parser = argument_parser("benchmarks.scaling", __doc__)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--shrink", type=int, default=1, help="divide n and P by this, for a trial")
-    parser.add_argument("--measure", nargs=4, type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--measure", nargs=5, type=int, help=argparse.SUPPRESS)
     parser.add_argument("--images", type=Path, help="folder of files for fits from files")
     parser.add_argument("--pattern", default="*", help="of the files' names, if masks lie beside the images")
     parser.add_argument("--n-images", type=int, nargs="+", default=[128, 512, 2048], help="of fits from files")
@@ -127,24 +129,24 @@ def main() -> None:
         for value in values:
             point = BASE | {name: value}
             point |= {key: max(1, point[key] // options.shrink) for key in ("n", "patches")}
-            arguments = ["--measure", *(str(point[key]) for key in ("n", "patches", "m", "k"))]
+            arguments = ["--measure", *(str(point[key]) for key in BASE)]
             runs = [in_fresh_process(options.module, arguments) for _ in range(options.repeats)]
             results.append({**point, "runs": runs})
             seconds.append(statistics.median(run["seconds"] for run in runs))
             memory.append(statistics.median(run["mb_over_imports"] for run in runs))
-            row = [name, *(str(point[key]) for key in ("n", "patches", "m", "k"))]
+            row = [name, *(str(point[key]) for key in BASE)]
             row += [spread([run["seconds"] for run in runs], 2), spread([run["mb_over_imports"] for run in runs], 0)]
             rows.append(row)
             tqdm.write(" | ".join(row), file=sys.stderr)
             bar.update()
         exponents.append([name, f"{slope(values, seconds):.2f}", f"{slope(values, memory):.2f}"])
     bar.close()
-    header = ["varied", "n", "P", "m", "k", "seconds, median (range)", "MB over the imports"]
+    header = ["varied", "n", "P", "m", "k", "Gaussians", "seconds, median (range)", "MB over the imports"]
     text = f"""# How a fit grows
 
-`PatchGaussianDetector(k, step_size=16).fit` on n images of P patches with m generated float32 features, each point in
-{options.repeats} fresh processes. The memory includes four steps of generated features, which grow with P and m as the
-model does.
+`PatchGaussianDetector(k, n_gaussians).fit` on n images of P patches with m generated float32 features, with the
+components; each point in {options.repeats} fresh process(es). The memory includes four steps of generated features,
+which are most of it and grow with P and m. As many Gaussians as patches are a Gaussian for each patch.
 
 {environment()}
 

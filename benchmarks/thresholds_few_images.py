@@ -1,7 +1,7 @@
 """Thresholds of few images and of merged detectors, beside those that 200 unseen normal images would give.
 
 The normal images of a set are put in random order. A detector learns from the first of them, or several detectors learn
-from parts of them and are merged. The last 200 are new: the share of them that is called anomalous is the realised rate
+from parts of them and are merged. The last are new: the share of them that is called anomalous is the realised rate
 of false alarms, and the threshold that calls just the nominal share of them so is the best that could be had.
 """
 
@@ -23,9 +23,8 @@ from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector
 from ipca_sklearn.exceptions import FewImagesWarning
 
 RATE = 0.05
-N_NEW = 200
-N_IMAGES = (10, 15, 20, 25, 32, 33, 40, 48, 64, 100)
-PARTITIONS = ((20, 20), (20,) * 8, (30, 30), (60, 60), (50,) * 3, (40, 20, 80), (10,) * 16)
+N_IMAGES = [10, 20, 40, 64, 100]
+PARTITIONS = ["10x4", "20x2", "20x8", "60x2", "40+20+80"]
 METHOD = """\
 EfficientNet-Lite0 and the defaults (256 Gaussians, k = 96), false_positive_rate = {rate}. Means over {repeats} random orders
 of the normal images. *False alarms*: share of {new} new normal images called anomalous, in per cent
@@ -49,12 +48,18 @@ def fitted(parts: Sequence[np.ndarray]) -> tuple[PatchGaussianDetector, bool]:
     return detectors[0], any(issubclass(warning.category, FewImagesWarning) for warning in caught)
 
 
-def measured(sizes: Sequence[int], normal: np.ndarray, anomalous: np.ndarray, seed: int) -> Result:
+def sizes_of(text: str) -> tuple[int, ...]:
+    """Return the sizes that "20x8" and "40+20+80" name."""
+    size, times, count = text.partition("x")
+    return (int(size),) * int(count) if times else tuple(map(int, text.split("+")))
+
+
+def measured(sizes: Sequence[int], normal: np.ndarray, anomalous: np.ndarray, n_new: int, seed: int) -> Result:
     """Return the rate of false alarms, the share found, the share found by the best threshold, and the warning."""
     order = np.random.default_rng(seed).permutation(len(normal))
     learnt = normal[order[: sum(sizes)]]
     detector, warned = fitted(np.split(learnt, np.cumsum(sizes)[:-1]))
-    new = detector.score_samples(normal[order[-N_NEW:]])
+    new = detector.score_samples(normal[order[-n_new:]])
     bad = detector.score_samples(anomalous)
     best = np.quantile(new, RATE)
     return float(np.mean(new < detector.offset_)), float(np.mean(bad < detector.offset_)), np.mean(bad < best), warned
@@ -75,9 +80,10 @@ def row(sizes: Sequence[int], results: Sequence[Result]) -> list[str]:
 def measured_set(normal: np.ndarray, anomalous: np.ndarray, options: argparse.Namespace, name: str) -> Results:
     """Return the results of all repeats by the sizes of the parts, as "20 + 20"."""
     values = {}
-    for sizes in tqdm([*((n,) for n in options.n_images), *PARTITIONS], desc=name, unit="row"):
-        if sum(sizes) + N_NEW <= len(normal):
-            results = [measured(sizes, normal, anomalous, seed) for seed in range(options.repeats)]
+    partitions = map(sizes_of, options.partitions)
+    for sizes in tqdm([*((n,) for n in options.n_images), *partitions], desc=name, unit="row"):
+        if sum(sizes) + options.n_new <= len(normal):
+            results = [measured(sizes, normal, anomalous, options.n_new, seed) for seed in range(options.repeats)]
             values[" + ".join(map(str, sizes))] = results
             print(name, row(sizes, results), file=sys.stderr)
     return values
@@ -100,16 +106,21 @@ def main() -> None:
     parser = argument_parser("benchmarks.thresholds_few_images", __doc__)
     add_set_options(parser, ["fabric", "metal", "wood"])
     parser.add_argument("--n-images", type=int, nargs="+", default=N_IMAGES)
+    parser.add_argument("--partitions", nargs="*", default=PARTITIONS, help='merged detectors, as "20x8" or "40+20+80"')
     parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--n-new", type=int, default=200, help="normal images that are not learnt, of each order")
+    parser.add_argument("--n-anomalous", type=int, help="anomalous images, drawn once (default: all)")
     parser.add_argument("--resume", action="store_true", help="keep the sets that the results file already has")
     options = parser.parse_args()
     values: dict[str, Results] = read_results(options, "thresholds_few_images")["sets"] if options.resume else {}
     for name, (normal, anomalous) in image_sets(options).items():
         if name not in values:
+            order = np.random.default_rng(0).permutation(len(anomalous))
+            anomalous = [anomalous[index] for index in order[: options.n_anomalous]]
             extractor = PatchFeatureExtractor(image_size=PatchFeatureExtractor().fit(normal).image_size_)
             with features_on_disk(extractor, normal) as good, features_on_disk(extractor, anomalous) as bad:
                 values[name] = measured_set(good, bad, options, name)
-        method = METHOD.format(rate=RATE, repeats=options.repeats, new=N_NEW)
+        method = METHOD.format(rate=RATE, repeats=options.repeats, new=options.n_new)
         parts = ["# Few images and merged detectors: false alarms and defects found", method, environment()]
         parts += [f"## {name}\n\n{tables(results)}" for name, results in values.items()]
         write_results(

@@ -21,7 +21,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from benchmarks.accuracy.__main__ import RIVAL_SIZE, RIVALS_MODULE, rival_job
+from benchmarks.accuracy.__main__ import CORESET, RIVAL_SIZE, RIVALS_MODULE, rival_job
 from benchmarks.accuracy.settings import PATCHCORE_RIVAL
 from benchmarks.common.memory import peak_mb
 from benchmarks.common.processes import in_fresh_process
@@ -121,7 +121,13 @@ def of_rival(drawn: Any, good: list[Any], bad: dict[int, Any], options: argparse
     from sklearn.metrics import roc_auc_score
 
     tiles = {"tile_size": options.tile, "stride": options.tile - RIVAL_OVERLAP}
-    variants = {"resized to 256 x 256": (RIVAL_SIZE, {}), "Tiler": ((options.side,) * 2, {"tiles": tiles})}
+    variants: dict[str, tuple[tuple[int, int], dict[str, Any]]] = {
+        f"coreset {100 * CORESET:g} %, resized to 256 x 256": (RIVAL_SIZE, {}),
+        f"coreset {100 * options.tiler_coreset:g} %, Tiler": (
+            (options.side,) * 2,
+            {"tiles": tiles, "coreset": options.tiler_coreset},
+        ),
+    }
     rows = []
     with tempfile.TemporaryDirectory() as folder:
 
@@ -141,9 +147,7 @@ def of_rival(drawn: Any, good: list[Any], bad: dict[int, Any], options: argparse
             scores = np.load(out)["scores"].reshape(1 + len(bad), -1)
             for diameter, of_bad in zip(bad, scores[1:], strict=True):
                 auc = roc_auc_score(np.repeat([0, 1], scores.shape[1]), np.concatenate([scores[0], of_bad]))
-                rows.append(
-                    {"variant": f"{PATCHCORE_RIVAL.title}, {name}", "diameter": diameter, "auc_max": float(auc)}
-                )
+                rows.append({"variant": f"anomalib PatchCore, {name}", "diameter": diameter, "auc_max": float(auc)})
     return rows
 
 
@@ -234,7 +238,8 @@ EfficientNet-Lite0, defaults but for the size. {options.n_train} normal pictures
 pixels are learnt; {options.n_test} others, and {options.n_test} with a spot of each size, are scored. "Found" is the
 share of spots with a patch above `map_threshold_` on them or beside them, "false alarms" the share of normal pictures
 with such a patch anywhere. anomalib's rows have its own score of an image, which is a maximum too, and {RIVAL_OVERLAP}
-pixels of overlap; PaDiM's covariances of so many patches would be 2.6 GB, and as much once more while it fits
+pixels of overlap; the time of choosing PatchCore's coreset grows with the square of the number of patches, so with
+tiles it is smaller. PaDiM's covariances of so many patches would be 2.6 GB, and as much once more while it fits
 (calculated).
 
 {environment()}
@@ -334,6 +339,7 @@ def main() -> None:
     parser.add_argument("--megapixels", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="others are kept as they are")
     parser.add_argument("--rival-python", type=Path, help="interpreter of an environment with anomalib")
+    parser.add_argument("--tiler-coreset", type=float, default=0.001, help="of PatchCore with tiles")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:

@@ -59,6 +59,12 @@ def test_every_benchmark_says_what_it_does_and_is_in_the_readme(question, import
     assert f"`python -m benchmarks.{question}" in (BENCHMARKS / "README.md").read_text()
 
 
+def test_partitions_are_named_by_their_sizes(importable):
+    from benchmarks.thresholds_few_images import sizes_of
+
+    assert [sizes_of(text) for text in ("20x3", "40+20+80", "60")] == [(20, 20, 20), (40, 20, 80), (60,)]
+
+
 def test_a_page_names_its_command_without_paths_of_the_machine(importable, tmp_path):
     from benchmarks.common.reports import argument_parser, command_line, write_results
 

@@ -18,6 +18,7 @@ from torch import nn
 from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector
 from ipca_sklearn.exceptions import ImageReadError
 from ipca_sklearn.export import to_onnx, to_torch
+from ipca_sklearn.features._settings import settings_of
 
 DETECTORS = {
     "default": {},
@@ -176,7 +177,7 @@ def test_a_file_is_written_if_given_images_have_the_same_scores(tmp_path, monkey
 def test_a_module_is_as_small_as_its_components_and_network():
     pipe = fitted()
     module = to_torch(pipe)
-    network = sum(value.numel() for value in pipe[0].feature_settings().backbone.state_dict().values())
+    network = sum(value.numel() for value in settings_of(pipe[0]).backbone.state_dict().values())
     n_patches, n_components, n_features = pipe[-1].pca_.components_.shape
     numbers = sum(value.numel() for value in module.state_dict().values())
     gaussians = n_patches * (n_components + 2) * n_features

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
 import sys
+from hashlib import sha256
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from sklearn.pipeline import Pipeline
 
 from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector
 from ipca_sklearn.export import to_onnx, to_openvino
+from ipca_sklearn.export._openvino import _replace_both
 
 openvino = pytest.importorskip("openvino", reason="openvino is not installed")
 pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
@@ -57,6 +61,39 @@ def test_the_files_say_what_a_program_needs(pipe, folder):
     expected |= {"backbone": "'resnet18'", "weights_license": "none: random weights", "inference_precision": "f32"}
     assert {name: model.get_rt_info(["ipca_sklearn", name]).value for name in expected} == expected
     assert sorted(path.suffix for path in folder.iterdir()) == [".bin", ".png", ".xml"]
+    digest = sha256((folder / "model.bin").read_bytes()).hexdigest()
+    assert model.get_rt_info(["ipca_sklearn", "weights_sha256"]).value == digest
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a process that can be killed at once")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # has threads, which the child does not use
+@pytest.mark.parametrize("n_replaced", [0, 1])
+def test_killed_between_the_two_files_no_model_is_left_rather_than_halves_of_two(tmp_path, n_replaced):
+    path, replace = tmp_path / "model.xml", os.replace
+    _replace_both(path, b"old", b"old weights")
+    child = os.fork()
+    if child == 0:
+        steps = [replace] * n_replaced + [lambda *names: os._exit(9)]
+        with mock.patch.object(os, "replace", lambda *names: steps.pop(0)(*names)):
+            _replace_both(path, b"new", b"new weights")
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert not path.exists()
+    with pytest.raises(RuntimeError):
+        openvino.Core().read_model(path)
+    _replace_both(path, b"new", b"new weights")
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {
+        "model.xml": b"new",
+        "model.bin": b"new weights",
+    }
+
+
+def test_a_file_that_cannot_be_written_leaves_the_old_model(tmp_path):
+    path = tmp_path / "model.xml"
+    _replace_both(path, b"old", b"old weights")
+    with mock.patch.object(Path, "unlink", side_effect=OSError), pytest.raises(OSError):
+        _replace_both(path, b"new", b"new weights")
+    assert path.read_bytes() == b"old" and path.with_suffix(".bin").read_bytes() == b"old weights"
 
 
 def test_checked_images_tell_how_far_file_and_pipeline_are_apart(pipe, tmp_path, monkeypatch):

@@ -44,6 +44,18 @@ RIVAL_SIZE = (256, 256)
 # What is said of rows of an earlier version, which `--resume` keeps.
 KEPT = "\n\n\\* Measured by an earlier version, which resized masks by nearest neighbour.\n"
 
+OF_METHODS = f"""\
+`PatchGaussianDetector(k)` (256 Gaussians, and k = 96 where none is given); "one per patch" is
+`{settings.ONE_PER_PATCH}`; "the paper's distance" is
+`{settings.PAPER_DISTANCE}`, and "the paper" has it on
+`{settings.PAPER_IMAGES}`; "our PaDiM" is
+`{settings.PADIM}`; "SubspaceAD" is
+`{settings.SUBSPACE_AD}` with its own scores: squared residuals, upsampled, blurred
+with sigma {settings.SUBSPACE_AD_BLUR:g} pixels, mean of the largest 1 % of the pixels."""
+OF_PARAMETERS = (
+    "`PatchGaussianDetector()` (256 Gaussians, k = 96); every other row changes what it names, and nothing else."
+)
+
 Results = dict[str, dict[str, Any]]
 
 
@@ -150,7 +162,7 @@ def rival_key(rival: Rival, size: tuple[int, int]) -> str:
     return f"{settings.LITE0} | {shown_size(size)} | {rival.title} | None"
 
 
-def report(title: str, data: Any, results: Results) -> str:
+def report(title: str, data: Any, results: Results, *, parameters: bool) -> str:
     from benchmarks.accuracy.evaluation import COLUMNS
 
     lines = []
@@ -173,6 +185,8 @@ def report(title: str, data: Any, results: Results) -> str:
         "longer. Maps, smoothed, and image scores are as it gives them, evaluated by the same code on the same masks. "
         "One random seed."
         if where
+        else ""
+        if parameters
         else "The rivals were not run: no interpreter that has them was named (--rival-python)."
     )
     kept = "" if all("masks" in result for result in results.values()) else KEPT
@@ -180,20 +194,18 @@ def report(title: str, data: Any, results: Results) -> str:
 
 {len(data.train_paths)} training and {len(data.test_paths)} test images, float32, steps of 16 images; figures in per
 cent. *Images*: the size that all are resized to, and how; the default takes about
-256 x 256 pixels in the proportions of the first training image, with a margin mirrored around them for the network;
-the paper's images are
-`{settings.PAPER_GEOMETRY}`. *Methods*: "default" is
-`PatchGaussianDetector(k)` (256 Gaussians, and k = 96 where none is given); "one per patch" is
-`{settings.ONE_PER_PATCH}`; "the paper's distance" is `{settings.PAPER_DISTANCE}`, and "the paper" has it on
-`{settings.PAPER_IMAGES}`; "our PaDiM" is `{settings.PADIM}`; "SubspaceAD" is
-`{settings.SUBSPACE_AD}` with its own scores: squared residuals, upsampled, blurred
-with sigma {settings.SUBSPACE_AD_BLUR:g} pixels, mean of the largest 1 % of the pixels.
+256 x 256 pixels in the proportions of the first training image, with a margin mirrored around them for the network{
+        "" if parameters else f"; the paper's images are `{settings.PAPER_GEOMETRY}`"
+    }. *Methods*: "default" is
+{OF_PARAMETERS if parameters else OF_METHODS}
 
-Image score of ours: mean of the largest 0.5 % of the map, and its maximum where there is a Gaussian per patch; not
-smoothed. Pixel figures: maps smoothed with sigma 1 on the grid, bilinear
-to the size of the inspected part, where masks are resized too, by area; so figures of the paper's images
-are of their centre alone. AUPRO is to 30 % false positives. AP: average precision; F1-max: the best F1 of all
-thresholds. *Model MB* is without the network: the pickle of ours, the arrays that a rival keeps.
+Image score of ours: mean of the largest 0.5 % of the map{
+        "" if parameters else ", and its maximum where there is a Gaussian per patch"
+    }; not
+smoothed{", where no row says so" if parameters else ""}. Pixel figures: maps smoothed with sigma 1 on the grid,
+bilinear to the size of the inspected part, where masks are resized too, by area; so figures of cropped images are of
+their centre alone. AUPRO is to 30 % false positives. AP: average precision; F1-max: the best F1 of all thresholds.
+*Model MB* is without the network: the pickle of ours, the arrays that a rival keeps.
 
 {of_rivals}
 
@@ -227,7 +239,7 @@ def run(options: argparse.Namespace) -> None:
     def write(*, show: bool) -> None:
         in_order = dict(sorted(results.items(), key=lambda item: order.get(item[0], len(order))))
         values = {"environment": environment(), "results": in_order}
-        write_results(options, name, report(title, data, in_order), values, show=show)
+        write_results(options, name, report(title, data, in_order, parameters=options.parameters), values, show=show)
 
     start = time.monotonic()
     for key, result in measured():

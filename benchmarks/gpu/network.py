@@ -15,6 +15,7 @@ from benchmarks.common.pca_methods import features
 from benchmarks.common.timing import seconds
 from benchmarks.gpu.sections import Cell, Config, Row, Section
 from ipca_sklearn import BatchedIncrementalPCA, PatchFeatureExtractor, PatchGaussianDetector, linalg
+from ipca_sklearn.features._settings import settings_of
 
 MODES: dict[str, dict[str, bool]] = {
     "float32": {},
@@ -236,7 +237,7 @@ def memory_format(config: Config) -> Row:
     """Time the network's layers on contiguous images and on images whose channels are last."""
     images = torch.rand(config.pick(64, 2), 3, *2 * [config.pick(224, 32)], device=config.device)
     extractor = PatchFeatureExtractor("efficientnet_lite0", weights=None, random_state=0, device=config.device)
-    network = extractor.fit(images[:1].cpu()).feature_settings().backbone.to(config.device)
+    network = settings_of(extractor.fit(images[:1].cpu())).backbone.to(config.device)
     row: Row = {}
     for name, layout in (("contiguous", torch.contiguous_format), ("channels_last", torch.channels_last)):
         given = images.contiguous(memory_format=layout)

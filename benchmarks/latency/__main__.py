@@ -2,7 +2,8 @@
 
 Every row runs in processes of its own, one at a time, with the same number of threads, on the same model, network and
 frames (drawn textures of 256 x 256 pixels). Calls with one image are measured again where OpenMP's threads wait for a
-short time only, and with --busy N beside N processes that only count. The rivals need another environment, whose
+short time only. With --busy N, calls with one image are measured beside N processes that only count, on a page of its
+own (--name). The rivals need another environment, whose
 interpreter is given with --rival-python: `python -m benchmarks.end_to_end --help` says how to make it.
 """
 
@@ -24,14 +25,21 @@ from typing import Any
 from tqdm import tqdm
 
 from benchmarks.common.processes import in_fresh_process
-from benchmarks.common.reports import argument_parser, environment, figure, markdown_table, write_results
+from benchmarks.common.reports import (
+    argument_parser,
+    environment,
+    figure,
+    markdown_table,
+    read_results,
+    write_results,
+)
 
 NETWORK = "efficientnet_lite0"
 RIVALS_MODULE = "benchmarks.latency.rivals"
 OURS = {
     "network": "the network alone, to the last layer that is read",
     "pipeline": "pipeline, numpy array",
-    "pipeline_engine": 'pipeline, numpy array, engine="openvino"',
+    "pipeline_in_torch": 'pipeline, numpy array, engine="torch"',
     "pipeline_torch": "pipeline, torch tensor",
     "pipeline_path": "pipeline, paths of PNG files",
     "to_torch": "`to_torch`",
@@ -78,6 +86,7 @@ def prepare(folder: Path, n_train: int, n_test: int) -> dict[str, Any]:
     from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector
     from ipca_sklearn.datasets import make_textures
     from ipca_sklearn.export import to_onnx, to_openvino
+    from ipca_sklearn.features._settings import settings_of
 
     data = make_textures(n_train, n_test, material="stone", size=256, random_state=0)
     paths: dict[str, list[str]] = {"train": [], "test": []}
@@ -90,11 +99,18 @@ def prepare(folder: Path, n_train: int, n_test: int) -> dict[str, Any]:
     joblib.dump(pipe, folder / "model.joblib")
     to_onnx(pipe, folder / "model.onnx")
     to_openvino(pipe, folder / "model.xml")
-    example = (torch.zeros(1, 3, *pipe[0].crop_size_),)
-    network = pipe[0].feature_settings("cpu").backbone
-    torch.onnx.export(network, example, folder / "network.onnx", dynamo=True, input_names=["images"], verbose=False)
+    torch.onnx.export(
+        settings_of(pipe[0], "cpu").backbone,
+        (torch.zeros(2, 3, *pipe[0].crop_size_),),
+        folder / "network.onnx",
+        dynamo=True,
+        input_names=["images"],
+        dynamic_shapes=({0: torch.export.Dim("n")},),
+        verbose=False,
+    )
     return {
         **paths,
+        "engine": pipe[0].engine_,
         "folder": str(folder),
         "size": pipe[0].image_size_,
         "backbone": f"tf_{NETWORK}",
@@ -109,6 +125,7 @@ def caller(row: str, folder: Path, threads: int) -> Callable[[Any], object]:
     import torch
 
     from ipca_sklearn.export import to_torch
+    from ipca_sklearn.features._settings import settings_of
 
     if row.endswith("openvino"):
         import openvino
@@ -128,9 +145,9 @@ def caller(row: str, folder: Path, threads: int) -> Callable[[Any], object]:
         return lambda images: session.run(None, {"images": images})
     pipe = joblib.load(folder / "model.joblib")
     if row == "network":
-        return pipe[0].feature_settings("cpu").backbone.network  # without the margin
-    if row == "pipeline_engine":
-        pipe.set_params(features__engine="openvino")
+        return settings_of(pipe[0], "cpu").backbone.network  # without the margin
+    if row == "pipeline_in_torch":
+        pipe.set_params(features__engine="torch")
     if row.startswith("pipeline"):
         return pipe.score_samples
     module = to_torch(pipe, components_dtype="float16" if row == "float16" else "float32")
@@ -148,7 +165,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     row, frames = job["row"], frames_as_arrays(job["test"])
     images: Any = {
         "network": lambda: torch.from_numpy(frames).movedim(-1, 1) / 127.5 - 1,  # channels last in memory
-        **dict.fromkeys(("pipeline", "pipeline_engine"), lambda: frames),
+        **dict.fromkeys(("pipeline", "pipeline_in_torch"), lambda: frames),
         "pipeline_path": lambda: job["test"],
         **dict.fromkeys(("onnx", "openvino"), lambda: np.ascontiguousarray(frames.transpose(0, 3, 1, 2))),
         **dict.fromkeys(
@@ -180,11 +197,25 @@ def busy(n_processes: int) -> Iterator[None]:
             process.wait()
 
 
-def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Measure all rows round by round, so that a change of the machine's speed affects all alike."""
+def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """Measure all rows round by round, so that a change of the machine's speed affects all alike.
+
+    Returns
+    -------
+    dict, str
+        The results, and the engine of the pipeline.
+    """
     wanted = [row for row in options.only if row in OURS or options.rival_python]
-    states = [State(n_busy, short) for n_busy in dict.fromkeys([0, options.busy]) for short in (False, True)]
-    results: dict[str, Any] = {state.title: {row: {"ms": {}} for row in wanted} for state in states}
+    states = [State(options.busy, short) for short in (False, True)]
+    known = read_results(options, options.name)["results"] if options.resume else {}
+    results: dict[str, Any] = {
+        state.title: {
+            row: {"ms": {}} if row in wanted else known[state.title][row]
+            for row in ROWS
+            if row in wanted or row in known.get(state.title, {})
+        }
+        for state in states
+    }
     threads = {name: str(options.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     with tempfile.TemporaryDirectory() as name:
         common = prepare(Path(name), options.n_train, max(options.sizes) * 2)
@@ -205,7 +236,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             for size, ms in found.pop("ms", {}).items():
                 result["ms"].setdefault(size, []).append([round(value, 3) for value in ms])
             result |= found
-    return results
+    return results, common["engine"]
 
 
 def summary(results: dict[str, Any]) -> list[dict[str, Any]]:
@@ -252,8 +283,9 @@ def tables(rows: list[dict[str, Any]]) -> str:
     return "\n\n".join(parts)
 
 
-def report(options: argparse.Namespace, results: dict[str, Any], rows: list[dict[str, Any]]) -> str:
-    where = next((result["environment"] for result in results[State().title].values() if "environment" in result), None)
+def report(options: argparse.Namespace, results: dict[str, Any], rows: list[dict[str, Any]], engine: str) -> str:
+    all_of_them = (result for by_row in results.values() for result in by_row.values())
+    where = next((result["environment"] for result in all_of_them if "environment" in result), None)
     rivals = (
         f"Rivals: {where}; its torch model with the same weights on the layers of the same strides, 100 features."
         if where
@@ -261,13 +293,14 @@ def report(options: argparse.Namespace, results: dict[str, Any], rows: list[dict
     )
     return f"""# How long a frame takes
 
-EfficientNet-Lite0, k = 16, frames of 256 x 256 pixels; {options.threads} threads; {options.repeats} process(es) per
-row, one at a time, each with {options.calls} calls per number of images after {options.warm_up} that do not count. Each
-call has other frames, uint8 but for the network's, which are prepared. The network alone and the rivals see the frames,
-ours a mirrored margin around them too (so do the networks alone of other engines than torch; the times of exported
-files are compared with theirs). The pipeline gives scores, the exported forms
-and the rivals scores and maps. `GOMP_SPINCOUNT`: how often an OpenMP thread of torch looks for more work before it
-sleeps (300000 unless set).
+EfficientNet-Lite0 and the defaults (256 Gaussians, k = 96), frames of 256 x 256 pixels; {options.threads} threads;
+{options.repeats} process(es) per row, one at a time, each with {options.calls} calls per number of images after
+{options.warm_up} that do not count. Each call has other frames, uint8 but for the network's, which are prepared. The
+network alone (in torch, where nothing else is said) and the rivals see the frames, ours a mirrored margin around them
+too, and so do the networks alone of other engines than torch; the times of exported files are compared with theirs. The
+pipeline's network runs by {engine} (`engine="auto"`) where nothing else is said. The pipeline gives scores, the
+exported forms and the rivals scores and maps. `GOMP_SPINCOUNT`: how often an OpenMP thread of torch looks for more work
+before it sleeps (300000 unless set).
 
 {rivals}
 
@@ -283,20 +316,21 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=100, help="per process and number of images")
     parser.add_argument("--warm-up", type=int, default=10, help="calls before")
     parser.add_argument("--repeats", type=int, default=2, help="processes per row")
-    parser.add_argument("--busy", type=int, default=0, metavar="N", help="also beside N processes that count")
+    parser.add_argument("--busy", type=int, default=0, metavar="N", help="beside N processes that count")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--n-train", type=int, default=64)
+    parser.add_argument("--n-train", type=int, default=128, help="enough for distances of all 96 components")
     parser.add_argument("--only", nargs="+", choices=list(ROWS), default=list(ROWS), metavar="ROW")
     parser.add_argument("--name", default="latency", help="of the report")
+    parser.add_argument("--resume", action="store_true", help="keep other rows that the results file already has")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
         print(json.dumps(measure(json.loads(options.measure.read_text()))))
         return
-    results = run(options)
+    results, engine = run(options)
     rows = summary(results)
     values = {"environment": environment(), "rows": rows, "results": results}
-    write_results(options, options.name, report(options, results, rows), values)
+    write_results(options, options.name, report(options, results, rows, engine), values)
 
 
 if __name__ == "__main__":

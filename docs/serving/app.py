@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import torch
 from fastapi import FastAPI, HTTPException, Request
 
 from ipca_sklearn import persistence
-from ipca_sklearn.detection import find_defects
 from ipca_sklearn.exceptions import ImageReadError
 
 MAX_BYTES = MAX_PIXELS = 20_000_000  # of an upload, and of the image in it
@@ -19,7 +17,7 @@ torch.set_num_threads(int(os.environ.get("THREADS", "1")))  # for each image; be
 pipe = persistence.load_skops(os.environ["MODEL"])
 extractor, detector = pipe[0], pipe[-1]
 extractor.set_params(on_error="raise", max_pixels=MAX_PIXELS, n_jobs=1)
-pipe.score_samples(np.zeros((1, *extractor.image_size_, 3), np.uint8))  # warm up: an engine is compiled
+pipe.predict(np.zeros((1, *extractor.image_size_, 3), np.uint8))  # warm up: an engine is compiled
 app = FastAPI()
 workers = ThreadPoolExecutor(int(os.environ.get("AT_ONCE", "2")))  # images that are scored at the same time
 
@@ -35,25 +33,21 @@ async def inspect(request: Request) -> dict:
     """Take the bytes of an image file as the body."""
     if "transfer-encoding" in request.headers or int(request.headers.get("content-length", 0)) > MAX_BYTES:
         raise HTTPException(413, f"the image must state its length, at most {MAX_BYTES} bytes")
-    return await asyncio.get_running_loop().run_in_executor(workers, judge, await request.body())
+    try:
+        return await asyncio.get_running_loop().run_in_executor(workers, judge, await request.body())
+    except ImageReadError as error:
+        raise HTTPException(422, str(error).replace("X[0]", "the upload")) from error
 
 
 def judge(body: bytes) -> dict:
     """Score an image, in one of the threads."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "upload")
-        path.write_bytes(body)
-        try:
-            features = extractor.transform([path])
-            maps, sizes = detector.transform(features), features.image_sizes()  # runs the network once
-        except ImageReadError as error:
-            raise HTTPException(422, str(error).replace(str(path), "the upload")) from error
-    where = {"image_sizes": sizes, "covered_box": extractor.covered_box, "region": detector.map_region_}
-    (defects,) = find_defects(maps, detector.map_threshold_, **where, normal_maxima=detector.calibration_maxima_)
-    score = detector.score_maps(maps)
+    features = extractor.transform([body])
+    maps = detector.transform(features)  # runs the network, once
+    scores = detector.score_maps(maps)
+    (defects,) = detector.predict_regions(features, maps=maps)
     return {
-        "label": 1 if float(score[0]) >= detector.offset_ else -1,
-        "score": float(score[0]),
-        "p_value": float(detector.p_values(scores=score)[0]),
+        "label": 1 if float(scores[0]) >= detector.offset_ else -1,
+        "score": float(scores[0]),
+        "p_value": float(detector.p_values(scores=scores)[0]),
         "defects": [defect.as_dict() for defect in defects],
     }

@@ -22,11 +22,7 @@ class PatchTransformer(
     TransformerMixin,
     BaseEstimator,
 ):
-    """Base of the estimators that learn from features of patches and transform them.
-
-    Pickles know the version that made them, fits tell callbacks of each step, and output that is not a table of samples
-    is left as it is by `set_output`.
-    """
+    """Base of the estimators that learn from features of patches and transform them."""
 
 
 def set_learnt(estimator: Any, learnt: dict[str, Any]) -> None:
@@ -45,15 +41,7 @@ def adopt(estimator: Any, other: Any) -> None:
 
 
 def calibrated(estimator: Any, what: str) -> Any:
-    """Return the fitted detector that an estimator is, or that a pipeline ends in.
-
-    Raises
-    ------
-    TypeError
-        It has no calibration scores; the message says that there is no `what`.
-    NotFittedError
-        It is not fitted.
-    """
+    """Return the fitted detector that an estimator is, or a pipeline ends in; a TypeError says there is no `what`."""
     detector = estimator[-1] if isinstance(estimator, Pipeline) else estimator
     if not hasattr(type(detector), "calibration_scores_"):
         raise TypeError(f"{type(detector).__name__} has no {what}; pass a PatchGaussianDetector, or its pipeline")

@@ -52,27 +52,7 @@ class JointGridSearch(GridSearchCV):
 
     @fit_context(prefer_skip_nested_validation=False)
     def fit(self: _Self, X: Any, y: Any = None, **params: Any) -> _Self:
-        """Score all candidates, and fit the best one to all of X; see :meth:`sklearn.model_selection.GridSearchCV.fit`.
-
-        Parameters
-        ----------
-        X : sequence of n samples
-            As the estimator takes them.
-        y : array-like of shape (n,), default=None
-            Labels.
-        **params : dict
-            `groups`, for the splitter.
-
-        Returns
-        -------
-        estimator
-            This search.
-
-        Raises
-        ------
-        TypeError, ValueError
-            Parameters for the estimator or the scorer, or as `GridSearchCV.fit`.
-        """
+        """Score all candidates, and fit the best to all of X; see :meth:`sklearn.model_selection.GridSearchCV.fit`."""
         scorers, refit_metric = self._get_scorers()
         X, y = indexable(X, y)
         routed = self._get_routed_params_for_fit(params)

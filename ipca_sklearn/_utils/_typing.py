@@ -20,8 +20,8 @@ DeviceLike: TypeAlias = str | int | torch.device | None
 DTypeLike: TypeAlias = str | type | np.dtype[Any] | torch.dtype | None
 # What numpy takes, and tensors on any device.
 ArrayLike: TypeAlias = "np.typing.ArrayLike | Tensor"
-# One image: a file, a PIL image, an array (H, W, C), a tensor (C, H, W).
-Image: TypeAlias = "PathLike | PILImage.Image | np.ndarray | Tensor"
+# One image: a file, its content, a PIL image, an array (H, W, C), a tensor (C, H, W).
+Image: TypeAlias = "PathLike | bytes | PILImage.Image | np.ndarray | Tensor"
 # Many images: a sequence of any of them, an array (n, H, W, C), a tensor (n, C, H, W).
 Images: TypeAlias = "Sequence[Image] | np.ndarray | Tensor"
 # Height and width in pixels, or rows and columns of patches.

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import platform
 import warnings
-from importlib import import_module
 from importlib.metadata import version
 from typing import Any
 
@@ -15,10 +13,6 @@ from ipca_sklearn import _version
 from ipca_sklearn.exceptions import InconsistentPackageVersionWarning
 
 _KEY = "_ipca_sklearn_version"
-
-
-class OldFileError(ValueError):
-    """A file was written before 0.1.0, by a version whose names have changed since."""
 
 
 class VersionedMixin:
@@ -43,9 +37,6 @@ class VersionedMixin:
                 ),
                 stacklevel=2,
             )
-        missing = [name for name in inspect.signature(type(self)).parameters if name not in state]
-        if missing and stored == _version.__version__:
-            raise OldFileError(f"{type(self).__name__} was stored without {', '.join(missing)}")
         super().__setstate__(state)  # type: ignore[misc]
 
 
@@ -58,14 +49,3 @@ def installed_versions() -> dict[str, str]:
         "torch": str(torch.__version__),  # with the build, which the package's own metadata lack
         **{name: version(name) for name in names},
     }
-
-
-def has_moved(name: str) -> bool:
-    """Return whether a type of this package, such as `"ipca_sklearn._model.Model"`, does not exist any more."""
-    module, _, attribute = name.rpartition(".")
-    if not module.startswith("ipca_sklearn."):
-        return False
-    try:
-        return not hasattr(import_module(module), attribute)
-    except ImportError as error:  # of this module, or of an optional package that it needs
-        return error.name is not None and module.startswith(error.name)

@@ -226,7 +226,8 @@ def fit(
         for name, images in of_products.items():
             of_products[name] = [images[index] for index in np.random.default_rng(0).permutation(len(images))]
     paths = _joined(of_products)
-    need = detector.memory_needed(extractor.fit(paths).transform(paths))
+    features = extractor.fit_transform(paths)
+    need = detector.memory_needed(features)
     n_others = (len(of_products) - 1) * need.model
     typer.echo(
         f"learning takes about {shown_bytes(need.learning + n_others)} of memory, the model "
@@ -239,12 +240,14 @@ def fit(
                 router = ProductRouter(detector)
                 labels = np.repeat(np.array([*of_products], object), list(map(len, of_products.values())))
                 stops = np.cumsum(list(map(len, of_products.values()))).tolist()
-                _learn(router, extractor.transform(paths), labels, stops, progress.show)
+                _learn(router, features, labels, stops, progress.show)
                 pipe = Pipeline([("features", extractor), ("products", router)])
             elif trimmed:
-                pipe.fit(paths)
+                detector.fit(features)
             else:
-                persistence.fit_resumable(pipe, paths, checkpoint, every=checkpoint_every, callback=progress.show)
+                persistence.fit_resumable(
+                    pipe, paths, checkpoint, every=checkpoint_every, callback=progress.show, features=features
+                )
     except KeyboardInterrupt:
         again = (
             f"the same command goes on from there ({printable(checkpoint)})"
@@ -262,7 +265,7 @@ def fit(
     checkpoint.unlink(missing_ok=True)
     _print_summary(pipe, output)
     if trimmed or report is not None:
-        suspects = detector.suspects_ if trimmed else detector.find_suspects(extractor.transform(paths))
+        suspects = detector.suspects_ if trimmed else detector.find_suspects(features)
         print_suspects(suspects, paths)
         if report is not None:
             write_report(report, pipe, paths, suspects, model=output, folders=folders)

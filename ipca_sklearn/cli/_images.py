@@ -29,7 +29,8 @@ def score_images(
     """Yield a row per image. One step of images is in memory at a time.
 
     Besides the columns of the table a row has `pipe`, the pipeline of one product that scored the image, and, as far as
-    the image was read, its `anomaly_map`, its `size` and its `defects`.
+    the image was read, its `anomaly_map`, its `size` and its `defects`; of several products also `scored_as`, the name
+    of that product, and `is_known`, whether the image looks like it.
     """
     detector = pipe[-1].detector if isinstance(pipe[-1], ProductRouter) else pipe[-1]
     step = detector.step_size or 16
@@ -95,6 +96,8 @@ def _score_maps(pipe: Pipeline, features: Any, product: str | None) -> tuple[np.
         "score": routed.scores,
         "p_value": routed.p_values,
         "label": routed.labels,
+        "scored_as": routed.products,
+        "is_known": routed.is_known,
     }
     rows = zip(routed.products, _rows_of(columns), strict=True)
     return routed.maps, [row | {"pipe": parts.get(name)} for name, row in rows]

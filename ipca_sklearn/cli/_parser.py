@@ -51,13 +51,6 @@ _IN_PYTHON = {
 }
 # Columns that not all models have.
 _ADDED = {"products": " of a model of several products", "align": " of a model with --align"}
-_PHRASES = (
-    ("timm has no model", "--backbone: timm has no model"),
-    ("see timm.list_models()", "`--backbone 'timm:*'` prints which there are"),
-    ("call calibrate with normal images", "choose it by `ipca-sklearn threshold` with normal images"),
-    ("set_threshold", "`ipca-sklearn threshold`"),
-    ("'auto' or None", "or 'auto'"),
-)
 
 
 class Commands(TyperGroup):
@@ -65,7 +58,7 @@ class Commands(TyperGroup):
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
-        self._translate: Callable[[object], str] = str  # until the command is known
+        self._translate: Callable[[object], str] = one_line  # until the command is known
         self.commands.update(
             {name: TyperCommand(name, help=summary, rich_markup_mode=None) for name, (_, summary) in COMMANDS.items()}
         )
@@ -77,7 +70,8 @@ class Commands(TyperGroup):
             rest = [*rest, "list"]
         if name in COMMANDS:
             command = load_command(name)
-            self._translate = OptionNames(command.params)
+            # Later commands tell what `fit` should have been asked for. Made when there is a message.
+            self._translate = lambda text: OptionNames([*load_command("fit").params, *command.params])(text)
         return name, command, rest
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
@@ -118,7 +112,7 @@ class Commands(TyperGroup):
         except (OSError, ValueError, TypeError, ImportError, RuntimeError, MemoryError) as error:
             if debug or isinstance(error, (typer.Exit, typer.Abort)):
                 raise
-            message = one_line(self._translate(error))
+            message = self._translate(error)
             typer.echo(f"error: {message or type(error).__name__}", err=True)
             raise typer.Exit(ERROR) from error
 
@@ -146,7 +140,7 @@ class OptionNames:
     """Puts options in the place of parameters in a message: `step_size=0` is `--step 0`."""
 
     def __init__(self, parameters: Iterable[Any]) -> None:
-        self._options = {"false_positive_rate": "--false-positive-rate"}  # of `fit`, but later commands warn of it
+        self._options: dict[str, str] = {}
         for parameter in parameters:
             long = [name for name in parameter.opts if name.startswith("--")]
             if long:  # else it is an argument
@@ -155,6 +149,7 @@ class OptionNames:
         # Names alone are words of the language too, unless they have an underscore; and no path is changed.
         long_names = "|".join(name for name in self._options if "_" in name)
         self._patterns = (
+            re.compile(rf"\b(?:features|detector)__({names})\b()"),
             re.compile(rf"(?:The )?'({names})' parameter of \w+()"),
             re.compile(rf"(?<![\w./\\-])({names})=(?=[\s,;.)]|$)()"),
             re.compile(rf"(?<![\w./\\-])({names})( == |=)"),
@@ -164,9 +159,7 @@ class OptionNames:
 
     def __call__(self, text: object) -> str:
         """Return a message with the names of options."""
-        message = str(text)
-        for phrase, words in _PHRASES:
-            message = message.replace(phrase, words)
+        message = one_line(text)
         for pattern in self._patterns:
             message = pattern.sub(lambda match: self._options[match[1]] + (" " if match[2] else ""), message)
         return message
@@ -188,7 +181,7 @@ class _WarningPrinter:
             return
         n_times, n_images = self._counts.get(message.remark, (0, 0))
         if not n_times:
-            warn(message)
+            warn(self._translate(message))
         self._counts[message.remark] = n_times + 1, n_images + message.n_images
 
     def print_totals(self) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from sklearn.pipeline import Pipeline
@@ -144,7 +144,7 @@ def predict(
             table.write(row)
             n_failed += row["error"] is not None
             n_alarms += row["label"] == -1
-            n_unknown += routed and row["error"] is None and row["product"] is None
+            n_unknown += row["error"] is None and not row.get("is_known", True)
             if lists is not None:
                 lists.write(row)
             if map_folder is not None and "map" in pictures:
@@ -161,10 +161,21 @@ def predict(
                     labelme.add(images[index], json_names[index], size, row["defects"])
             if page is not None:
                 shown = row["score"] - row["pipe"][-1].offset_ if routed and row["error"] is None else row["score"]
-                page.add(row["path"], shown, p_value=row["p_value"], error=row["error"], **pictures["report"])
+                page.add(
+                    row["path"],
+                    shown,
+                    p_value=row["p_value"],
+                    note=_product_in_words(row),
+                    is_anomalous=product is None and not row.get("is_known", True),
+                    error=row["error"],
+                    **pictures["report"],
+                )
             progress.show(index + 1)
     n_scored = len(images) - n_failed
-    if routed:
+    if routed and product is not None:
+        typer.echo(threshold_in_words(pipe[-1].detectors_[product].offset_), err=True)
+        typer.echo(f"{n_unknown} of {n_scored} images do not look like product {printable(product)}", err=True)
+    elif routed:
         limits = ", ".join(f"{printable(name)} {part.offset_:.4g}" for name, part in pipe[-1].detectors_.items())
         typer.echo(f"images that score below the threshold of their product are anomalous: {limits}; {WORSE}", err=True)
         typer.echo(f"{n_unknown} of {n_scored} images show no product that was learnt", err=True)
@@ -176,6 +187,15 @@ def predict(
     if n_failed:
         typer.echo(f"{n_failed} of {len(images)} images cannot be read; see the column error", err=True)
         raise typer.Exit(UNREADABLE)
+
+
+def _product_in_words(row: dict[str, Any]) -> str | None:
+    """Return which product an image shows, for the report; None where the model has one."""
+    if "scored_as" not in row:
+        return None
+    if row["product"] is None:
+        return f"no product that was learnt; nearest: {row['scored_as']}"
+    return f"product: {row['product']}{'' if row['is_known'] else ', but it does not look like it'}"
 
 
 def warning_of_many_alarms(n_alarms: int, n_images: int) -> str | None:

@@ -193,6 +193,6 @@ def _file_problems(root: Path) -> list[str]:
     return problems
 
 
-def _first_few(problems: list[str], n_shown: int = 5) -> str:
-    rest = len(problems) - n_shown
-    return "; ".join(problems[:n_shown]) + (f"; and {rest} more" if rest > 0 else "")
+def _first_few(problems: list[str]) -> str:
+    rest = len(problems) - 5
+    return "; ".join(problems[:5]) + (f"; and {rest} more" if rest > 0 else "")

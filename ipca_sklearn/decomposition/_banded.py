@@ -32,17 +32,7 @@ class BandedSource(Protocol):
 class BandedStep:
     """A step (b, P, m) of which only a band exists at a time; it does what a detector does with a tensor.
 
-    Parameters
-    ----------
-    samples : sequence of (iterable of Tensor, or None)
-        Bands of each sample; None is zeros.
-    shape : (int, int)
-        P and m.
-    device : torch.device
-    columns : ndarray of int or None
-        The features that the step has.
-    owner : str
-        For messages.
+    `samples` are the bands of each sample, None for zeros; `columns` are the features that the step has, None for all.
     """
 
     ndim = 3
@@ -74,13 +64,7 @@ class BandedStep:
         return other
 
     def bands(self) -> Iterator[Iterator[Tensor]]:
-        """Yield the bands (p, m) of each sample.
-
-        Raises
-        ------
-        ValueError
-            A band holds NaN or infinity.
-        """
+        """Yield the bands (p, m) of each sample; a ValueError says where one is not finite."""
         return (self._bands_of(sample) for sample in self.samples)
 
     def _bands_of(self, sample: Iterable[Tensor] | None) -> Iterator[Tensor]:

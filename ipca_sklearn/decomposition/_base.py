@@ -13,10 +13,10 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from ipca_sklearn import linalg
+from ipca_sklearn._utils._arrays import at_patches
 from ipca_sklearn._utils._devices import resolve_device, resolve_dtype
 from ipca_sklearn._utils._estimators import PatchTransformer, set_learnt
 from ipca_sklearn._utils._layouts import check_mergeable
-from ipca_sklearn._utils._regions import at_patches
 from ipca_sklearn._utils._sklearn_compat import FitProgress, fit_context, validate_parameters
 from ipca_sklearn._utils._surroundings import own_surroundings
 from ipca_sklearn._utils._turns import in_turn, of_one_state, snapshot
@@ -127,21 +127,11 @@ class BasePCA(PatchTransformer):
 
     @abstractmethod
     def _advance(self, fitted: Any, step: Any, *, buffer: Any = None, owned: bool = False, group: int = 1) -> Any:
-        """Return what is known once a step is learnt; neither the arguments nor this estimator change, unless `owned`.
+        """Return what is known once a step (b, P, m) is learnt; neither the arguments nor this estimator change.
 
-        Parameters
-        ----------
-        fitted : Fitted or None
-            What is known; None before the first step.
-        step : Tensor of shape (b, P, m)
-            b >= 1 finite samples.
-        buffer : linalg.State or None
-            State of an earlier result that nobody uses; its memory may be overwritten.
-        owned : bool
-            Nobody uses `fitted` any more; its memory may be overwritten, too.
-        group : int
-            Consecutive samples that are not independent: those of an image, where its patches share a Gaussian. An
-            incremental solver learns a step in `group` parts, so that each decomposes what a step of one patch does.
+        The memory of `buffer`, the state of an earlier result, may be overwritten; with `owned` that of `fitted`, too.
+        `group` consecutive samples are not independent: those of an image, where its patches share a Gaussian. An
+        incremental solver learns a step in `group` parts, so that each decomposes what a step of one patch does.
         """
 
     @of_one_state
@@ -312,15 +302,6 @@ class Learning:
     """A fit in progress: what is known so far, and the memory that the next step may overwrite.
 
     The state before the last one is overwritten if this object made it, the caller's own start never.
-
-    Parameters
-    ----------
-    pca : BasePCA
-        Says how a step is added, and gets the result.
-    fitted : Fitted or None
-        What is known before the first step.
-    group : int
-        Samples of an image.
     """
 
     def __init__(self, pca: BasePCA, fitted: Any, group: int = 1) -> None:
@@ -338,13 +319,7 @@ class Learning:
         self.fitted = advanced
 
     def store(self, steps: StepReader) -> None:
-        """Make what was learnt from `steps` the result of the PCA.
-
-        Raises
-        ------
-        ValueError
-            Sums of squares have overflowed, or a share of the variance is not reached; nothing is changed.
-        """
+        """Make what was learnt from `steps` the result of the PCA, unless an error says what is wrong with it."""
         fitted = self.fitted
         if fitted.overflowed:
             raise steps.overflow(fitted.dtype)

@@ -185,7 +185,7 @@ class BatchedIncrementalPCA(BasePCA):
         if fitted is None:
             n_components = self._initial_n_components(n_samples, n_features)
             dtype = resolve_dtype(self.dtype, step.dtype)
-            exact = self.keeps_scatter(n_samples, n_features, group)
+            exact = self._keeps_scatter(n_samples, n_features, group)
             empty = linalg.empty_scatter if exact else linalg.empty_state
             state: Any = empty(n_patches, n_features, dtype=dtype, device=device)
         else:
@@ -215,36 +215,17 @@ class BatchedIncrementalPCA(BasePCA):
             state = advanced
         return FittedPCA(state, "torch", n_components, self.centering, group)
 
-    def keeps_scatter(self, n_samples: int, n_features: int, group: int) -> bool:
+    def _keeps_scatter(self, n_samples: int, n_features: int, group: int) -> bool:
         """Return whether the scatter matrices are kept, if the first step has `n_samples` samples for each Gaussian.
 
-        :meta private:
-
         For samples in groups, where an update of the whole step would decompose an m x m matrix anyway. A sum of
-        squares tells no deviations below sqrt(eps) times the largest apart, which an update does: so on demand only for
-        others.
+        squares does not resolve deviations below sqrt(eps) times the largest; an update does. So others keep them only
+        on demand.
         """
         n_rows = self._n_rows(self._initial_n_components(n_samples, n_features), n_features)
         if self.solver != "auto" or self.centering != "incremental":
             return self.solver == "covariance"
         return group > 1 and n_features <= n_rows + (self.step_size * group if self.step_size else n_samples)
-
-    def with_components(self, n_components: int | float) -> BatchedIncrementalPCA:
-        """Return this PCA, which keeps scatter matrices, with another number of components; what is learnt is shared.
-
-        :meta private:
-
-        Raises
-        ------
-        ValueError
-            As by the fit.
-        """
-        other = copy.copy(self).set_params(n_components=n_components)
-        other._initial_n_components(self.n_samples_seen_, self.n_features_in_)
-        fitted = self.fitted_.with_components(n_components)
-        fitted.check_share()
-        other.fitted_, other.n_components_ = fitted, fitted.n_components
-        return other
 
     def _n_rows(self, n_components: int | float, n_features: int) -> int:
         """Return how many directions an update keeps."""
@@ -253,7 +234,7 @@ class BatchedIncrementalPCA(BasePCA):
 
     def _numbers_per_feature(self, n_samples: int, n_features: int, group: int) -> tuple[float, float, float]:
         n_rows = self._n_rows(self._initial_n_components(n_samples, n_features), n_features)
-        if self.keeps_scatter(n_samples, n_features, group):
+        if self._keeps_scatter(n_samples, n_features, group):
             return n_features, 1.5 * n_features + 2 * n_rows, 1
         # Measured: the rows are held 3.2 to 3.6 times (two versions, those that score, and work).
         return n_rows, 3.5 * n_rows, 2
@@ -380,3 +361,24 @@ class BatchedIncrementalPCA(BasePCA):
         precision = torch.bmm(basis.components.mT * (share / -noise)[:, None], basis.components)
         precision.diagonal(dim1=1, dim2=2).add_(1 / noise)
         return self._read(precision)
+
+
+def will_keep_scatter(pca: BatchedIncrementalPCA, n_images: int, n_features: int, group: int) -> bool:
+    """Return whether a fit to images, with `group` samples each for a Gaussian, keeps the scatter matrices."""
+    return pca._keeps_scatter(min(pca.step_size or n_images, n_images) * group, n_features, group)
+
+
+def with_components(pca: BasePCA, n_components: int | float | None) -> BasePCA:
+    """Return a copy that shares what is learnt, with this number of components if scatter matrices were kept."""
+    other = copy.copy(pca)
+    if (
+        isinstance(other, BatchedIncrementalPCA)
+        and isinstance(pca.fitted_, FittedExactPCA)
+        and n_components is not None
+    ):
+        other.set_params(n_components=n_components)
+        other._initial_n_components(pca.n_samples_seen_, pca.n_features_in_)
+        fitted = pca.fitted_.with_components(n_components)
+        fitted.check_share()
+        other.fitted_, other.n_components_ = fitted, fitted.n_components
+    return other

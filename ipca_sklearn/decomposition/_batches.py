@@ -80,30 +80,11 @@ def _floating(dtype: Any) -> torch.dtype:
 
 @dataclass(eq=False)
 class StepReader:
-    """A checked X, and the marks of one pass over it.
+    """A checked X of shape `(n_samples, *patch_shape, n_features)`, and the marks of one pass over it.
 
-    Parameters
-    ----------
-    source : ndarray, Tensor, memory map, LazySource, ...
-        Read in batches or in slices along the first axis.
-    n_samples, patch_shape, n_features : int, tuple of int, int
-        The shape of X is `(n_samples, *patch_shape, n_features)`; `patch_shape` is `()` for one PCA.
-    array_type : {"numpy", "torch"}
-        The type of results.
-    dtype : torch.dtype
-        The dtype to compute in unless the estimator names another.
-    device : torch.device
-        Where X is.
-    owner : str
-        The estimator's name, for messages.
-    feature_names : ndarray of str or None
-        Names of the columns of a data frame.
-    region : ndarray of bool, shape `patch_shape`, or None
-        The patches that steps have; None for all. Steps are (b, P, m) for the P patches of the region.
-    columns : ndarray of int or None
-        The features of the source that steps have; see `take`.
-    by_bands : bool
-        Steps are `BandedStep`: the source is a `BandedSource`, and the reader can do with bands.
+    `patch_shape` is `()` for one PCA. Steps are (b, P, m), of the patches of the `region` if there is one and of the
+    features `columns` if they were chosen (`take`). With `by_bands` they are `BandedStep`. `owner`, the estimator, is
+    for messages.
     """
 
     source: Any
@@ -179,12 +160,8 @@ class StepReader:
 
         With `copies`, steps of a source that has some are (b, 1 + n_copies, P, m), else (b, P, m). A step is shorter by
         the images that could not be read and are skipped: the samples of a step do not depend on where reading began.
-
-        Raises
-        ------
-        ValueError
-            A step holds NaN or infinity; the message says between which samples. On a GPU this is raised when all
-            steps have been read, or by `check_finite`, so that the host does not wait for each step.
+        The error for NaN and infinity says between which samples. On a GPU it is raised when all steps have been read,
+        or by `check_finite`, so that the host does not wait for each step.
         """
         n_of_each = 1 + self.n_copies if copies else 1
         for step, skipped in self._read(size, n_of_each):
@@ -333,11 +310,6 @@ def read_steps(estimator: Any, X: Any, *, reset: bool) -> StepReader:
     """Check the type and the shape of X; with `reset=False` also against what the estimator was fitted on.
 
     Two-dimensional input that is not a tensor goes through scikit-learn's own validation (feature names, messages).
-
-    Raises
-    ------
-    TypeError, ValueError
-        Not numeric, sparse, complex, empty, not 2-D to 4-D, NaN or infinity in 2-D input, other sizes than in `fit`.
     """
     owner = type(estimator).__name__
     # Validation records names and widths. A blank estimator takes them: if the fit fails, the old one is unchanged.

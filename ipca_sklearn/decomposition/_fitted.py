@@ -22,16 +22,8 @@ class Fitted(ABC):
 
     An object is never changed after it is made. An estimator keeps the old one until the new one is complete, so a
     failed call leaves it as it was. Pickles as numpy arrays. Components and distance operators are not pickled: they
-    are made from the state when they are first read, and kept per device.
-
-    Parameters
-    ----------
-    state : linalg.State or linalg.ScatterState
-        At least one sample.
-    array_type : {"numpy", "torch"}
-        The type of the attributes.
-    group : int
-        Consecutive samples that are not independent: those of an image, where its patches share a Gaussian.
+    are made from the state when they are first read, and kept per device. `group` consecutive samples are not
+    independent: those of an image, where its patches share a Gaussian.
     """
 
     # Arrays of the state that are pickled, and the class that they are given to.
@@ -76,7 +68,6 @@ class Fitted(ABC):
             self._bases[device] = self._bases[home].to(device)
         return self._bases[device]
 
-    @own_surroundings()
     def distance_operator(self, device: torch.device | None = None, **options: Any) -> linalg.DistanceOperator:
         """Return what `linalg.patch_distances` needs, on a device (None: that of the state).
 
@@ -85,7 +76,8 @@ class Fitted(ABC):
         device = device or self.state.mean.device
         key = (device, *sorted(options.items()))
         if key not in self._operators:
-            self._operators[key] = self._make_operator(device, **options)
+            with own_surroundings():
+                self._operators[key] = self._make_operator(device, **options)
         return self._operators[key]
 
     @property
@@ -168,21 +160,7 @@ def independent_samples(group: int) -> float:
 
 
 class FittedPCA(Fitted):
-    """P truncated PCAs.
-
-    Parameters
-    ----------
-    state : linalg.State
-        At least one sample.
-    array_type : {"numpy", "torch"}
-        The type of the attributes.
-    n_components : int or float
-        k, or the share of the variance that the components explain.
-    centering : {"incremental", "deferred"}
-        How the state was learnt.
-    group : int
-        As in `Fitted`.
-    """
+    """P truncated PCAs."""
 
     _ARRAYS = ("rows", "mean", "sum_of_squares")
     _STATE = linalg.State
@@ -238,13 +216,18 @@ class FittedPCA(Fitted):
     def _own_samples(self) -> float:
         return self.weight * independent_samples(self.group)
 
-    @own_surroundings()
+    @property
+    def pooled_share(self) -> float:
+        """Share of the mean covariance of all cells in the covariance that scores."""
+        return 0.0
+
     def scoring_basis(self, device: torch.device | None = None) -> linalg.Basis:
         """Return the `n_scoring_components` that distances and likelihoods use (device None: that of the state)."""
-        if not self._has_scoring_basis:
+        if self.n_scoring_components == self.n_components and not self.pooled_share:
             return self.basis(device)
         if self._scoring_basis is None:
-            self._scoring_basis = self._finalized_to_score(self.n_scoring_components)
+            with own_surroundings():
+                self._scoring_basis = self._finalized(self.n_scoring_components, self.pooled_share)
         return self._scoring_basis.to(device or self.state.mean.device)
 
     def _make_basis(self) -> linalg.Basis:
@@ -257,15 +240,7 @@ class FittedPCA(Fitted):
         """Components that could be kept."""
         return self.state.rows.shape[1]
 
-    @property
-    def _has_scoring_basis(self) -> bool:
-        """Whether distances and likelihoods do not use the components that users read."""
-        return self.n_scoring_components < self.n_components
-
-    def _finalized_to_score(self, n_components: int) -> linalg.Basis:
-        return self._finalized(n_components)
-
-    def _finalized(self, n_components: int) -> linalg.Basis:
+    def _finalized(self, n_components: int, pooled_share: float = 0.0) -> linalg.Basis:
         return linalg.finalize(self.state, n_components=n_components, centering=self.centering)
 
     def _make_operator(self, device: torch.device, *, distance: str, noise_shrinkage: float) -> linalg.DistanceOperator:  # type: ignore[override]

@@ -41,13 +41,7 @@ def exact_pickles() -> Iterator[None]:
 
 
 class Travelling:
-    """A model on its way to a process that goes on learning or merges: pickled bit by bit (`exact_pickles`).
-
-    Parameters
-    ----------
-    model : estimator or None
-        None has learnt nothing.
-    """
+    """A model on its way to a process that goes on learning or merges: pickled bit by bit (`exact_pickles`)."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -82,12 +76,7 @@ def _set_packed_state(fitted: Any, stored: dict[str, Any]) -> None:
 class _Decomposition:
     """The eigendecomposition that the same Gaussians share, whatever their number of components.
 
-    Parameters
-    ----------
-    most : int
-        Components that somebody wants.
-    bases : dict
-        The components by `pooled_share`, once they are read.
+    `most` is the largest number that somebody wants; `bases` has the components by `pooled_share`, once they are read.
     """
 
     most: int
@@ -98,13 +87,6 @@ class FittedExactPCA(FittedPCA):
     """P truncated PCAs that are computed from their scatter matrices: exact, with any number of components.
 
     Pickles take 2.5 bytes for each correlation (`linalg.pack`), unless `exact_pickles` is in force.
-
-    Parameters
-    ----------
-    state : linalg.ScatterState
-        At least one sample.
-    array_type, n_components, group
-        As in `FittedPCA`.
     """
 
     def __init__(self, state: linalg.ScatterState, array_type: str, n_components: int | float, group: int = 1) -> None:
@@ -146,17 +128,7 @@ class FittedExactPCA(FittedPCA):
         """Share of the mean covariance of all cells in the covariance that scores."""
         return max(0.0, 1 - self._own_samples / self.fewest_samples) if self.fewest_samples else 0.0
 
-    @property
-    def _has_scoring_basis(self) -> bool:
-        return super()._has_scoring_basis or self.pooled_share > 0
-
-    def _finalized_to_score(self, n_components: int) -> linalg.Basis:
-        return self._decomposed(n_components, self.pooled_share)
-
-    def _finalized(self, n_components: int) -> linalg.Basis:
-        return self._decomposed(n_components, 0.0)
-
-    def _decomposed(self, n_components: int, pooled_share: float) -> linalg.Basis:
+    def _finalized(self, n_components: int, pooled_share: float = 0.0) -> linalg.Basis:
         shared = self._decomposition
         basis = shared.bases.get(pooled_share)
         if basis is None or basis.variance.shape[1] < n_components:
@@ -175,15 +147,7 @@ class FittedExactPCA(FittedPCA):
 
 
 class FittedCovariance(Fitted):
-    """P Gaussians with full covariance. All m directions are components. Pickles are those of `FittedExactPCA`.
-
-    Parameters
-    ----------
-    state : linalg.ScatterState
-        At least one sample.
-    array_type, group
-        As in `Fitted`.
-    """
+    """P Gaussians with full covariance. All m directions are components. Pickles are those of `FittedExactPCA`."""
 
     __getstate__, __setstate__ = _packed_state, _set_packed_state
 

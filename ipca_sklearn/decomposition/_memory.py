@@ -27,21 +27,9 @@ class MemoryNeed(NamedTuple):
 
 
 def refuse_too_large(need: MemoryNeed, device: torch.device, what: str) -> None:
-    """Raise an error if a device cannot hold what learning takes; nothing is known of some systems, then it passes.
+    """Raise a MemoryError if a device cannot hold what learning takes; where its memory is not known, it passes.
 
-    Parameters
-    ----------
-    need : MemoryNeed
-        Compared with all memory of the device, not with what is free: other programs may give theirs back.
-    device : torch.device
-        Where is learnt.
-    what : str
-        What needs it, for the message.
-
-    Raises
-    ------
-    MemoryError
-        Names the need, what there is, and the parameters that reduce the need.
+    The need is compared with all memory of the device, not with what is free: other programs may give theirs back.
     """
     there_is = memory_of(device)
     if there_is is not None and need.learning > there_is:

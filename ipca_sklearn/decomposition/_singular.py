@@ -13,13 +13,7 @@ _ROUNDING = 16
 
 
 def check_regular(basis: linalg.Basis, patch_shape: tuple[int, ...], region: np.ndarray | None, n_samples: int) -> None:
-    """Refuse covariances, components plus noise, that have no inverse.
-
-    Raises
-    ------
-    numpy.linalg.LinAlgError
-        A ValueError, for numpy and torch alike. The message names the first patch without an inverse.
-    """
+    """Refuse covariances, components plus noise, that have no inverse; the LinAlgError names the first such patch."""
     n_components, n_features = basis.variance.shape[1], basis.mean.shape[1]
     variance = basis.variance
     smallest = basis.noise_variance if n_components < n_features else variance.amin(1)

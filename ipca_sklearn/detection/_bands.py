@@ -11,7 +11,7 @@ from torch import Tensor
 from ipca_sklearn import linalg
 from ipca_sklearn.decomposition._banded import BandedStep
 from ipca_sklearn.decomposition._base import BasePCA
-from ipca_sklearn.decomposition._batched_ipca import BatchedIncrementalPCA
+from ipca_sklearn.decomposition._batched_ipca import BatchedIncrementalPCA, will_keep_scatter
 from ipca_sklearn.decomposition._batches import StepReader
 from ipca_sklearn.decomposition._fitted import Fitted
 from ipca_sklearn.decomposition._fitted_scatter import FittedCovariance, FittedExactPCA
@@ -19,24 +19,12 @@ from ipca_sklearn.detection._cells import Cells
 
 
 def in_bands(steps: StepReader, pca: BasePCA, start: Fitted | None, group: int) -> StepReader:
-    """Return a reader by bands, if there are some and they can be learnt: by scatter matrices of cells.
-
-    Parameters
-    ----------
-    steps : StepReader
-    pca : BasePCA
-        Learns them.
-    start : Fitted or None
-        What it has learnt.
-    group : int
-        Samples of an image, for each Gaussian.
-    """
+    """Return a reader by bands, if there are some and they can be learnt: by scatter matrices of cells."""
     if start is not None:
         return steps.in_bands(group > 1 and isinstance(start, (FittedExactPCA, FittedCovariance)))
     if not isinstance(pca, BatchedIncrementalPCA):
         return steps.in_bands(group > 1)
-    n_in_step = min(pca.step_size or steps.n_samples, steps.n_samples)
-    return steps.in_bands(group > 1 and pca.keeps_scatter(n_in_step * group, steps.n_features, group))
+    return steps.in_bands(group > 1 and will_keep_scatter(pca, steps.n_samples, steps.n_features, group))
 
 
 class BandedCellSamples:

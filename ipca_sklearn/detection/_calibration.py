@@ -52,21 +52,11 @@ def first_scored_image(n_learnt: int, steps: StepReader) -> float:
 def leave_out(
     learn: Callable[[Any, Tensor], Any], fitted: Any, images: Tensor, n_blocks: int
 ) -> Iterator[tuple[Any, Tensor]]:
-    """Yield a model of all images but a block, and this block, for consecutive blocks that cover the images.
+    """Yield a model of all images (n, P, m) but a block, and this block, for consecutive blocks that cover the images.
 
     What is outside of a block is learnt half by half, so that blocks share most of the work: with 8 blocks an image is
-    learnt 3 times instead of 7.
-
-    Parameters
-    ----------
-    learn : callable
-        `learn(fitted, images)` returns a model that has learnt more images.
-    fitted : object
-        The model that has learnt none of the images; None if it has learnt nothing.
-    images : Tensor of shape (n, P, m)
-        At least two, unless `fitted` has learnt some.
-    n_blocks : int
-        Number of blocks, if there are as many images.
+    learnt 3 times instead of 7. `learn(fitted, images)` returns a model that has learnt more images than `fitted`,
+    which has learnt none of these; it is None if it has learnt nothing.
     """
     return _descend(learn, fitted, images, size=-(-len(images) // n_blocks))
 
@@ -92,32 +82,15 @@ class LearningCurve:
     directions, so the variance is estimated too small. The second one comes from the errors of mean and directions,
     which are of relative size 1 / n, and from what more directions explain. Images tell a, and as long as they are few,
     what it was on others (docs/dev_notes.md).
-
-    Parameters
-    ----------
-    n_directions : int
-        h at most: k, or m for a full covariance.
-    divided : bool
-        Whether distances are divided by the variance that the directions leave.
-    largest_share : float
-        h is at most this share of n - 1.
-    slope : float
-        What a was on other images, to about 0.2.
-    per_image : float
-        Independent samples that a Gaussian gets of an image: n of the formula counts those.
-    fewest : float
-        Samples that a Gaussian has at least, because it borrows from others what is missing.
-    gain : float
-        c.
     """
 
-    n_directions: int
-    divided: bool
-    largest_share: float
-    slope: float
-    per_image: float = 1.0
-    fewest: float = 0.0
-    gain: float = 0.0
+    n_directions: int  # h at most: k, or m for a full covariance
+    divided: bool  # whether distances are divided by the variance that the directions leave
+    largest_share: float  # h is at most this share of n - 1
+    slope: float  # what a was on other images, to about 0.2
+    per_image: float = 1.0  # independent samples that a Gaussian gets of an image: n of the formula counts those
+    fewest: float = 0.0  # samples that a Gaussian has at least, because it borrows from others what is missing
+    gain: float = 0.0  # c
 
     @classmethod
     def of(
@@ -204,24 +177,12 @@ def _median_column(n_values: int) -> int:
 
 @dataclass(frozen=True)
 class Summaries:
-    """What is kept of the maps of normal images, by models that had not learnt them, in the order of the images.
+    """What is kept of the maps of normal images, by models that had not learnt them, in the order of the images."""
 
-    Parameters
-    ----------
-    weights : ndarray of shape (n,)
-        Weight of the images that the model had learnt.
-    scores : ndarray of shape (n,)
-        Image scores, higher is more normal.
-    quantiles : ndarray of shape (n, q)
-        `upper_quantiles` of the maps.
-    n_patches : int
-        Number of values of a map.
-    """
-
-    weights: np.ndarray
-    scores: np.ndarray
-    quantiles: np.ndarray
-    n_patches: int
+    weights: np.ndarray  # (n,), of the images that the model had learnt
+    scores: np.ndarray  # (n,), higher is more normal
+    quantiles: np.ndarray  # (n, q), `upper_quantiles` of the maps
+    n_patches: int  # number of values of a map
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -284,27 +245,13 @@ class Summaries:
 
 @dataclass(frozen=True)
 class ReferenceScores:
-    """Scores of normal images that were not learnt, all by one model: the reference of thresholds and p-values.
+    """Scores of normal images that were not learnt, all by one model: the reference of thresholds and p-values."""
 
-    Parameters
-    ----------
-    scores : ndarray of shape (n,)
-        Image scores, higher is more normal.
-    maxima : ndarray of shape (n,)
-        Largest values of the maps.
-    quantiles : ndarray of shape (n, q)
-        `upper_quantiles` of the maps.
-    shares : ndarray of shape (q,)
-        Share of the values of a map that each column represents.
-    correction : float
-        Median relative change of the scores that brought them to the model: how much of them is extrapolated.
-    """
-
-    scores: np.ndarray
-    maxima: np.ndarray
-    quantiles: np.ndarray
-    shares: np.ndarray
-    correction: float = 0.0
+    scores: np.ndarray  # (n,), higher is more normal
+    maxima: np.ndarray  # (n,), largest values of the maps
+    quantiles: np.ndarray  # (n, q), `upper_quantiles` of the maps
+    shares: np.ndarray  # (q,), share of the values of a map that each column represents
+    correction: float = 0.0  # median relative change of the scores that brought them to the model
 
     def medians(self, n_patches: int) -> np.ndarray:
         """Return about the medians of the maps, see `medians`."""

@@ -18,26 +18,13 @@ class Calibrator:
 
     Pickles hold arrays; the model that scores the next images is left out, unless they are exact (`exact_pickles`): it
     is as large as the components.
-
-    Parameters
-    ----------
-    settings : ScoreSettings
-        What the scores were computed with.
-    unseen : Summaries
-        Of each image by a model of earlier ones, or as `calibrate` was given.
-    left_out : Summaries
-        Of each of few images by a model of the others; empty as soon as there are more.
-    reference : ReferenceScores
-        The better ones of them, brought to the model of now.
-    model : ScoringModel or None
-        What scores the next images; None: what is learnt.
     """
 
-    settings: ScoreSettings
-    unseen: Summaries
-    left_out: Summaries
-    reference: ReferenceScores
-    model: ScoringModel | None = None
+    settings: ScoreSettings  # what the scores were computed with
+    unseen: Summaries  # of each image by a model of earlier ones, or as `calibrate` was given
+    left_out: Summaries  # of each of few images by a model of the others; empty as soon as there are more
+    reference: ReferenceScores  # the better ones of them, brought to the model of now
+    model: ScoringModel | None = None  # scores the next images; None: what is learnt does
 
     @classmethod
     def of(

@@ -24,21 +24,8 @@ def partition(patch_shape: tuple[int, ...], region: np.ndarray | None, n_cells: 
     """Divide the inspected patches into at most `n_cells` cells of neighbours, of equal numbers where the grid allows.
 
     Equal rectangles, where they fill the grid. Otherwise a part of the grid is halved across its longer side, and its
-    halves again, until each is a cell: the cells then have the same number of patches, or one more.
-
-    Parameters
-    ----------
-    patch_shape : tuple of int
-        `(H, W)` or `(P,)`.
-    region : ndarray of bool, shape `patch_shape`, or None
-        The patches to divide; None for all.
-    n_cells : int
-        At most the number of these patches.
-
-    Returns
-    -------
-    ndarray of int32, shape `patch_shape`
-        The cell of each patch; -1 outside of the region.
+    halves again, until each is a cell: the cells then have the same number of patches, or one more. Patches outside of
+    the region have the cell -1.
 
     Examples
     --------
@@ -97,17 +84,11 @@ def _halves(part: np.ndarray, n_cells: int) -> list[tuple[np.ndarray, int]]:
 class Cells:
     """The patches of each cell, as indices.
 
-    Parameters
-    ----------
-    slots : Tensor of int, shape (C, s)
-        Patches that each cell learns from, numbers among those inspected. A cell that has one patch fewer than the
-        others learns from its nearest neighbour too, so that all have s.
-    place : Tensor of int, shape (P,)
-        For each patch, where it is among the C * s slots: the Gaussian that scores it.
+    A cell that has one patch fewer than the others learns from its nearest neighbour too, so that all have s.
     """
 
-    slots: Tensor
-    place: Tensor
+    slots: Tensor  # (C, s), patches that each cell learns from, numbers among those inspected
+    place: Tensor  # (P,), where each patch is among the C * s slots: the Gaussian that scores it
 
     @property
     def size(self) -> int:

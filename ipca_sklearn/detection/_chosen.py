@@ -27,15 +27,7 @@ _MARGIN = 1e-4
 
 @dataclass(frozen=True)
 class ErrorRate:
-    """Share of images that a threshold gets wrong, of those that were counted.
-
-    Parameters
-    ----------
-    n_errors, n_images : int
-        Counts.
-    low, high : float
-        Clopper-Pearson interval of the rate among images like these.
-    """
+    """Share of images that a threshold gets wrong, of those that were counted, with its Clopper-Pearson interval."""
 
     n_errors: int
     n_images: int
@@ -90,11 +82,6 @@ class ThresholdRule:
         "Just" is half of the way to the next score, at most 1e-4 and at least a few units in the last place: the last
         digits of a score depend on what its image is computed with, and must not decide. The threshold has the
         precision of the scores.
-
-        Raises
-        ------
-        ValueError
-            There are no images of the kind that the rule is about.
         """
         if self.score is not None:
             return float(self.score)
@@ -155,36 +142,17 @@ class LabelledScores:
 
 @dataclass(frozen=True)
 class ChosenThreshold:
-    """What `PatchGaussianDetector.set_threshold` has chosen, and from what.
+    """What `PatchGaussianDetector.set_threshold` has chosen, and from what."""
 
-    Parameters
-    ----------
-    offset : float
-        Images with a lower score are anomalous.
-    map_threshold : float or None
-        Patches with a larger value of the map are anomalous; None is the learnt one.
-    rule : str
-        What was asked for, such as `"false_positive_rate=0.01"`.
-    false_positives, missed : ErrorRate
-        Errors among the normal and the anomalous images it was chosen from.
-    confidence : float
-        Of their intervals.
-    source : str
-        Where the images came from, in the words of the user.
-    weight : float
-        Weight of the images that the model had learnt.
-    rates : tuple
-        `false_positive_rate` and `pixel_false_positive_rate` at the time. Setting another one afterwards counts more.
-    """
-
-    offset: float
-    map_threshold: float | None
-    rule: str
-    false_positives: ErrorRate
-    missed: ErrorRate
-    confidence: float
-    source: str
-    weight: float
+    offset: float  # images with a lower score are anomalous
+    map_threshold: float | None  # patches with a larger value of the map are anomalous; None is the learnt one
+    rule: str  # what was asked for, such as "false_positive_rate=0.01"
+    false_positives: ErrorRate  # errors among the normal images it was chosen from
+    missed: ErrorRate  # errors among the anomalous ones
+    confidence: float  # of their intervals
+    source: str  # where the images came from, in the words of the user
+    weight: float  # of the images that the model had learnt
+    # `false_positive_rate` and `pixel_false_positive_rate` at the time: setting another one afterwards counts more
     rates: tuple[Any, ...] = field(repr=False)
 
     @classmethod
@@ -247,3 +215,26 @@ def _beside(score: Any, scores: np.ndarray, towards: float) -> float:
 def _rank(rate: float, n_images: int) -> int:
     """Return which of the sorted scores is the threshold, counted from 1; 0 if none is low enough."""
     return int(rate * (n_images + 1) + _ROUNDING)
+
+
+def asked_rate(false_positive_rate: float | str, calibration_scores: np.ndarray, offset: float) -> float:
+    """Return the share of new normal images that a model expects to call anomalous.
+
+    With `"auto"` no share is asked for. It is then the share of the calibration scores below the threshold, counted
+    with one more that is: few scores cannot tell a small share from none.
+    """
+    if not isinstance(false_positive_rate, str):
+        return float(false_positive_rate)
+    return float((np.sum(below(calibration_scores, offset)) + 1) / (len(calibration_scores) + 1))
+
+
+def is_chosen(detector: Any) -> bool:
+    """Return whether the threshold of a detector is the one that `set_threshold` has chosen."""
+    chosen = detector.chosen_threshold_
+    return chosen is not None and chosen.offset == detector.offset_
+
+
+def expected_rate(detector: Any) -> float:
+    """Return the share of new normal images that a detector expects to call anomalous, whatever set its threshold."""
+    rate = "auto" if is_chosen(detector) else detector.false_positive_rate
+    return asked_rate(rate, detector.calibration_scores_, detector.offset_)

@@ -14,19 +14,7 @@ from ipca_sklearn.detection._cells import Cells, on_patches
 class DistanceModule(nn.Module):
     """Distances (n, P) of features (P, n, m): C k m numbers, and C m or 2 C m more; C m^2 for full covariances.
 
-    Parameters
-    ----------
-    operator : linalg.DistanceOperator
-        Of C Gaussians; copied.
-    cells : Cells or None
-        The patches that share a Gaussian; None if each patch has its own.
-    components_dtype : torch.dtype
-        How the components are kept; they are computed with in float32.
-
-    Raises
-    ------
-    ValueError
-        `components_dtype` cannot hold the components.
+    Components are kept as `components_dtype`, which must be able to hold them, and computed with in float32.
     """
 
     _mean: Tensor

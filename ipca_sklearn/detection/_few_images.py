@@ -17,20 +17,14 @@ _ENOUGH_FOR_AUTO = 20
 _ENOUGH_TIMES_RATE = 3
 
 
-def what_few_images_do(fitted: Fitted, reference: ReferenceScores, distance: str, rate: Any) -> list[str]:
-    """Return what a user should know of a model of few images, in sentences; none if there are enough.
+def few_images_warning(detector: Any) -> str:
+    """Return what a user should know of a fitted detector with the thresholds as they are now, or nothing."""
+    reference = detector._calibrator.reference
+    return what_few_images_do(detector.pca_.fitted_, reference, detector.distance, detector.false_positive_rate)
 
-    Parameters
-    ----------
-    fitted : Fitted
-        What was learnt.
-    reference : ReferenceScores
-        What the thresholds are made of.
-    distance : str
-        The distance of the scores.
-    rate : float or "auto"
-        `false_positive_rate`.
-    """
+
+def what_few_images_do(fitted: Fitted, reference: ReferenceScores, distance: str, rate: Any) -> str:
+    """Return what a user should know of a model of few images; nothing if there are enough."""
     n_scores = len(reference.scores)
     what = []
     if fitted.n_scoring_components < fitted.n_components and distance in ("ppca", "factor_analysis"):
@@ -55,7 +49,7 @@ def what_few_images_do(fitted: Fitted, reference: ReferenceScores, distance: str
             "the thresholds are from scores of models that had learnt far fewer images; call calibrate with normal "
             "images that were not learnt"
         )
-    return what
+    return f"{fitted.count} images are few: {'; '.join(what)}" if what else ""
 
 
 def _realised_rates(rate: float, n_scores: int) -> tuple[float, float]:

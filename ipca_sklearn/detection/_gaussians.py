@@ -12,6 +12,7 @@ from ipca_sklearn.decomposition._batched_ipca import BatchedIncrementalPCA
 from ipca_sklearn.decomposition._batches import StepReader
 from ipca_sklearn.decomposition._full_covariance import FullCovariance
 from ipca_sklearn.detection._cells import partition
+from ipca_sklearn.detection._settings import check_full_distance
 
 # Parameters of the detector that its PCA takes.
 PCA_PARAMETERS = set(BatchedIncrementalPCA().get_params()) - {"whiten"}
@@ -39,17 +40,7 @@ def choose_cells(n_gaussians: int | None, steps: StepReader) -> np.ndarray | Non
 
 
 def pca_parameters(parameters: dict[str, Any], n_features: int, group: int) -> dict[str, Any]:
-    """Return the parameters of the PCA of a detector.
-
-    Parameters
-    ----------
-    parameters : dict
-        Those of the detector.
-    n_features : int
-        m.
-    group : int
-        Samples of an image, s: those of its patches that share a Gaussian.
-    """
+    """Return the parameters of the PCA of a detector for m features, of `group` patches that share a Gaussian."""
     mine = dict(parameters)
     if mine["n_components"] == "auto":
         most = _N_COMPONENTS if group == 1 else _N_SHARED_COMPONENTS
@@ -60,5 +51,8 @@ def pca_parameters(parameters: dict[str, Any], n_features: int, group: int) -> d
 
 def new_pca(parameters: dict[str, Any], n_features: int, group: int) -> BasePCA:
     """Return an unfitted PCA of a detector; arguments as of `pca_parameters`."""
-    kind = FullCovariance if parameters["covariance"] == "full" else BatchedIncrementalPCA
+    kind: type[BasePCA] = BatchedIncrementalPCA
+    if parameters["covariance"] == "full":
+        check_full_distance(parameters["distance"])
+        kind = FullCovariance
     return kind(**pca_parameters(parameters, n_features, group))

@@ -22,23 +22,11 @@ from ipca_sklearn.detection._unseen import ScoringModel, UnseenScores
 
 @dataclass(frozen=True)
 class Pass:
-    """What a pass over the images of a fit has given.
+    """What a pass over the images of a fit has given."""
 
-    Parameters
-    ----------
-    scores : UnseenScores
-        Of the images, by models that had not learnt them.
-    model : ScoringModel or None
-        What scores the images that are learnt next; None: what is learnt.
-    progress : FitProgress
-        Ends when the result is stored.
-    seconds : float
-        How long it took.
-    """
-
-    scores: UnseenScores
-    model: ScoringModel | None
-    progress: FitProgress
+    scores: UnseenScores  # by models that had not learnt the images
+    model: ScoringModel | None  # scores the images that are learnt next; None: what is learnt does
+    progress: FitProgress  # ends when the result is stored
     seconds: float
 
 
@@ -53,22 +41,8 @@ def learn(
 ) -> Pass:
     """Score each step before it is learnt, learn it, and store the Gaussians in `pca` when all steps are done.
 
-    Parameters
-    ----------
-    detector : PatchGaussianDetector
-        Says what is held out, and how images are learnt; not changed.
-    settings : sequence of ScoreSettings
-        What steps are scored with.
-    steps : StepReader
-        The images to learn.
-    shape : dict
-        Learnt attributes that say how X is read.
-    pca : BasePCA
-        Learns the Gaussians, and goes on from what it has learnt.
-    model : ScoringModel or None
-        What scored the images of an earlier call.
-    callback_data : tuple
-        X and y as callbacks get them.
+    `detector` says what is held out and how images are learnt, and `shape` how X is read; `pca` goes on from what it
+    has learnt. `model` has scored the images of an earlier call. Callbacks get `callback_data`, X and y.
     """
     for each in settings:
         check_smoothing(each.smoothing, steps.patch_shape)

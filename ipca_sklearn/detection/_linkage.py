@@ -19,21 +19,9 @@ def merge_near(
 ) -> tuple[NDArray[np.int32], int]:
     """Give one number to regions with at most this distance between them, directly or by way of others.
 
-    Parameters
-    ----------
-    labels : ndarray of int, shape (h, w)
-        Numbers of regions from 1 on; 0 is none.
-    n_regions : int
-        Number of regions.
-    pitch : (float, float)
-        Height and width of a patch.
-    distance : float
-        The largest gap between the nearest edges of two regions: 0 is a common edge or corner.
-
-    Returns
-    -------
-    labels, n_regions
-        In the order of the first patch of each region.
+    `labels` (h, w) are from 1 on; `pitch` is the height and the width of a patch. The distance is the largest gap
+    between the nearest edges of two regions: 0 is a common edge or corner. New numbers are in the order of the first
+    patches.
     """
     edge = (labels > 0) & ~ndimage.binary_erosion(labels > 0, np.ones((3, 3)))
     rows, columns = np.nonzero(edge)

@@ -12,7 +12,7 @@ from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
 from ipca_sklearn import linalg
-from ipca_sklearn._utils._regions import at_patches
+from ipca_sklearn._utils._arrays import at_patches
 from ipca_sklearn._utils._surroundings import own_surroundings
 from ipca_sklearn.decomposition._banded import BandedStep
 from ipca_sklearn.detection._bands import banded_distances
@@ -22,30 +22,14 @@ from ipca_sklearn.detection._cells import Cells, on_patches
 
 @dataclass(frozen=True)
 class MapScorer:
-    """Steps of features to maps, image scores and what a calibration keeps of them.
-
-    Parameters
-    ----------
-    operator : linalg.DistanceOperator
-        Of the model, on the device that computes.
-    patch_shape : tuple of int
-        `(H, W)`, `(P,)` or `()`.
-    smoothing : float
-        Standard deviation of the blur of maps, in patches.
-    image_score : {"max", "mean"} or float
-        See `image_scores`.
-    region : ndarray of bool, shape (H, W), or None
-        The patches that there are Gaussians of; None for all.
-    cells : Cells or None
-        The patches that share a Gaussian; None if each patch has its own.
-    """
+    """Steps of features to maps, image scores and what a calibration keeps of them."""
 
     operator: linalg.DistanceOperator
     patch_shape: tuple[int, ...]
-    smoothing: float
+    smoothing: float  # standard deviation of the blur of maps, in patches
     image_score: Any
-    region: np.ndarray | None = None
-    cells: Cells | None = None
+    region: np.ndarray | None = None  # the patches (H, W) that there are Gaussians of; None for all
+    cells: Cells | None = None  # the patches that share a Gaussian; None if each patch has its own
 
     def maps(self, step: Tensor | BandedStep) -> Tensor:
         """Return the maps (b, *patch_shape) of a step (b, P, m); (b, 1) for one PCA. They are 0 outside of a region."""
@@ -113,7 +97,7 @@ def is_aligned(X: Any) -> bool:
 
 
 def on_images(maps: Any, X: Any) -> Any:
-    """Return maps as those of the images that X has the features of, as they were before they were aligned."""
+    """Return maps of aligned images as maps of the images before they were aligned."""
     return X.maps_to_images(maps) if is_aligned(X) else maps
 
 

@@ -26,15 +26,6 @@ class Describer:
     """Whether each feature is above its mean in each of 16 parts of an image: its own pattern, whatever the encoding.
 
     What is common to all parts is left out, as JPEG changes it. Random directions make it 256 numbers.
-
-    Parameters
-    ----------
-    steps : StepReader
-        The images.
-    fitted : Fitted
-        Knows the means.
-    cells : Cells or None
-        The patches that share a Gaussian.
     """
 
     size = 256
@@ -45,7 +36,7 @@ class Describer:
         members = np.equal.outer(np.unique(of_patch), of_patch)
         weights = members / members.sum(1, keepdims=True)
         enough = len(weights) * steps.n_features >= _FEWEST_SIGNS
-        self._weights = torch.from_numpy(weights * enough)  # of fewer, all are the same and none is told
+        self._weights = torch.from_numpy(weights * enough)  # with fewer signs all look alike
         means = fitted.state.mean.cpu().double()
         self._means = self._weights @ (means if cells is None else means[cells.place.cpu() // cells.size])
         directions = np.random.default_rng(0).normal(size=(len(weights) * steps.n_features, self.size))
@@ -59,13 +50,7 @@ class Describer:
 
 
 def near_duplicates(descriptors: np.ndarray) -> np.ndarray:
-    """Return for each image the number of the first one that it is nearly the same as; -1 is none.
-
-    Parameters
-    ----------
-    descriptors : ndarray of shape (n, d)
-        Of `Describer`.
-    """
+    """Return for each image the number of the first one that has nearly the same descriptors (n, d); -1 is none."""
     centred = descriptors - descriptors.mean(0)
     firsts = np.full(len(centred), -1)
     lengths = np.linalg.norm(centred, axis=1)

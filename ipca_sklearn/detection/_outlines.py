@@ -12,16 +12,9 @@ def outlines_of(
 ) -> list[NDArray[np.int64]]:
     """Return a polygon (n, 2) of x and y for each part of a grid that hangs together by edges.
 
-    Labelling tools have polygons without holes: a slit, there and back, leads to each hole.
-
-    Parameters
-    ----------
-    inside : ndarray of bool, shape (r, c)
-        Which patches belong to the region.
-    rows, columns : ndarray of int, shapes (r + 1,) and (c + 1,)
-        Where the patches begin, and where the last one ends, in pixels.
-    corner : (int, int)
-        Row and column that are added to all points.
+    Labelling tools have polygons without holes: a slit, there and back, leads to each hole. `rows` and `columns` are
+    where the patches begin, and where the last one ends, in pixels; the row and column of `corner` are added to all
+    points.
     """
     labels, n_parts = ndimage.label(inside)
     polygons = []

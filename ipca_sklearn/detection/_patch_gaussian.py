@@ -36,14 +36,14 @@ from ipca_sklearn.detection._chosen import ChosenThreshold, LabelledScores, Thre
 from ipca_sklearn.detection._copies import group_size
 from ipca_sklearn.detection._few_images import what_few_images_do
 from ipca_sklearn.detection._gaussians import PCA_PARAMETERS, choose_cells, choose_features, new_pca, pca_parameters
-from ipca_sklearn.detection._learning import learn
+from ipca_sklearn.detection._learning import Pass, learn
 from ipca_sklearn.detection._map_ops import MapScorer, image_scores, inspected, is_aligned, on_images
 from ipca_sklearn.detection._merging import RECORDS, check_same_kind, records_of_both
 from ipca_sklearn.detection._regions import Defect, predict_regions
 from ipca_sklearn.detection._scoring import ImageScorer, on_host
-from ipca_sklearn.detection._settings import ScoreSettings, check_full_distance
+from ipca_sklearn.detection._settings import ScoreSettings
 from ipca_sklearn.detection._suspects import HELD_MODELS, refuse_trim, without_suspects
-from ipca_sklearn.detection._unseen import ScoringModel, n_kept
+from ipca_sklearn.detection._unseen import n_kept
 from ipca_sklearn.exceptions import FewImagesWarning
 
 
@@ -122,7 +122,7 @@ class PatchGaussianDetector(OutlierMixin, PatchTransformer):
         `false_positive_rate` of normal images contains at least one marked patch.
     verbose : int, default=0
         1 prints a line when images have been learnt. With scikit-learn's callbacks (`set_callbacks`, from 1.9 on) these
-        are told of each step instead: `sklearn.callback.ProgressBar` draws a bar, in notebooks too.
+        get each step instead: `sklearn.callback.ProgressBar` draws a bar, in notebooks too.
 
     Attributes
     ----------
@@ -309,16 +309,14 @@ class PatchGaussianDetector(OutlierMixin, PatchTransformer):
             NaN or infinity, a shape that is not 2-D to 4-D, `n_components` larger than m, a device that is not there,
             other labels, or not one for each image, no normal image.
         """
-        steps = read_steps(self, X, reset=True)
-        rows = normal_rows(y, steps.n_samples, is_table=steps.patch_shape == ())
-        steps = steps if rows is None else steps.keep(rows)
-        shape = self._shape_of(steps, is_aligned(X))
-        pca = self._new_pca(steps.n_features, group_size(Cells.of(shape["cells_"]), steps.n_copies))
+        steps, rows, shape, pca = begin(self, X, y)
+        settings = ScoreSettings.of(self)
         with own_surroundings():
-            earlier: dict[str, Any] = {}
+            scores = None
             if self.trim:
-                steps, shape["suspects_"], earlier["unseen"] = without_suspects(self, pca, steps, shape, rows)
-            return self._learn(steps, shape, pca, (X, y), **earlier)
+                steps, shape["suspects_"], scores = without_suspects(self, pca, steps, shape, rows)
+            done = learn(self, [settings], steps, shape, pca, None, (X, y))
+            return self._store_pass(done, settings, shape, pca, scores)
 
     @in_turn
     @fit_context(prefer_skip_nested_validation=True)
@@ -330,10 +328,9 @@ class PatchGaussianDetector(OutlierMixin, PatchTransformer):
         steps = normal_steps(read_steps(self, X, reset=False), y)
         group = group_size(Cells.of(self.cells_), steps.n_copies)
         pca = copy.copy(self.pca_).set_params(**pca_parameters(self.get_params(), steps.n_features, group))
+        settings, known, shape = ScoreSettings.of(self), self._calibrator, self._learnt_shape()
+        changed = settings.differences(known.settings)
         with own_surroundings():
-            known = self._calibrator
-            earlier = {"unseen": known.unseen, "left_out": known.left_out, "model": known.model}
-            changed = ScoreSettings.of(self).differences(known.settings)
             if changed:
                 warnings.warn(
                     f"the scores that set the threshold were computed with {changed}: only the images of this call "
@@ -341,40 +338,22 @@ class PatchGaussianDetector(OutlierMixin, PatchTransformer):
                     UserWarning,
                     stacklevel=4,
                 )
-                earlier = {}
-            chosen = None if changed else self._chosen()
-            return self._learn(steps, self._learnt_shape(), pca, (X, y), **earlier, chosen=chosen)
+                done = learn(self, [settings], steps, shape, pca, None, (X, y))
+                return self._store_pass(done, settings, shape, pca)
+            done = learn(self, [settings], steps, shape, pca, known.model, (X, y))
+            return self._store_pass(done, settings, shape, pca, known.unseen, known.left_out, self._chosen())
 
-    def _shape_of(self, steps: StepReader, aligned: bool) -> dict[str, Any]:
-        """Return the attributes that say how X is read."""
-        columns = choose_features(self.n_random_features, self.random_state, steps.n_features)
-        return {
-            "patch_shape_": steps.patch_shape,
-            "region_": steps.region,
-            "cells_": choose_cells(self.n_gaussians, steps),
-            **steps.features_in,
-            **({} if columns is None else {"feature_indices_": columns}),
-            **({"aligned_": True} if aligned else {}),
-        }
-
-    def _learn(
+    def _store_pass(
         self,
-        steps: StepReader,
+        done: Pass,
+        settings: ScoreSettings,
         shape: dict[str, Any],
         pca: BasePCA,
-        callback_data: tuple[Any, Any],
-        *,
         unseen: Summaries | None = None,
         left_out: Summaries | None = None,
-        model: ScoringModel | None = None,
         chosen: ChosenThreshold | None = None,
     ) -> PatchGaussianDetector:
-        """Learn steps, and set thresholds from scores of earlier images and of these.
-
-        `model` has scored the earlier ones, and `chosen` is the threshold that was chosen.
-        """
-        settings = ScoreSettings.of(self)
-        done = learn(self, [settings], steps, shape, pca, model, callback_data)
+        """Store what a pass has learnt; its scores and those of earlier images set the thresholds."""
         new_unseen, new_left_out = done.scores.summaries(0)
         unseen = new_unseen if unseen is None else unseen.extended(new_unseen)
         left_out = new_left_out if left_out is None else left_out.extended(new_left_out)
@@ -407,7 +386,7 @@ class PatchGaussianDetector(OutlierMixin, PatchTransformer):
         ValueError
             Other shapes than learnt, NaN or infinity.
         """
-        return on_images(self._scored(X, lambda scorer, step: scorer.maps(step)), X)
+        return on_images(self._scored(X, MapScorer.maps), X)
 
     @of_one_state
     def score_samples(self, X: ArrayLike) -> Any:
@@ -428,7 +407,7 @@ class PatchGaussianDetector(OutlierMixin, PatchTransformer):
         NotFittedError, ValueError
             As `transform`.
         """
-        return self._scored(X, lambda scorer, step: scorer.scores(step))
+        return self._scored(X, MapScorer.scores)
 
     @own_surroundings()
     def _scored(self, X: ArrayLike, function: Callable[[MapScorer, Tensor], Tensor]) -> Any:
@@ -554,7 +533,13 @@ class PatchGaussianDetector(OutlierMixin, PatchTransformer):
     @of_one_state
     @own_surroundings()
     def predict_regions(
-        self, X: ArrayLike, *, min_area: float = 0, merge_distance: float = 0, image_sizes: Any = None
+        self,
+        X: ArrayLike,
+        *,
+        maps: Any = None,
+        min_area: float = 0,
+        merge_distance: float = 0,
+        image_sizes: Any = None,
     ) -> list[list[Defect] | None]:
         """Return the defects of each image: the connected regions of `predict_masks`, in pixels of the original image.
 
@@ -563,6 +548,8 @@ class PatchGaussianDetector(OutlierMixin, PatchTransformer):
         X : PatchFeatures, array-like or tensor of shape (n, H, W, m)
             Features of the shape that was learnt. PatchFeatures know the sizes of their images, and which part the
             patches cover (resizing, crop).
+        maps : array or tensor of shape (n, H, W), default=None
+            What `transform(X)` is, where it is known already: the network does not run again.
         min_area, merge_distance : float, default=0
             In pixels of the image; see :func:`~ipca_sklearn.detection.find_defects`.
         image_sizes : (int, int), sequence of (int, int), or None, default=None
@@ -579,7 +566,7 @@ class PatchGaussianDetector(OutlierMixin, PatchTransformer):
         NotFittedError, ValueError
             As `transform`, also for features without a grid, and as `find_defects`.
         """
-        return predict_regions(self, X, min_area, merge_distance, image_sizes)
+        return predict_regions(self, X, maps, min_area, merge_distance, image_sizes)
 
     @of_one_state
     @own_surroundings()
@@ -861,7 +848,7 @@ class PatchGaussianDetector(OutlierMixin, PatchTransformer):
         taken = steps.take(choose_features(self.n_random_features, self.random_state, steps.n_features))
         kept = n_kept(0, steps, prequential=self.calibration == "prequential" and not self.trim)
         group = -(-steps.n_patches // n_gaussians)
-        pca = self._new_pca(taken.n_features, group)
+        pca = new_pca(self.get_params(), taken.n_features, group)
         need = memory_needed(pca, in_bands(taken, pca, None, group), n_kept=kept, n_gaussians=n_gaussians)
         return MemoryNeed(need.model, need.learning + HELD_MODELS * need.model) if self.trim else need
 
@@ -945,20 +932,8 @@ class PatchGaussianDetector(OutlierMixin, PatchTransformer):
             )
         return self._calibrator
 
-    def few_images_warning(self) -> str:
-        """Return what a fit warns of where images are few for the thresholds as they are now, or nothing.
-
-        :meta private:
-        """
-        check_is_fitted(self)
-        return self._of_few_images(self.pca_.fitted_, self._calibrator.reference)
-
-    def _of_few_images(self, fitted: Fitted, reference: ReferenceScores) -> str:
-        what = what_few_images_do(fitted, reference, self.distance, self.false_positive_rate)
-        return f"{fitted.count} images are few: {'; '.join(what)}" if what else ""
-
     def _warn_of_few_images(self, fitted: Fitted, reference: ReferenceScores) -> None:
-        text = self._of_few_images(fitted, reference)
+        text = what_few_images_do(fitted, reference, self.distance, self.false_positive_rate)
         if text:
             warnings.warn(text, FewImagesWarning, stacklevel=7)
 
@@ -967,11 +942,6 @@ class PatchGaussianDetector(OutlierMixin, PatchTransformer):
         shape = ("patch_shape_", "region_", "cells_", "feature_indices_", "aligned_")
         names = (*shape, "suspects_", "n_calibrated_", *RECORDS)
         return {name: value for name, value in vars(self).items() if name.endswith("_in_") or name in names}
-
-    def _new_pca(self, n_features: int, group: int) -> BasePCA:
-        if self.covariance == "full":
-            check_full_distance(self.distance)
-        return new_pca(self.get_params(), n_features, group)
 
     @property
     def _n_features_out(self) -> int:
@@ -1004,3 +974,23 @@ def normal_steps(steps: StepReader, y: Any) -> StepReader:
     """Leave out the samples that are labelled anomalous."""
     rows = normal_rows(y, steps.n_samples, is_table=steps.patch_shape == ())
     return steps if rows is None else steps.keep(rows)
+
+
+def begin(
+    detector: PatchGaussianDetector, X: Any, y: Any
+) -> tuple[StepReader, np.ndarray | None, dict[str, Any], BasePCA]:
+    """Return the normal samples of X, their rows (None: all), the attributes that say how X is read, and a new PCA."""
+    steps = read_steps(detector, X, reset=True)
+    rows = normal_rows(y, steps.n_samples, is_table=steps.patch_shape == ())
+    steps = steps if rows is None else steps.keep(rows)
+    columns = choose_features(detector.n_random_features, detector.random_state, steps.n_features)
+    shape = {
+        "patch_shape_": steps.patch_shape,
+        "region_": steps.region,
+        "cells_": choose_cells(detector.n_gaussians, steps),
+        **steps.features_in,
+        **({} if columns is None else {"feature_indices_": columns}),
+        **({"aligned_": True} if is_aligned(X) else {}),
+    }
+    group = group_size(Cells.of(shape["cells_"]), steps.n_copies)
+    return steps, rows, shape, new_pca(detector.get_params(), steps.n_features, group)

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
-from torch import Tensor
 
+from ipca_sklearn._utils._arrays import as_real_array
 from ipca_sklearn._utils._precision import above
 from ipca_sklearn._utils._surroundings import own_surroundings
 from ipca_sklearn._utils._typing import ArrayLike, Size
@@ -174,7 +174,7 @@ def find_defects(
 
 
 def predict_regions(
-    detector: Any, X: Any, min_area: float, merge_distance: float, image_sizes: Any, stacklevel: int = 3
+    detector: Any, X: Any, maps: Any, min_area: float, merge_distance: float, image_sizes: Any, stacklevel: int = 3
 ) -> list[list[Defect] | None]:
     """Return the defects of images from their features, by a fitted detector: see its `predict_regions`."""
     if len(detector.patch_shape_) != 2:
@@ -182,7 +182,12 @@ def predict_regions(
             f"predict_regions needs features of shape (n, H, W, m), and the patches learnt have the shape "
             f"{detector.patch_shape_}: neighbours are not known"
         )
-    maps = _as_maps(detector.transform(X))  # warns of images that could not be read
+    if maps is not None and tuple(maps.shape) != (len(X), *detector.patch_shape_):
+        raise ValueError(
+            f"maps of shape {tuple(maps.shape)} for {len(X)} images; expected {(len(X), *detector.patch_shape_)}, as "
+            "from transform(X)"
+        )
+    maps = _as_maps(detector.transform(X) if maps is None else maps)  # transform warns of images it could not read
     covered_box = None
     if image_sizes is None and hasattr(X, "image_sizes"):
         image_sizes, covered_box = X.image_sizes(), X.covered_box
@@ -192,7 +197,7 @@ def predict_regions(
                 f"{len(gone)} of {len(maps)} images were scored, but then their sizes could not be read, the first is "
                 f"X[{gone[0]}]: they have None in place of a list of defects",
                 SkippedImagesWarning,
-                stacklevel=stacklevel,
+                stacklevel=3,
             )
     elif hasattr(X, "covered_box"):
         covered_box = X.covered_box
@@ -202,13 +207,7 @@ def predict_regions(
 
 
 def label_regions(marked: NDArray[np.bool_], connectivity: int = 2) -> tuple[NDArray[np.int32], int]:
-    """Return the number (from 1 on) of the region of each marked pixel (h, w), and the number of regions.
-
-    Raises
-    ------
-    ValueError
-        `connectivity` is neither 1 nor 2.
-    """
+    """Return the number (from 1 on) of the region of each marked pixel (h, w), and the number of regions."""
     if connectivity not in (1, 2):
         raise ValueError(f"connectivity={connectivity!r} must be 1 (four neighbours) or 2 (eight neighbours).")
     return ndimage.label(marked, ndimage.generate_binary_structure(2, connectivity))
@@ -216,19 +215,11 @@ def label_regions(marked: NDArray[np.bool_], connectivity: int = 2) -> tuple[NDA
 
 @dataclass(frozen=True)
 class _Patches:
-    """The patches of a defect, and the pixels that they cover.
+    """The patches of a defect, and the pixels that they cover."""
 
-    Parameters
-    ----------
-    inside : ndarray of bool, shape (r, c)
-        Which patches of the box belong to the defect.
-    rows, columns : ndarray of int, shapes (2, r) and (2, c)
-        First pixel and the one after the last, of each row and column of patches, within the box.
-    """
-
-    inside: NDArray[np.bool_]
-    rows: NDArray[np.int64]
-    columns: NDArray[np.int64]
+    inside: NDArray[np.bool_]  # (r, c), which patches of the box belong to the defect
+    rows: NDArray[np.int64]  # (2, r), first pixel and the one after the last, of each row of patches, within the box
+    columns: NDArray[np.int64]  # (2, c), the same of columns
 
     @property
     def overlap(self) -> bool:
@@ -339,12 +330,7 @@ def _pixels_of(start: float, length: float, n_patches: int, side: int) -> NDArra
 
 def _as_maps(maps: Any) -> NDArray[Any]:
     """Return maps (n, h, w) of a floating dtype that numpy has, with the same values."""
-    if isinstance(maps, Tensor):
-        maps = maps.detach().cpu()
-        maps = (maps.float() if maps.is_floating_point() and maps.itemsize < 4 else maps).numpy()
-    values = np.asarray(maps)
-    if values.dtype.kind not in "biuf":
-        raise TypeError(f"maps must be real numbers, got dtype {values.dtype}")
+    values = as_real_array(maps, "maps")
     if values.ndim != 3 or 0 in values.shape[1:]:
         raise ValueError(f"maps has shape {values.shape}, expected (n, h, w): use maps[None] for one map")
     return values if values.dtype.kind == "f" else values.astype(np.float64)

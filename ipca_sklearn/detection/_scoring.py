@@ -25,24 +25,12 @@ from ipca_sklearn.detection._unseen import cut_to
 
 @dataclass(frozen=True)
 class ImageScorer:
-    """Scores images with what a detector has learnt, in steps and with the parameters that are set now.
-
-    Parameters
-    ----------
-    detector : PatchGaussianDetector
-        Fitted; reads X.
-    settings : ScoreSettings
-        What scores are computed with.
-    fitted : Fitted
-        What was learnt, with the number of components that is set now.
-    cells : Cells or None
-        The patches that share a Gaussian.
-    """
+    """Scores images with what a detector has learnt, in steps and with the parameters that are set now."""
 
     detector: Any
     settings: ScoreSettings
-    fitted: Fitted
-    cells: Cells | None
+    fitted: Fitted  # with the number of components that is set now
+    cells: Cells | None  # the patches that share a Gaussian
 
     @classmethod
     def of(cls, detector: Any) -> ImageScorer:
@@ -78,7 +66,7 @@ class ImageScorer:
         They are scored as `score_samples` does: in the same steps, because the last digits depend on what an image is
         computed with, and in the dtype of X.
         """
-        return on_host(self.map(steps, lambda scorer, step: scorer.summaries(step)))
+        return on_host(self.map(steps, MapScorer.summaries))
 
     def log_likelihood(self, X: Any) -> float:
         """Return the mean log-likelihood of the patches of images."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -11,17 +10,14 @@ from typing import Any
 from ipca_sklearn._utils._sklearn_compat import validate_parameters
 from ipca_sklearn._utils._surroundings import own_surroundings
 from ipca_sklearn._utils._typing import ArrayLike
-from ipca_sklearn.decomposition._base import BasePCA
-from ipca_sklearn.decomposition._batched_ipca import BatchedIncrementalPCA
+from ipca_sklearn.decomposition._batched_ipca import BatchedIncrementalPCA, will_keep_scatter, with_components
 from ipca_sklearn.decomposition._batches import read_steps
-from ipca_sklearn.decomposition._fitted_scatter import FittedExactPCA
 from ipca_sklearn.detection._calibrator import Calibrator
 from ipca_sklearn.detection._cells import Cells
 from ipca_sklearn.detection._copies import group_size
-from ipca_sklearn.detection._gaussians import choose_cells, pca_parameters
+from ipca_sklearn.detection._gaussians import choose_cells, new_pca, pca_parameters
 from ipca_sklearn.detection._learning import learn
-from ipca_sklearn.detection._map_ops import is_aligned
-from ipca_sklearn.detection._patch_gaussian import PatchGaussianDetector, normal_steps
+from ipca_sklearn.detection._patch_gaussian import PatchGaussianDetector, begin
 from ipca_sklearn.detection._settings import ScoreSettings
 from ipca_sklearn.detection._suspects import refuse_trim
 
@@ -39,24 +35,14 @@ _NOT_LEARNT = {
 
 
 def fit_together(detectors: Sequence[PatchGaussianDetector], X: ArrayLike, y: Any = None) -> int:
-    """Fit detectors to the same images, each as its own `fit` would, and learn once for those that learn the same.
+    """Fit detectors to the same images in place, each as its `fit` would; learn once for those that learn the same.
 
     These are detectors that differ in what scores and thresholds are made with (`distance`, `noise_shrinkage`, `ridge`,
     `image_score`, `smoothing` and the false positive rates) and, where scatter matrices are kept, in `n_components`.
     What they have learnt is then shared in memory.
 
-    Parameters
-    ----------
-    detectors : sequence of PatchGaussianDetector
-        Fitted in place.
-    X, y
-        As in `PatchGaussianDetector.fit`.
-
-    Returns
-    -------
-    int
-        How often the images were learnt. A detector that cannot be fitted, or not with the others, is left as it was:
-        its own `fit` says why.
+    Returns how often the images were learnt. A detector that cannot be fitted, or not with the others, is left as it
+    was: its own `fit` says why.
     """
     groups: list[tuple[dict[str, Any], list[PatchGaussianDetector]]] = []
     for detector in detectors:
@@ -89,12 +75,11 @@ def _what_is_learnt(detector: PatchGaussianDetector, X: ArrayLike) -> dict[str, 
     steps = read_steps(detector, X, reset=True)
     labels = choose_cells(detector.n_gaussians, steps)
     group = group_size(Cells.of(labels), steps.n_copies)
-    pca = detector._new_pca(steps.n_features, group)
+    pca = new_pca(detector.get_params(), steps.n_features, group)
     if isinstance(pca, BatchedIncrementalPCA):
         parameters["n_components"] = pca.n_components
-        n_in_step = min(pca.step_size or steps.n_samples, steps.n_samples)
         n_features = detector.n_random_features or steps.n_features
-        if pca.n_components is not None and pca.keeps_scatter(n_in_step * group, n_features, group):
+        if pca.n_components is not None and will_keep_scatter(pca, steps.n_samples, n_features, group):
             parameters["n_components"] = "any"
             del parameters["n_oversamples"]
     return parameters
@@ -103,24 +88,15 @@ def _what_is_learnt(detector: PatchGaussianDetector, X: ArrayLike) -> dict[str, 
 def _fit_members(members: Sequence[PatchGaussianDetector], X: ArrayLike, y: Any) -> None:
     """Fit detectors that learn the same: each step is scored by all of them before it is learnt."""
     first = PatchGaussianDetector(**members[0].get_params())  # without its callbacks
-    steps = normal_steps(read_steps(first, X, reset=True), y)
-    shape = first._shape_of(steps, is_aligned(X))
+    steps, _, shape, pca = begin(first, X, y)
     group = group_size(Cells.of(shape["cells_"]), steps.n_copies)
     wanted = [pca_parameters(member.get_params(), steps.n_features, group).get("n_components") for member in members]
-    pca = first._new_pca(steps.n_features, group)
     own = [ScoreSettings.of(member) for member in members]
     resolved = [replace(settings, n_components=number) for settings, number in zip(own, wanted, strict=True)]
     with own_surroundings():
         done = learn(first, resolved, steps, shape, pca, None, (X, y))
         for number, (member, settings) in enumerate(zip(members, own, strict=True)):
-            its_pca = _cut_pca(pca, wanted[number])
+            its_pca = with_components(pca, wanted[number])
             model = None if done.model is None else done.model.of_one(number)
             calibrator = Calibrator.of(settings, its_pca.fitted_, *done.scores.summaries(number), model)
             member._store(dict(shape), its_pca, calibrator)
-
-
-def _cut_pca(pca: BasePCA, n_components: Any) -> BasePCA:
-    """Return what is learnt with the components that a member wants."""
-    if isinstance(pca, BatchedIncrementalPCA) and isinstance(pca.fitted_, FittedExactPCA) and n_components is not None:
-        return pca.with_components(n_components)
-    return copy.copy(pca)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -43,12 +43,8 @@ _Scored = tuple[float, list[Tensor]]
 class ScoringModel:
     """What scores images that are learnt next: distance operators of a model, made when they are first used.
 
-    Parameters
-    ----------
-    count, weight : int, float
-        Number and weight of the images that the model has learnt; 0 if there is none yet.
-    make_operators : callable or None
-        Returns the operators, one for each of the settings that images are scored with.
+    There is one operator for each of the settings that images are scored with; `count` and `weight` are those of the
+    images that the model has learnt.
     """
 
     def __init__(
@@ -57,6 +53,7 @@ class ScoringModel:
         self.count = count
         self.weight = weight
         self._make_operators = make_operators
+        self._operators: list[linalg.DistanceOperator] = []
 
     def outdated(self, count: float, weight: float, per_image: float) -> bool:
         """Return whether a model of so many images, and this weight of them, should score in place of this one.
@@ -68,22 +65,21 @@ class ScoringModel:
         fall = _FALL / per_image * (1 / max(self.weight, 1) - 1 / max(weight, 1))
         return fall > _LARGEST_FALL or weight >= 2 * self.weight or count - self.count >= self.weight
 
-    @cached_property
     def operators(self) -> list[linalg.DistanceOperator]:
-        """The distance operators of the model."""
-        assert self._make_operators is not None, "nothing is learnt yet"
-        operators, self._make_operators = self._make_operators(), None
-        return operators
+        """Return the distance operators of the model."""
+        if self._make_operators is not None:
+            self._operators, self._make_operators = self._make_operators(), None
+        return self._operators
 
     def of_one(self, number: int) -> ScoringModel:
         """Return the model with the operator of one of the settings."""
-        return ScoringModel(self.count, self.weight, (lambda: [self.operators[number]]) if self.count else None)
+        return ScoringModel(self.count, self.weight, (lambda: [self.operators()[number]]) if self.count else None)
 
     def __deepcopy__(self, memo: Any) -> ScoringModel:
         return self  # it never changes
 
     def __getstate__(self) -> dict[str, Any]:
-        operators = [operator.folded() for operator in self.operators] if self.count else []
+        operators = [operator.folded() for operator in self.operators()] if self.count else []
         return {"count": self.count, "weight": self.weight, "operators": [_as_arrays(each) for each in operators]}
 
     def __setstate__(self, stored: dict[str, Any]) -> None:
@@ -105,27 +101,9 @@ def _as_operator(arrays: dict[str, np.ndarray | None]) -> linalg.DistanceOperato
 class UnseenScores:
     """Scores each step of a fit before it is learnt; few images are kept, and scored by models of the others.
 
-    Parameters
-    ----------
-    settings : sequence of ScoreSettings
-        Of the detectors that learn the same; each scores with its own.
-    pca : BasePCA
-        Says how a step is learnt.
-    start : Fitted or None
-        What is known before the first step.
-    model : ScoringModel or None
-        What scored the images before; None: what is known.
-    steps : StepReader
-        The images to learn.
-    cells : Cells or None
-        The patches that share a Gaussian.
-    prequential : bool
-        Whether steps are scored before they are learnt.
-
-    Attributes
-    ----------
-    model : ScoringModel
-        What scored the last step.
+    Each of the `settings` gives scores of its own. `start` is what is known before the first step. Unless
+    `prequential`, steps are not scored before they are learnt. `model` is what scored the last step, at first that of
+    an earlier call.
     """
 
     def __init__(
@@ -209,12 +187,12 @@ class UnseenScores:
         if self.model.outdated(fitted.count, fitted.weight, per_image):
             self.model = self._model_of(fitted)
             if not self.model.outdated(first_scored, first_scored, per_image):  # else it is renewed before it scores
-                _ = self.model.operators  # at once: learning overwrites the matrices
+                self.model.operators()  # at once: learning overwrites the matrices
 
     def _model_of(self, fitted: Fitted | None) -> ScoringModel:
         if fitted is None:
             return ScoringModel(0, 0, None)
-        return ScoringModel(fitted.count, fitted.weight, lambda: self._operators_of(fitted))
+        return ScoringModel(fitted.count, fitted.weight, partial(self._operators_of, fitted))
 
     def _operators_of(self, fitted: Fitted) -> list[linalg.DistanceOperator]:
         device = resolve_device(self._pca.device, fitted.state.mean.device, required=False)
@@ -230,7 +208,7 @@ class UnseenScores:
         images = images_of(step)
         scorers = (
             settings.scorer(operator, self._steps, self._cells)
-            for settings, operator in zip(self._settings, model.operators, strict=True)
+            for settings, operator in zip(self._settings, model.operators(), strict=True)
         )
         yield model.weight, [scorer.summaries(images) for scorer in scorers]
 

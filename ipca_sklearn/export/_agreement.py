@@ -85,24 +85,10 @@ def compare(
     largest_difference: float,
     hint: str,
 ) -> Agreement:
-    """Compare the results of a file with those of the pipeline it was made from.
+    """Compare the results of a file with those of the pipeline it was made from; too large differences are an error.
 
-    Parameters
-    ----------
-    run : callable
-        Runs the file on pixels (1, 3, H, W): score (1,) and map (1, H', W').
-    expected : sequence of Expected
-    offset : float
-        Images with a lower score are anomalous.
-    largest_difference : float
-        Of scores and maps, as a share of the largest value of a map.
-    hint : str
-        What to do where they differ by more.
-
-    Raises
-    ------
-    ValueError
-        They differ by more.
+    `run` runs the file on pixels (1, 3, H, W): score (1,) and map (1, H', W'). Images with a score lower than `offset`
+    are anomalous. `largest_difference` of scores and maps is a share of the largest value of a map.
     """
     differences, n_other_labels = [], 0
     for image in expected:

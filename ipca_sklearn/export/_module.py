@@ -22,7 +22,7 @@ from ipca_sklearn.detection._distance_module import DistanceModule, register
 from ipca_sklearn.detection._map_ops import blur_matrix, image_scores
 from ipca_sklearn.features import PatchFeatureExtractor, weights_license
 from ipca_sklearn.features._patch_network import PatchNetwork
-from ipca_sklearn.features._settings import FeatureSettings
+from ipca_sklearn.features._settings import FeatureSettings, settings_of
 from ipca_sklearn.images._decode import center_crop, resize_and_crop
 from ipca_sklearn.images._resize import to_unit_floats
 
@@ -53,7 +53,7 @@ class PatchGaussianModule(nn.Module):
         self, extractor: PatchFeatureExtractor, detector: PatchGaussianDetector, components_dtype: torch.dtype
     ) -> None:
         super().__init__()
-        settings = extractor.feature_settings("cpu")
+        settings = settings_of(extractor, "cpu")
         self.offset, self.map_threshold = float(detector.offset_), float(detector.map_threshold_)
         self._features = _Features(settings, getattr(detector, "feature_indices_", None))
         cells = Cells.of(detector.cells_)
@@ -251,7 +251,7 @@ def to_torch(pipe: Pipeline, *, components_dtype: str = "float32") -> PatchGauss
         raise TypeError(f"export takes a Pipeline of PatchFeatureExtractor and PatchGaussianDetector, got {names}")
     for step in steps:
         check_is_fitted(step)
-    if getattr(steps[0], "align", None) is not None:
+    if steps[0].align is not None:
         raise ValueError(
             f"align={steps[0].align!r}: a module or a file does not search for the part; save the pipeline "
             "(persistence.save), or align images before they come here and fit without align"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Sequence
@@ -32,6 +33,7 @@ LARGEST_DIFFERENCES = {"FP32": LARGEST_DIFFERENCE, "FP16": 0.02, "INT8": 0.5}
 # All later layers see the errors of the first ones: with these in float32 the median error of a map of Lite0
 # falls from 12 to 1.2 % (docs/dev_notes.md).
 N_FLOAT_CONVOLUTIONS = 4
+_NO_DIGEST = "0" * 64  # until the weights are written
 # OpenVINO takes bfloat16 by itself where a CPU has it, which moves scores by a tenth.
 PINNED = {"INFERENCE_PRECISION_HINT": "f32"}
 
@@ -53,7 +55,8 @@ def to_openvino(
     pipe : Pipeline
         As for :func:`to_torch`.
     path : str or path-like
-        The file, such as `"model.xml"`; it and the .bin are replaced only when the new ones are complete.
+        The file, such as `"model.xml"`; it and the .bin are replaced only when the new ones are complete. For the
+        moment between the two there is no .xml, so a kill there leaves no model rather than one of two halves.
     precision : {"FP32", "FP16", "INT8"}, default="FP32"
         Of what is stored. `"FP16"` halves the file; OpenVINO computes with these weights in float32. `"INT8"`: NNCF
         turns the products of the network into those of 8-bit integers, with ranges from `images`; its first four
@@ -90,8 +93,9 @@ def to_openvino(
     Notes
     -----
     Inputs and outputs are those of :func:`to_onnx`. Its metadata are the section `ipca_sklearn` of `rt_info`, with
-    `precision` and `inference_precision`. **Compile the model with INFERENCE_PRECISION_HINT="f32"**: on CPUs with
-    bfloat16 OpenVINO takes that by itself, and scores move by a tenth.
+    `precision`, `inference_precision` and `weights_sha256`, the SHA-256 of the .bin: whoever copies the files, or loads
+    them while they are written, can tell whether they belong together. **Compile the model with
+    INFERENCE_PRECISION_HINT="f32"**: on CPUs with bfloat16 OpenVINO takes that by itself, and scores move by a tenth.
     """
     path = Path(path)
     if path.suffix != ".xml":
@@ -112,7 +116,7 @@ def to_openvino(
         images = check_images(images)
         pixels = [pixels_of(images, index, dtype) for index in range(len(images))]
         model = _quantized(model, pixels, outside)
-    facts = module.metadata | {"dtype": dtype, "precision": precision}
+    facts = module.metadata | {"dtype": dtype, "precision": precision, "weights_sha256": _NO_DIGEST}
     for name, value in facts.items():
         model.set_rt_info(value, ["ipca_sklearn", name])
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # Windows keeps files that are mapped
@@ -128,11 +132,20 @@ def to_openvino(
                 largest_difference=LARGEST_DIFFERENCES[precision],
                 hint="Give it more images=" if precision == "INT8" else HINT_OF_16_BITS,
             )
-        with replacing(path.with_suffix(".bin")) as weights, replacing(path) as description:
-            weights.write(written.with_suffix(".bin").read_bytes())
-            description.write(written.read_bytes())
+        _replace_both(path, written.read_bytes(), written.with_suffix(".bin").read_bytes())
     warn_of_license(pipe, path)
     return agreement
+
+
+def _replace_both(path: Path, description: bytes, weights: bytes) -> None:
+    """Write the .xml and the .bin beside it; there is no .xml while they do not belong together."""
+    digest = hashlib.sha256(weights).hexdigest()
+    with replacing(path) as xml, replacing(path.with_suffix(".bin")) as binary:
+        xml.write(description.replace(_NO_DIGEST.encode(), digest.encode()))
+        binary.write(weights)
+        for file in (xml, binary):
+            file.flush()  # a full disk leaves the old model
+        path.resolve().unlink(missing_ok=True)
 
 
 def _quantized(model: Any, pixels: list[np.ndarray], outside: list[str]) -> Any:

@@ -9,14 +9,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from ipca_sklearn._utils._digests import content, new_digest
 from ipca_sklearn._utils._typing import Size
 from ipca_sklearn.features._registration import FINE, Floats, Pose, Search, correlation, moved, shrunk
-from ipca_sklearn.images._resize import to_unit_floats
+from ipca_sklearn.images._resize import sampled, to_unit_floats
 
 ALIGNMENTS = ("translation", "rigid")
 # Images of the fit that the mean image, and what of it is seen in all of them, come from.
@@ -28,21 +27,11 @@ _LEAST_QUALITY, _LEAST_SHARE = 0.5, 0.6
 
 
 class Placement(NamedTuple):
-    """Where the part lies in a resized image.
+    """Where the part lies in a resized image."""
 
-    Parameters
-    ----------
-    pose : Pose
-        In pixels of the resized image. That of an image whose alignment failed moves nothing.
-    quality : float
-        Correlation of the image, where it was brought to, and the mean image.
-    aligned : bool
-        False: the alignment failed, and the image was left as it was.
-    """
-
-    pose: Pose
-    quality: float
-    aligned: bool
+    pose: Pose  # in pixels of the resized image; that of an image whose alignment failed moves nothing
+    quality: float  # correlation of the image, where it was brought to, and the mean image
+    aligned: bool  # False: the alignment failed, and the image was left as it was
 
 
 UNREADABLE = Placement(Pose(), float("nan"), False)
@@ -57,21 +46,11 @@ def alignment_table(placements: Sequence[Placement]) -> NDArray[Any]:
 
 @dataclass(frozen=True, eq=False)
 class Aligner:
-    """Finds parts in images, and brings them to where the mean training image has them.
+    """Finds parts in images, and brings them to where the mean training image has them."""
 
-    Parameters
-    ----------
-    reference : ndarray of shape (h, w)
-        The mean training image, grey, of at most 128 pixels on the longer side.
-    rigid : bool
-        Whether images are turned, too.
-    limit : float
-        Smaller qualities are failures.
-    """
-
-    reference: Floats
-    rigid: bool
-    limit: float
+    reference: Floats  # (h, w), the mean training image, grey, of at most 128 pixels on the longer side
+    rigid: bool  # whether images are turned, too
+    limit: float  # smaller qualities are failures
 
     def place(self, image: Tensor) -> Placement:
         """Find the part in a resized image (3, H, W)."""
@@ -133,11 +112,7 @@ def aligned(image: Tensor, placement: Placement) -> Tensor:
         return pixels
     height, width = image.shape[1:]
     y, x = (np.arange(side) - (side - 1) / 2 for side in (height, width))
-    rows, columns = placement.pose.applied(y[:, None], x)
-    # grid_sample measures each axis by half of its length.
-    places = np.stack([columns * (2 / width), rows * (2 / height)], axis=-1).astype(np.float32)
-    grid = torch.from_numpy(places).to(image.device)[None]
-    return F.grid_sample(pixels[None], grid, mode="bilinear", padding_mode="reflection", align_corners=False)[0]
+    return sampled(pixels, *placement.pose.applied(y[:, None], x))
 
 
 def seen_in_all(placements: Sequence[Placement], grid_size: Size, crop_size: Size, image_size: Size) -> NDArray[Any]:

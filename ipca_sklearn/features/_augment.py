@@ -7,14 +7,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ipca_sklearn._utils._surroundings import as_in_a_fresh_process
 from ipca_sklearn._utils._threads import seeded_torch
 from ipca_sklearn._utils._typing import Size
 from ipca_sklearn.features._settings import Augment, ImageSettings
-from ipca_sklearn.images._resize import to_unit_floats
+from ipca_sklearn.images._resize import sampled, to_unit_floats
 
 AUGMENTATIONS = ("flip", "random_crop", "rotation")
 
@@ -74,19 +73,9 @@ def augmented(image: Tensor, settings: ImageSettings, index: int, copy: int) -> 
 
 
 def rotated(image: Tensor, angle: float) -> Tensor:
-    """Return an image (3, H, W) turned about its middle by an angle in radians; corners are mirrored pixels of it.
-
-    Returns
-    -------
-    Tensor of shape (3, H, W)
-        float32 in [0, 1].
-    """
+    """Return an image (3, H, W) turned about its middle by an angle in radians; corners are mirrored pixels of it."""
     height, width = image.shape[1:]
     cosine, sine = math.cos(angle), math.sin(angle)
     y, x = (np.arange(side) - (side - 1) / 2 for side in (height, width))
     across, down = cosine * x - sine * y[:, None], sine * x + cosine * y[:, None]
-    # grid_sample measures each axis by half of its length.
-    places = np.stack([across * (2 / width), down * (2 / height)], axis=-1).astype(np.float32)
-    grid = torch.from_numpy(places).to(image.device)[None]
-    pixels = to_unit_floats(image)[None]
-    return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="reflection", align_corners=False)[0]
+    return sampled(to_unit_floats(image), down, across)

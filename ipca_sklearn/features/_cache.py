@@ -28,8 +28,8 @@ from ipca_sklearn.images._decode import to_rgb
 _FILES_PER_MEASUREMENT = 32
 _BAND = "-band"  # before the number of a band, in the name of a file that holds one
 _N_CHECKSUM = 4  # bytes of CRC-32 at the end of a file: found cheaper than other checksums
-# Folders that cannot be written, which a warning has told of in this process.
-_told_of: set[str] = set()
+# Folders that cannot be written, which this process has warned of.
+_warned_of: set[str] = set()
 
 
 class FeatureCache:
@@ -128,11 +128,11 @@ class FeatureCache:
         )
         return False
 
-    def _tell_of(self, error: OSError) -> None:
+    def _warn_once(self, error: OSError) -> None:
         """Warn that nothing can be written, once for a folder."""
-        if self.location in _told_of:
+        if self.location in _warned_of:
             return
-        _told_of.add(self.location)
+        _warned_of.add(self.location)
         warnings.warn(
             f"the feature cache at {printable(self.location)} cannot be written ({printable(error)}): features that it "
             "lacks are computed whenever they are needed. Free space, or name another folder",
@@ -150,16 +150,7 @@ class FeatureCache:
 class StoredFeatures:
     """The files of the images of one pass: those that exist, and those that will be written.
 
-    Parameters
-    ----------
-    cache : FeatureCache
-    images : sequence of images
-    indices : ndarray of int
-        Of the images of the pass.
-    settings_digest : str
-        Tells settings and networks apart.
-    shape : tuple of int
-        Shape of what is kept of an image, `(H, W, m)` or `(P, m)`.
+    `shape` is that of what is kept of an image, `(H, W, m)` or `(P, m)`.
     """
 
     def __init__(
@@ -227,7 +218,7 @@ class StoredFeatures:
                 file.write(self._checksum(values))
         except OSError as error:
             self._stopped = True
-            self._cache._tell_of(error)
+            self._cache._warn_once(error)
 
     def _checksum(self, values: np.ndarray) -> bytes:
         return zlib.crc32(values.data, zlib.crc32(self._header)).to_bytes(_N_CHECKSUM, "little")
@@ -260,6 +251,9 @@ def _image_digest(image: ImageLike) -> str | None:
             return None
         digest.update(os.fsencode(os.path.abspath(image)))  # names need not be UTF-8
         digest.update(f"\n{status.st_size}\n{status.st_mtime_ns}".encode())
+        return digest.hexdigest()
+    if isinstance(image, bytes):
+        digest.update(b"bytes " + image)
         return digest.hexdigest()
     if isinstance(image, Image.Image):
         try:

@@ -19,14 +19,8 @@ from ipca_sklearn.features._settings import FeatureSettings
 class AugmentedFeatures(PatchFeatures):
     """Features of training images, which can be read together with those of augmented copies.
 
-    Everything else is as without copies: length, shape, values, the cache, warnings.
-
-    Parameters
-    ----------
-    images, indices, settings, cache, record
-        As in `PatchFeatures`, of the images themselves.
-    of_copies : FeatureSettings
-        How copies become features; their number is `of_copies.images.n_augmented`.
+    Everything else is as without copies: length, shape, values, the cache, warnings. `of_copies` says how copies become
+    features; their number is `of_copies.images.n_augmented`.
     """
 
     def __init__(
@@ -46,29 +40,14 @@ class AugmentedFeatures(PatchFeatures):
         """Copies of each image."""
         return self._of_copies.images.n_augmented
 
-    def _at(self, indices: np.ndarray) -> AugmentedFeatures:
-        return AugmentedFeatures(self._images, indices, self._settings, self._of_copies, self._cache, self._record)
-
     def read_copies(self, size: int, *, reuse: bool = False) -> Iterator[tuple[Tensor, dict[int, str]]]:
-        """Yield the features of each image, followed by those of its copies, for `size` images at a time.
+        """Yield, as `read`, the features of each image, followed by those of its copies, for `size` images at a time.
 
         :meta private:
-
-        Yields
-        ------
-        batch : Tensor of shape (b * (1 + n_copies), H, W, m), or (b * (1 + n_copies), P, m)
-            NaN for images that could not be read.
-        skipped : dict of int to str
-            As `read`: which of the b images could not be read.
-
-        Raises
-        ------
-        ImageReadError, RuntimeError
-            As `batches`.
         """
         n_copies = self.n_copies
         repeated = PatchFeatures(self._images, np.repeat(self._indices, n_copies), self._of_copies)
-        # What there is to say about images is said once, by the pass over the images themselves.
+        # The pass over the images themselves warns of them.
         reading: Any = repeated._read(size * n_copies, reuse, Remarks())
         with closing(reading) as copies:
             for batch, skipped in self.read(size, reuse=reuse):

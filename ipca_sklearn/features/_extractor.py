@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from enum import Enum
 from numbers import Integral
@@ -19,18 +20,19 @@ from torch import Tensor, nn
 from ipca_sklearn._utils import _digests
 from ipca_sklearn._utils._output import TableOutputMixin
 from ipca_sklearn._utils._sklearn_compat import CallbackSupportMixin, FitProgress, Interval, StrOptions, fit_context
-from ipca_sklearn._utils._typing import DeviceLike, Image, Images, PathLike
+from ipca_sklearn._utils._typing import DeviceLike, Image, Images, PathLike, Size
+from ipca_sklearn._utils._versions import VersionedMixin
 from ipca_sklearn.features import engines
 from ipca_sklearn.features._alignment import ALIGNMENTS
 from ipca_sklearn.features._augment import AUGMENTATIONS, check_augment
 from ipca_sklearn.features._cache import FeatureCache
 from ipca_sklearn.features._copies import AugmentedFeatures
-from ipca_sklearn.features._geometry import InspectedAreaMixin
+from ipca_sklearn.features._geometry import covered_box, cut_masks, first_size, fitted_sizes
 from ipca_sklearn.features._lazy import PatchFeatures
 from ipca_sklearn.features._network_of import make_network
-from ipca_sklearn.features._settings import Augment, FeatureSettings, settings_of
+from ipca_sklearn.features._remarks import SkippedImages
+from ipca_sklearn.features._settings import Augment, settings_of
 from ipca_sklearn.features._tiled import features_of
-from ipca_sklearn.features._training_record import TrainingRecordMixin, unchanged_after_error
 from ipca_sklearn.features.backbones._networks import DEFAULT_BACKBONE
 from ipca_sklearn.features.backbones._weights import Weights
 from ipca_sklearn.images._decode import check_images
@@ -38,9 +40,7 @@ from ipca_sklearn.images._formats import MAX_PIXELS
 from ipca_sklearn.images._resize import INTERPOLATIONS
 
 
-class PatchFeatureExtractor(
-    TrainingRecordMixin, CallbackSupportMixin, TableOutputMixin, InspectedAreaMixin, TransformerMixin, BaseEstimator
-):
+class PatchFeatureExtractor(VersionedMixin, CallbackSupportMixin, TableOutputMixin, TransformerMixin, BaseEstimator):
     """Describe every patch of an image by the layers of a frozen network (paper, Fig. 1).
 
     The whole image is resized to `image_size`. The centre of `crop_size` is normalised and, with a mirrored `margin`,
@@ -196,12 +196,13 @@ class PatchFeatureExtractor(
 
     Notes
     -----
-    Images may be paths, PIL images, uint8, uint16 or float (in [0, 1]) arrays `(n, H, W, C)` or tensors
-    `(n, C, H, W)`, C = 1 (grey), 3 (RGB) or 4, grey ones `(n, H, W)`, or a list of such images of any sizes. A column
-    of paths may be a Series or a data frame with one column. The same picture has the same features in any form, to
-    rounding. Grey is repeated, palettes are looked up, transparent pixels become black, 16 bits are scaled (65535 is
-    white), EXIF orientation is applied. Files are PNG, JPEG, BMP, TIFF, WebP or PPM/PGM, found by their content; floats
-    in them are in [0, 1] too. The first of several pages or frames is taken, and a MultiPageImageWarning says so.
+    Images may be paths, contents of files (bytes), PIL images, uint8, uint16 or float (in [0, 1]) arrays `(n, H, W, C)`
+    or tensors `(n, C, H, W)`, C = 1 (grey), 3 (RGB) or 4, grey ones `(n, H, W)`, or a list of such images of any sizes.
+    A column of paths may be a Series or a data frame with one column. The same picture has the same features in any
+    form, to rounding. Grey is repeated, palettes are looked up, transparent pixels become black, 16 bits are scaled
+    (65535 is white), EXIF orientation is applied. Files are PNG, JPEG, BMP, TIFF, WebP or PPM/PGM, found by their
+    content; floats in them are in [0, 1] too. The first of several pages or frames is taken, and a
+    MultiPageImageWarning says so.
 
     With a `crop_size` the border outside of the crop is not inspected: with the paper's 256 and 224, 1/16 of the height
     at the top and at the bottom, and 1/16 of the width at either side. `covered_box` gives the part of an image that
@@ -347,7 +348,7 @@ class PatchFeatureExtractor(
             Weights could not be downloaded or read.
         """
         progress = FitProgress(self, 0, X, y)
-        with unchanged_after_error(self):
+        with _unchanged_after_error(self):
             make_network(self, check_images(X))
         progress.end()
         return self
@@ -355,7 +356,7 @@ class PatchFeatureExtractor(
     @property
     def engine_(self) -> str:
         """The engine and its version, or torch."""
-        return engines.choose(self.feature_settings().of_network).label
+        return engines.choose(settings_of(self).of_network).label
 
     def transform(self, X: Images) -> PatchFeatures:
         """Return the features of images, to be computed when they are read.
@@ -380,7 +381,7 @@ class PatchFeatureExtractor(
         """
         check_is_fitted(self)
         images = check_images(X)
-        settings = self.feature_settings(self._device_for(images))
+        settings = settings_of(self, self._device_for(images))
         return features_of(images, np.arange(len(images)), settings, self._feature_cache())
 
     def fit_transform(self, X: Images, y: Any = None) -> PatchFeatures:  # type: ignore[override]
@@ -392,7 +393,7 @@ class PatchFeatureExtractor(
         check_is_fitted(self)
         check_augment(self.augment, self.n_augmented, self.image_size_, self.crop_size_)
         images = check_images(X)
-        settings = self.feature_settings(self._device_for(images))
+        settings = settings_of(self, self._device_for(images))
         changed = replace(settings.images, augment=self.augment, n_augmented=self.n_augmented)
         augmented, indices = replace(settings, images=changed), np.arange(len(images))
         cache, record = self._feature_cache(), self._training_record
@@ -408,23 +409,66 @@ class PatchFeatureExtractor(
     def _feature_cache(self) -> FeatureCache | None:
         return FeatureCache(self.cache) if isinstance(self.cache, (str, os.PathLike)) else self.cache
 
-    def feature_settings(self, device: DeviceLike = None) -> FeatureSettings:
-        """Return how images become features: the network and all settings, without augmentation.
-
-        :meta private:
+    def transform_masks(self, masks: Sequence[Image | None], images: Images | None = None) -> np.ndarray:
+        """Cut masks as the images are cut, so that they cover what maps cover (resized to `crop_size_`).
 
         Parameters
         ----------
-        device : str, torch.device or None, default=None
-            Where the features are to be computed; None is the parameter `device`, or the CPU if that is None too.
+        masks : sequence of (path, PIL image, array (H, W), (H, W, 1) or (H, W, C), tensor, or None)
+            Anomalous is what is not zero: True, 1, 2, 255, any colour but black. Masks with smoothed edges are cut at
+            half (see the user guide). None is a mask without anomaly.
+        images : sequence of images, default=None
+            The image of each mask, as `transform` takes them, of which the sizes are read: a mask may be larger or
+            smaller than its image, but has its proportions. None does not compare them.
 
         Returns
         -------
-        FeatureSettings
-            A frozen record. Its network is the extractor's own: copy it before you change it.
+        ndarray of bool, shape (n, height, width)
+            Height and width are `crop_size_`. A pixel is marked if at least half of its area is; of defects too small
+            or thin for that, each pixel that they touch, so that none is lost.
+
+        Raises
+        ------
+        TypeError
+            `masks` is a single mask.
+        ValueError
+            A mask does not have the proportions of its image, or there are not as many images as masks.
+        ImageReadError
+            A mask cannot be read, or does not tell background from defect. The message names it.
+
+        Warns
+        -----
+        MaskWarning
+            Faint spots beside smoothed edges are not marked.
+        AspectRatioWarning
+            Without `images`: masks do not have the proportions of the images of the fit.
         """
-        check_is_fitted(self)
-        return settings_of(self, self.device if device is None else device)
+        return cut_masks(self, masks, images)
+
+    def covered_box(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
+        """Return the part of an image that is inspected, in the image's own pixels.
+
+        Parameters
+        ----------
+        size : (int, int)
+            Height and width of the original image.
+
+        Returns
+        -------
+        (float, float, float, float)
+            Top, left, height, width. Row i of an anomaly map with H rows covers height / H pixels from
+            `top + i * height / H` on; columns likewise.
+        """
+        return covered_box(size, *fitted_sizes(self))
+
+    def first_size(self, X: Images) -> Size | None:
+        """Return the size of the first image of X that can be read, from which `fit` decides; None if it does not."""
+        return first_size(self, X)
+
+    @property
+    def skipped_(self) -> dict[int, str]:
+        """Images that could not be read in training: positions in X, and reasons."""
+        return self._training_record.reasons
 
     def weights_digest(self) -> str:
         """Return a digest of the network's weights, which tells networks of the same name apart."""
@@ -444,3 +488,26 @@ class PatchFeatureExtractor(
         tags.input_tags.string = True
         tags.requires_fit = True
         return tags
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        if "_training_record" in state:  # fitted
+            state |= {"cache": None, "_training_record": self.skipped_}
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if "_training_record" in state:
+            self._training_record = SkippedImages(state["_training_record"])
+
+
+@contextmanager
+def _unchanged_after_error(estimator: Any) -> Iterator[None]:
+    """Restore the attributes of an estimator if the block raises."""
+    before = dict(vars(estimator))
+    try:
+        yield
+    except BaseException:
+        vars(estimator).clear()
+        vars(estimator).update(before)
+        raise

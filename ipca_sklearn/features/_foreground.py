@@ -18,19 +18,8 @@ def foreground(features: NDArray[Any], seen: NDArray[np.bool_]) -> NDArray[np.bo
     The first principal component of the patches tells the part from the background (Damm et al., "AnomalyDINO", WACV
     2025): its values are cut in two where the classes are farthest apart (Otsu), and background is the class that most
     patches at the edge are in. The part is the largest connected region of what at least half of the images have as
-    foreground.
-
-    Parameters
-    ----------
-    features : ndarray of shape (n, H, W, m)
-        Of aligned images.
-    seen : ndarray of bool, shape (H, W)
-        The patches that all images show; others count for nothing.
-
-    Returns
-    -------
-    ndarray of bool, shape (H, W)
-        False everywhere if nothing differs from the background.
+    foreground; none if nothing differs from the background. Patches that not all images show (`seen`) count for
+    nothing.
     """
     samples = features[:, seen].astype(np.float64)
     centred = samples - samples.mean((0, 1))

@@ -32,13 +32,7 @@ AUTO_MARGIN = 16
 
 
 def as_size(value: Any, name: str) -> Size | None:
-    """Return a parameter as (height, width): an integer is both; None is None.
-
-    Raises
-    ------
-    ValueError
-        It is neither, or not positive.
-    """
+    """Return a parameter as (height, width): a positive integer is both; None is None."""
     if value is None:
         return None
     sides = (value, value) if isinstance(value, Integral) else tuple(value)
@@ -48,13 +42,7 @@ def as_size(value: Any, name: str) -> Size | None:
 
 
 def sizes(image_size: Any, crop_size: Any) -> tuple[Size, Size]:
-    """Return `image_size` and `crop_size` as (height, width) each.
-
-    Raises
-    ------
-    ValueError
-        One of them is no size, or the crop is larger than the image.
-    """
+    """Return `image_size` and `crop_size`, which is not larger, as (height, width) each."""
     image, crop = as_size(image_size, "image_size"), as_size(crop_size, "crop_size")
     if image is None:
         raise ValueError("image_size=None is no size; use 'auto' for the shape of the first image")
@@ -80,147 +68,79 @@ def covered_box(size: Size, image_size: Size, crop_size: Size) -> tuple[float, f
     return top, left, height, width
 
 
-class InspectedAreaMixin:
-    """Which part of an image a fitted extractor inspects."""
+def cut_masks(extractor: Any, masks: Sequence[Image | None], images: Images | None) -> np.ndarray:
+    """Return masks as `PatchFeatureExtractor.transform_masks` does."""
+    if isinstance(masks, (str, os.PathLike, PIL.Image.Image)):
+        raise TypeError(f"masks is a single {type(masks).__name__}; pass a list of masks, one for each image")
+    image_size, crop_size = fitted_sizes(extractor)
+    checked = None if images is None else check_images(images)
+    if checked is not None and len(checked) != len(masks):
+        raise ValueError(f"{len(masks)} masks for {len(checked)} images; pass one for each, None if it has none")
+    given = [(index, mask) for index, mask in enumerate(masks) if mask is not None]
+    read = read_masks([mask for _, mask in given], [f"masks[{index}]" for index, _ in given], extractor.max_pixels)
+    cut, stretched = np.zeros((len(masks), *crop_size), dtype=bool), []
+    for (index, _), (marked, name) in zip(given, read, strict=True):
+        size = marked.shape[0], marked.shape[1]
+        if checked is not None:
+            _check_mask(extractor, size, name, checked[index], f"X[{index}]")
+        elif _is_stretched(extractor, size):
+            stretched.append(name)
+        cut[index] = centre_of(shrink_mask(marked, image_size), crop_size)
+    if stretched:
+        warnings.warn(
+            f"{len(stretched)} of {len(masks)} masks have other proportions than the images of the fit "
+            f"({', '.join(stretched[:3])}{', ...' if len(stretched) > 3 else ''}) and are stretched. Pass images= "
+            "to compare each with its image",
+            AspectRatioWarning,
+            stacklevel=3,
+        )
+    return cut
 
-    image_size: Any
-    crop_size: Any
-    region: Any
-    align: Any
-    on_error: str
-    max_pixels: int
-    image_size_: Size
-    crop_size_: Size
 
-    def transform_masks(self, masks: Sequence[Image | None], images: Images | None = None) -> np.ndarray:
-        """Cut masks as the images are cut, so that they cover what maps cover (resized to `crop_size_`).
+def _check_mask(extractor: Any, size: Size, name: str, image: Any, image_name: str) -> None:
+    try:
+        image_size = size_of(image, extractor.max_pixels)
+    except ImageReadError:
+        if extractor.on_error == "raise":
+            raise
+        return
+    shown = printable(image) if isinstance(image, (str, os.PathLike)) else image_name
+    check_proportions(size, name, image_size, shown)
 
-        Parameters
-        ----------
-        masks : sequence of (path, PIL image, array (H, W), (H, W, 1) or (H, W, C), tensor, or None)
-            Anomalous is what is not zero: True, 1, 2, 255, any colour but black. Masks with smoothed edges are cut at
-            half (see the user guide). None is a mask without anomaly.
-        images : sequence of images, default=None
-            The image of each mask, as `transform` takes them, of which the sizes are read: a mask may be larger or
-            smaller than its image, but has its proportions. None does not compare them.
 
-        Returns
-        -------
-        ndarray of bool, shape (n, height, width)
-            Height and width are `crop_size_`. A pixel is marked if at least half of its area is; of defects too small
-            or thin for that, each pixel that they touch, so that none is lost.
+def _is_stretched(extractor: Any, size: Size) -> bool:
+    expected = getattr(extractor, "_aspect_ratio", None)
+    return expected is not None and abs(math.log(size[0] / size[1] / expected)) > math.log(1.1)
 
-        Raises
-        ------
-        TypeError
-            `masks` is a single mask.
-        ValueError
-            A mask does not have the proportions of its image, or there are not as many images as masks.
-        ImageReadError
-            A mask cannot be read, or does not tell background from defect. The message names it.
 
-        Warns
-        -----
-        MaskWarning
-            Faint spots beside smoothed edges are not marked.
-        AspectRatioWarning
-            Without `images`: masks do not have the proportions of the images of the fit.
-        """
-        if isinstance(masks, (str, os.PathLike, PIL.Image.Image)):
-            raise TypeError(f"masks is a single {type(masks).__name__}; pass a list of masks, one for each image")
-        image_size, crop_size = self._sizes()
-        checked = None if images is None else check_images(images)
-        if checked is not None and len(checked) != len(masks):
-            raise ValueError(f"{len(masks)} masks for {len(checked)} images; pass one for each, None if it has none")
-        given = [(index, mask) for index, mask in enumerate(masks) if mask is not None]
-        read = read_masks([mask for _, mask in given], [f"masks[{index}]" for index, _ in given], self.max_pixels)
-        cut, stretched = np.zeros((len(masks), *crop_size), dtype=bool), []
-        for (index, _), (marked, name) in zip(given, read, strict=True):
-            size = marked.shape[0], marked.shape[1]
-            if checked is not None:
-                self._check_mask(size, name, checked[index], f"X[{index}]")
-            elif self._is_stretched(size):
-                stretched.append(name)
-            cut[index] = centre_of(shrink_mask(marked, image_size), crop_size)
-        if stretched:
-            warnings.warn(
-                f"{len(stretched)} of {len(masks)} masks have other proportions than the images of the fit "
-                f"({', '.join(stretched[:3])}{', ...' if len(stretched) > 3 else ''}) and are stretched. Pass images= "
-                "to compare each with its image",
-                AspectRatioWarning,
-                stacklevel=2,
-            )
-        return cut
+def first_size(extractor: Any, X: Any) -> Size | None:
+    """Return the size of the first image of X that can be read, from which a fit decides; None if it does not."""
+    if extractor.align is not None:
+        raise ValueError(
+            f"align={extractor.align!r} learns a mean image, which partitions do not share: fit in one process"
+        )
+    if not isinstance(extractor.image_size, str) and extractor.region is None:
+        return None
+    return _first_readable(check_images(X), extractor.on_error, extractor.max_pixels)[1]
 
-    def _check_mask(self, size: Size, name: str, image: Any, image_name: str) -> None:
-        try:
-            image_size = size_of(image, self.max_pixels)
-        except ImageReadError:
-            if self.on_error == "raise":
-                raise
-            return
-        shown = printable(image) if isinstance(image, (str, os.PathLike)) else image_name
-        check_proportions(size, name, image_size, shown)
 
-    def _is_stretched(self, size: Size) -> bool:
-        expected = getattr(self, "_aspect_ratio", None)
-        return expected is not None and abs(math.log(size[0] / size[1] / expected)) > math.log(1.1)
-
-    def covered_box(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
-        """Return the part of an image that is inspected, in the image's own pixels.
-
-        Parameters
-        ----------
-        size : (int, int)
-            Height and width of the original image.
-
-        Returns
-        -------
-        (float, float, float, float)
-            Top, left, height, width. Row i of an anomaly map with H rows covers height / H pixels from
-            `top + i * height / H` on; columns likewise.
-        """
-        return covered_box(size, *self._sizes())
-
-    def first_size(self, X: Any) -> Size | None:
-        """Return the size of the first image of X that can be read, from which `fit` decides; None if it does not."""
-        if self.align is not None:
-            raise ValueError(
-                f"align={self.align!r} learns a mean image, which partitions do not share: fit in one process"
-            )
-        if not isinstance(self.image_size, str) and self.region is None:
-            return None
-        return _first_readable(check_images(X), self.on_error, self.max_pixels)[1]
-
-    def _sizes(self) -> tuple[Size, Size]:
-        """Return the sizes of the resized image and of its inspected part; before a fit, if parameters have them."""
-        if not hasattr(self, "image_size_") and not isinstance(self.image_size, str):
-            return sizes(self.image_size, self.crop_size)
-        check_is_fitted(self)
-        return self.image_size_, self.crop_size_
+def fitted_sizes(extractor: Any) -> tuple[Size, Size]:
+    """Return the sizes of the resized image and of its inspected part; before a fit, if parameters have them."""
+    if not hasattr(extractor, "image_size_") and not isinstance(extractor.image_size, str):
+        return sizes(extractor.image_size, extractor.crop_size)
+    check_is_fitted(extractor)
+    return extractor.image_size_, extractor.crop_size_
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """How images are resized and cropped. See the parameters of `PatchFeatureExtractor`.
-
-    Parameters
-    ----------
-    image_size, crop_size : (int, int)
-        Height and width of the resized image, and of the part of its centre that is used.
-    margin : int
-        Mirrored pixels beyond each edge of that part.
-    aspect_ratio : float or None
-        Height / width that images should have; None for any.
-    first : (str, (int, int)) or None
-        Name and size of the first image that can be read, where its size counts.
-    """
+    """How images are resized and cropped. See the parameters of `PatchFeatureExtractor`."""
 
     image_size: Size
     crop_size: Size
-    margin: int
-    aspect_ratio: float | None
-    first: tuple[str, Size] | None
+    margin: int  # mirrored pixels beyond each edge of the part of `crop_size`
+    aspect_ratio: float | None  # height / width that images should have; None for any
+    first: tuple[str, Size] | None  # name and size of the first image that can be read, where its size counts
 
     @classmethod
     def of(cls, images: Any, extractor: Any) -> Geometry:
@@ -251,15 +171,7 @@ class Geometry:
         return height, width
 
     def patches_inside(self, region: Image, grid_size: Size, max_pixels: int) -> np.ndarray:
-        """Return the patches (H, W) of which at least half of the pixels belong to a region of interest.
-
-        Raises
-        ------
-        ValueError
-            The region has other proportions than the first image, or no patch is in it.
-        ImageReadError
-            It is no image.
-        """
+        """Return the patches (H, W) of which at least half of the pixels belong to a region of interest."""
         assert self.first is not None
         name = f"region {printable(region)}" if isinstance(region, (str, os.PathLike)) else "region"
         mask = read_mask(region, name, max_pixels)
@@ -280,13 +192,7 @@ class Geometry:
 
 
 def _margin(extractor: Any, crop_size: Size) -> int:
-    """Return the margin of an extractor with parameters for inspected parts of this size.
-
-    Raises
-    ------
-    ValueError
-        It mirrors more than there is.
-    """
+    """Return the margin of an extractor with parameters, for inspected parts of this size."""
     if isinstance(extractor.margin, str):
         is_whole = extractor.crop_size is None and not takes_patches(extractor.backbone)
         return min(AUTO_MARGIN, min(crop_size) // 2) if is_whole else 0

@@ -7,7 +7,8 @@ import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from typing import Any
+from copy import copy
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import DTypeLike
 from torch import Tensor
 
-from ipca_sklearn._utils._regions import at_patches
+from ipca_sklearn._utils._arrays import at_patches
 from ipca_sklearn._utils._surroundings import default_device, own_surroundings
 from ipca_sklearn._utils._threads import calling_modules
 from ipca_sklearn._utils._typing import Size
@@ -30,6 +31,8 @@ from ipca_sklearn.features._remarks import Remarks, SkippedImages, zip_rows
 from ipca_sklearn.features._settings import FeatureSettings
 from ipca_sklearn.images._decode import size_of
 from ipca_sklearn.linalg import full_precision
+
+_Self = TypeVar("_Self", bound="PatchFeatures")
 
 # Of an image that is decoded: as Pillow has it, as bytes and as floats.
 _BYTES_PER_PIXEL = 12
@@ -93,12 +96,9 @@ class PatchFeatures:
     @property
     def memory_needed(self) -> int:
         """Bytes that computing them takes, about: the network, images in it, ahead of it, and being decoded."""
-        images, backbone = self._settings.images, self._settings.backbone
-        n_pixels = math.prod(images.crop_size)
-        weights = sum(tensor.numel() * tensor.element_size() for tensor in backbone.state_dict().values())
-        n_in_network = self._settings.network_batch(self.device)
-        in_network = n_in_network * backbone.bytes_per_image()
-        return weights + in_network + images.batch_size * 3 * 3 * 4 * n_pixels + self._bytes_of_decoding()
+        images = self._settings.images
+        waiting = images.batch_size * 3 * 3 * 4 * math.prod(images.crop_size)
+        return self._settings.bytes_of_network(self.device) + waiting + self._bytes_of_decoding()
 
     def _bytes_of_decoding(self) -> int:
         """Return what decoding takes if all images are as large as the first one."""
@@ -127,15 +127,12 @@ class PatchFeatures:
     def _size_of(self, index: int) -> Size | None:
         try:
             return size_of(self._images[index], self._settings.images.max_pixels)
-        except ImageReadError:  # said when it is read
+        except ImageReadError:  # reported when it is read
             return None
 
     @property
     def is_aligned(self) -> bool:
-        """Whether images are brought to the mean training image (`align`), so that maps are not those of the images.
-
-        :meta private:
-        """
+        """Whether images are brought to the mean training image (`align`), so that maps are not those of the images."""
         return self._settings.images.aligner is not None
 
     def alignment(self) -> np.ndarray:
@@ -159,7 +156,7 @@ class PatchFeatures:
         """
         if not self.is_aligned:
             raise ValueError("alignment() tells what align='translation' or 'rigid' found, and align is None")
-        return alignment_table(self.placements())
+        return alignment_table(self._placed())
 
     def maps_to_images(self, maps: np.ndarray) -> np.ndarray:
         """Return maps (n, H, W) of aligned images as maps of the images themselves; others as they are.
@@ -177,14 +174,11 @@ class PatchFeatures:
         """
         if not self.is_aligned:
             return maps
-        crop_size, pairs = self._settings.images.crop_size, zip(maps, self.placements(), strict=True)
+        crop_size, pairs = self._settings.images.crop_size, zip(maps, self._placed(), strict=True)
         return np.stack([map_to_image(values, placement.pose, crop_size) for values, placement in pairs])
 
-    def placements(self) -> list[Placement]:
-        """Return where the part lies in each image, as records.
-
-        :meta private:
-        """
+    def _placed(self) -> list[Placement]:
+        """Return where the part lies in each image."""
         missing = np.array([index for index in self._indices.tolist() if index not in self._placements], dtype=int)
         size = self._settings.images.batch_size
         batches = [missing[start : start + size] for start in range(0, len(missing), size)]
@@ -207,12 +201,14 @@ class PatchFeatures:
         chosen = self._indices[key]
         if np.ndim(chosen) > 1:
             raise IndexError("PatchFeatures are indexed by images alone: an integer, a slice, or one row of indices")
-        part = self._at(np.atleast_1d(chosen))
-        part._placements = self._placements
+        part = self._of(np.atleast_1d(chosen))
         return np.asarray(part)[0] if np.ndim(chosen) == 0 else part
 
-    def _at(self, indices: np.ndarray) -> PatchFeatures:
-        return type(self)(self._images, indices, self._settings, self._cache, self._record)
+    def _of(self: _Self, indices: np.ndarray) -> _Self:
+        """Return the features of some images, which share all that is known of these."""
+        part = copy(self)
+        part._indices = indices
+        return part
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
         if copy is False:
@@ -263,40 +259,23 @@ class PatchFeatures:
         return batch if self.region is None else at_patches(batch, self.region)
 
     def read(self, size: int, *, reuse: bool = False) -> Iterator[tuple[Tensor, dict[int, str]]]:
-        """Yield the features like `batches`, each with the images in it that could not be read.
+        """Yield the features like `batches`, each with the images in it that could not be read: rows and reasons.
 
         :meta private:
 
         What is skipped belongs to this pass: other readers of the same features do not change it. A complete pass
         updates `skipped`, and warns of what it skipped, of files with several pages, and of images that are stretched
-        because their proportions are not those of the first image of the fit.
-
-        Parameters
-        ----------
-        size : int
-            Images per tensor.
-        reuse : bool, default=False
-            A tensor may overwrite the memory of earlier ones; this avoids page faults on the CPU.
-
-        Yields
-        ------
-        batch : Tensor of shape (b, H, W, m), or (b, P, m) for the P patches of a region of interest
-            NaN for images that could not be read.
-        skipped : dict of int to str
-            With `on_error="skip"`: rows of the batch that could not be read, and the reasons.
-
-        Raises
-        ------
-        ImageReadError, RuntimeError
-            As `batches`.
+        because their proportions are not those of the first image of the fit. Batches have the P patches of a region of
+        interest alone, (b, P, m), and NaN for images that could not be read. With `reuse` a tensor may overwrite the
+        memory of earlier ones, which avoids page faults on the CPU.
         """
         if size < 1:
             raise ValueError(f"size={size} images per batch; it is at least 1")
         remarks = Remarks()
-        return self._told(self._read(size, reuse, remarks), remarks)
+        return self._with_remarks(self._read(size, reuse, remarks), remarks)
 
-    def _told(self, reading: Iterator[tuple[Any, dict[int, str]]], remarks: Remarks) -> Iterator[Any]:
-        """Pass on what is read, and warn at the end of what there is to say about the images."""
+    def _with_remarks(self, reading: Iterator[tuple[Any, dict[int, str]]], remarks: Remarks) -> Iterator[Any]:
+        """Yield what is read, and at the end warn of what was noticed of the images."""
         reasons: dict[int, str] = {}
         start = 0
         for batch, skipped in reading:
@@ -304,7 +283,7 @@ class PatchFeatures:
             start += len(batch)
             yield batch, skipped
         self._record.replace(self._indices, reasons)
-        remarks.tell(
+        remarks.warn(
             [reasons[index] for index in self._indices.tolist() if index in reasons], len(self), self._settings
         )
 
@@ -369,9 +348,9 @@ class PatchFeatures:
                     features[row] = host[row]
                 continue
             # The file has gone since, or is damaged: compute and write it anew.
-            alone_features = PatchFeatures(self._images, group[[row]], self._settings)
-            alone_features._placements = self._placements
-            ((alone, unreadable),) = alone_features._read(1, False, remarks)
+            uncached = self._of(group[[row]])
+            uncached._cache = None
+            ((alone, unreadable),) = uncached._read(1, False, remarks)
             features[row] = alone[0]
             if unreadable:
                 skipped[row] = unreadable[0]

@@ -74,31 +74,14 @@ class _Staged(NamedTuple):
 
 
 def read_batches(images: Any, batches: Sequence[np.ndarray], settings: ImageSettings) -> Generator[Batch]:
-    """Yield each batch of images on the device.
+    """Yield each batch of images on the device; `batches` are the indices of its images, copies one after the other.
 
-    `n_jobs` workers decode, resize and crop. One more thread puts batches together and moves them, while the network
-    works on earlier ones. At most `2 * batch_size` images wait. For a GPU all of it happens in a stream beside the
-    network's, and the host waits for neither. No more than `batch_size` images in one piece are prepared by the reader
-    itself: to start threads for a frame takes longer, and far longer on a busy machine.
-
-    Parameters
-    ----------
-    images : list, ndarray (n, H, W, C) or Tensor (n, C, H, W)
-        Checked by `check_images`. A batch from an array or a tensor is one piece of work; in a list, each image is.
-    batches : sequence of ndarray of int
-        Indices of the images of each batch. Copies of an image (`settings.n_augmented`) come one after the other.
-    settings : ImageSettings
-        How images are read.
-
-    Yields
-    ------
-    Batch
-
-    Raises
-    ------
-    ImageReadError
-        With `on_error="raise"`: when the reader comes to the image. Floats on a GPU are checked together, before the
-        first batch.
+    `n_jobs` workers decode, resize and crop: in a list each image, of an array or a tensor a batch. One more thread
+    puts batches together and moves them, while the network works on earlier ones. At most `2 * batch_size` images wait.
+    For a GPU all of it happens in a stream beside the network's, and the host waits for neither. No more than
+    `batch_size` images in one piece are prepared by the reader itself: to start threads for a frame takes longer, and
+    far longer on a busy machine. An image that cannot be read is an error when the reader comes to it; floats on a GPU
+    are checked together.
     """
     device = settings.device
     stream = torch.cuda.Stream(device) if device.type == "cuda" else None

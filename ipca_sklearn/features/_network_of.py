@@ -14,6 +14,8 @@ from ipca_sklearn.features import engines
 from ipca_sklearn.features._augment import check_augment
 from ipca_sklearn.features._geometry import Geometry, as_size
 from ipca_sklearn.features._reference import check_align, learn_reference, wants_foreground
+from ipca_sklearn.features._remarks import SkippedImages
+from ipca_sklearn.features._settings import settings_of
 from ipca_sklearn.features._tiling import Tiling
 from ipca_sklearn.features.backbones._backbone import Backbone
 
@@ -44,12 +46,12 @@ def make_network(extractor: Any, images: Any) -> None:
     extractor._mean, extractor._std = backbone.normalization(extractor.normalization)
     extractor._backbone, extractor._seed = backbone, seed
     extractor._channels, extractor._tiling = tuple(shape[0] for shape in shapes), tiling
-    extractor._begin_record()
+    extractor._training_record = SkippedImages()
     extractor.layers_, extractor.tile_size_ = backbone.layers, None if tiling is None else tiling.size
     extractor.image_size_, extractor.crop_size_ = geometry.image_size, geometry.crop_size
     extractor._aspect_ratio, extractor.margin_ = geometry.aspect_ratio, geometry.margin
     extractor.grid_size_, extractor.region_ = (int(grid_size[0]), int(grid_size[1])), region
     extractor.n_features_out_ = sum(extractor._channels)
     extractor.reference_ = None
-    engines.require(extractor.feature_settings().of_network)
+    engines.require(settings_of(extractor).of_network)
     learn_reference(extractor, images)

@@ -11,15 +11,7 @@ from ipca_sklearn.features.backbones._backbone import Backbone
 
 
 class PatchNetwork(nn.Module):
-    """Normalised images (n, 3, *crop_size) to features (n, H, W, m), on the CPU.
-
-    Parameters
-    ----------
-    settings : FeatureSettings
-        How layers are brought to the grid.
-    backbone : Backbone
-        Its network, or a copy of it.
-    """
+    """Normalised images (n, 3, *crop_size) to features (n, H, W, m), on the CPU."""
 
     def __init__(self, settings: FeatureSettings, backbone: Backbone) -> None:
         super().__init__()

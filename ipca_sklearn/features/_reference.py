@@ -13,6 +13,7 @@ from ipca_sklearn.features._alignment import N_REFERENCE_IMAGES, Placement, grey
 from ipca_sklearn.features._foreground import foreground
 from ipca_sklearn.features._lazy import PatchFeatures
 from ipca_sklearn.features._loader import read_batches
+from ipca_sklearn.features._settings import settings_of
 
 
 def wants_foreground(extractor: Any) -> bool:
@@ -37,16 +38,10 @@ def check_align(extractor: Any) -> None:
 
 
 def learn_reference(extractor: Any, images: Any) -> None:
-    """Set what a fitted extractor learns of the first images for `align`, and `region_`; the other attributes are set.
-
-    Warns
-    -----
-    AlignmentWarning
-        Parts were not found in most of the images; no foreground was found; no patch is seen in all images.
-    """
+    """Set what a fitted extractor, otherwise complete, learns of the first images for `align`, and `region_`."""
     if extractor.align is None:
         return
-    settings = extractor.feature_settings().images
+    settings = settings_of(extractor).images
     whole = replace(settings, crop_size=settings.image_size, n_jobs=1, processes=False)
     first = np.arange(min(N_REFERENCE_IMAGES, len(images)))
     pictures, readable = [], []
@@ -76,7 +71,7 @@ def learn_reference(extractor: Any, images: Any) -> None:
 
 
 def _choose_region(extractor: Any, features: PatchFeatures) -> None:
-    placements: list[Placement] = features.placements()
+    placements: list[Placement] = features._placed()
     seen = seen_in_all(placements, extractor.grid_size_, extractor.crop_size_, extractor.image_size_)
     if not seen.any():
         _warn("align: no patch is seen in all of the first images, so all are inspected; are the images of one part?")

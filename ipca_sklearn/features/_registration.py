@@ -28,19 +28,11 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Pose:
-    """Where a part lies: its reference at p is the picture at `R(angle) p + (down, right)`, from the middles.
+    """Where a part lies: its reference at p is the picture at `R(angle) p + (down, right)`, from the middles."""
 
-    Parameters
-    ----------
-    angle : float
-        In radians; positive turns the part from right to down.
-    down, right : float
-        In pixels.
-    """
-
-    angle: float = 0.0
-    down: float = 0.0
-    right: float = 0.0
+    angle: float = 0.0  # in radians; positive turns the part from right to down
+    down: float = 0.0  # in pixels
+    right: float = 0.0  # in pixels
 
     def applied(self, y: Any, x: Any) -> tuple[Any, Any]:
         """Return where in the picture, from its middle, the points (y, x) of its reference lie."""
@@ -89,14 +81,7 @@ def correlation(first: Floats, second: Floats) -> float:
 
 
 class Search:
-    """Finds the pose of pictures of one size against a reference.
-
-    Parameters
-    ----------
-    reference : ndarray of shape (h, w)
-    rigid : bool
-        Whether the angle is searched too.
-    """
+    """Finds the pose of pictures of one size against a reference; `rigid` searches the angle too."""
 
     def __init__(self, reference: Floats, rigid: bool) -> None:
         self._fine = _spectrum(reference)

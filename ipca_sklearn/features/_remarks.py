@@ -1,4 +1,4 @@
-"""What there is to say about the images of a pass: which could not be read, which were stretched, ..."""
+"""Warnings about the images of a pass: which could not be read, which were stretched, ..."""
 
 from __future__ import annotations
 
@@ -23,14 +23,9 @@ _Value = TypeVar("_Value")
 
 
 class SkippedImages:
-    """Which images could not be read by the last complete pass over them, and why.
+    """Which images could not be read by the last complete pass over them, and why: reasons by position in X.
 
     Slices of the same features share it. A pass over a slice replaces only what is known of its images.
-
-    Parameters
-    ----------
-    reasons : dict of int to str, default=()
-        By position in X.
     """
 
     def __init__(self, reasons: Mapping[int, str] | tuple[()] = ()) -> None:
@@ -68,8 +63,8 @@ class Remarks:
         self.stretched |= zip_rows(batch.stretched, indices)
         self.unaligned |= zip_rows(batch.unaligned, indices)
 
-    def tell(self, reasons: list[str], n_images: int, settings: FeatureSettings) -> None:
-        """Warn, at the end of a pass, of all that there is to say; `reasons` are those of images that were skipped."""
+    def warn(self, reasons: list[str], n_images: int, settings: FeatureSettings) -> None:
+        """Warn of all that was noticed in a pass; `reasons` are those of images that were skipped."""
         height, width = settings.images.image_size
         remarks: tuple[tuple[Collection[str], str, str, type[Warning]], ...] = (
             (
@@ -88,7 +83,7 @@ class Remarks:
                 self.stretched.values(),
                 "have other proportions than the first image of the fit",
                 f"They are stretched to {height} x {width} pixels, and so are their patches. Keep images of different "
-                "shapes apart, each with a model of its own, or name a shape with image_size=(height, width)",
+                "shapes apart, each with a model of its own, or fit with image_size=(height, width)",
                 AspectRatioWarning,
             ),
             (

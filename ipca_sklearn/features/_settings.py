@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from joblib import effective_n_jobs
+from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from ipca_sklearn._utils._devices import resolve_amp, resolve_device
@@ -29,51 +30,23 @@ Augment: TypeAlias = str | Sequence[str] | Callable[[Tensor], Tensor] | None
 
 @dataclass(frozen=True)
 class ImageSettings:
-    """How images become batches for the network. See the parameters of `PatchFeatureExtractor`.
-
-    Parameters
-    ----------
-    image_size, crop_size : (int, int)
-        Height and width of the resized image, and of the part of its centre that is used.
-    interpolation
-        How images are resized.
-    aspect_ratio : float or None
-        Height / width that images should have; the others are counted in a warning. None: any.
-    augment : str, sequence of str, callable or None
-        Applied to each resized image (3, *image_size); the result of a callable is cropped.
-    n_augmented : int
-        Copies that are made of each image; 0 augments the image itself.
-    seed : int
-        For the random numbers of `augment`.
-    batch_size : int
-        Images that are prepared together, and that the network takes at once on a GPU.
-    on_error : {"raise", "skip"}
-    max_pixels : int
-        Larger images are not decoded.
-    n_jobs : int
-        Workers that decode.
-    processes : bool
-        Whether files are decoded by processes instead of threads.
-    device : torch.device
-        Where batches go.
-    aligner : Aligner or None
-        Brings parts to where the mean training image has them, before an image is cropped.
-    """
+    """How images become batches for the network. See the parameters of `PatchFeatureExtractor`."""
 
     image_size: Size
     crop_size: Size
     interpolation: str
+    # height / width that images should have; the others are counted in a warning; None for any
     aspect_ratio: float | None
-    augment: Augment
-    n_augmented: int
-    seed: int
+    augment: Augment  # applied to each resized image (3, *image_size); the result of a callable is cropped
+    n_augmented: int  # copies that are made of each image; 0 augments the image itself
+    seed: int  # for the random numbers of `augment`
     batch_size: int
     on_error: str
     max_pixels: int
     n_jobs: int
-    processes: bool
-    device: torch.device
-    aligner: Aligner | None = None
+    processes: bool  # whether files are decoded by processes instead of threads
+    device: torch.device  # where batches go
+    aligner: Aligner | None = None  # brings parts to where the mean training image has them, before an image is cropped
 
 
 # Pixels that a network takes at once on a CPU: two images of 256 x 256. More are slower, because the maps between its
@@ -83,45 +56,21 @@ CPU_PIXELS = 2 * 256 * 256
 
 @dataclass(frozen=True)
 class FeatureSettings:
-    """How images become features. Plain data, except for the network and the user's own `augment`.
-
-    Parameters
-    ----------
-    backbone : Backbone
-    mean, std : tuple of float
-        One per channel: subtracted from the pixels in [0, 1], and divided by.
-    map_interpolation, pooling_size
-        How maps are brought to the grid.
-    grid_size : (int, int)
-        H and W.
-    n_features : int
-        m.
-    region : ndarray of bool, shape (H, W), or None
-        The patches that are inspected; None if all are.
-    images : ImageSettings
-    amp_dtype : torch.dtype or None
-        Of mixed precision; None is float32.
-    compile : bool
-        Whether the network is compiled.
-    engine : str
-        What runs the network on a CPU; see `engines.choose`.
-    tiling : Tiling or None
-        Tiles that pictures pass through the network in; None is whole ones.
-    """
+    """How images become features. Plain data, except for the network and the user's own `augment`."""
 
     backbone: Backbone
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: tuple[float, ...]  # of each channel, subtracted from the pixels in [0, 1]
+    std: tuple[float, ...]  # of each channel, divided by
     map_interpolation: str
     pooling_size: int
-    grid_size: Size
-    n_features: int
-    region: np.ndarray | None
+    grid_size: Size  # H and W
+    n_features: int  # m
+    region: np.ndarray | None  # the patches (H, W) that are inspected; None if all are
     images: ImageSettings
-    amp_dtype: torch.dtype | None
+    amp_dtype: torch.dtype | None  # of mixed precision; None is float32
     compile: bool
-    engine: str
-    tiling: Tiling | None = None
+    engine: str  # see `engines.choose`
+    tiling: Tiling | None = None  # None passes whole pictures through the network
 
     @property
     def margin(self) -> int:
@@ -143,6 +92,11 @@ class FeatureSettings:
         if device.type != "cpu" or self.compile:
             return self.images.batch_size
         return max(1, min(self.images.batch_size, CPU_PIXELS // math.prod(self.images.crop_size)))
+
+    def bytes_of_network(self, device: torch.device) -> int:
+        """Return about how many bytes the network takes with the images that are in it at once."""
+        weights = sum(tensor.numel() * tensor.element_size() for tensor in self.backbone.state_dict().values())
+        return weights + self.network_batch(device) * self.backbone.bytes_per_image()
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -184,13 +138,18 @@ def decodes_in_processes() -> bool:
             f"images are decoded by threads: joblib's {type(backend).__name__} is not used here, only "
             "'threading' and 'loky'",
             UserWarning,
-            stacklevel=5,
+            stacklevel=4,
         )
     return isinstance(backend, LokyBackend)
 
 
-def settings_of(extractor: Any, device: DeviceLike) -> FeatureSettings:
-    """Return how a fitted `PatchFeatureExtractor` turns images into features on a device, without augmentation."""
+def settings_of(extractor: Any, device: DeviceLike = None) -> FeatureSettings:
+    """Return how a fitted `PatchFeatureExtractor` turns images into features, without augmentation.
+
+    None is its own device, or the CPU. The network is the extractor's own: copy it before you change it.
+    """
+    check_is_fitted(extractor)
+    device = extractor.device if device is None else device
     chosen = resolve_device(device, torch.device("cpu"), required=False)
     return FeatureSettings(
         backbone=extractor._backbone,
@@ -220,11 +179,11 @@ def settings_of(extractor: Any, device: DeviceLike) -> FeatureSettings:
         amp_dtype=resolve_amp(extractor.amp, chosen),
         compile=extractor.compile,
         engine=extractor.engine,
-        tiling=getattr(extractor, "_tiling", None),
+        tiling=extractor._tiling,
     )
 
 
 def _aligner_of(extractor: Any) -> Aligner | None:
-    """Return what aligns images; None without `align`, and for extractors of files from before it."""
-    reference = getattr(extractor, "reference_", None)
+    """Return what aligns images; None without `align`."""
+    reference = extractor.reference_
     return None if reference is None else Aligner(reference, extractor._turns, extractor._least_quality)

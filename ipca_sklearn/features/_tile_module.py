@@ -12,38 +12,22 @@ from torch import Tensor, nn
 
 from ipca_sklearn._utils._surroundings import as_in_a_fresh_process
 from ipca_sklearn.features._patch_network import PatchNetwork
-from ipca_sklearn.features._settings import FeatureSettings
+from ipca_sklearn.features._settings import FeatureSettings, settings_of
 from ipca_sklearn.features._tiled import patches_of, within
 from ipca_sklearn.images._resize import to_unit_floats
 
 
 class Tile(NamedTuple):
-    """Where a tile lies.
+    """Where a tile lies."""
 
-    Parameters
-    ----------
-    rows, columns : ndarray of int
-        Pixels of the inspected part of the picture that the network sees.
-    patches : (slice, slice)
-        Rows and columns of the grid that it describes.
-    within : (slice, slice)
-        Rows and columns of its features that are those.
-    """
-
-    rows: np.ndarray
-    columns: np.ndarray
-    patches: tuple[slice, slice]
-    within: tuple[slice, slice]
+    rows: np.ndarray  # pixels of the inspected part of the picture that the network sees
+    columns: np.ndarray  # the same
+    patches: tuple[slice, slice]  # rows and columns of the grid that it describes
+    within: tuple[slice, slice]  # rows and columns of its features that are those
 
 
 class TileModule(nn.Module):
-    """Tiles to features; made by :func:`tile_module`.
-
-    Attributes
-    ----------
-    tiles : list of Tile
-        Those of a picture, row by row.
-    """
+    """Tiles to features; made by :func:`tile_module`. `tiles` are those of a picture, row by row."""
 
     _mean: Tensor
     _std: Tensor
@@ -94,7 +78,7 @@ def tile_module(extractor: Any) -> TileModule:
     True
     """
     check_is_fitted(extractor)
-    settings = extractor.feature_settings("cpu")
+    settings = settings_of(extractor, "cpu")
     tiling = settings.tiling
     if tiling is None:
         raise ValueError("tile_module takes an extractor that was fitted with tile_size=; to_torch takes others")

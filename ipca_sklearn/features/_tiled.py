@@ -42,11 +42,9 @@ class TiledFeatures(PatchFeatures):
     @property
     def memory_needed(self) -> int:
         """Bytes that computing them takes, about: the network, a picture as it is decoded and as floats, and bands."""
-        settings = self._settings.of_network
         pixels = 2 * 3 * 4 * math.prod(self._settings.images.crop_size)
-        in_network = settings.network_batch(self.device) * settings.backbone.bytes_per_image()
-        weights = sum(tensor.numel() * tensor.element_size() for tensor in settings.backbone.state_dict().values())
-        return weights + in_network + pixels + self._bytes_of_decoding() + 3 * self.bytes_of_band
+        in_network = self._settings.of_network.bytes_of_network(self.device)
+        return in_network + pixels + self._bytes_of_decoding() + 3 * self.bytes_of_band
 
     @property
     def bytes_of_band(self) -> int:
@@ -63,7 +61,7 @@ class TiledFeatures(PatchFeatures):
         :meta private:
         """
         remarks = Remarks()
-        return self._told(self._pictures(size, remarks), remarks)
+        return self._with_remarks(self._pictures(size, remarks), remarks)
 
     def _pictures(self, size: int, remarks: Remarks) -> Iterator[tuple[list[Bands | None], dict[int, str]]]:
         stored = self._stored_bands()
@@ -163,7 +161,7 @@ class TiledFeatures(PatchFeatures):
     def _fill(
         self, band: Tensor, pixels: Tensor, number: int, inside: np.ndarray | None, patch: tuple[int, int]
     ) -> None:
-        """Compute the features of a row of tiles from its pixels, those of tiles outside a region aside."""
+        """Compute the features of a row of tiles from its pixels, without those of tiles outside a region."""
         settings, tiling = self._settings.of_network, self._settings.tiling
         assert tiling is not None
         columns = [patches_of(tiling.kept(1, column), patch[1]) for column in range(len(tiling.starts[1]))]

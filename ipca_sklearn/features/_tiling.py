@@ -23,42 +23,21 @@ _STRIDES_OF_OVERLAP = 4
 class Tiling:
     """Tiles over the inspected part of a picture.
 
-    A tile describes `inner` pixels and shows the network `context` more at each side: those of the picture, mirrored
-    at its edges. Of what the network returns only the patches of the inner pixels are kept, so there is no seam where
-    the context is as large as what the network looks at.
-
-    Parameters
-    ----------
-    inner : (int, int)
-        Height and width of the part of a tile that is kept, multiples of the strides of the network.
-    context : int
-        Half of the overlap.
-    picture : (int, int)
-        Height and width of the inspected part.
-    starts : (tuple of int, tuple of int)
-        First inner rows of the rows of tiles, and first inner columns of the columns of tiles. The last ones are moved
-        back to where the picture ends, on the strides.
+    A tile describes `inner` pixels and shows the network `context` more at each side: those of the picture, mirrored at
+    its edges. Of what the network returns only the patches of the inner pixels are kept, so there is no seam where the
+    context is as large as what the network looks at.
     """
 
-    inner: Size
-    context: int
-    picture: Size
+    inner: Size  # height and width of the part of a tile that is kept, multiples of the strides of the network
+    context: int  # half of the overlap
+    picture: Size  # height and width of the inspected part
+    # first inner rows and columns of the tiles; the last ones are moved back to where the picture ends, on the
+    # strides
     starts: tuple[tuple[int, ...], tuple[int, ...]]
 
     @classmethod
     def of(cls, extractor: Any, picture: Size) -> Tiling | None:
-        """Return the tiling of an extractor with parameters; None without `tile_size`.
-
-        Raises
-        ------
-        ValueError
-            The sizes do not go with each other, or with the network.
-
-        Warns
-        -----
-        UserWarning
-            The picture is one tile.
-        """
+        """Return the tiling of an extractor with parameters; None without `tile_size`."""
         if extractor.tile_size is None:
             return None
         multiple, only = sides_of(extractor.backbone, extractor.weights)
@@ -95,19 +74,9 @@ class Tiling:
     def on_patches(self, finest: Size, grid_size: Size | None, *, fixed: bool) -> tuple[Tiling, Size]:
         """Return the tiling of a picture that patches fill, and the rows and columns of patches.
 
-        Parameters
-        ----------
-        finest : (int, int)
-            Rows and columns of the largest map of a tile, which give the size of a patch.
-        grid_size : (int, int) or None
-            Rows and columns of patches of the whole picture, if the user wants others.
-        fixed : bool
-            The size of the picture is the user's; otherwise up to a patch is cut off at its edges.
-
-        Raises
-        ------
-        ValueError
-            Patches would not divide a tile or the picture evenly.
+        The rows and columns of the largest map of a tile, `finest`, give the size of a patch. `grid_size` is what the
+        user wants for the whole picture. Unless the size of the picture is `fixed` by the user, up to a patch is cut
+        off at its edges.
         """
         wanted = grid_size or (None, None)
         patch = [

@@ -1,4 +1,4 @@
-"""Paths, PIL images, arrays and tensors: checked, decoded to RGB, resized and cropped.
+"""Paths, content of files, PIL images, arrays and tensors: checked, decoded to RGB, resized and cropped.
 
 The geometry is the same for every kind of input: the whole image is resized to `image_size`, whatever its shape, and
 the centre of `crop_size` is used.
@@ -51,16 +51,9 @@ def check_images(X: Images) -> Any:
     """Check what needs no decoding, and return X as a sequence of images: a list, an array or a tensor.
 
     Grey images `(n, H, W)` get their channel axis.
-
-    Raises
-    ------
-    TypeError
-        X is a single image, or of a type that holds no images.
-    ValueError
-        X is empty, or an array or tensor without the shape or dtype of images, or a table of several columns.
     """
     X = _single_column(X)
-    if isinstance(X, (str, os.PathLike, Image.Image)):
+    if isinstance(X, (str, bytes, os.PathLike, Image.Image)):
         raise TypeError(
             f"X is a single {type(X).__name__}; pass a list of images, for a folder "
             "sorted(pathlib.Path(folder).glob('*.png'))"
@@ -75,10 +68,10 @@ def check_images(X: Images) -> Any:
                 f"X of type {type(X).__name__} holds no images; pass a list of paths or an array"
             ) from error
         for index, item in enumerate(X):
-            if not isinstance(item, (str, os.PathLike, Image.Image, np.ndarray, Tensor)):
+            if not isinstance(item, (str, bytes, os.PathLike, Image.Image, np.ndarray, Tensor)):
                 raise ValueError(
-                    f"X[{index}] is a {type(item).__name__}; an image is a path, a PIL image, an array (H, W, C) or a "
-                    "tensor (C, H, W). Reshape your data if these are rows of numbers"
+                    f"X[{index}] is a {type(item).__name__}; an image is a path, the bytes of a file, a PIL image, an "
+                    "array (H, W, C) or a tensor (C, H, W). Reshape your data if these are rows of numbers"
                 )
     if len(X) == 0:
         raise ValueError(
@@ -151,32 +144,22 @@ def to_rgb(
     """Return an image as a (3, H, W) tensor: uint8, or float32 in [0, 1] if it is transparent or has more than 8 bits.
 
     Grey is repeated, palettes are looked up, transparent pixels become black, 16 bits are scaled (65535 is white), the
-    EXIF orientation is applied, and the first of several pages or frames is taken.
-
-    Parameters
-    ----------
-    image : path, PIL image, ndarray (H, W, C) or (H, W), or Tensor (C, H, W) or (H, W)
-        Or several of the same size, (n, H, W, C) or (n, C, H, W), which become (n, 3, H, W).
-    name : str or sequence of str
-        The image's name in messages; for several images, the name of each. A file is named by its path.
-    in_range : bool, default=False
-        Floats are known to be in [0, 1]. Skips the check, which makes the host wait for a GPU.
-    max_pixels : int
-        Larger images are not decoded. Arrays and tensors are not limited: they are in memory already.
-
-    Raises
-    ------
-    ImageReadError
-        The message names the file or the position in X. It is a MissingImageError, which is a FileNotFoundError too,
-        if there is no such file.
+    EXIF orientation is applied, and the first of several pages or frames is taken. Several arrays or tensors of one
+    size, (n, H, W, C) or (n, C, H, W), become (n, 3, H, W); `name`, for messages, has then one for each. `in_range`
+    skips the check of floats, which makes the host wait for a GPU. Arrays and tensors of more than `max_pixels` are
+    taken: they are in memory already. Files may be paths, or bytes. Errors are ImageReadErrors with the name; a
+    MissingImageError if there is no such file.
     """
     if isinstance(image, (Tensor, np.ndarray)):
         return _from_values(image, name, in_range)
     return decode(image, str(name), max_pixels)[0]
 
 
-def decode(image: PathLike | Image.Image, name: str, max_pixels: int) -> tuple[Tensor, int]:
+def decode(image: PathLike | bytes | Image.Image, name: str, max_pixels: int) -> tuple[Tensor, int]:
     """Return a file or a PIL image like `to_rgb`, and its number of pages or frames, of which it is the first."""
+    if isinstance(image, bytes):
+        with open_image(image, max_pixels, name) as opened:
+            return _from_pil(opened, name), count_pages(opened)
     if not isinstance(image, Image.Image):
         with open_image(image, max_pixels) as opened:
             pixels = _from_pil(opened, printable(image))
@@ -274,13 +257,7 @@ def _unit_range(tensor: Tensor) -> Tensor:
 
 
 def size_of(image: ImageLike, max_pixels: int = MAX_PIXELS) -> Size:
-    """Return height and width of an upright image. Of a file only the header is read.
-
-    Raises
-    ------
-    ImageReadError
-        As `to_rgb`, where the header or the shape tells.
-    """
+    """Return height and width of an upright image. Of a file only the header is read."""
     if isinstance(image, Image.Image):
         return _upright_size(image)
     if isinstance(image, (np.ndarray, Tensor)):

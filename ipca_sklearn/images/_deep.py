@@ -26,17 +26,8 @@ _LOW_BYTE = {"B": "L", "L": "B", "N": "B" if _NATIVE == "L" else "L"}
 def read_deep(image: Image.Image, name: str) -> np.ndarray | None:
     """Return the channels (H, W, 3 or 4) of an image as uint16; None if Pillow keeps all of its bits.
 
-    Parameters
-    ----------
-    image : PIL image
-        It is not decoded by this call, so that it can be read again.
-    name : str
-        The image's name in messages.
-
-    Raises
-    ------
-    ImageReadError
-        It has more than 8 bits a channel, of which Pillow would keep 8 and which are not read here.
+    The image is not decoded by this call, so that it can be read again. An ImageReadError says that it has more than 8
+    bits a channel, of which Pillow would keep 8 and which are not read here.
     """
     tiles = getattr(image, "tile", None)
     if not tiles or image.mode.startswith("I") or image.mode == "F":  # decoded already, or in full

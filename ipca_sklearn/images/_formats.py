@@ -6,6 +6,7 @@ starts Ghostscript). Here the content chooses among a few raster formats, whose 
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 from collections.abc import Iterator
@@ -103,29 +104,15 @@ _OTHERS = (
 
 
 @contextmanager
-def open_image(path: PathLike, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
-    """Open an image file, whose header is read and whose pixels are not yet.
+def open_image(path: PathLike | bytes, max_pixels: int = MAX_PIXELS, name: str | None = None) -> Iterator[Image.Image]:
+    """Open an image file or its bytes; the header is read and the pixels are not yet; the image is closed at the end.
 
-    Parameters
-    ----------
-    path : str or path-like
-        A regular file, or a link to one.
-    max_pixels : int
-        Larger images are refused, before memory for them is taken.
-
-    Yields
-    ------
-    PIL image
-        Closed at the end.
-
-    Raises
-    ------
-    ImageReadError
-        No regular file, another format, a broken header, too many pixels; a MissingImageError if there is no file. The
-        message names the file.
+    An ImageReadError names the file (`name` for bytes) and says what is wrong: no regular file or link to one, another
+    format, a broken header, more than `max_pixels`, before memory for them is taken; it is a MissingImageError if there
+    is no file.
     """
-    name = printable(path)
-    with _open_regular(path, name) as file:
+    name = (name or "image") if isinstance(path, bytes) else printable(path)
+    with io.BytesIO(path) if isinstance(path, bytes) else _open_regular(path, name) as file:
         start = file.read(132)
         known = next((one for one in FORMATS.values() if start.startswith(one.beginnings)), None)
         if known is FORMATS["WebP"] and start[8:12] != b"WEBP":
@@ -136,7 +123,7 @@ def open_image(path: PathLike, max_pixels: int = MAX_PIXELS) -> Iterator[Image.I
             check_pixels(_webp_size(start), name, max_pixels)
         file.seek(0)
         try:
-            image = known.decoder(file, os.fsdecode(path))
+            image = known.decoder(file, None if isinstance(path, bytes) else os.fsdecode(path))
         except Exception as error:  # decoders raise SyntaxError, struct.error, MemoryError, ... on corrupt files
             raise undecodable(name, error) from error
         with image:

@@ -53,23 +53,12 @@ def read_mask(mask: ImageLike, name: str, max_pixels: int = MAX_PIXELS) -> Tenso
     Marked is what is not zero, in any channel: True, 1, 2, 255, any colour but black. A mask with smoothed edges is cut
     at half (marked is more than 127 of 255): it has values on both sides of half, and those below lie along larger ones
     and nowhere fill 3 x 3 pixels evenly. A MaskWarning says so if a spot is dropped by that. Transparent pixels are not
-    marked. Of a palette the index counts, 0 is not marked.
+    marked. Of a palette the index counts, 0 is not marked. Arrays hold bool, any integers, or floats: whole numbers, or
+    from 0 to 1.
 
-    Parameters
-    ----------
-    mask : path, PIL image, ndarray (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), or Tensor (H, W) or (C, H, W)
-        Bool, any integers, or floats: whole numbers, or from 0 to 1.
-    name : str
-        The mask's name in messages; a file is named by its path.
-    max_pixels : int
-        Larger masks are not decoded.
-
-    Raises
-    ------
-    ImageReadError
-        It is no mask, or background and defect cannot be told apart: no pixel is 0; a palette whose colours contradict
-        its indices; what is marked is transparent; classes in a JPEG; several pages; 16-bit colours. A
-        MissingImageError if there is no such file.
+    An ImageReadError says that it is no mask, or that background and defect cannot be told apart: no pixel is 0; a
+    palette whose colours contradict its indices; what is marked is transparent; classes in a JPEG; several pages;
+    16-bit colours.
     """
     ((read, _),) = read_masks([mask], [name], max_pixels)
     return torch.from_numpy(read)

@@ -27,22 +27,10 @@ INTERPOLATIONS = ("nearest", "bilinear")
 
 
 def resize(image: Tensor, size: Size, interpolation: str) -> Tensor:
-    """Return images (..., C, H, W) with another height and width.
+    """Return images (..., C, H, W) of uint8 or float32 with another height and width.
 
-    Parameters
-    ----------
-    image : Tensor of shape (..., C, H, W)
-        uint8, or float32.
-    size : (int, int)
-        New height and width.
-    interpolation : {"nearest", "bilinear"}
-        `"bilinear"` averages pixels where an image shrinks (antialiased).
-
-    Returns
-    -------
-    Tensor of shape (..., C, *size)
-        Of the same dtype if no value is new: with `"nearest"`, and for images that have this size. Otherwise float32,
-        with 255 of 8 bits as 1.
+    The dtype stays if no value is new: with `"nearest"`, and for images that have this size. Otherwise it is float32,
+    with 255 of 8 bits as 1. `"bilinear"` averages pixels where an image shrinks (antialiased).
     """
     if tuple(image.shape[-2:]) == tuple(size):
         return image
@@ -112,12 +100,8 @@ class _Band(NamedTuple):
 def _bands(side: int, new_side: int, shortest: int) -> list[_Band]:
     """Return the matrix of torch's bilinear interpolation with antialiasing in blocks of rows without their zeros.
 
-    Parameters
-    ----------
-    side, new_side : int
-        Pixels before and after. If they are equal, the weights are 1.
-    shortest : int
-        Rows of a block at least; more where few pixels make one, so that a block is worth a call (measured).
+    If both sides are equal, the weights are 1. A block has at least `shortest` rows; more where few pixels make one, so
+    that a block is worth a call (measured).
     """
     scale = side / new_side
     reach = max(scale, 1.0)
@@ -131,3 +115,12 @@ def _bands(side: int, new_side: int, shortest: int) -> list[_Band]:
         weights /= weights.sum(1, keepdims=True)
         bands.append(_Band(start, stop, first, last, torch.from_numpy(weights.astype(np.float32))))
     return bands
+
+
+def sampled(image: Tensor, rows: np.ndarray, columns: np.ndarray) -> Tensor:
+    """Return the values of a float image (3, H, W) at places in pixels from its middle; beyond, it is mirrored."""
+    height, width = image.shape[1:]
+    # grid_sample measures each axis by half of its length.
+    places = np.stack([columns * (2 / width), rows * (2 / height)], axis=-1).astype(np.float32)
+    grid = torch.from_numpy(places).to(image.device)[None]
+    return F.grid_sample(image[None], grid, mode="bilinear", padding_mode="reflection", align_corners=False)[0]

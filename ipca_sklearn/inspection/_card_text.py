@@ -43,11 +43,15 @@ def as_text(facts: Mapping[str, Any]) -> str:
     """Return a line for each fact; if there are products, a line for each of them instead."""
     if "products" in facts:
         lines = [
-            f"{printable(name)}: {', '.join(f'{fact} {of[fact]}' for fact in _OF_PRODUCTS)}"
+            f"{printable(name)}: {', '.join(f'{fact} {_short(of[fact])}' for fact in _OF_PRODUCTS)}"
             for name, of in facts["products"].items()
         ]
         return "\n".join([*lines, "more of each by --product NAME"])
     return "\n".join(line for name, value in facts.items() if name not in _DIRECTIONS for line in _lines(name, value))
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _lines(name: str, value: Any) -> Iterator[str]:

@@ -22,7 +22,8 @@ from ipca_sklearn._utils._turns import snapshot
 from ipca_sklearn._utils._typing import PathLike
 from ipca_sklearn._utils._versions import installed_versions
 from ipca_sklearn.detection import PatchGaussianDetector
-from ipca_sklearn.detection._expected import expected_rate, is_chosen
+from ipca_sklearn.detection._chosen import expected_rate, is_chosen
+from ipca_sklearn.detection._few_images import few_images_warning
 from ipca_sklearn.features import PatchFeatureExtractor, weights_license
 from ipca_sklearn.inspection._card_text import as_html, as_markdown, as_text
 from ipca_sklearn.inspection._provenance import describe_model, file_digest
@@ -252,7 +253,7 @@ def _of_thresholds(detector: PatchGaussianDetector) -> dict[str, Any]:
         "calibration": detector.calibration,
         "calibrated with images": len(scores),
         "expected share of normal images called anomalous": expected_rate(detector),
-        "warning": detector.few_images_warning() or None,
+        "warning": few_images_warning(detector) or None,
     }
 
 
@@ -281,7 +282,7 @@ def _changed(of: str, estimator: BaseEstimator) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Return a parameter as plain data; what is none is told by its class, and by its shape."""
+    """Return a parameter as plain data; anything else is named by its class and its shape."""
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, Enum):

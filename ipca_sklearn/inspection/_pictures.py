@@ -48,32 +48,12 @@ def hottest_box(
     >>> hottest_box(anomaly_map, 5.0, (0.0, 0.0, 200.0, 300.0))
     (100, 0, 100, 200)
     """
-    return region_boxes(anomaly_map, threshold, covered_box, max_boxes=1)[0]
-
-
-def region_boxes(
-    anomaly_map: np.ndarray,
-    threshold: float,
-    covered_box: tuple[float, float, float, float],
-    max_boxes: int | None = None,
-) -> list[tuple[int, int, int, int]]:
-    """Return the boxes around the anomalous regions of a map, that of its largest value first.
-
-    At least one: where no value is above the threshold, it is the box of the patch with the largest value. The
-    parameters and the form of a box are those of `hottest_box`.
-    """
-    return boxes_of(_defects(anomaly_map, threshold, covered_box), anomaly_map, covered_box)[:max_boxes]
-
-
-def boxes_of(
-    defects: Sequence[Defect], anomaly_map: np.ndarray, covered_box: tuple[float, float, float, float]
-) -> list[tuple[int, int, int, int]]:
-    """Return the boxes of defects; without any, that of the patch with the largest value."""
+    defects = _defects(anomaly_map, threshold, covered_box)
     if not defects:
         peak = np.zeros_like(anomaly_map)
         peak.flat[anomaly_map.argmax()] = 1
         defects = _defects(peak, 0, covered_box)
-    return [defect.box for defect in defects]
+    return defects[0].box
 
 
 def _defects(
@@ -176,18 +156,6 @@ def heat_layer(estimator: Pipeline, anomaly_map: np.ndarray, size: tuple[int, in
     colours = colormaps["inferno"](0.45 + 0.55 * above)
     colours[..., 3] = np.where((heat > start) & (inspected > 0), 0.6 + 0.4 * above, 0)
     return Image.fromarray((255 * colours).astype(np.uint8))
-
-
-def patch_mask(estimator: Pipeline, anomaly_map: np.ndarray, size: tuple[int, int]) -> Image.Image:
-    """Draw the anomalous patches of a map: white in a black picture of `size` (height, width)."""
-    (defects,) = find_defects(
-        anomaly_map[None],
-        estimator[-1].map_threshold_,
-        image_sizes=size,
-        covered_box=estimator[0].covered_box,
-        region=estimator[-1].map_region_,
-    )
-    return defect_mask(defects or (), size)
 
 
 def defect_mask(defects: Sequence[Defect], size: tuple[int, int]) -> Image.Image:

@@ -20,20 +20,10 @@ N_DIGITS = 12  # of a digest: enough to tell the models of a line apart
 
 
 def describe_model(model: Any) -> str:
-    """Return a text that tells a model from others.
+    """Return a text that tells a model from others; a str is the text itself.
 
-    Parameters
-    ----------
-    model : str, path-like or estimator
-        A str is the text itself. A file is described by its name and by the first digits of the SHA-256 digest of its
-        bytes, as `sha256sum` prints it; an estimator by its classes and by a digest of what its last step has learnt.
-
-    Raises
-    ------
-    FileNotFoundError
-        There is no such file.
-    TypeError
-        It is none of these.
+    A file is described by its name and by the first digits of the SHA-256 digest of its bytes, as `sha256sum` prints
+    it; an estimator by its classes and by a digest of what its last step has learnt.
     """
     if isinstance(model, str):
         return printable(model)

@@ -35,7 +35,7 @@ __all__ = ["HtmlReport"]
 _SCRIPTS = ("words.js", "ticks.js", "histogram.js", "cards.js", "viewer.js", "report.js", "controls.js")
 
 
-_ROW = ("name", "score", "p", "error", "image", "heat", "boxes", "size")
+_ROW = ("name", "score", "p", "note", "anomalous", "error", "image", "heat", "boxes", "size")
 _CARD = '<details id="card">\n<summary>Model card</summary>\n<div class="card-tables">\n{}\n</div>\n</details>'
 _PICTURE = rb"data:image/jpeg;base64,[A-Za-z0-9+/=]+"
 
@@ -171,6 +171,8 @@ class HtmlReport:
         heat_map: Image.Image | None = None,
         boxes: Sequence[tuple[int, int, int, int]] = (),
         size: tuple[int, int] | None = None,
+        note: str | None = None,
+        is_anomalous: bool = False,
         error: object = None,
     ) -> None:
         """Add an image.
@@ -191,14 +193,26 @@ class HtmlReport:
             Outlines: top, left, height and width in pixels, as of `hottest_box`.
         size : (int, int) or None, default=None
             Height and width of the image that `boxes` are of, if `image` is a smaller copy of it.
+        note : str or None, default=None
+            A line below the score, such as the product that the image shows; the page can be searched for it.
+        is_anomalous : bool, default=False
+            The image is anomalous whatever its score, as one of an unknown product is.
         error : str, Exception or None, default=None
             Why there is no score.
         """
-        self.add_encoded(
-            self.encode(
-                name, score, p_value=p_value, image=image, heat_map=heat_map, boxes=boxes, size=size, error=error
-            )
+        encoded = self.encode(
+            name,
+            score,
+            p_value=p_value,
+            image=image,
+            heat_map=heat_map,
+            boxes=boxes,
+            size=size,
+            note=note,
+            is_anomalous=is_anomalous,
+            error=error,
         )
+        self.add_encoded(encoded)
 
     def encode(
         self,
@@ -210,6 +224,8 @@ class HtmlReport:
         heat_map: Image.Image | None = None,
         boxes: Sequence[tuple[int, int, int, int]] = (),
         size: tuple[int, int] | None = None,
+        note: str | None = None,
+        is_anomalous: bool = False,
         error: object = None,
     ) -> EncodedImage:
         """Return an image as the page holds it, to be added to this page or to others of the same sizes.
@@ -225,6 +241,8 @@ class HtmlReport:
             "name": os.fsdecode(name),
             "score": score,
             "p": None if score is None else _number(p_value),
+            "note": note,
+            "anomalous": is_anomalous,
             "error": None if error is None else str(error),
             "image": None if image is None else _jpeg(image, self.thumbnail_size, 70),
             "heat": None if heat_map is None else _layer(heat_map, 2 * self.thumbnail_size),
@@ -251,14 +269,9 @@ class HtmlReport:
             self._row_file.write(picture)
 
     def read_encoded(self) -> list[EncodedImage]:
-        """Return the images of an earlier page at the same path with the same title.
+        """Return the images of an earlier page at the same path with the same title; errors are those of `images_of`.
 
         :meta private:
-
-        Raises
-        ------
-        OSError, ValueError
-            As `images_of`.
         """
         return images_of(self.path, self.title)
 
@@ -311,15 +324,7 @@ class HtmlReport:
 
 
 def images_of(path: PathLike, title: str) -> list[EncodedImage]:
-    """Return the images of a page in the order in which they were added, so that another can go on with them.
-
-    Raises
-    ------
-    OSError
-        The file cannot be read.
-    ValueError
-        It is no page of `HtmlReport` with this title.
-    """
+    """Return the images of a page of this title in the order they were added, so that another goes on with them."""
     with open(path, "rb") as file:
         page = file.read()
     if f"<title>{html.escape(title)}</title>".encode(errors="backslashreplace") not in page:

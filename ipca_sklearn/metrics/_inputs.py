@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ipca_sklearn._utils._arrays import as_real_array
 from ipca_sklearn._utils._labels import check_labels
 from ipca_sklearn._utils._proportions import same_proportions
 from ipca_sklearn._utils._surroundings import own_surroundings
@@ -69,18 +70,6 @@ def resize_maps(maps: ArrayLike, size: Size) -> NDArray[np.float32]:
     for images, part in _iter_maps(values, (height, width), np.dtype(np.float32), None):
         resized[images] = part
     return resized
-
-
-def as_real_array(values: ArrayLike, name: str) -> NDArray[Any]:
-    """Return an array of real numbers; a TypeError names what holds others."""
-    if isinstance(values, torch.Tensor):
-        values = values.detach().cpu()
-        # NumPy has no bfloat16; float32 represents bfloat16 and float16 exactly.
-        values = (values.float() if values.is_floating_point() and values.itemsize < 4 else values).numpy()
-    array = np.asarray(values)
-    if array.dtype.kind not in "biuf":
-        raise TypeError(f"{name} must hold real numbers, got dtype {array.dtype}: convert it to a float or bool array.")
-    return array
 
 
 def check_image_scores(y_true: ArrayLike, y_score: ArrayLike) -> tuple[NDArray[np.bool_], NDArray[Any]]:

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from ipca_sklearn._utils._arrays import as_real_array
 from ipca_sklearn._utils._surroundings import own_surroundings
 from ipca_sklearn._utils._typing import ArrayLike
 from ipca_sklearn.metrics import _resampling
 from ipca_sklearn.metrics._aupimo import FPR_BOUNDS, aupimo_score, normal_scores
-from ipca_sklearn.metrics._inputs import Pixels, as_real_array, check_image_scores
+from ipca_sklearn.metrics._inputs import Pixels, check_image_scores
 from ipca_sklearn.metrics._pixels import (
     aupro_score,
     check_marked,

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ipca_sklearn._utils._arrays import as_real_array
 from ipca_sklearn._utils._surroundings import own_surroundings
 from ipca_sklearn._utils._typing import ArrayLike
 from ipca_sklearn.detection._regions import label_regions
-from ipca_sklearn.metrics._inputs import Pixels, as_binary, as_real_array, enlarge
+from ipca_sklearn.metrics._inputs import Pixels, as_binary, enlarge
 
 # Anomalous pixels that are counted at once: the counts take a few int64 and float64 arrays of this length.
 _COUNTS_AT_ONCE = 2**18

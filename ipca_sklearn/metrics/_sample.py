@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.utils.validation import check_consistent_length
 
+from ipca_sklearn._utils._arrays import as_real_array
 from ipca_sklearn._utils._labels import check_labels
 from ipca_sklearn._utils._precision import below
 from ipca_sklearn._utils._typing import ArrayLike
@@ -18,7 +19,7 @@ from ipca_sklearn.exceptions import FewImagesWarning, MaskWarning
 from ipca_sklearn.metrics import _pixels, _resampling
 from ipca_sklearn.metrics._aupimo import FPR_BOUNDS, image_areas, lack_of_normal_pixels, normal_scores
 from ipca_sklearn.metrics._images import image_average_precision_score, image_f1_max_score, image_roc_auc_score
-from ipca_sklearn.metrics._inputs import Pixels, as_real_array
+from ipca_sklearn.metrics._inputs import Pixels
 from ipca_sklearn.metrics._regions import SIDES, RegionCounts
 from ipca_sklearn.metrics._resampling import Floats, PixelCounts, resampled_weights, strata_of
 

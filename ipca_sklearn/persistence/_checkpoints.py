@@ -42,6 +42,7 @@ def fit_resumable(
     *,
     every: int = 1000,
     callback: Callable[[int], None] | None = None,
+    features: PatchFeatures | None = None,
 ) -> Any:
     """Fit a model and save checkpoints; after an interruption, the same call continues where it stopped.
 
@@ -60,6 +61,8 @@ def fit_resumable(
         detector learns up to 64 samples at once.
     callback : callable or None, default=None
         Called after each checkpoint with the number of samples that are learnt.
+    features : PatchFeatures, default=None
+        What `model[:-1].fit_transform(X)` has returned, where it is at hand: these steps are not fitted again.
 
     Returns
     -------
@@ -74,7 +77,7 @@ def fit_resumable(
         `step_size=None`, or a `calibration` that holds samples out: both cannot be fitted in blocks. Random steps
         without a `random_state`.
     OSError
-        The checkpoint cannot be written; told before anything is learnt where it can be.
+        The checkpoint cannot be written; raised before anything is learnt, where possible.
     TypeError
         X are PatchFeatures.
     KeyboardInterrupt
@@ -108,7 +111,9 @@ def fit_resumable(
     # What is learnt between checkpoints comes in smaller parts: Ctrl-C saves all that are complete.
     block, part = _block_size(model, learner, every), _block_size(model, learner, _PART)
     check_repeatable(model)
-    features: Any = model[:-1].fit_transform(X) if isinstance(model, Pipeline) and len(model.steps) > 1 else X
+    source: Any = features
+    if features is None:
+        source = model[:-1].fit_transform(X) if isinstance(model, Pipeline) and len(model.steps) > 1 else X
     parameters = _parameters(model)
     n_samples = len(X)  # type: ignore[arg-type]
     if hasattr(learner, "calibration") and n_samples <= FEW_IMAGES:
@@ -134,7 +139,7 @@ def fit_resumable(
             with warnings.catch_warnings():
                 if stop < n_samples:  # that images are few counts at the end
                     warnings.simplefilter("ignore", FewImagesWarning)
-                advanced.partial_fit(features[done.n_samples : stop])
+                advanced.partial_fit(source[done.n_samples : stop])
             _add_samples(digest, X, done.n_samples, stop)
             done = _Done(advanced, stop, digest)
             if stop in (n_samples, n_saved + block):
@@ -154,18 +159,8 @@ def fit_resumable(
 class Checkpoint:
     """What a fit had learnt when it was last saved, and from which samples.
 
-    Parameters
-    ----------
-    learner : estimator
-        Fitted on the first `n_done` samples.
-    n_done : int
-        Samples learnt.
-    parameters : dict of str
-        Parameters of the whole model, as text.
-    digest : str
-        Digest of these samples.
-    complete : bool
-        These were all samples, so the last step may have been a short one.
+    `parameters` are those of the whole model, as text; `digest` is that of the `n_done` samples. If they were all
+    (`complete`), the last step may have been a short one.
     """
 
     def __init__(self, learner: Any, n_done: int, parameters: dict[str, str], digest: str, complete: bool) -> None:
@@ -197,13 +192,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: PathLike) -> None:
 
 
 def load_checkpoint(path: PathLike) -> Checkpoint:
-    """Read a checkpoint whose bytes are those that were written; nothing is unpickled before.
-
-    Raises
-    ------
-    ValueError
-        With the path: the file is damaged, has no digest, or holds something else.
-    """
+    """Read a checkpoint whose bytes are those that were written; nothing is unpickled before."""
     name = printable(path)
     digest = new_digest()
     n_end = len(_MARK) + digest.digest_size

@@ -148,7 +148,7 @@ def _in_threads(digest: Callable[[Any], int], images: Iterable[Any], n_jobs: int
     def of_image(image: Any) -> int | None:
         try:
             return digest(image)
-        except (OSError, ValueError):  # it has gone, or cannot be read: who reads it next tells why
+        except (OSError, ValueError):  # it has gone, or cannot be read: its next reader reports why
             return None
 
     with single_threaded_workers(effective_n_jobs(n_jobs)) as pool:
@@ -172,7 +172,7 @@ def _pixels(image: Any, *, max_pixels: int) -> int:
         of_file = _file(path)
         try:
             _pixels_of[key] = _digest(decode(path, str(path), max_pixels)[0])
-        except Exception:  # decoders raise whatever they like: who reads it next tells why
+        except Exception:  # decoders raise whatever they like: its next reader reports why
             _pixels_of[key] = of_file
     return _pixels_of[key]
 

@@ -81,7 +81,7 @@ def load(path: PathLike, *, mmap_mode: str | None = None) -> Any:
     FileNotFoundError
         There is no such file.
     ValueError
-        The file is incomplete, no model, or was written by a version of ipca_sklearn before 0.1.0.
+        The file is incomplete, or no model.
     ImportError
         A package that the model needs is not installed.
 

@@ -26,22 +26,10 @@ class ClaimedSizeError(ValueError):
 
 
 def check_sizes(file: BinaryIO, path: PathLike) -> None:
-    """Refuse a skops file whose content would take far more memory than the file has bytes.
+    """Refuse a skops file whose content would take far more memory than the file has bytes; the position is kept at 0.
 
-    Parameters
-    ----------
-    file : binary file
-        Open for reading; its position is that of the beginning afterwards.
-    path : str or path-like
-        For messages.
-
-    Raises
-    ------
-    ClaimedSizeError
-        Members, or arrays that are used many times, are together larger than 20 times the file (and 64 MB), an array
-        has another size than its header says, or the description is larger than 16 MB.
-    zipfile.BadZipFile, ValueError, KeyError
-        It is no whole skops file.
+    A ClaimedSizeError says that members, or arrays that are used many times, are together larger than 20 times the file
+    (and 64 MB), that an array has another size than its header says, or that the description is larger than 16 MB.
     """
     limit = max(_ALWAYS_ALLOWED, _MAX_RATIO * file.seek(0, 2))
     name = printable(path)

@@ -10,7 +10,6 @@ from sklearn.base import BaseEstimator
 
 from ipca_sklearn._utils._files import replacing
 from ipca_sklearn._utils._typing import PathLike
-from ipca_sklearn._utils._versions import OldFileError, has_moved
 from ipca_sklearn.features.backbones._license import warn_of_license
 from ipca_sklearn.persistence._reading import read_model
 from ipca_sklearn.persistence._sizes import ClaimedSizeError, check_sizes
@@ -142,8 +141,8 @@ def load_skops(path: PathLike, *, trusted: Iterable[str] = ()) -> Any:
     TypeError
         The file holds types that are not trusted; nothing in it was executed.
     ValueError
-        The file is incomplete, no model of skops, or was written by a version of ipca_sklearn before 0.1.0. It claims
-        sizes that it has no room for, or its weights do not fit its network; memory for them is not taken before.
+        The file is incomplete, or no model of skops. It claims sizes that it has no room for, or its weights do not fit
+        its network; memory for them is not taken before.
     ImportError
         skops, or a package that the backbone needs, is not installed.
 
@@ -165,20 +164,13 @@ def load_skops(path: PathLike, *, trusted: Iterable[str] = ()) -> Any:
     40
     """
     skops_io = _import_skops()
-    refusal = skops_io.exceptions.UntrustedTypesFoundException
 
     def read() -> Any:
         with open(path, "rb") as file:
             check_sizes(file, path)
-            try:
-                return skops_io.load(file, trusted=[*trusted_types(), *trusted])
-            except refusal as error:
-                file.seek(0)
-                moved = [name for name in skops_io.get_untrusted_types(file=file) if has_moved(name)]
-                if moved:
-                    raise OldFileError(f"there is no {moved[0]}") from error
-                raise
+            return skops_io.load(file, trusted=[*trusted_types(), *trusted])
 
+    refusal = skops_io.exceptions.UntrustedTypesFoundException
     return read_model(path, read, passed_on=(refusal, ClaimedSizeError))
 
 

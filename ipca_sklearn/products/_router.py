@@ -14,9 +14,9 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, MetaEst
 from sklearn.utils.validation import check_is_fitted, column_or_1d
 from torch import Tensor
 
+from ipca_sklearn._utils._arrays import at_patches
 from ipca_sklearn._utils._estimators import set_learnt
 from ipca_sklearn._utils._output import TableOutputMixin
-from ipca_sklearn._utils._regions import at_patches
 from ipca_sklearn._utils._sklearn_compat import Interval, fit_context, validate_parameters
 from ipca_sklearn._utils._surroundings import own_surroundings
 from ipca_sklearn._utils._turns import in_turn, of_one_state, snapshot
@@ -105,7 +105,7 @@ class ProductRouter(
 
     Notes
     -----
-    How far an image lies from a product is told by t, about the median of its map: a defect on less than half of the
+    The distance of an image from a product is t, about the median of its map: a defect on less than half of the
     image hardly moves it. With t0 the median of t of unseen normal images, the nearest product is that of the smallest
     ``|log t - log t0|``: images that are much smoother than those of a product lie closer to its mean than they do.
     The p-value is conformal: the share of the unseen normal images, of which each detector keeps the figures, whose t

@@ -7,7 +7,7 @@ import pytest
 
 from ipca_sklearn.cli._evaluate import warning_of_normal_images
 from ipca_sklearn.cli._predict import warning_of_many_alarms
-from ipca_sklearn.detection._expected import asked_rate
+from ipca_sklearn.detection._chosen import asked_rate
 
 
 def test_normal_images_rarely_raise_doubt_and_changed_ones_do():

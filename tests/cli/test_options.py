@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import numpy as np
 import pytest
+import typer
 from PIL import Image
 from typer.testing import CliRunner
 
 from ipca_sklearn.cli import app
-from ipca_sklearn.cli._parser import COMMANDS, OptionNames, load_command
+from ipca_sklearn.cli._parser import COMMANDS, Commands, OptionNames, _WarningPrinter, load_command
+from ipca_sklearn.exceptions import AspectRatioWarning
 
 FIT = ("fit", "good", "-o", "new.joblib", "--device", "cpu", "--image-size", "32", "--crop-size", "32", "--k", "2")
 THRESHOLD = ("threshold", "model.joblib")
@@ -183,6 +186,23 @@ def test_an_error_about_an_option_names_it(name, place, monkeypatch):
     assert {path: path.stat().st_mtime_ns for path in place.rglob("*")} == before
 
 
+def test_what_is_said_of_an_image_names_nothing_of_python(place, tmp_path):
+    Image.new("1", (9_500, 9_500)).save(tmp_path / "large.png")
+    done = CliRunner().invoke(app, ["predict", str(place / "model.joblib"), str(tmp_path)])
+    assert done.exit_code == 3 and "max_pixels" not in done.stdout
+    assert "pixels, more than 89478485. Cut it into parts, or take it out of the folder" in done.stdout
+
+
+def test_warnings_that_come_again_name_options_of_fit_in_any_command(capsys):
+    warning: Any = AspectRatioWarning("stretched; or fit with image_size=(height, width)")
+    warning.remark, warning.n_images = "are stretched", 1
+    group = Commands()
+    group.resolve_command(typer.Context(group), ["predict"])
+    _WarningPrinter(group._translate)(warning, AspectRatioWarning)
+    assert capsys.readouterr().err == "warning: stretched; or fit with --image-size HEIGHTxWIDTH\n"
+    assert group._translate("crop_size=3, min_area=2") == "--crop-size 3, --min-area 2"
+
+
 def test_wishes_of_a_threshold_are_named_as_options(place, monkeypatch):
     monkeypatch.chdir(place)
     for arguments in ([], ["--score", "1", "--recall", "1"]):
@@ -209,6 +229,9 @@ def test_wishes_of_a_threshold_are_named_as_options(place, monkeypatch):
         ("margin='x' is wrong", "--margin 'x' is wrong"),
         ("set on_error='skip'", "set --on-error 'skip'"),
         ("n_jobs == 0 in Parallel", "--jobs 0 in Parallel"),
+        ("(features__margin 16 then, 0 now)", "(--margin 16 then, 0 now)"),
+        ("or fit with image_size=(height, width)", "or fit with --image-size HEIGHTxWIDTH"),
+        ("9 pixels, more than max_pixels=8. Raise max_pixels if", "9 pixels, more than 8. Raise max_pixels if"),
     ],
 )
 def test_only_names_of_parameters_are_put_in_other_words(message, expected):

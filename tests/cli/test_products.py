@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 
 import numpy as np
@@ -86,6 +87,8 @@ def test_predict_of_a_given_product_is_that_of_its_detector(root):
     pipe = load(root / "line.joblib")
     rows = rows_of(done.stdout)
     assert {row["product"] for row in rows} == {"wood"}
+    n_other = sum(~pipe[-1].route(pipe[0].transform(images), "wood").is_known)
+    assert f"\n{n_other} of {len(images)} images do not look like product wood\n" in done.stderr
     own = pipe[-1].detectors_["wood"]
     features = pipe[0].transform(images)
     np.testing.assert_allclose([float(row["score"]) for row in rows], own.score_samples(features), rtol=1e-5)
@@ -96,7 +99,15 @@ def test_maps_masks_and_the_report_are_drawn_by_the_detector_of_each_image(root,
     options = ["--maps", tmp_path / "maps", "--masks", tmp_path / "masks", "--report", tmp_path / "report.html"]
     run("predict", root / "line.joblib", root / "new", "-o", tmp_path / "rows.csv", *options, "--device", "cpu")
     assert len(list((tmp_path / "maps").iterdir())) == len(rows_of((tmp_path / "rows.csv").read_text())) > 16
-    assert '"threshold": 0.0' in (tmp_path / "report.html").read_text()
+    page = (tmp_path / "report.html").read_text()
+    assert '"threshold": 0.0' in page
+    shown = re.search(r'id="rows">(\[.*?\n\])</script>', page, re.DOTALL)
+    assert shown is not None
+    of_path = {row["path"]: row for row in rows_of((tmp_path / "rows.csv").read_text())}
+    for row in json.loads(shown[1]):
+        product, label = (of_path[row["name"]][column] for column in ("product", "label"))
+        assert row["note"].startswith(f"product: {product}" if product else "no product that was learnt; nearest: ")
+        assert label == ("-1" if row["anomalous"] or row["score"] < 0 else "1")
 
 
 def test_one_product_learns_more_and_the_other_stays(root, tmp_path):

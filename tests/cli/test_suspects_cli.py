@@ -7,12 +7,14 @@ import json
 import re
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from ipca_sklearn import PatchFeatureExtractor
 from ipca_sklearn.cli import app
 from ipca_sklearn.datasets import make_textures
 from ipca_sklearn.persistence import load
@@ -49,6 +51,15 @@ def test_a_report_lists_the_most_suspicious_image_first_and_names_near_duplicate
     names = [Path(row["name"]).name for row in json.loads(rows[1])]
     assert names[0] == "07.png" and len(names) == 25
     assert load(tmp_path / "m.joblib")[-1].n_samples_seen_ == 25
+
+
+@pytest.mark.parametrize("options", [[], ["--trim", "auto", "--report", "report.html"]], ids=str)
+def test_the_extractor_is_fitted_once(folder, tmp_path, monkeypatch, options):
+    monkeypatch.chdir(tmp_path)
+    fit = PatchFeatureExtractor.fit
+    with mock.patch.object(PatchFeatureExtractor, "fit", autospec=True, side_effect=fit) as fits:
+        run("fit", folder, "-o", "m.joblib", *options, *SETTINGS)
+    assert fits.call_count == 1
 
 
 @pytest.mark.parametrize("trim", ["auto", "0.04"])

@@ -209,6 +209,13 @@ def test_scores_by_poor_models_are_kept_if_there_are_no_others():
     assert len(known.kept(1000, 1000)) == 32  # half of what the best one had
 
 
+def test_the_automatic_threshold_is_three_robust_standard_deviations_below_the_median():
+    scores = np.random.default_rng(0).normal(-10, 2, 2001)
+    reference = ReferenceScores(scores, -scores, scores[:, None], np.ones(1))
+    spread = 1.4826 * np.median(np.abs(scores - np.median(scores)))
+    assert reference.offset("auto") == pytest.approx(np.median(scores) - 3 * spread, rel=1e-4)
+
+
 def test_a_small_quantile_of_few_scores_is_their_smallest():
     reference = ReferenceScores(np.arange(10.0), np.zeros(10), np.zeros((10, 1)), np.ones(1))
     assert reference.offset(0.01) == 0.0

@@ -106,9 +106,10 @@ def test_a_rate_that_is_set_later_takes_effect_and_warns_of_few_scores(detector)
 def test_a_threshold_is_kept_while_the_model_learns(detector):
     detector.set_threshold(NORMAL[500:], false_positive_rate=0.1)
     rate = np.mean(detector.predict(NORMAL[500:]) == -1)
-    offset = detector.offset_
+    offset, map_threshold = detector.offset_, detector.map_threshold_
     detector.partial_fit(NORMAL[200:500])
     assert detector.offset_ != offset and detector.chosen_threshold_.weight == 500
+    assert detector.map_threshold_ / map_threshold == pytest.approx(detector.offset_ / offset)
     assert np.mean(detector.predict(NORMAL[500:]) == -1) == pytest.approx(rate, abs=0.04)
 
 

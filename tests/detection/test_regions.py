@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -249,6 +250,10 @@ def test_a_square_is_found_where_it_was_drawn_in_the_original(crop, tmp_path):
     assert everything == find_defects(
         maps, detector.map_threshold_, image_sizes=sizes, covered_box=extractor.covered_box, **given
     )
+    with mock.patch.object(PatchGaussianDetector, "transform", side_effect=AssertionError):  # the network does not run
+        assert detector.predict_regions(features[:2], maps=maps) == everything
+    with pytest.raises(ValueError, match=r"maps of shape .* for 1 images; expected \(1, "):
+        detector.predict_regions(features[:1], maps=maps)
     # Arrays and tensors of features: a pixel is a patch, or the size is told.
     array = np.asarray(features[:2])
     in_patches = detector.predict_regions(array)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ipca_sklearn import BatchedIncrementalPCA, PatchFeatureExtractor, PatchGaussianDetector, linalg
 from ipca_sklearn.features._lazy import _fill
+from ipca_sklearn.features._settings import settings_of
 from tests.devices.pretended import CPU, GPU, Pretended, pretended_gpu, values_of
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -237,7 +238,7 @@ def test_features_are_computed_on_the_gpu_as_they_are_on_the_cpu(name, monkeypat
     images = torch.rand(5, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
     how = {"image_size": 64, "random_state": 0, **EXTRACTORS[name]}
-    settings = PatchFeatureExtractor("mobilenet_v3_small", weights=None, **how).fit(images).feature_settings()
+    settings = settings_of(PatchFeatureExtractor("mobilenet_v3_small", weights=None, **how).fit(images))
 
     def features(images, device):
         on_device = replace(settings, images=replace(settings.images, device=device))

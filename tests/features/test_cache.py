@@ -121,6 +121,7 @@ def test_other_settings_and_changed_files_are_not_taken_for_the_same(tmp_path: P
         (path, {"features__crop_size": 16}),
         (path, {"features__random_state": 1}),  # other weights
         (path, {"features__normalization": (0.5, 0.5)}),
+        (path.read_bytes(), {}),
         (pixels, {}),
         (other_pixels, {}),
         (Image.fromarray(other_pixels).convert("L"), {}),

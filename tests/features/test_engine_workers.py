@@ -15,6 +15,7 @@ import torch
 from joblib.externals.loky import get_reusable_executor
 
 from ipca_sklearn import PatchFeatureExtractor
+from ipca_sklearn.features._settings import settings_of
 from ipca_sklearn.features.engines import _choice, _store
 
 for _package in (*_choice.ENGINES, "onnxscript"):
@@ -29,7 +30,7 @@ def seen(extractor: PatchFeatureExtractor, images: np.ndarray = IMAGES) -> tuple
     """Return features, what computed them here, on which numbers of threads, and how many torch has."""
     features = np.asarray(extractor.transform(images))
     label = extractor.engine_
-    numbers = {key[2] for key in extractor.feature_settings().backbone.engines if key[0] == os.getpid()}
+    numbers = {key[2] for key in settings_of(extractor).backbone.engines if key[0] == os.getpid()}
     return features, label, numbers, torch.get_num_threads()
 
 

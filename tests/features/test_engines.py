@@ -18,6 +18,7 @@ from sklearn.base import clone
 from torch import nn
 
 from ipca_sklearn import FeatureCache, PatchFeatureExtractor
+from ipca_sklearn.features._settings import settings_of
 from ipca_sklearn.features.engines import _choice, _store
 
 openvino = pytest.importorskip("openvino")
@@ -137,8 +138,8 @@ def test_copies_and_pickles_hold_no_engine() -> None:
     read(extractor)
     assert extractor.engine_.startswith("openvino")
     assert len(pickle.dumps(extractor)) < size + 1000  # an engine takes megabytes
-    assert copy.deepcopy(extractor).feature_settings().backbone.engines == {}
-    assert extractor.feature_settings().backbone.engines != {}
+    assert settings_of(copy.deepcopy(extractor)).backbone.engines == {}
+    assert settings_of(extractor).backbone.engines != {}
 
 
 def test_another_process_finds_the_compiled_network_on_disk(compilations: list[str], empty_cache_folder: Path) -> None:
@@ -261,7 +262,7 @@ def test_the_number_of_threads_is_the_callers_and_is_not_compiled_again(compilat
             results.append(read(extractor))
     finally:
         torch.set_num_threads(before)
-    numbers = {key[2] for key in extractor.feature_settings().backbone.engines}
+    numbers = {key[2] for key in settings_of(extractor).backbone.engines}
     assert numbers >= {1, 2} and len(compilations) == 1
     for result in results[1:]:
         assert_agree(result, results[0])

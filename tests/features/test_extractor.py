@@ -32,6 +32,7 @@ from ipca_sklearn import PatchFeatureExtractor, PatchFeatures, PatchGaussianDete
 from ipca_sklearn._utils._devices import resolve_amp
 from ipca_sklearn.features import _lazy as _lazy_features
 from ipca_sklearn.features import _loader as _image_batches
+from ipca_sklearn.features._settings import settings_of
 from ipca_sklearn.images._decode import ImageReadError
 from ipca_sklearn.images._masks import read_mask
 
@@ -705,16 +706,16 @@ def test_a_bright_square_is_where_it_was():
 
 def test_settings_are_those_of_the_parameters_and_need_no_images(device):
     extractor = small(amp=True, augment="random_crop", normalization=(0.5, 0.25)).fit(pictures())
-    settings = extractor.feature_settings(device)
+    settings = settings_of(extractor, device)
     assert settings.images.device == device and settings.images.augment is None
-    assert extractor.feature_settings().images.device == torch.device("cpu")
-    assert small(device=device).fit(pictures()).feature_settings().images.device == device
+    assert settings_of(extractor).images.device == torch.device("cpu")
+    assert settings_of(small(device=device).fit(pictures())).images.device == device
     assert settings.shape == extractor.transform(pictures()).shape[1:] == (8, 8, 9)
     assert (settings.mean, settings.std) == ((0.5,) * 3, (0.25,) * 3)
     assert (settings.images.image_size, settings.images.crop_size) == ((72, 72), (64, 64))
     assert settings.amp_dtype == torch.bfloat16
     with pytest.raises(NotFittedError):
-        small().feature_settings()
+        settings_of(small())
 
 
 def test_the_digest_of_the_weights_tells_networks_apart(named):

@@ -13,6 +13,7 @@ from sklearn.pipeline import Pipeline
 
 from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector
 from ipca_sklearn.export import to_torch
+from ipca_sklearn.features._settings import settings_of
 from ipca_sklearn.features.backbones._backbone import Backbone
 from ipca_sklearn.features.backbones._networks import default_layers, middle_blocks
 from ipca_sklearn.features.engines import ENGINES
@@ -48,7 +49,7 @@ def test_the_mean_is_that_of_the_parts_that_stand_side_by_side(options):
     assert_close(read(one), (parts[0] + parts[1]) / 2)
     assert list(one.get_feature_names_out()[:2]) == ["mean_0", "mean_1"]
     assert one.layers_ == both.layers_ == tuple(SAME)
-    assert one.feature_settings().digest() != both.feature_settings().digest()
+    assert settings_of(one).digest() != settings_of(both).digest()
 
 
 def test_convolutional_networks_keep_their_layers_side_by_side():

@@ -11,8 +11,7 @@ from torch import nn
 
 from ipca_sklearn import PatchFeatureExtractor
 from ipca_sklearn.features._grid import resize_matrix
-from ipca_sklearn.features.backbones._backbone import Backbone
-from ipca_sklearn.persistence import load, load_skops, save, save_skops
+from ipca_sklearn.persistence import load_skops, save_skops
 
 
 def pictures(n=3, height=64, width=96):
@@ -133,15 +132,6 @@ def test_a_network_of_one_size_says_what_leaves_the_margin_out():
     with pytest.raises(ValueError, match=r"64 x 64 pixels .*, and margin=16 at each edge; 0 leaves it out\): 32 pix"):
         made.fit(pictures())
     assert made.set_params(margin=0).fit(pictures()).margin_ == 0
-
-
-def test_a_network_of_a_file_from_before_the_margin_is_told_apart_from_a_damaged_one(tmp_path, monkeypatch):
-    made = extractor().fit(pictures())
-    older = {name: value for name, value in made._backbone.__getstate__().items() if name != "margin"}
-    monkeypatch.setattr(Backbone, "__getstate__", lambda self: older)
-    save(made, tmp_path / "extractor.joblib")
-    with pytest.raises(ValueError, match="written by an older, unreleased version of ipca_sklearn"):
-        load(tmp_path / "extractor.joblib")
 
 
 def test_more_than_an_image_cannot_be_mirrored():

@@ -124,6 +124,7 @@ PATH_LISTS = {
         torch.from_numpy(np.array(Image.open(paths[2]))).permute(2, 0, 1),
     ],
     "lazy PIL": lambda paths: [Image.open(path) for path in paths],
+    "contents": lambda paths: [path.read_bytes() for path in paths],
 }
 
 
@@ -418,6 +419,8 @@ def test_a_damaged_file_is_named(name, tmp_path):
     (tmp_path / name).write_bytes(BAD_FILES[name]())
     with pytest.raises(ImageReadError, match=name.replace(".", r"\.") + r".* remove it from X"):
         to_rgb(tmp_path / name, "X[0]")
+    with pytest.raises(ImageReadError, match=r"X\[0\] .* remove it from X"):
+        to_rgb(BAD_FILES[name](), "X[0]")
 
 
 def test_a_file_without_permission_is_named(paths, monkeypatch):
@@ -517,6 +520,8 @@ def test_an_image_of_too_many_pixels_is_refused_before_memory_is_taken(form, tmp
         to_rgb(path, "X[0]")
     with pytest.raises(ImageReadError, match="max_pixels=100000000"):
         to_rgb(path, "X[0]", max_pixels=100_000_000)
+    with pytest.raises(ImageReadError, match=r"X\[0\] has 13000 x 13000"):
+        to_rgb(path.read_bytes(), "X[0]")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # kB
 
 

@@ -8,10 +8,11 @@ from PIL import Image
 from sklearn.pipeline import Pipeline, make_pipeline
 
 from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector
+from ipca_sklearn.detection import find_defects
 from ipca_sklearn.exceptions import ImageReadError, MissingImageError
 from ipca_sklearn.images._decode import size_of, to_rgb
 from ipca_sklearn.inspection import hottest_box, overlay
-from ipca_sklearn.inspection._pictures import heat_layer, open_upright, patch_mask, region_boxes
+from ipca_sklearn.inspection._pictures import defect_mask, heat_layer, open_upright
 
 
 @pytest.fixture(scope="module")
@@ -25,19 +26,9 @@ def test_the_hottest_box_is_around_the_region_of_the_largest_value():
     values = np.zeros((4, 4))
     values[1, 1:3] = 5, 7
     values[3, 0] = 6  # another region
+    assert [defect.box for defect in find_defects(values[None], 4)[0] or ()] == [(1, 1, 1, 2), (3, 0, 1, 1)]
     assert hottest_box(values, 4, (10, 20, 40, 80)) == (20, 40, 10, 40)
     assert hottest_box(values, 9, (0, 0, 4, 4)) == (1, 2, 1, 1)
-
-
-def test_boxes_come_by_the_largest_value_of_their_regions():
-    values = np.zeros((4, 4))
-    values[0, 0] = 5
-    values[1, 2:4] = 7, 6
-    values[3, 0] = 6
-    boxes = [(1, 2, 1, 2), (3, 0, 1, 1), (0, 0, 1, 1)]
-    assert region_boxes(values, 4, (0, 0, 4, 4)) == boxes
-    assert region_boxes(values, 4, (0, 0, 4, 4), max_boxes=2) == boxes[:2]
-    assert region_boxes(values, 9, (0, 0, 4, 4)) == [(1, 2, 1, 1)]
 
 
 def test_the_layer_is_transparent_up_to_the_threshold(pipe):
@@ -77,7 +68,10 @@ def test_a_mask_is_white_where_a_patch_is_above_the_threshold(pipe):
     anomaly_map[5, 5] = pipe[-1].map_threshold_
     expected = np.zeros((80, 160), dtype=np.uint8)
     expected[65:70, 50:60] = 255
-    np.testing.assert_array_equal(np.asarray(patch_mask(pipe, anomaly_map, (80, 160))), expected)
+    (defects,) = find_defects(
+        anomaly_map[None], pipe[-1].map_threshold_, image_sizes=(80, 160), covered_box=pipe[0].covered_box
+    )
+    np.testing.assert_array_equal(np.asarray(defect_mask(defects, (80, 160))), expected)
 
 
 def pictures() -> dict[str, Image.Image]:

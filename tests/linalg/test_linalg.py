@@ -313,6 +313,26 @@ def distances(basis, samples, distance):
     return linalg.patch_distances(linalg.distance_operator(basis, distance=distance), samples)
 
 
+@pytest.mark.parametrize("n_first", [1, 9, 30])
+def test_scatter_matrices_of_unequal_parts_merge_to_that_of_all_samples(n_first, device):
+    samples = torch.randn(40, 3, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(device) + 5
+    parts = (
+        linalg.update_scatter(linalg.empty_scatter(3, 6, dtype=samples.dtype, device=device), part)
+        for part in (samples[:n_first], samples[n_first:] - 2)
+    )
+    merged = linalg.merge_scatter(*parts)
+    together = torch.cat([samples[:n_first], samples[n_first:] - 2])
+    torch.testing.assert_close(merged.mean, together.mean(0))
+    torch.testing.assert_close(merged.covariance()[1], torch.cov(together[:, 1].T))
+
+
+def test_the_noise_of_features_is_on_average_that_of_a_direction(device):
+    samples = torch.randn(40, 3, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(device)
+    state = linalg.update(linalg.empty_state(3, 8, dtype=samples.dtype, device=device), samples, n_rows=3)
+    basis = linalg.finalize(state, n_components=3)
+    torch.testing.assert_close(basis.feature_noise.mean(1), basis.noise_variance)
+
+
 @given(seed=st.integers(0, 2**16), rank=st.integers(1, 7))
 def test_residual_and_projection_add_up_to_the_deviation(seed, rank):
     basis, samples = fitted_basis(np.random.default_rng(seed), rank)

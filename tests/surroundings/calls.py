@@ -190,7 +190,6 @@ def _extractor_calls(w: World, fresh: Fresh) -> dict[str, Call]:
         "transform_masks": lambda: w["extractor"].transform_masks(list(w.masks.astype(np.uint8) * 255)),
         "covered_box": lambda: w["extractor"].covered_box((80, 60)),
         "weights_digest": lambda: w["extractor"].weights_digest(),
-        "feature_settings": lambda: w["extractor"].feature_settings().digest(),
         "get_feature_names_out": lambda: w["extractor"].get_feature_names_out(),
         "skipped_": lambda: w["extractor"].skipped_,
     }
@@ -200,7 +199,6 @@ def _extractor_calls(w: World, fresh: Fresh) -> dict[str, Call]:
         "covered_box": lambda: lazy().covered_box((80, 60)),
         "image_sizes": lambda: lazy().image_sizes(),
         "alignment": lambda: aligned().alignment().tolist(),
-        "placements": lambda: [placed.quality for placed in aligned().placements()],
         "maps_to_images": lambda: aligned().maps_to_images(np.ones((4, 8, 8), np.float32)),
         "is_aligned": lambda: aligned().is_aligned,
         **{

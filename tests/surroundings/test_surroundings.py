@@ -65,17 +65,11 @@ LEFT_OUT = {
         "made by scikit-learn",
     ),
     **dict.fromkeys(
-        (f"{name}.{method}" for name in ("BatchedIncrementalPCA", "FullCovariance") for method in
-         ("advance", "check_memory", "need", "store", "keeps_scatter", "with_components")),
-        "parts of fit",
-    ),
-    **dict.fromkeys(
         (f"PatchFeatureExtractor.{name}" for name in ("engine_", "first_size", "training_features")),
         "a text, a size, and what fit_transform returns",
     ),
     **dict.fromkeys((f"Defect.{name}" for name in ("as_dict", "outlines")), "of what predict_regions returns"),
     "PatchGaussianDetector.n_gaussians_": "a number that was learnt",
-    "PatchGaussianDetector.few_images_warning": "a text",
     "persistence.record_training": "keeps the date",
     "inspection.model_card": "texts and numbers that are stored",
     **dict.fromkeys((f"ModelCard.to_{form}" for form in ("dict", "html", "json", "markdown", "text")), "texts"),

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from ipca_sklearn._utils._surroundings import as_in_a_fresh_process
 from ipca_sklearn._utils._threads import seeded_torch, tracing_modules
 from ipca_sklearn._utils._typing import Size
-from ipca_sklearn._utils._versions import OldFileError
 from ipca_sklearn.features.backbones._efficientnet_lite import LITE_NAMES
 from ipca_sklearn.features.backbones._hooks import only_tensor
 from ipca_sklearn.features.backbones._inplace import copy_overwritten
@@ -41,29 +40,10 @@ _BUILDING = threading.RLock()
 class Backbone(nn.Module):
     """A frozen network, cut off after the last layer that is used. Pickles as a name and weights in numpy arrays.
 
-    A module of the user's is copied: it is neither frozen nor moved, and later changes to it have no effect here. It
-    is pickled as it is, with the weights of the copy. Networks that torch.fx can trace are cut and their batch norms
-    folded; of others, hooks read the layers.
-
-    Parameters
-    ----------
-    source : str or nn.Module
-        `backbone` of `PatchFeatureExtractor`.
-    layers : sequence of str or int, or None
-        Node names, as in :func:`torchvision.models.feature_extraction.get_graph_node_names`, names of modules that
-        tracing does not show, or indices for timm.
-    weights : str, path or None
-        `"DEFAULT"` or another name that torchvision or timm knows, a file with the state dict of the whole network,
-        or None.
-    seed : int
-        For weights that are random because `weights` is None.
-    crop_size : (int, int)
-        Height and width of the images, which transformers must know.
-    margin : int, default=0
-        Pixels that are mirrored at each edge of the images; the maps cover them too.
-    layer_pooling : {"concat", "mean", "auto"}, default="concat"
-        With `"mean"` there is one map, the mean of all layers. `"auto"` is that for the layers of a transformer if none
-        are named.
+    A module of the user's is copied: it is neither frozen nor moved, and later changes to it have no effect here. It is
+    pickled as it is, with the weights of the copy. Networks that torch.fx can trace are cut and their batch norms
+    folded; of others, hooks read the layers. The parameters are those of `PatchFeatureExtractor`; `seed` is for random
+    weights.
 
     Attributes
     ----------
@@ -71,12 +51,8 @@ class Backbone(nn.Module):
         The cut network.
     layers : tuple of str or int
         Its layers, in the order of the maps.
-    layer_pooling : {"concat", "mean"}
-        How they are combined.
     map_names : tuple of str or int
         Names of the maps that a pass gives: the layers, or `"mean"`.
-    crop_size, margin : (int, int), int
-        As given.
     name : str
         The backbone's name, or the class of the user's module.
     mean, std : tuple of float
@@ -165,14 +141,7 @@ class Backbone(nn.Module):
         return {layer: only_tensor(values[layer]) for layer in self.layers}
 
     def shapes_of_maps(self) -> list[tuple[int, int, int]]:
-        """Return channels, rows and columns of each map of a blank image.
-
-        Raises
-        ------
-        ValueError
-            The network fails on images of this size, or gives no maps of them, or maps with channels nobody knows
-            where, or maps of different shapes for a mean.
-        """
+        """Return channels, rows and columns of each map of a blank image."""
         try:
             if self._seen is None:
                 self._seen = shapes_of(self.network, self._named, self._input_size)
@@ -231,20 +200,14 @@ class Backbone(nn.Module):
             else:
                 raise ValueError(
                     f"layer {layer!r} of backbone {self.label()} gives {shapes[layer]} for an image of "
-                    f"{self._input_size[0]} x {self._input_size[1]}: whether the channels come first or last cannot be "
-                    "told, because no other size of images tells it. Set the attribute output_fmt of the module to "
-                    "'NCHW' or 'NHWC', or choose another image_size or layer"
+                    f"{self._input_size[0]} x {self._input_size[1]}: whether the channels come first or last is not "
+                    "known, and the network takes no other size that would show it. Set the attribute output_fmt of "
+                    "the module to 'NCHW' or 'NHWC', or choose another image_size or layer"
                 )
         return orders
 
     def normalization(self, wanted: str | Sequence[Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Return mean and standard deviation of each channel: the weights' own, ImageNet's, or those that are given.
-
-        Raises
-        ------
-        ValueError
-            They are not two numbers, or two sequences of one per channel, or not finite and positive.
-        """
+        """Return mean and standard deviation of each channel: the weights' own, ImageNet's, or those that are given."""
         if isinstance(wanted, str):
             return (self.mean, self.std) if wanted == "weights" else (IMAGENET_MEAN, IMAGENET_STD)
         try:
@@ -310,13 +273,10 @@ class Backbone(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # skops and pickle make the object without __init__; it builds the same architecture, without a download.
-        missing = {"margin", "layer_pooling"} - state.keys()
-        if missing and state.keys() >= {"source", "layers", "crop_size", "weights"}:
-            raise OldFileError(f"the network was stored without {' and '.join(sorted(missing))}")
         source, layers, crop_size, margin = (state[name] for name in ("source", "layers", "crop_size", "margin"))
         _check_shapes(source, layers, _with_margin(crop_size, margin), state["weights"])
         Backbone.__init__(self, source, layers, None, 0, crop_size, margin, state["layer_pooling"])
-        self._orders = dict(state.get("orders", {}))  # those of older files are found anew
+        self._orders = dict(state["orders"])
         self.network.load_state_dict(
             {key: torch.from_numpy(np.array(value)) for key, value in state["weights"].items()}
         )

@@ -67,13 +67,7 @@ class InvertedResidual(nn.Module):
 
 
 class EfficientNetLite(nn.Module):
-    """The classifier: (n, 3, H, W) normalised images to (n, 1000) logits.
-
-    Parameters
-    ----------
-    name : str
-        One of `LITE_NAMES`.
-    """
+    """The classifier: (n, 3, H, W) normalised images to (n, 1000) logits."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -107,13 +101,7 @@ def has_lite_weights(name: str) -> bool:
 
 
 def lite_weights(name: str) -> str:
-    """Return the file with the weights of a variant.
-
-    Raises
-    ------
-    ImportError
-        Their package is not installed.
-    """
+    """Return the file with the weights of a variant, if their package is installed."""
     try:
         module = import_module(_lite_module(name))
     except ImportError as error:

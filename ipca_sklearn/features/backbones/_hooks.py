@@ -16,14 +16,8 @@ class HookedNetwork(nn.Module):
 
     Of a module that is called several times in a pass, the first call counts. Threads may run the network at the same
     time. `torch.compile` compiles the parts between the hooks. `torch.export` follows the pass to its end, because it
-    keeps account of the modules that are entered and left; what is not used is no part of its result.
-
-    Parameters
-    ----------
-    network : nn.Module
-        It gets the hooks: a copy of the user's.
-    layers : sequence of str
-        Names of `network.named_modules()`; "" is the network itself.
+    keeps account of the modules that are entered and left; what is not used is no part of its result. `network` gets
+    the hooks; the layer "" is the network itself.
     """
 
     def __init__(self, network: nn.Module, layers: Sequence[str]) -> None:

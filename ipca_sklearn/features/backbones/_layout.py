@@ -1,4 +1,4 @@
-"""Which axes of a layer are rows, columns and channels: told by the proportions of an image, or by a second size.
+"""Which axes of a layer are rows, columns and channels: found from the proportions of an image, or from a second size.
 
 Orders have timm's names: N images, C channels, H rows, W columns, L tokens.
 """
@@ -34,7 +34,7 @@ def possible_orders(shape: Sequence[int] | str, image_size: Size) -> list[str]:
 
 
 def order_by_sizes(shape: Sequence[int], other: Sequence[int]) -> str | None:
-    """Return the order told by the shapes for two image sizes that differ in both sides: channels stay as they are."""
+    """Return the order from the shapes for two image sizes that differ in both sides: channels stay as they are."""
     first, last = shape[1] != other[1], shape[-1] != other[-1]
     if first == last or len(shape) != len(other):
         return None

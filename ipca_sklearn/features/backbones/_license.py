@@ -61,15 +61,7 @@ def weights_license(extractor: Any) -> str:
 
 
 def warn_of_license(model: Any, path: Any) -> None:
-    """Warn if a file holds weights whose licence sets conditions for those who pass it on.
-
-    Parameters
-    ----------
-    model : estimator or Pipeline
-        Those with a `backbone`, or steps that have one.
-    path : str or path-like
-        The file, for the message.
-    """
+    """Warn if a file holds weights whose licence sets conditions for those who pass it on."""
     for step in [model, *(step for _, step in getattr(model, "steps", []))]:
         if not (hasattr(step, "backbone") and hasattr(step, "weights")):
             continue

@@ -171,13 +171,7 @@ def _cut(network: nn.Module, layers: Sequence[Any], label: str) -> CutNetwork:
 
 
 def _trace(network: nn.Module) -> list[str]:
-    """Return the names of the nodes of a network, in the order of the pass.
-
-    Raises
-    ------
-    ValueError
-        The graph would not compute what the network computes.
-    """
+    """Return the names of the nodes of a network in the order of the pass, if its graph computes what it does."""
     import torchvision
     from torchvision.models.feature_extraction import NodePathTracer
 

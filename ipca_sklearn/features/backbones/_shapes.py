@@ -24,18 +24,10 @@ Run: TypeAlias = Callable[[nn.Module, Tensor], Mapping[Any, Any]]
 
 
 class Shapes(NamedTuple):
-    """What a network returns for one image, by layer.
+    """What a network returns for one image, by layer."""
 
-    Parameters
-    ----------
-    layers : dict
-        Shape of each layer, or the name of the type of what is no tensor.
-    n_bytes : int
-        Bytes that the largest module reads and writes, in float32.
-    """
-
-    layers: dict[Any, Any]
-    n_bytes: int
+    layers: dict[Any, Any]  # shape of each, or the name of the type of what is no tensor
+    n_bytes: int  # that the largest module reads and writes, in float32
 
 
 def shape_of(value: Any) -> tuple[int, ...] | str:
@@ -47,13 +39,8 @@ def shapes_of(network: nn.Module, run: Run, size: Size) -> Shapes:
     """Return the shapes for a blank image; `run(network, images)` returns layers by name.
 
     Large images are not passed through the network. Their shapes come from torch's device "meta", which holds no
-    numbers. A network that asks for numbers is given four smaller images instead: the sides of maps, and the
-    number of tokens, grow evenly with the sides of an image. One that takes neither gets the large image.
-
-    Raises
-    ------
-    Exception
-        What the network raises.
+    numbers. A network that asks for numbers is given four smaller images instead: the sides of maps, and the number of
+    tokens, grow evenly with the sides of an image. One that takes neither gets the large image.
     """
     if math.prod(size) > _MOST_PIXELS:
         try:

@@ -24,13 +24,7 @@ def is_file(weights: Weights) -> TypeGuard[PathLike]:
 
 
 def load_file(network: nn.Module, weights: PathLike, label: str) -> None:
-    """Load the state dict of a whole network from a file.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        There is no such file, it holds no state dict, or the one of another network.
-    """
+    """Load the state dict of a whole network from a file."""
     try:
         network.load_state_dict(_read_state_dict(weights))
     except RuntimeError as error:

@@ -92,15 +92,7 @@ def _choice(settings: FeatureSettings) -> Choice:
 
 
 def require(settings: FeatureSettings) -> None:
-    """Raise an error if an engine that is named cannot run the network.
-
-    Raises
-    ------
-    ImportError
-        It is not installed.
-    ValueError
-        The network, the device or another parameter does not go with it.
-    """
+    """Raise an ImportError or ValueError if an engine that is named cannot run the network."""
     if settings.engine in ("auto", "torch"):
         return
     choice = _choice(settings)

@@ -25,13 +25,7 @@ class Unsuitable(Exception):
 
 
 class Layers(nn.Module):
-    """Normalised images to the layers of a backbone, channels last, as engines compile it.
-
-    Parameters
-    ----------
-    backbone : Backbone
-        Its network, with the margin.
-    """
+    """Normalised images to the layers of a backbone, with the margin, channels last, as engines compile it."""
 
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
@@ -91,13 +85,7 @@ class Request(NamedTuple):
 
 
 def exported(network: nn.Module, image: Tensor) -> torch.export.ExportedProgram:
-    """Return a network as a graph of torch's operators for images like this one.
-
-    Raises
-    ------
-    Unsuitable
-        The graph would not be all that the network does.
-    """
+    """Return a network as a graph of torch's operators for images like this one, or raise `Unsuitable`."""
     with as_in_a_fresh_process(torch.device("cpu")), tracing_modules(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's own making
         # strict=False is torch's other way to trace a network, by calling it; what it would miss is checked below.

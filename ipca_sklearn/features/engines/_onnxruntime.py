@@ -12,14 +12,7 @@ from ipca_sklearn.features.engines._engine import Engine, Request, Unsuitable, e
 
 
 class OnnxRuntimeEngine(Engine):
-    """A network run by onnxruntime.
-
-    Parameters
-    ----------
-    model : bytes
-        In the format of ONNX.
-    n_threads : int
-    """
+    """A network run by onnxruntime, from a model in the format of ONNX."""
 
     def __init__(self, model: bytes, n_threads: int) -> None:
         import onnxruntime

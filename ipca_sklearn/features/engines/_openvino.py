@@ -13,12 +13,7 @@ from ipca_sklearn.features.engines._engine import Engine, Request, Unsuitable, e
 
 
 class OpenVINOEngine(Engine):
-    """A network compiled by OpenVINO.
-
-    Parameters
-    ----------
-    compiled : openvino.CompiledModel
-    """
+    """A network compiled by OpenVINO."""
 
     def __init__(self, compiled: Any) -> None:
         super().__init__()

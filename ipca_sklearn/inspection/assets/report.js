@@ -133,7 +133,7 @@ const relabel = () => {
   let anomalous = 0;
   rows.forEach((row, index) => {
     if (row.score === null) return;
-    const low = row.score < threshold;
+    const low = row.anomalous || row.score < threshold;
     anomalous += low;
     if (row.low === low) return;
     row.low = low;
@@ -179,7 +179,7 @@ const update = () => {
       else card.dataset.ticked = tick;
       pressTicks(card, tick);
     }
-    const hidden = (wanted !== "all" && !matches(row, wanted)) || !row.name.toLowerCase().includes(text);
+    const hidden = (wanted !== "all" && !matches(row, wanted)) || !`${row.name}\n${row.note ?? ""}`.toLowerCase().includes(text);
     if (card.hidden !== hidden) card.hidden = hidden;
   });
   shown = [...place.querySelectorAll("li:not([hidden])")];

@@ -43,6 +43,7 @@ const viewer = (() => {
       set("viewer-name", row.name);
       set("viewer-score", row.score === null ? "" : `Score ${number(row.score)}`);
       set("viewer-words", row.score === null || row.p === null ? "" : longRarity(row.p, least));
+      set("viewer-note", row.note ?? "");
       set("viewer-error", row.error ?? "");
       byId("previous").disabled = place === 0;
       byId("next").disabled = place === n - 1;

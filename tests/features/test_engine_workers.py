@@ -56,7 +56,7 @@ def _one_folder_of_engines_and_two_threads(tmp_path_factory: pytest.TempPathFact
 def used(request: pytest.FixtureRequest) -> tuple[str, PatchFeatureExtractor, np.ndarray]:
     """An engine, an extractor that this process has used with it, and torch's features."""
     extractor = PatchFeatureExtractor(
-        "resnet18", weights=None, layers=["layer1", "layer2"], random_state=0, engine=request.param
+        "resnet18", weights=None, layers=["layer1", "layer2"], image_size=64, random_state=0, engine=request.param
     ).fit(IMAGES)
     features = np.asarray(extractor.transform(IMAGES))
     expected = np.asarray(extractor.set_params(engine="torch").transform(IMAGES))
@@ -80,7 +80,9 @@ def test_workers_of_joblib(used: tuple[str, PatchFeatureExtractor, np.ndarray], 
     assert len(list(folder.iterdir())) == n_compiled
 
 
-@pytest.mark.parametrize("processes", [False, True], ids=["threads", "processes"])
+@pytest.mark.parametrize(
+    ("used", "processes"), [("openvino", False), ("openvino", True), ("onnxruntime", False)], indirect=["used"]
+)
 def test_workers_of_dask(used: tuple[str, PatchFeatureExtractor, np.ndarray], processes: bool) -> None:
     distributed = pytest.importorskip("distributed", reason="Dask is not installed: pip install distributed")
     engine, extractor, expected = used
@@ -101,7 +103,9 @@ from ipca_sklearn import PatchFeatureExtractor
 rank, folder, engine = int(sys.argv[1]), pathlib.Path(sys.argv[2]), sys.argv[3]
 torch.set_num_threads(1)
 distributed.init_process_group("gloo", init_method=(folder / "meet").as_uri(), rank=rank, world_size=2)
-extractor = PatchFeatureExtractor("resnet18", weights=None, layers=["layer1", "layer2"], random_state=0, engine=engine)
+extractor = PatchFeatureExtractor(
+    "resnet18", weights=None, layers=["layer1", "layer2"], image_size=64, random_state=0, engine=engine
+)
 features, label, numbers, n_threads = seen(extractor.fit(IMAGES), IMAGES[2 * rank : 2 * rank + 2])
 assert label.startswith(engine) and n_threads == 1 and numbers == {1}, (label, n_threads, numbers)
 shares = [torch.empty(features.shape) for _ in range(2)]
@@ -112,6 +116,7 @@ distributed.destroy_process_group()
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
+@pytest.mark.parametrize("used", ["openvino"], indirect=True)  # each rank starts an interpreter, as workers of loky do
 def test_ranks_of_torch_distributed(used: tuple[str, PatchFeatureExtractor, np.ndarray], tmp_path: Path) -> None:
     engine, _, expected = used
     here = str(Path(__file__).parent)
@@ -128,8 +133,8 @@ import os, signal, sys, numpy as np, torch
 torch.set_num_threads(2)
 from ipca_sklearn import PatchFeatureExtractor
 images = np.random.default_rng(0).integers(0, 255, (2, 64, 64, 3), dtype=np.uint8)
-extractor = PatchFeatureExtractor("resnet18", weights=None, layers=["layer1"], random_state=0,
-    engine=sys.argv[1]).fit(images)
+extractor = PatchFeatureExtractor("resnet18", weights=None, layers=["layer1"], image_size=64,
+    random_state=0, engine=sys.argv[1]).fit(images)
 expected = np.asarray(extractor.transform(images))
 assert extractor.engine_.startswith(sys.argv[1])
 child = os.fork()

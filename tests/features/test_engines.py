@@ -50,7 +50,7 @@ def pictures(n: int = 3, size: int = 64) -> np.ndarray:
 
 
 def small(backbone: Any = "resnet18", **options: Any) -> PatchFeatureExtractor:
-    options = {"weights": None, "layers": ["layer1", "layer2"], "random_state": 0, **options}
+    options = {"weights": None, "layers": ["layer1", "layer2"], "image_size": 64, "random_state": 0, **options}
     return PatchFeatureExtractor(backbone, **options)
 
 

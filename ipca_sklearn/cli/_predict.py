@@ -182,7 +182,9 @@ def predict(
     else:
         typer.echo(threshold_in_words(pipe[-1].offset_), err=True)
     warning = warning_of_many_alarms(n_alarms, n_scored)
-    if warning is not None:
+    if warning is None:
+        typer.echo(f"{n_alarms} of {n_scored} images are anomalous", err=True)
+    else:
         warn(warning)
     if n_failed:
         typer.echo(f"{n_failed} of {len(images)} images cannot be read; see the column error", err=True)

@@ -57,9 +57,9 @@ def _short(value: Any) -> str:
 def _lines(name: str, value: Any) -> Iterator[str]:
     """Yield the lines of a fact; directions are said with their thresholds."""
     if name == "offset":
-        value = f"{value}: images that score lower are anomalous"
+        value = f"{_short(value)}: images that score lower are anomalous"
     elif name == "map threshold":
-        value = f"{value}: patches with larger distances are anomalous"
+        value = f"{_short(value)}: patches with larger distances are anomalous"
     elif name == "figures":
         value = "none were given; see --figures" if value is None else "see --format markdown"
     if name != "learnt from":

@@ -59,11 +59,11 @@ class ScoringModel:
         """Return whether a model of so many images, and this weight of them, should score in place of this one.
 
         When distances by a new model would be a tenth smaller (the learning curve, linear in 1 / n, of as many
-        directions as are kept by default), the weight has doubled, or, with forgetting, as many images as count in this
-        one have come. `per_image` is the number of independent samples that a Gaussian gets of an image.
+        directions as are kept by default), or as many images have come as count in this one: it has doubled, unless it
+        forgets. `per_image` is the number of independent samples that a Gaussian gets of an image.
         """
         fall = _FALL / per_image * (1 / max(self.weight, 1) - 1 / max(weight, 1))
-        return fall > _LARGEST_FALL or weight >= 2 * self.weight or count - self.count >= self.weight
+        return fall > _LARGEST_FALL or count - self.count >= self.weight
 
     def operators(self) -> list[linalg.DistanceOperator]:
         """Return the distance operators of the model."""

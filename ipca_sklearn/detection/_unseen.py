@@ -186,7 +186,9 @@ class UnseenScores:
         per_image = independent_samples(fitted.group)
         if self.model.outdated(fitted.count, fitted.weight, per_image):
             self.model = self._model_of(fitted)
-            if not self.model.outdated(first_scored, first_scored, per_image):  # else it is renewed before it scores
+            grows = fitted.weight == fitted.count  # what forgets may keep its weight, and so its model, for long
+            weight = first_scored if grows else fitted.weight
+            if not self.model.outdated(first_scored, weight, per_image):  # else it is renewed before it scores
                 self.model.operators()  # at once: learning overwrites the matrices
 
     def _model_of(self, fitted: Fitted | None) -> ScoringModel:

@@ -84,7 +84,9 @@ def test_a_large_image_is_read_in_the_right_order_too():
 @pytest.mark.parametrize("order", ["NCHW", "NHWC"])
 def test_a_square_of_a_network_with_one_size_is_asked_for_and_can_be_stated(order):
     network = Ordered(order, 8, is_traceable=False, side=32)
-    with pytest.raises(ValueError, match=r"'out' of backbone Ordered gives \(1, 8, 8, 8\).*is not known.*output_fmt"):
+    with pytest.raises(
+        ValueError, match=r"'out' of backbone Ordered gives \(1, 8, 8, 8\).*first or last is not known.*output_fmt"
+    ):
         Backbone(network, ["out"], None, 0, (32, 32)).shapes_of_maps()
     extractor = PatchFeatureExtractor(network, layers=["out"], image_size=32, margin=0)
     with pytest.raises(ValueError, match="first or last is not known"):

@@ -59,11 +59,11 @@ class ScoringModel:
         """Return whether a model of so many images, and this weight of them, should score in place of this one.
 
         When distances by a new model would be a tenth smaller (the learning curve, linear in 1 / n, of as many
-        directions as are kept by default), the weight has doubled, or, with forgetting, as many images as count in this
-        one have come. `per_image` is the number of independent samples that a Gaussian gets of an image.
+        directions as are kept by default), or as many images have come as count in this one: it has doubled, unless it
+        forgets. `per_image` is the number of independent samples that a Gaussian gets of an image.
         """
         fall = _FALL / per_image * (1 / max(self.weight, 1) - 1 / max(weight, 1))
-        return fall > _LARGEST_FALL or weight >= 2 * self.weight or count - self.count >= self.weight
+        return fall > _LARGEST_FALL or count - self.count >= self.weight
 
     def operators(self) -> list[linalg.DistanceOperator]:
         """Return the distance operators of the model."""
@@ -186,7 +186,9 @@ class UnseenScores:
         per_image = independent_samples(fitted.group)
         if self.model.outdated(fitted.count, fitted.weight, per_image):
             self.model = self._model_of(fitted)
-            if not self.model.outdated(first_scored, first_scored, per_image):  # else it is renewed before it scores
+            grows = fitted.weight == fitted.count  # what forgets may keep its weight, and so its model, for long
+            weight = first_scored if grows else fitted.weight
+            if not self.model.outdated(first_scored, weight, per_image):  # else it is renewed before it scores
                 self.model.operators()  # at once: learning overwrites the matrices
 
     def _model_of(self, fitted: Fitted | None) -> ScoringModel:

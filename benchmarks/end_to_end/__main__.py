@@ -123,18 +123,27 @@ def jobs_of(options: argparse.Namespace) -> list[tuple[str, list[int]]]:
     return [job for job in jobs if job[0] in options.only]
 
 
-def run(options: argparse.Namespace, files: list[str]) -> list[dict[str, Any]]:
-    """Measure everything `repeats` times, round by round, so that a change of the machine's speed affects all alike."""
-    results: dict[tuple[str, int], list[dict[str, Any]]] = {}
+def run(options: argparse.Namespace, files: list[str]) -> None:
+    """Measure everything `repeats` times, round by round, so that a change of the machine's speed affects all alike.
+
+    The page is written after each measurement.
+    """
     known = read_results(options, options.name)["results"] if options.resume else []
-    size = extractor_of(files).image_size_
+    results = {(one["contender"], one["n_train"]): one["runs"] for one in known}
+    extractor = extractor_of(files)
     threads = {name: str(options.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "job.json"
-        one_round = [(contender, n) for contender, sizes in jobs_of(options) for n in sizes]
+        one_round = [(name, n) for name, sizes in jobs_of(options) for n in sizes if (name, n) not in results]
         for contender, n in tqdm(one_round * options.repeats, unit="run"):
             images = list(islice(cycle(files), n + options.n_test))
-            job = {"contender": contender, "train": images[:n], "test": images[n:], "batch": BATCH, "size": size}
+            job = {
+                "contender": contender,
+                "train": images[:n],
+                "test": images[n:],
+                "batch": BATCH,
+                "size": extractor.image_size_,
+            }
             path.write_text(json.dumps(job | {"threads": options.threads, "device": options.device}))
             if contender in OURS:
                 found = in_fresh_process(options.module, ["--measure", str(path)], variables=threads)
@@ -143,12 +152,20 @@ def run(options: argparse.Namespace, files: list[str]) -> list[dict[str, Any]]:
                 found = in_fresh_process(RIVALS_MODULE, [str(path)], python=options.rival_python, variables=variables)
             results.setdefault((contender, n), []).append(found)
             tqdm.write(f"{contender} {n} {json.dumps(found)}", file=sys.stderr)
-    results = {(one["contender"], one["n_train"]): one["runs"] for one in known} | results
+            write(options, files, extractor, results)
+
+
+def write(
+    options: argparse.Namespace, files: list[str], extractor: Any, results: dict[tuple[str, int], list[dict[str, Any]]]
+) -> None:
+    """Write the page of what has been measured so far, in the order of the contenders."""
     order = [*OURS, *RIVALS]
-    return [
+    rows: list[dict[str, Any]] = [
         {"contender": contender, "n_train": n, "runs": runs}
         for (contender, n), runs in sorted(results.items(), key=lambda item: (order.index(item[0][0]), item[0][1]))
     ]
+    values = {"environment": environment(), "results": rows}
+    write_results(options, options.name, report(options, files, extractor, rows), values, show=False)
 
 
 def rows_of(results: list[dict[str, Any]]) -> list[list[str]]:
@@ -169,7 +186,7 @@ def rows_of(results: list[dict[str, Any]]) -> list[list[str]]:
     return rows
 
 
-def report(options: argparse.Namespace, files: list[str], results: list[dict[str, Any]]) -> str:
+def report(options: argparse.Namespace, files: list[str], extractor: Any, results: list[dict[str, Any]]) -> str:
     where = next((run["environment"] for r in results for run in r["runs"] if "environment" in run), None)
     rivals = (
         f"Rivals: {where}; the torch models of anomalib in a plain loop over a DataLoader with as many workers, whose "
@@ -180,7 +197,6 @@ def report(options: argparse.Namespace, files: list[str], results: list[dict[str
         if where
         else "The rivals were not run: no interpreter that has them was named (--rival-python)."
     )
-    extractor = extractor_of(files)
     header = ["contender", "n train", "training images/s", "of the network alone", "inference images/s"]
     header += ["peak MB training", "peak MB inference", "model MB", "imports and network MB"]
     return f"""# From images on disk to maps
@@ -217,7 +233,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--only", nargs="+", choices=[*OURS, *RIVALS], default=[*OURS, *RIVALS], metavar="NAME")
     parser.add_argument("--name", default="end_to_end", help="of the report")
-    parser.add_argument("--resume", action="store_true", help="keep other rows that the results file already has")
+    parser.add_argument("--resume", action="store_true", help="keep the rows that the results file already has")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
@@ -233,9 +249,7 @@ def main() -> None:
             [options.rival_python, "-c", "import importlib.util as u; assert u.find_spec('anomalib')"], check=True
         )
     start = time.monotonic()
-    results = run(options, files)
-    values = {"environment": environment(), "results": results}
-    write_results(options, options.name, report(options, files, results), values)
+    run(options, files)
     print(f"{time.monotonic() - start:.0f} s", file=sys.stderr)
 
 

@@ -197,31 +197,17 @@ def busy(n_processes: int) -> Iterator[None]:
             process.wait()
 
 
-def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    """Measure all rows round by round, so that a change of the machine's speed affects all alike.
-
-    Returns
-    -------
-    dict, str
-        The results, and the engine of the pipeline.
-    """
+def run(options: argparse.Namespace) -> None:
+    """Measure all rows round by round, so that a change of the machine's speed affects all alike, and write each."""
     wanted = [row for row in options.only if row in OURS or options.rival_python]
     states = [State(options.busy, short) for short in (False, True)]
-    known = read_results(options, options.name)["results"] if options.resume else {}
-    results: dict[str, Any] = {
-        state.title: {
-            row: {"ms": {}} if row in wanted else known[state.title][row]
-            for row in ROWS
-            if row in wanted or row in known.get(state.title, {})
-        }
-        for state in states
-    }
+    results: dict[str, Any] = read_results(options, options.name)["results"] if options.resume else {}
+    jobs = [(state, row) for state in states for row in wanted if row not in results.get(state.title, {})]
     threads = {name: str(options.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     with tempfile.TemporaryDirectory() as name:
         common = prepare(Path(name), options.n_train, max(options.sizes) * 2)
         path = Path(name) / "job.json"
-        jobs = [(state, row) for state in states for row in wanted] * options.repeats
-        for state, row in tqdm(jobs, unit="process"):
+        for state, row in tqdm(jobs * options.repeats, unit="process"):
             sizes = options.sizes if state == State() else [1]
             variables = threads | (SHORT_SPIN if state.short_spin else {})
             times = {"threads": options.threads, "calls": options.calls, "warm_up": options.warm_up}
@@ -232,11 +218,19 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
                 else:
                     python = options.rival_python
                     found = in_fresh_process(RIVALS_MODULE, [str(path)], python=python, variables=variables)
-            result = results[state.title][row]
+            result = results.setdefault(state.title, {}).setdefault(row, {"ms": {}})
             for size, ms in found.pop("ms", {}).items():
                 result["ms"].setdefault(size, []).append([round(value, 3) for value in ms])
             result |= found
-    return results, common["engine"]
+            write(options, results, common["engine"], show=(state, row) == jobs[-1])
+
+
+def write(options: argparse.Namespace, results: dict[str, Any], engine: str, *, show: bool) -> None:
+    """Write the page of what has been measured so far, the rows in the order of `ROWS`."""
+    results = {state: {row: results[state][row] for row in ROWS if row in results[state]} for state in results}
+    rows = summary(results)
+    values = {"environment": environment(), "rows": rows, "results": results}
+    write_results(options, options.name, report(options, results, rows, engine), values, show=show)
 
 
 def summary(results: dict[str, Any]) -> list[dict[str, Any]]:
@@ -321,16 +315,13 @@ def main() -> None:
     parser.add_argument("--n-train", type=int, default=128, help="enough for distances of all 96 components")
     parser.add_argument("--only", nargs="+", choices=list(ROWS), default=list(ROWS), metavar="ROW")
     parser.add_argument("--name", default="latency", help="of the report")
-    parser.add_argument("--resume", action="store_true", help="keep other rows that the results file already has")
+    parser.add_argument("--resume", action="store_true", help="keep the rows that the results file already has")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
         print(json.dumps(measure(json.loads(options.measure.read_text()))))
         return
-    results, engine = run(options)
-    rows = summary(results)
-    values = {"environment": environment(), "rows": rows, "results": results}
-    write_results(options, options.name, report(options, results, rows, engine), values)
+    run(options)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from sklearn.pipeline import make_pipeline
 
 from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector
 from ipca_sklearn.images._decode import check_images, load_batch, resize_and_crop, to_rgb
-from ipca_sklearn.images._resize import resize
+from ipca_sklearn.images._resize import resize, sampled
 
 
 def smooth(n, height, width, noise, seed=0):
@@ -184,3 +184,11 @@ def test_a_callable_augments_floats_whatever_the_form(size):
             np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
     assert np.isfinite(np.asarray(extractor.fit_transform(X[..., 0]))).all()  # grey is one channel three times
     assert set(dtypes) == {torch.float32}
+
+
+def test_beyond_its_edges_an_image_is_sampled_as_mirrored_with_the_edge():
+    image = torch.rand(3, 5, 7, generator=torch.Generator().manual_seed(0))
+    y, x = (np.arange(side) - (side - 1) / 2 for side in image.shape[1:])
+    found = sampled(image, np.broadcast_to(y[:, None] + 2, (5, 7)), np.broadcast_to(x - 3, (5, 7)))
+    mirrored = np.pad(image.numpy(), ((0, 0), (0, 2), (3, 0)), mode="symmetric")[:, 2:, :7]
+    np.testing.assert_allclose(found, mirrored, atol=1e-5)

@@ -26,7 +26,14 @@ from benchmarks.accuracy.__main__ import RIVAL_SIZE, RIVALS_MODULE, SETS, load, 
 from benchmarks.accuracy.settings import RIVALS
 from benchmarks.common.features import features_on_disk
 from benchmarks.common.processes import in_fresh_process
-from benchmarks.common.reports import argument_parser, environment, markdown_table, read_results, write_results
+from benchmarks.common.reports import (
+    argument_parser,
+    command_line,
+    environment,
+    markdown_table,
+    read_results,
+    write_results,
+)
 from ipca_sklearn import FeatureCache, PatchFeatureExtractor, PatchGaussianDetector, metrics
 
 N_COPIES = 7
@@ -130,8 +137,8 @@ def cell(found: Sequence[Sequence[float]]) -> str:
     )
 
 
-def report(values: Results) -> str:
-    """Return the page."""
+def report(values: Results, commands: dict[str, str]) -> str:
+    """Return the page; `commands` are those that measured each set, the last one where it took several."""
     parts = ["# Few images: accuracy with 1 to 32 of them", METHOD, environment()]
     for name, methods in values.items():
         sizes = sorted({int(n) for results in methods.values() for n in results})
@@ -140,7 +147,8 @@ def report(values: Results) -> str:
             for method, results in methods.items()
         ]
         n_draws = max(len(found) for results in methods.values() for found in results.values())
-        parts += [f"## {SETS[name][1]}, {n_draws} draws", markdown_table(["images", *map(str, sizes)], rows)]
+        parts += [f"## {SETS[name][1]}, {n_draws} draws", f"By `{commands[name]}`."]
+        parts.append(markdown_table(["images", *map(str, sizes)], rows))
     return "\n\n".join(parts)
 
 
@@ -154,7 +162,9 @@ def main() -> None:
     parser.add_argument("--rival-python", type=Path, help="interpreter of an environment with anomalib")
     parser.add_argument("--resume", action="store_true", help="keep the results that the results file already has")
     options = parser.parse_args()
-    values: Results = read_results(options, "few_images")["sets"] if options.resume else {}
+    stored = read_results(options, "few_images") if options.resume else {}
+    values: Results = stored.get("sets", {})
+    commands = {**stored.get("commands", {}), options.set: command_line(options)}
     data, done = some_of_the_test(load(options.set, options.root), options.n_test), values.setdefault(options.set, {})
 
     def measured() -> Iterator[tuple[str, dict[str, list[list[float]]]]]:
@@ -165,8 +175,9 @@ def main() -> None:
     for method, results in measured():
         done[method] = results
         print(options.set, method, {n: cell(found) for n, found in results.items()}, file=sys.stderr)
-        write_results(options, "few_images", report(values), {"environment": environment(), "sets": values}, show=False)
-    print(report(values))
+        results_of_all = {"environment": environment(), "commands": commands, "sets": values}
+        write_results(options, "few_images", report(values, commands), results_of_all, show=False)
+    print(report(values, commands))
 
 
 if __name__ == "__main__":

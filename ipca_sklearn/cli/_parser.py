@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -70,8 +71,9 @@ class Commands(TyperGroup):
             rest = [*rest, "list"]
         if name in COMMANDS:
             command = load_command(name)
-            # Later commands tell what `fit` should have been asked for. Made when there is a message.
-            self._translate = lambda text: OptionNames([*load_command("fit").params, *command.params])(text)
+            # Later commands tell what `fit` should have been asked for. Made once, when there is a first message.
+            names = cache(lambda: OptionNames([*load_command("fit").params, *command.params]))
+            self._translate = lambda text: names()(text)
         return name, command, rest
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:

@@ -80,9 +80,7 @@ def test_workers_of_joblib(used: tuple[str, PatchFeatureExtractor, np.ndarray], 
     assert len(list(folder.iterdir())) == n_compiled
 
 
-@pytest.mark.parametrize(
-    ("used", "processes"), [("openvino", False), ("openvino", True), ("onnxruntime", False)], indirect=["used"]
-)
+@pytest.mark.parametrize("processes", [False, True], ids=["threads", "processes"])
 def test_workers_of_dask(used: tuple[str, PatchFeatureExtractor, np.ndarray], processes: bool) -> None:
     distributed = pytest.importorskip("distributed", reason="Dask is not installed: pip install distributed")
     engine, extractor, expected = used
@@ -116,7 +114,6 @@ distributed.destroy_process_group()
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
-@pytest.mark.parametrize("used", ["openvino"], indirect=True)  # each rank starts an interpreter, as workers of loky do
 def test_ranks_of_torch_distributed(used: tuple[str, PatchFeatureExtractor, np.ndarray], tmp_path: Path) -> None:
     engine, _, expected = used
     here = str(Path(__file__).parent)

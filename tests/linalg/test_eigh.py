@@ -153,15 +153,15 @@ from ipca_sklearn.linalg.eigh import solving_failures_alone
 from ipca_sklearn.linalg.eigh._triton import leading_eigh
 from test_eigh import assert_leading, grams, graded
 for dtype in (torch.float32, torch.float64):
-    for size, k in ((1, 1), (2, 2), (7, 4)):
+    for size, k in ((1, 1), (2, 2), (3, 1), (11, 6)):
         matrices = grams(2, size, dtype, 0)
         assert_leading(matrices, *leading_eigh(matrices, k), k)
     hard = [torch.zeros(6, 6), torch.eye(6), torch.ones(6, 6), torch.diag(torch.logspace(0, -20, 6))]
     hard = torch.stack(hard).to(dtype)
     assert_leading(hard, *leading_eigh(hard, 4), 4)
-    scales = graded(2, 8, dtype, 0)
-    assert_leading(scales, *leading_eigh(scales, 4), 4)
-    assert_leading(scales * 1e-30, *leading_eigh(scales * 1e-30, 4), 4)
+    scales = graded(3, 12, dtype, 0)
+    assert_leading(scales, *leading_eigh(scales, 6), 6)
+    assert_leading(scales * 1e-30, *leading_eigh(scales * 1e-30, 6), 6)
     nan = grams(2, 4, dtype, 0)
     nan[1, 2, 1] = float("nan")
     values, vectors = leading_eigh(nan, 2)

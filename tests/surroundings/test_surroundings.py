@@ -170,14 +170,13 @@ def settings_of_torch() -> Iterator[None]:
         precision = torch.get_float32_matmul_precision, torch.set_float32_matmul_precision
         stack.enter_context(setting(*precision, "medium"))  # products in bfloat16
         stack.enter_context(torch.no_grad())
-        stack.enter_context(torch.autograd.set_detect_anomaly(True))
         yield
 
 
 @contextmanager
-def errors_of_others(folder: Path) -> Iterator[None]:
-    """numpy's and Python's warnings as errors, among the settings of what we import."""
-    with settings_of_others(folder), np.errstate(all="raise"), strict_warnings():
+def errors() -> Iterator[None]:
+    """numpy's and Python's warnings as errors, where scikit-learn leaves out no check."""
+    with np.errstate(all="raise"), strict_warnings(), torch.autograd.set_detect_anomaly(True):
         yield
 
 
@@ -203,7 +202,8 @@ SURROUNDINGS: dict[str, Callable[[Path], AbstractContextManager[Any]]] = {
     "another default device": lambda _: default_device("meta"),  # like a GPU, and it holds no values
     "inference mode": lambda _: torch.inference_mode(),
     "no gradients, and how torch computes": lambda _: settings_of_torch(),
-    "settings and errors of what we import": errors_of_others,
+    "warnings are errors, and anomaly detection": lambda _: errors(),
+    "settings of what we import": settings_of_others,
     "a decimal comma": decimal_comma,
 }
 

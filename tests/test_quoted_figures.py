@@ -59,8 +59,7 @@ def other_size(method: str, size: str) -> str:
 
 def one_changed(name: str, images: str, method: str | None = None, figure: str = "roc") -> str:
     """Return a figure of a page of one parameter at a time; `method` is as `images` where that has no quotes."""
-    k = 32 if name == "magnetic_tile" else None  # an earlier default, one Gaussian for each patch
-    which = (f"{name}_parameters", images, method or images, k)
+    which = (f"{name}_parameters", images, method or images, None)
     return roc(*which) if figure == "roc" else f"{accuracy(*which)[figure]:.1f}"
 
 
@@ -173,11 +172,10 @@ QUOTES = [
     ),
     (
         "docs/accuracy.md",
-        f"an earlier default ({one_changed('magnetic_tile', 'default')}). There ROCAUCs move by about a point at "
-        f"most, but for four: ImageNet's normalisation ({one_changed('magnetic_tile', *IMAGENET)}), nearest neighbour "
+        f"({one_changed('magnetic_tile', 'default')}) four do: ImageNet's normalisation ({one_changed('magnetic_tile', *IMAGENET)}), nearest neighbour "
         f"({one_changed('magnetic_tile', *NEAREST)}), `pooling_size=1` "
         f"({one_changed('magnetic_tile', 'pooling_size=1')}), and 256 of which 224 are inspected "
-        f"({one_changed('magnetic_tile', 'image_size=256, crop_size=224')}). AUPRO with 320 x 320 pixels is "
+        f"({one_changed('magnetic_tile', 'image_size=256, crop_size=224')}, of the centre alone). AUPRO with 320 x 320 pixels is "
         f"{one_changed('magnetic_tile', 'image_size=320', figure='aupro')} for "
         f"{one_changed('magnetic_tile', 'default', figure='aupro')}.",
     ),

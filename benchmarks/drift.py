@@ -27,12 +27,15 @@ ALPHA = 0.01
 N_CALIBRATION, N_QUIET, N_CHANGED, N_LONG = 200, 1000, 2000, 10_000
 DEFECT_RATES = (0.0, 0.01)
 CONTRASTS = ("without tolerance", "fixed p-values")  # shown for one kind of score
-STATISTICS = {"maximum": lambda maps: maps.max((1, 2)), "median": lambda maps: np.median(maps, axis=(1, 2))}
+STATISTICS: dict[str, Callable[[PatchGaussianDetector, np.ndarray], np.ndarray]] = {
+    "score": lambda detector, maps: detector.score_maps(maps),
+    "median": lambda _, maps: -np.median(maps, axis=(1, 2)),
+}
 METHOD = """\
 EfficientNet-Lite0, otherwise the defaults. A detector learns {n_learn} good images of a set. {n_pool} others are scored, as they
 are and changed, and up to {n_pool} images with defects. Streams are drawn from these scores with replacement, so that
 nothing but the change distinguishes frames before it from frames after it: {n_calibration} calibration scores, then the frames.
-An image has two scores: minus the *maximum* of its map, which is `score_samples`, and minus its *median*, the bulk of it.
+An image has two: its *score* (`score_samples`: the mean of the largest 0.5 % of the map), and the *median* of its map, the bulk of it.
 
 - *monitor*: `DriftMonitor(alpha={alpha})`, `fit` with the calibration scores, `update_scores` with the frames.
 - *without tolerance*: the same with `defect_rate=0`.
@@ -90,7 +93,7 @@ def pools(good: list[Any], defects: list[Any], later: list[Any], options: Any) -
     for group, images in tqdm(groups.items(), desc="images", unit="group"):
         maps = np.concatenate([pipe.transform(images[start : start + 25]) for start in range(0, len(images), 25)])
         for name, statistic in STATISTICS.items():
-            scores[name][group] = -statistic(maps)
+            scores[name][group] = statistic(pipe[-1], maps)
     return scores
 
 
@@ -195,7 +198,7 @@ def main() -> None:
         good = [image for image in images if not any(image is other for other in recorded)]
         print(title, len(good), "good images", file=sys.stderr)
         for statistic, scores in pools(good, defects, recorded, options).items():
-            left_out = () if statistic == "maximum" else CONTRASTS
+            left_out = () if statistic == "score" else CONTRASTS
             alarms[f"{title}, {statistic}"] = false_alarms(scores, options.streams, options.n_frames, left_out)
             found[f"{title}, {statistic}"] = delays(scores, options.change_streams)
     parts += ["## False alarms", ALARMS.format(streams=options.streams, n_long=options.n_frames), alarm_table(alarms)]

@@ -126,7 +126,7 @@ def predict(
         table = Table(output, stack, columns_of(*kinds))
         page = None
         if report is not None:
-            title = f"{model.name}, {len(images)} images"
+            title = f"{model.name}, {len(images)} image{'' if len(images) == 1 else 's'}"
             page = stack.enter_context(
                 open_page(
                     report, pipe, title=title, n_images=len(images), model=model, sources=paths, side=picture_size
@@ -165,7 +165,7 @@ def predict(
                     row["path"],
                     shown,
                     p_value=row["p_value"],
-                    note=_note(row),
+                    note=note_of(row),
                     is_anomalous=product is None and not row.get("is_known", True),
                     error=row["error"],
                     **pictures["report"],
@@ -191,7 +191,7 @@ def predict(
         raise typer.Exit(UNREADABLE)
 
 
-def _note(row: dict[str, Any]) -> str | None:
+def note_of(row: dict[str, Any]) -> str | None:
     """Return what the report says of an image besides its score: which product it shows, or that no part was found."""
     notes = []
     if "scored_as" in row and row["product"] is None:

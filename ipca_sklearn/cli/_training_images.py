@@ -82,7 +82,12 @@ def images_of_products(roots: Sequence[Path]) -> dict[str, list[Path]]:
             if folder.name in images:
                 raise ValueError(f"--products: there are two folders {folder.name!r}: give each product a name")
             good = folder / "train" / "good"
-            images[folder.name] = find_images([good if good.is_dir() else folder], "--products")
+            try:
+                images[folder.name] = find_images([good if good.is_dir() else folder], "--products")
+            except FileNotFoundError as error:
+                raise FileNotFoundError(
+                    f"{error}. Put good images of the product there, or remove the folder"
+                ) from error
     return images
 
 

@@ -151,7 +151,8 @@ def find_images(paths: Iterable[Path], option: str = "") -> list[Path]:
         for path in paths:
             if str(path) != "-" and not path.exists():
                 raise FileNotFoundError(f"{option} {printable(path)}: there is no such file or folder")
-    paths, empty = list(paths), []
+    empty: list[Path] = []
+    paths = list(paths)
     images = list(_find(paths, empty))
     if images and empty:
         warn(

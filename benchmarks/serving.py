@@ -104,8 +104,9 @@ def in_a_loop(model: Path, bodies: list[bytes], seconds: float) -> float:
 @contextmanager
 def service(model: Path, threads: int, at_once: int) -> Iterator[tuple[int, int]]:
     """Start the service, and yield its port and its process number when it is ready."""
-    variables = {"MODEL": str(model), "THREADS": str(threads), "AT_ONCE": str(at_once)}
+    variables = {"MODEL": str(model), "OMP_NUM_THREADS": str(threads), "AT_ONCE": str(at_once)}
     command = [sys.executable, "-m", "uvicorn", "app:app", "--app-dir", str(APP), "--port", "0", "--no-access-log"]
+    command += ["--limit-concurrency", "64"]  # as on the page
     process = subprocess.Popen(command, env=child_environment(variables), stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     try:

@@ -178,6 +178,18 @@ def test_the_python_loader_of_the_guide_scores_as_the_pipeline(pipe, folder):
     check_output(pipe, done.stdout)
 
 
+@pytest.mark.skipif(shutil.which("sha256sum") is None, reason="there is no sha256sum")
+def test_the_check_of_the_guide_tells_copies_of_two_models_apart(folder, tmp_path):
+    (code,) = re.findall(r"```bash\n(grep .*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
+    for end in ("xml", "bin"):
+        shutil.copy(folder / f"model.{end}", tmp_path)
+    told = subprocess.run(["sh", "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert (told.stdout, told.stderr) == ("", "")
+    (tmp_path / "model.bin").write_bytes(bytes(8))
+    told = subprocess.run(["sh", "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert told.stdout == "model.bin does not belong to model.xml\n"
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the libraries of the wheel are named for Linux")
 def test_the_cpp_loader_of_the_guide_scores_as_the_pipeline(pipe, folder, tmp_path):
     compiler, place = shutil.which("g++"), Path(openvino.__file__).parent

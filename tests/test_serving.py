@@ -11,13 +11,14 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
-import torch
 from PIL import Image
 from sklearn.pipeline import Pipeline
 
@@ -26,7 +27,7 @@ from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector, persisten
 APP = Path(__file__).resolve().parent.parent / "docs" / "serving" / "app.py"
 IMAGES = np.random.default_rng(0).integers(0, 255, (48, 64, 64, 3), dtype=np.uint8)
 IMAGES[44:, 10:30, 10:40] = 255  # defects
-N_CLIENTS = 8
+N_CLIENTS = 32
 
 
 @pytest.fixture(scope="module")
@@ -55,35 +56,42 @@ def test_threads_that_share_a_pipeline_get_the_answers_of_one_thread(pipe: Pipel
         assert list(pool.map(answers, [*paths] * 4)) == expected * 4
 
 
-@pytest.fixture(scope="module")
-def service(pipe: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
+@contextmanager
+def running(pipe: Pipeline, folder: Path) -> Iterator[SimpleNamespace]:
     """The app of the guide on a port of this machine, in a thread."""
     pytest.importorskip("fastapi", reason="fastapi is not installed: the group serving")
     uvicorn = pytest.importorskip("uvicorn", reason="uvicorn is not installed: the group serving")
     pytest.importorskip("skops", reason="skops is not installed: the extra skops")
     if not APP.is_file():
         pytest.skip("docs/ is part of the repository, not of a package")
-    model = tmp_path_factory.mktemp("model") / "model.skops"
+    model = folder / "model.skops"
     persistence.save_skops(pipe, model)
-    n_threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("MODEL", str(model))
-        patched.setenv("THREADS", str(n_threads))
         spec = importlib.util.spec_from_file_location("app_of_the_guide", APP)
         assert spec is not None and spec.loader is not None
         app = importlib.util.module_from_spec(spec)
         patched.setitem(sys.modules, spec.name, app)  # where the types of its functions are looked up
         spec.loader.exec_module(app)
-        server = uvicorn.Server(uvicorn.Config(app.app, host="127.0.0.1", port=0, log_level="warning"))
+        config = uvicorn.Config(app.app, host="127.0.0.1", port=0, log_level="warning", limit_concurrency=64)
+        server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run)
         thread.start()
         while not server.started and thread.is_alive():
             time.sleep(0.01)
         port = server.servers[0].sockets[0].getsockname()[1]
-        yield SimpleNamespace(port=port, app=app)
-        server.should_exit = True
-        thread.join(30)
-    torch.set_num_threads(n_threads)
+        try:
+            yield SimpleNamespace(port=port, app=app, server=server, thread=thread)
+        finally:
+            server.should_exit = True
+            thread.join(30)
+            app.workers.shutdown()
+
+
+@pytest.fixture(scope="module")
+def service(pipe: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
+    with running(pipe, tmp_path_factory.mktemp("model")) as started:
+        yield started
 
 
 def ask(service: SimpleNamespace, path: str, body: bytes | Iterator[bytes] | None = None) -> tuple[int, Any]:
@@ -114,9 +122,49 @@ def test_every_client_gets_the_answer_of_predict_and_none_is_lost(
     expected = json.loads(json.dumps(expected))
     bodies = [path.read_bytes() for path in paths]
     with ThreadPoolExecutor(N_CLIENTS) as pool:
-        answers = list(pool.map(lambda body: ask(service, "/inspect", body), bodies * 4))
-    assert [status for status, _ in answers] == [200] * 4 * len(paths)
-    assert [answer for _, answer in answers] == expected * 4
+        answers = list(pool.map(lambda body: ask(service, "/inspect", body), bodies * 24))
+    assert [status for status, _ in answers] == [200] * 24 * len(paths)
+    assert [answer for _, answer in answers] == expected * 24
+
+
+def test_memory_does_not_grow_with_what_was_sent(service: SimpleNamespace) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (600, 600, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", compress_level=0)
+    body, process = buffer.getvalue(), psutil.Process()
+
+    def send(times: int) -> float:
+        with ThreadPoolExecutor(N_CLIENTS) as pool:
+            statuses = list(pool.map(lambda _: ask(service, "/inspect", body)[0], range(times)))
+        assert statuses == [200] * times
+        return process.memory_info().rss / 1e6
+
+    before = send(2 * N_CLIENTS)
+    n_images = 6 * N_CLIENTS
+    assert send(n_images) - before < 0.2 * n_images * len(body) / 1e6  # 41 of 207 MB
+
+
+def test_what_was_sent_before_the_end_is_answered(pipe: Pipeline, paths: list[Path], tmp_path: Path) -> None:
+    with running(pipe, tmp_path) as service, ThreadPoolExecutor(N_CLIENTS) as clients:
+        entered, go_on, answer = threading.Semaphore(0), threading.Event(), service.app.answer
+
+        def slow(body: bytes) -> Any:
+            entered.release()
+            assert go_on.wait(30)
+            return answer(body)
+
+        service.app.answer = slow
+        sent = [clients.submit(ask, service, "/inspect", path.read_bytes()) for path in paths]
+        assert entered.acquire(timeout=30) and entered.acquire(timeout=30)  # two at once; the others wait for a thread
+        while len(service.server.server_state.tasks) < len(paths):
+            time.sleep(0.01)
+        service.server.should_exit = True  # what SIGTERM does
+        time.sleep(0.5)
+        assert service.thread.is_alive()
+        go_on.set()
+        assert [future.result(30)[0] for future in sent] == [200] * len(paths)
+        service.thread.join(30)
+        assert not service.thread.is_alive()
 
 
 def png(width: int, height: int) -> bytes:

@@ -162,13 +162,14 @@ class LabelmeFolder:
             {
                 "label": _CATEGORY,
                 "points": polygon.astype(float).tolist(),
-                "group_id": number if len(defect.outlines) > 1 else None,
+                "group_id": number if len(polygons) > 1 else None,
                 "description": f"largest value {defect.max_value:.4g}, p-value {defect.p_value:.3g}",
                 "shape_type": "polygon",
                 "flags": {},
             }
             for number, defect in enumerate(defects, 1)
-            for polygon in defect.outlines
+            for polygons in [defect.outlines]
+            for polygon in polygons
         ]
         self._folder.mkdir(parents=True, exist_ok=True)
         content: dict[str, Any] = {

@@ -21,6 +21,7 @@ from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector, ProductRo
 from ipca_sklearn._utils._devices import resolve_device
 from ipca_sklearn._utils._files import naming, printable
 from ipca_sklearn._utils._tables import of_cell
+from ipca_sklearn.cli._terminal import warn
 from ipca_sklearn.datasets import IMAGE_SUFFIXES, list_images
 from ipca_sklearn.features import list_backbones
 
@@ -143,13 +144,20 @@ def check_finite(unit: str, values: dict[str, float]) -> None:
 def find_images(paths: Iterable[Path], option: str = "") -> list[Path]:
     """Return files as they are, and the images of folders through all levels; "-" is the lines of the standard input.
 
-    What an `option` names must be there; a file that is named as an argument is an error when it is read.
+    What an `option` names must be there; a file that is named as an argument is an error when it is read. A warning
+    names folders without images.
     """
     if option:
         for path in paths:
             if str(path) != "-" and not path.exists():
                 raise FileNotFoundError(f"{option} {printable(path)}: there is no such file or folder")
-    images = list(_find(paths))
+    empty: list[Path] = []
+    paths = list(paths)
+    images = list(_find(paths, empty))
+    if images and empty:
+        warn(
+            f"{option}{': ' if option else ''}no images in {', '.join(map(printable, empty))}: only the others are read"
+        )
     if not images:
         listed = ", ".join(map(printable, paths))
         raise FileNotFoundError(
@@ -159,13 +167,16 @@ def find_images(paths: Iterable[Path], option: str = "") -> list[Path]:
     return images
 
 
-def _find(paths: Iterable[Path]) -> Iterator[Path]:
+def _find(paths: Iterable[Path], empty: list[Path]) -> Iterator[Path]:
+    """Yield the images; folders without any are appended to `empty`."""
     for path in paths:
         if str(path) == "-":  # as bytes, because names need not be UTF-8
             lines = (line.rstrip(b"\r\n") for line in sys.stdin.buffer)
             yield from (Path(os.fsdecode(line)) for line in lines if line.strip())
         elif path.is_dir():
-            yield from list_images(path, recursive=True)
+            images = list_images(path, recursive=True)
+            yield from images
+            empty += [] if images else [path]
         else:
             yield path  # an absent file is an error when it is read
 

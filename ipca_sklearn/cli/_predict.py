@@ -126,7 +126,7 @@ def predict(
         table = Table(output, stack, columns_of(*kinds))
         page = None
         if report is not None:
-            title = f"{model.name}, {len(images)} images"
+            title = f"{model.name}, {len(images)} image{'' if len(images) == 1 else 's'}"
             page = stack.enter_context(
                 open_page(
                     report, pipe, title=title, n_images=len(images), model=model, sources=paths, side=picture_size
@@ -165,7 +165,7 @@ def predict(
                     row["path"],
                     shown,
                     p_value=row["p_value"],
-                    note=_product_in_words(row),
+                    note=note_of(row),
                     is_anomalous=product is None and not row.get("is_known", True),
                     error=row["error"],
                     **pictures["report"],
@@ -191,13 +191,16 @@ def predict(
         raise typer.Exit(UNREADABLE)
 
 
-def _product_in_words(row: dict[str, Any]) -> str | None:
-    """Return which product an image shows, for the report; None where the model has one."""
-    if "scored_as" not in row:
-        return None
-    if row["product"] is None:
-        return f"no product that was learnt; nearest: {row['scored_as']}"
-    return f"product: {row['product']}{'' if row['is_known'] else ', but it does not look like it'}"
+def note_of(row: dict[str, Any]) -> str | None:
+    """Return what the report says of an image besides its score: which product it shows, or that no part was found."""
+    notes = []
+    if "scored_as" in row and row["product"] is None:
+        notes.append(f"no product that was learnt; nearest: {row['scored_as']}")
+    elif "scored_as" in row:
+        notes.append(f"product: {row['product']}{'' if row['is_known'] else ', but it does not look like it'}")
+    if row["aligned"] is False:
+        notes.append(f"no part was found (correlation with the mean image {row['alignment']:.2f})")
+    return "; ".join(notes) or None
 
 
 def warning_of_many_alarms(n_alarms: int, n_images: int) -> str | None:

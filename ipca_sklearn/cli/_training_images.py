@@ -15,7 +15,7 @@ from sklearn.pipeline import Pipeline
 from ipca_sklearn._utils._files import printable
 from ipca_sklearn.cli._arguments import Ticks, find_images
 from ipca_sklearn.cli._images import draw, score_images
-from ipca_sklearn.cli._predict import open_page
+from ipca_sklearn.cli._predict import note_of, open_page
 from ipca_sklearn.cli._terminal import warn
 from ipca_sklearn.datasets import list_images
 from ipca_sklearn.persistence import new_images, pixel_numbers
@@ -82,7 +82,12 @@ def images_of_products(roots: Sequence[Path]) -> dict[str, list[Path]]:
             if folder.name in images:
                 raise ValueError(f"--products: there are two folders {folder.name!r}: give each product a name")
             good = folder / "train" / "good"
-            images[folder.name] = find_images([good if good.is_dir() else folder], "--products")
+            try:
+                images[folder.name] = find_images([good if good.is_dir() else folder], "--products")
+            except FileNotFoundError as error:
+                raise FileNotFoundError(
+                    f"{error}. Put good images of the product there, or remove the folder"
+                ) from error
     return images
 
 
@@ -196,4 +201,18 @@ def write_report(
     with open_page(report, pipe, title=title, n_images=len(ranked), model=model, sources=folders) as page:
         for suspect, row in zip(suspects, score_images(pipe, ranked), strict=True):
             pictures = draw(pipe, row, False, page)["report"]
-            page.add(row["path"], suspect["score"], p_value=suspect["p_value"], error=row["error"], **pictures)
+            page.add(
+                row["path"],
+                suspect["score"],
+                p_value=suspect["p_value"],
+                note="; ".join(filter(None, (_finding(suspect, paths), note_of(row)))) or None,
+                error=row["error"],
+                **pictures,
+            )
+
+
+def _finding(suspect: Any, paths: Sequence[Path]) -> str:
+    """Return whether a training image was left out, and which it nearly is."""
+    left_out = "left out by --trim" if suspect["trimmed"] else ""
+    other = suspect["near_duplicate_of"]
+    return "; ".join(filter(None, (left_out, f"nearly the same as {paths[other]}" if other >= 0 else "")))

@@ -18,7 +18,7 @@ from torch import Tensor
 from ipca_sklearn import linalg
 from ipca_sklearn._utils._estimators import PatchTransformer, set_learnt
 from ipca_sklearn._utils._labels import check_labels, normal_rows
-from ipca_sklearn._utils._precision import above, difference
+from ipca_sklearn._utils._precision import above, below, difference
 from ipca_sklearn._utils._sklearn_compat import Interval, StrOptions, fit_context, validate_parameters
 from ipca_sklearn._utils._surroundings import own_surroundings
 from ipca_sklearn._utils._turns import in_turn, of_one_state, snapshot
@@ -567,6 +567,40 @@ class PatchGaussianDetector(OutlierMixin, PatchTransformer):
             As `transform`, also for features without a grid, and as `find_defects`.
         """
         return predict_regions(self, X, maps, min_area, merge_distance, image_sizes)
+
+    @of_one_state
+    @own_surroundings()
+    def inspect(
+        self, X: ArrayLike, *, min_area: float = 0, merge_distance: float = 0, image_sizes: Any = None
+    ) -> list[dict[str, Any]]:
+        """Return all that is known of each image, from one pass over the features, as a service answers it.
+
+        Parameters
+        ----------
+        X, min_area, merge_distance, image_sizes
+            As `predict_regions`.
+
+        Returns
+        -------
+        list of dict
+            Of Python's own numbers, as JSON has them: `label` (+1 or -1), `score`, `p_value`, and `defects`, a list of
+            dicts (`Defect.as_dict`). An image that could not be read has the label -1 and None for the others.
+
+        Raises
+        ------
+        NotFittedError, ValueError
+            As `predict_regions`.
+        """
+        maps = self.transform(X)
+        scores = on_host(self.score_maps(maps))
+        columns = (np.where(below(scores, self.offset_), -1, 1), scores, self.p_values(scores=scores))
+        found = predict_regions(self, X, maps, min_area, merge_distance, image_sizes)
+        return [
+            {"label": label, "score": score, "p_value": p_value, "defects": [defect.as_dict() for defect in defects]}
+            if defects is not None
+            else {"label": -1, "score": None, "p_value": None, "defects": None}
+            for label, score, p_value, defects in zip(*(column.tolist() for column in columns), found, strict=True)
+        ]
 
     @of_one_state
     @own_surroundings()

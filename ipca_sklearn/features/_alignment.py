@@ -21,6 +21,8 @@ ALIGNMENTS = ("translation", "rigid")
 # Images of the fit that the mean image, and what of it is seen in all of them, come from.
 N_REFERENCE_IMAGES = 16
 _ROUNDS = 2
+# Images that are tried as the first reference, as one of them may show no part.
+_STARTS = 4
 # An alignment has failed if the image is less like the mean image than this, or than this share of the median of those
 # images; a part that was found has a correlation of 0.78 to 1 (docs/dev_notes.md).
 _LEAST_QUALITY, _LEAST_SHARE = 0.5, 0.6
@@ -80,12 +82,28 @@ def _search(reference: bytes, shape: Size, rigid: bool) -> Search:
 
 
 def learn_aligner(pictures: Sequence[Floats], rigid: bool) -> Aligner:
-    """Return what aligns images to the mean of some pictures (`grey`), each brought to where the first one lies.
+    """Return what aligns images to the mean of some pictures (`grey`), each brought to where one of them lies.
 
-    The first one is the reference of the first round, as the plain mean of parts at any angle shows none. In the next
-    round it is the mean of those that were found.
+    That one is the first, unless most of the others are not found by it and another finds more.
     """
-    reference = pictures[0]
+    best, most = None, -1
+    for start in pictures[:_STARTS]:
+        aligner, n_found = _learn_from(start, pictures, rigid)
+        if best is None or n_found > most:
+            best, most = aligner, n_found
+        if most > len(pictures) // 2:
+            break
+    assert best is not None
+    return best
+
+
+def _learn_from(start: Floats, pictures: Sequence[Floats], rigid: bool) -> tuple[Aligner, int]:
+    """Return what aligns images to the mean of pictures, each brought to where one of them lies, and how many it finds.
+
+    That one is the reference of the first round, as the plain mean of parts at any angle shows none. In the next round
+    it is the mean of those that were found.
+    """
+    reference = start
     for _ in range(_ROUNDS):
         finder = Aligner(reference, rigid, 0.0)
         found = [(picture, *finder._found(picture)[:2]) for picture in pictures]
@@ -93,7 +111,9 @@ def learn_aligner(pictures: Sequence[Floats], rigid: bool) -> Aligner:
         like = [moved(picture, pose) for picture, pose, quality in found if quality >= least]
         reference = np.mean(like or [reference], axis=0, dtype=np.float32)
     final = Aligner(reference, rigid, 0.0)
-    return Aligner(reference, rigid, _limit(final._found(picture)[1] for picture in pictures))
+    qualities = [final._found(picture)[1] for picture in pictures]
+    limit = _limit(qualities)
+    return Aligner(reference, rigid, limit), sum(quality >= limit for quality in qualities)
 
 
 def _limit(qualities: Iterable[float]) -> float:

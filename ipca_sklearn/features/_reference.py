@@ -59,18 +59,20 @@ def learn_reference(extractor: Any, images: Any) -> None:
     features = extractor.transform([images[index] for index in readable])
     found = features.alignment()
     n_found = int(found["aligned"].sum())
-    if n_found <= len(found) // 2:
+    is_lost = n_found <= len(found) // 2
+    if is_lost:
         turned = "" if extractor.align == "rigid" else "; parts that are turned need align='rigid'"
         _warn(
             f"align={extractor.align!r}: the part was found in {n_found} of the first {len(found)} images only "
             f"(median correlation with the mean image {np.median(found['quality']):.2f}). Images that are alike "
-            f"everywhere, such as textures, cannot be aligned{turned}"
+            f"everywhere, such as textures, cannot be aligned, and images "
+            f"that show no part should be taken out{turned}"
         )
     if extractor.region is None or wants_foreground(extractor):
-        _choose_region(extractor, features)
+        _choose_region(extractor, features, is_lost)
 
 
-def _choose_region(extractor: Any, features: PatchFeatures) -> None:
+def _choose_region(extractor: Any, features: PatchFeatures, is_lost: bool) -> None:
     placements: list[Placement] = features._placed()
     seen = seen_in_all(placements, extractor.grid_size_, extractor.crop_size_, extractor.image_size_)
     if not seen.any():
@@ -78,11 +80,10 @@ def _choose_region(extractor: Any, features: PatchFeatures) -> None:
         seen = np.ones_like(seen)
     region = seen
     if extractor.region is not None:
-        region = foreground(np.asarray(features), seen)
+        region = np.zeros_like(seen) if is_lost else foreground(np.asarray(features), seen)
         if not region.any():
-            _warn(
-                "region='auto': nothing differs from the background, so what all of the first images show is inspected"
-            )
+            reason = "the part is not known" if is_lost else "nothing differs from the background"
+            _warn(f"region='auto': {reason}, so what all of the first images show is inspected")
             region = seen
     extractor.region_ = None if region.all() else region
 

@@ -89,8 +89,8 @@ class Remarks:
             (
                 self.unaligned.values(),
                 "could not be aligned",
-                "They were left as they were, and so their scores say little: look at them, and at `reference_` of the "
-                "extractor, the mean image that parts are aligned to",
+                "They may show no part. They were left as they were, and so their scores say little: look at them, and "
+                "at `reference_` of the extractor, the mean image that parts are aligned to",
                 AlignmentWarning,
             ),
         )

@@ -116,9 +116,12 @@ class Tiling:
 
 def _check(extractor: Any, size: Size, overlap: int, multiple: int) -> None:
     if overlap >= min(size):
+        is_auto = extractor.tile_overlap == "auto"
+        lower = max(1, min(size) // 2 // multiple) * multiple
+        remedy = f"take tile_overlap={lower} or larger tiles" if lower < min(size) else "take larger tiles"
         raise ValueError(
-            f"tile_overlap={extractor.tile_overlap} leaves nothing of tiles of {size[0]} x {size[1]} pixels "
-            f"(tile_size={extractor.tile_size}): lower it"
+            f"tile_overlap={extractor.tile_overlap}{f', here {overlap} pixels,' if is_auto else ''} leaves nothing of "
+            f"tiles of {size[0]} x {size[1]} pixels: {remedy} (tile_size)"
         )
     if overlap % 2 or any(side % multiple for side in (*size, overlap)):
         sides = sorted({max(2, round(side / multiple)) * multiple for side in size})

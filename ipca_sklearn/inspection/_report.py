@@ -35,7 +35,9 @@ __all__ = ["HtmlReport"]
 _SCRIPTS = ("words.js", "ticks.js", "histogram.js", "cards.js", "viewer.js", "report.js", "controls.js")
 
 
-_ROW = ("name", "score", "p", "note", "anomalous", "error", "image", "heat", "boxes", "size")
+_ROW = ("name", "score", "p", "note", "anomalous", "error", "image", "heat", "boxes", "n_boxes", "size")
+# Of an image: more outlines hide what they are around.
+_MOST_BOXES = 100
 _CARD = '<details id="card">\n<summary>Model card</summary>\n<div class="card-tables">\n{}\n</div>\n</details>'
 _PICTURE = rb"data:image/jpeg;base64,[A-Za-z0-9+/=]+"
 
@@ -190,7 +192,8 @@ class HtmlReport:
             Of any size and of the same shape; shrunk to `thumbnail_size` and `picture_size`. The heat map lies over the
             image: it may be transparent where nothing is anomalous.
         boxes : sequence of (int, int, int, int), default=()
-            Outlines: top, left, height and width in pixels, as of `hottest_box`.
+            Outlines: top, left, height and width in pixels, as of `hottest_box`, the worst first. The first 100 are
+            drawn, and the page says how many there are.
         size : (int, int) or None, default=None
             Height and width of the image that `boxes` are of, if `image` is a smaller copy of it.
         note : str or None, default=None
@@ -246,7 +249,8 @@ class HtmlReport:
             "error": None if error is None else str(error),
             "image": None if image is None else _jpeg(image, self.thumbnail_size, 70),
             "heat": None if heat_map is None else _layer(heat_map, 2 * self.thumbnail_size),
-            "boxes": [[int(side) for side in box] for box in boxes],
+            "boxes": [[int(side) for side in box] for box in boxes[:_MOST_BOXES]],
+            "n_boxes": len(boxes),
             "size": None if size is None else [int(side) for side in size],
         }
         picture = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 
 import numpy as np
@@ -316,6 +317,14 @@ def test_export_writes_a_file_that_onnxruntime_runs(root, tmp_path):
     image = np.asarray(Image.open(path).convert("RGB")).transpose(2, 0, 1)[None]
     score, _ = onnxruntime.InferenceSession(tmp_path / "model.onnx").run(None, {"images": image})
     np.testing.assert_allclose(score, load(root / "model.joblib").score_samples([path]), rtol=1e-4)
+
+
+def test_a_folder_without_images_among_others_is_told(root, tmp_path):
+    (tmp_path / "none").mkdir()
+    image = next((root / "train" / "good").iterdir())
+    done = run("predict", root / "model.joblib", image, tmp_path / "none", "--device", "cpu")
+    assert re.search(r"warning: no images in \S*none: only the others are read", done.stderr)
+    assert len(done.stdout.splitlines()) == 2
 
 
 @pytest.mark.parametrize(

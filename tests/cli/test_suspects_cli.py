@@ -48,6 +48,8 @@ def test_a_report_lists_the_most_suspicious_image_first_and_names_near_duplicate
     assert re.search(r"1 of 25 training images are nearly the same as others: \S*(twin\.jpg|03\.png)\n", said)
     rows = re.search(r'id="rows">(\[.*?\n\])</script>', report.read_text(), re.DOTALL)
     assert rows is not None
+    notes = [row["note"] for row in json.loads(rows[1]) if row["note"] is not None]
+    assert len(notes) == 1 and re.fullmatch(r"nearly the same as \S*(twin\.jpg|03\.png)", notes[0])
     names = [Path(row["name"]).name for row in json.loads(rows[1])]
     assert names[0] == "07.png" and len(names) == 25
     assert load(tmp_path / "m.joblib")[-1].n_samples_seen_ == 25

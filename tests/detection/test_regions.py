@@ -250,6 +250,18 @@ def test_a_square_is_found_where_it_was_drawn_in_the_original(crop, tmp_path):
     assert everything == find_defects(
         maps, detector.map_threshold_, image_sizes=sizes, covered_box=extractor.covered_box, **given
     )
+    # Answers of one pass are those of each method, as JSON has them.
+    with pytest.warns(SkippedImagesWarning):
+        answers = detector.inspect(features, min_area=400)
+        labels, scores, p_values = (
+            function(features) for function in (pipe[-1].predict, pipe[-1].score_samples, pipe[-1].p_values)
+        )
+    assert answers == json.loads(json.dumps(answers))
+    assert [answer["label"] for answer in answers] == labels.tolist()
+    assert [answer["score"] for answer in answers[:2]] == scores[:2].tolist()
+    assert [answer["p_value"] for answer in answers[:2]] == p_values[:2].tolist()
+    assert [answer["defects"] for answer in answers[:2]] == [[one.as_dict() for one in found[i]] for i in (0, 1)]
+    assert answers[2] == {"label": -1, "score": None, "p_value": None, "defects": None}
     with mock.patch.object(PatchGaussianDetector, "transform", side_effect=AssertionError):  # the network does not run
         assert detector.predict_regions(features[:2], maps=maps) == everything
     with pytest.raises(ValueError, match=r"maps of shape .* for 1 images; expected \(1, "):

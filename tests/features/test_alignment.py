@@ -167,6 +167,29 @@ def test_images_that_are_alike_everywhere_are_told_at_fit():
         extractor().fit(noise)
 
 
+@pytest.mark.parametrize("align", ["translation", "rigid"])
+def test_an_image_without_a_part_is_no_reference_although_it_is_the_first(align):
+    images, _ = plates(8, turned=align == "rigid")
+    empty = np.full_like(images[0], 40)
+    made = extractor(align, region="auto")
+    with pytest.warns(AlignmentWarning, match=r"1 of 9 images could not be aligned: X\[0\].*may show no part") as seen:
+        made.fit(np.stack([empty, *images]))
+    assert len(seen) == 1
+    assert made.transform(images).alignment()["aligned"].all()
+    assert made.region_.mean() < 0.6
+
+
+def test_without_a_part_in_most_images_everything_is_inspected_and_that_is_told():
+    random = np.random.default_rng(0)
+    ground = random.normal(60, 4, (8, SIDE, SIDE, 1)).clip(0, 255).astype(np.uint8).repeat(3, 3)
+    with pytest.warns(AlignmentWarning) as seen:
+        made = extractor(region="auto").fit(ground)
+    texts = " ".join(str(warning.message) for warning in seen)
+    assert "images that show no part should be taken out" in texts
+    assert "region='auto': the part is not known, so what all of the first images show is inspected" in texts
+    assert made.region_ is None or made.region_.mean() > 0.6
+
+
 def test_a_picture_has_the_same_place_in_any_form(fitted):
     image = plate(70, 3, -5)
     forms = [

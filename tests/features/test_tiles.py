@@ -215,7 +215,15 @@ def test_pictures_that_cannot_be_read_are_skipped(tmp_path):
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"tile_size": 64, "tile_overlap": 64}, "tile_overlap=64 leaves nothing of tiles of 64 x 64"),
+        (
+            {"tile_size": 64, "tile_overlap": 64},
+            "tile_overlap=64 leaves nothing of tiles of 64 x 64 pixels: take tile_overlap=32 or larger tiles",
+        ),
+        (
+            {"tile_size": (96, 512), "tile_overlap": "auto"},
+            "tile_overlap=auto, here 128 pixels, leaves nothing of tiles of 96 x 512 pixels: take tile_overlap=32 or",
+        ),
+        ({"tile_size": 32, "tile_overlap": 32}, r"leaves nothing of tiles of 32 x 32 pixels: take larger tiles"),
         ({"tile_size": 100}, "multiples of 32; take 96 and 32"),
         ({"tile_overlap": 20}, "multiples of 32; take 96 and 32"),
         ({"margin": 8}, "margin=8: with tile_size the margin is half of tile_overlap"),

@@ -108,6 +108,15 @@ def test_a_layer_stays_transparent_and_an_empty_one_costs_nothing(tmp_path: Path
     assert (rows[1]["heat"], rows[1]["size"]) == (None, [400, 800])
 
 
+def test_of_a_thousand_boxes_the_page_holds_the_first_hundred_and_their_number(tmp_path: Path) -> None:
+    boxes = [(2 * number, 0, 1, 1) for number in range(1000)]
+    with HtmlReport(tmp_path / "report.html", threshold=0) as report:
+        report.add("a", -1.0, image=noise(0, (40, 80)), boxes=boxes)
+    rows, _, _ = read(tmp_path / "report.html")
+    assert rows[0]["boxes"] == [list(box) for box in boxes[:100]]
+    assert rows[0]["n_boxes"] == 1000
+
+
 def test_encoded_images_fit_any_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_report, "_now", lambda: datetime(2026, 1, 2, 3, 4, tzinfo=UTC))
     direct, packed = tmp_path / "direct.html", tmp_path / "packed.html"

@@ -235,6 +235,36 @@ def test_an_image_is_opened_large_and_gone_through_by_keys(window, tmp_path):
     assert window.focused == "a/one.png"
 
 
+def test_many_regions_are_counted_and_the_worst_are_outlined(window, tmp_path):
+    path = tmp_path / "report.html"
+    with HtmlReport(path, threshold=0.0) as report:
+        for name, n_boxes in (("many.png", 1000), ("few.png", 3)):
+            report.add(name, -1.0, image=noise(0), boxes=[(number, 0, 1, 1) for number in range(n_boxes)])
+    window.open(path).page.click("text=many.png")
+    assert window.settle().page.locator("#viewer-boxes rect.thin").count() == 100
+    assert window.text("#viewer-regions") == "1000 regions; outlines show the 100 worst."
+    window.press("ArrowRight")
+    assert window.page.locator("#viewer-boxes rect").count() == 3
+    assert not window.page.locator("#viewer-regions").is_visible()
+
+
+@pytest.mark.parametrize("width", [390, 1200])
+def test_a_long_note_is_cut_on_its_card_and_whole_in_the_large_view(window, tmp_path, width):
+    path, note = tmp_path / "report.html", f"no product that was learnt; nearest: {'zinc_plated_nut_M8x1.25_' * 12}left"
+    with HtmlReport(path, threshold=0.0) as report:
+        report.add("a.png", -1.0, image=noise(0), note=note)
+    page = window.page
+    page.set_viewport_size({"width": width, "height": 900})
+    window.open(path)
+    card = page.locator("li .remark")
+    assert card.bounding_box()["height"] < 90
+    assert card.evaluate("(it) => it.scrollHeight > it.clientHeight && it.scrollWidth <= it.clientWidth")
+    page.click("text=a.png")
+    large = window.settle().page.locator("#viewer-note")
+    assert large.evaluate("(it) => it.scrollHeight <= it.clientHeight && it.scrollWidth <= it.clientWidth")
+    assert large.bounding_box()["x"] + large.bounding_box()["width"] <= width
+
+
 def test_arrow_keys_go_along_lines_and_columns(window, tmp_path):
     scores = {f"{number}.png": float(number) for number in range(20)}
     window.open(write(tmp_path / "report.html", scores)).page.focus(".open")

@@ -101,6 +101,7 @@ def _detector_calls(w: World) -> dict[str, Call]:
             "predict": lambda: w[model].predict(w.new),
             "predict_masks": lambda: w[model].predict_masks(w.new),
             "predict_regions": lambda: w[model].predict_regions(w.new, image_sizes=(40, 40), merge_distance=10),
+            "inspect": lambda: w[model].inspect(w.new, image_sizes=(40, 40)),
             "p_values": lambda: w[model].p_values(w.new),
             "score_maps": lambda: w[model].score_maps(w.maps[:6, :4, :4]),
             "distance_operator": lambda: w[model].distance_operator(),

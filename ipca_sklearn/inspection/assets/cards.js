@@ -93,7 +93,7 @@ const makeCard = (row, index, nShared, least, cardShape) => {
     about.append(element("span", "values", `score ${number(row.score)}`));
     if (row.p !== null) about.append(element("span", "values", rarity(row.p, least)));
   }
-  if (row.note !== null) about.append(setText(element("span", "values"), row.note));
+  if (row.note !== null) about.append(setText(element("span", "remark"), row.note));
   if (row.error !== null) about.append(setText(element("span", "message"), row.error));
   open.append(about);
   const marks = element("div", "ticks");

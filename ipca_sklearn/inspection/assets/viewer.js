@@ -9,7 +9,8 @@ const viewer = (() => {
     boxes.replaceChildren();
     if (row.size === null) return;
     boxes.setAttribute("viewBox", `0 0 ${row.size[1]} ${row.size[0]}`);
-    const kind = row.low ? "outline" : "outline faint"; // of a normal image: where it is least normal
+    let kind = row.low ? "outline" : "outline faint"; // of a normal image: where it is least normal
+    if (row.boxes.length > 20) kind += " thin";
     for (const [y, x, height, width] of row.boxes) boxes.append(svg("rect", { x, y, width, height, class: kind }));
   };
 
@@ -45,6 +46,8 @@ const viewer = (() => {
       set("viewer-words", row.score === null || row.p === null ? "" : longRarity(row.p, least));
       set("viewer-note", row.note ?? "");
       set("viewer-error", row.error ?? "");
+      const nDrawn = row.boxes.length;
+      set("viewer-regions", row.n_boxes > nDrawn ? `${row.n_boxes} regions; outlines show the ${nDrawn} worst.` : "");
       byId("previous").disabled = place === 0;
       byId("next").disabled = place === n - 1;
       this.refresh();

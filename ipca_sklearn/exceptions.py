@@ -29,7 +29,10 @@ class _ImagesWarning(UserWarning):
 
 
 class AlignmentWarning(_ImagesWarning):
-    """The part was not found in images, or not in those of the fit, so that they are not aligned (`align`)."""
+    """The part was not found in images, or not in those of the fit, so that they are not aligned (`align`).
+
+    `reference_` of the extractor is the mean image that parts are aligned to.
+    """
 
 
 class AspectRatioWarning(_ImagesWarning):

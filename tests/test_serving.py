@@ -179,7 +179,7 @@ def png(width: int, height: int) -> bytes:
         (b"", 422, "the upload"),
         (b"no image", 422, "the upload"),
         (png(64, 64)[:45], 422, "the upload"),
-        (png(5000, 5000), 422, "max_pixels"),
+        (png(5000, 5000), 422, "25000000 pixels, more than the limit of 20000000"),
         (bytes(20_000_001), 413, "at most 20000000 bytes"),
         (iter([b"no length"]), 413, "must state its length"),
     ],

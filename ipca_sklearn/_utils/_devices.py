@@ -23,15 +23,13 @@ def resolve_device(device: Any, default: torch.device, *, required: bool = True)
     try:
         resolved = torch.device(device)
     except (RuntimeError, TypeError) as error:
-        raise ValueError(
-            f"device={device!r} is not a torch device; use 'cpu', 'cuda', 'cuda:1', 'auto' or None"
-        ) from error
+        raise ValueError(f"device={device!r} is not a torch device; use 'cpu', 'cuda', 'cuda:1' or 'auto'") from error
     if resolved.type == "cuda":
         if not torch.cuda.is_available() and not required:
             warnings.warn(f"device={device!r} is not available here: using the CPU", UserWarning, stacklevel=4)
             return torch.device("cpu")
         if not torch.cuda.is_available():
-            raise ValueError(f"device={device!r} asks for a GPU and torch sees none; use 'cpu', 'auto' or None")
+            raise ValueError(f"device={device!r} asks for a GPU and torch sees none; use 'cpu' or 'auto'")
         if resolved.index is None:
             resolved = torch.device("cuda", torch.cuda.current_device())
         elif resolved.index >= torch.cuda.device_count():

@@ -188,7 +188,7 @@ def demo(
     n_train: Annotated[int, typer.Option(min=1, help="Normal images to learn from.")] = 96,
     n_test: Annotated[int, typer.Option(min=2, help="Images to score, half of them with a defect.")] = 48,
     k: Components = "auto",
-    seed: Annotated[int, typer.Option(help="Seed of the images.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the images.")] = 0,
 ) -> None:
     """Learn generated textures, score others, and draw the heat maps. Needs no data or connection."""
     import matplotlib

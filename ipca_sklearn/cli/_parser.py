@@ -147,24 +147,20 @@ class OptionNames:
             long = [name for name in parameter.opts if name.startswith("--")]
             if long:  # else it is an argument
                 self._options[_IN_PYTHON.get(parameter.name, parameter.name)] = long[0]
-        names = "|".join(sorted(self._options, key=len, reverse=True))
+        names = "|".join(self._options)
         # Names alone are words of the language too, unless they have an underscore; and no path is changed.
         long_names = "|".join(name for name in self._options if "_" in name)
-        self._patterns = (
-            re.compile(rf"\b(?:features|detector)__({names})\b()"),
-            re.compile(rf"(?:The )?'({names})' parameter of \w+()"),
-            re.compile(rf"(?<![\w./\\-])({names})=(?=[\s,;.)]|$)()"),
-            re.compile(rf"(?<![\w./\\-])({names})( == |=)"),
-            re.compile(rf"^({names})(?=: )()"),
-            re.compile(rf"(?<![\w./\\-])({long_names})(?![\w/=]|\.\w)()"),
+        self._pattern = re.compile(
+            rf"(?<![\w./\\-])(?:features__|detector__)?(?:({names})=([^\s,;.)]?)|({long_names})(?![\w/]|\.\w))"
         )
 
     def __call__(self, text: object) -> str:
         """Return a message with the names of options."""
-        message = one_line(text)
-        for pattern in self._patterns:
-            message = pattern.sub(lambda match: self._options[match[1]] + (" " if match[2] else ""), message)
-        return message
+        return self._pattern.sub(self._option, one_line(text))
+
+    def _option(self, match: re.Match[str]) -> str:
+        given, value, alone = match.groups()
+        return self._options[given or alone] + (f" {value}" if value else "")
 
 
 class _WarningPrinter:

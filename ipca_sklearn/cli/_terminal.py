@@ -18,29 +18,11 @@ from ipca_sklearn._utils._tables import Column, RowFormat, columns_of
 SECONDS_BETWEEN_LINES = 10
 # One sign for all outputs: that of `score_samples`.
 WORSE = "the lower a score, the worse"
-# What a user of the command line has or can do where a message names what Python has.
-_PHRASES = (
-    ("remove it from X", "take it out of the folder or the list"),
-    ("more than max_pixels=", "more than "),
-    ("Raise max_pixels if you trust it (decoding takes about 12 bytes a pixel), cut it", "Cut it"),
-    ("raise PIL.Image.MAX_IMAGE_PIXELS besides max_pixels", "cut it into parts"),
-    ("timm has no model", "--backbone: timm has no model"),
-    ("see timm.list_models()", "`--backbone 'timm:*'` prints which there are"),
-    ("call calibrate with normal images", "choose it by `ipca-sklearn threshold` with normal images"),
-    (", not rejection_rate=", ", not "),
-    (", and at `reference_` of the extractor, the mean image that parts are aligned to", ""),
-    ("set_threshold", "`ipca-sklearn threshold`"),
-    ("'auto' or None", "or 'auto'"),
-    ("image_size=(height, width)", "--image-size HEIGHTxWIDTH"),
-)
 
 
 def one_line(text: object) -> str:
-    """Return a message of the package as one printable line, in the words of the command line."""
-    message = " ".join(str(text).split())
-    for phrase, words in _PHRASES:
-        message = message.replace(phrase, words)
-    return printable(message)
+    """Return a text as one printable line."""
+    return printable(" ".join(str(text).split()))
 
 
 def warn(text: object) -> None:

@@ -149,7 +149,7 @@ def _check_names(names: Iterable[object], known: Iterable[str], parameter: str) 
         if name not in known:
             near = difflib.get_close_matches(str(name).lower(), known, n=1, cutoff=0.5)
             hint = f" did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"{parameter}: unknown name {name!r};{hint} the names are {', '.join(known)}.")
+            raise ValueError(f"{parameter}={name!r} is unknown;{hint} the names are {', '.join(known)}.")
 
 
 def _draw(

@@ -61,7 +61,7 @@ class ThresholdRule:
     def check(self, X: Any, confidence: float) -> None:
         """Raise a ValueError unless one is given, in its range, with the images that it takes."""
         if sum(value is not None for value in vars(self).values()) != 1:
-            raise ValueError("set_threshold takes one of false_positive_rate=, recall= and score=")
+            raise ValueError("the threshold takes one of false_positive_rate=, recall= and score=")
         if X is None and self.score is None:
             raise ValueError(f"{self} takes images that were not learnt; without any only score can be given")
         for name, value in (("false_positive_rate", self.false_positive_rate), ("confidence", confidence)):
@@ -188,7 +188,7 @@ class ChosenThreshold:
         factor = float(curve.correction(old, np.array([-self.offset]), weight)[0])
         if abs(factor - 1) > LARGEST_CORRECTION:
             warnings.warn(
-                f"the threshold that set_threshold chose ({self.rule}) was multiplied by {factor:.2f}, because the "
+                f"the chosen threshold ({self.rule}) was multiplied by {factor:.2f}, because the "
                 "model has learnt far more images since: choose it again with images that were not learnt",
                 FewImagesWarning,
                 stacklevel=6,

@@ -5,11 +5,13 @@ A step is (b, P, m), or (b, 1 + a, P, m) where each image is followed by its a c
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import Tensor
 
 from ipca_sklearn.decomposition._banded import BandedStep
+from ipca_sklearn.decomposition._base import BasePCA, Learning
 from ipca_sklearn.decomposition._fitted import Fitted
 from ipca_sklearn.detection._bands import BandedCellSamples
 from ipca_sklearn.detection._cells import Cells
@@ -43,6 +45,16 @@ def images_per_step(step_size: int | None, n_copies: int) -> int | None:
     if not n_copies or step_size is None:
         return step_size
     return max(n for n in range(1, step_size + 1) if step_size % n == 0 and (n == 1 or n * (1 + n_copies) <= step_size))
+
+
+def learn_images(
+    pca: BasePCA, fitted: Any, cells: Cells | None, n_copies: int, read: Callable[[int | None], Iterable[Tensor]]
+) -> Any:
+    """Return what is learnt, beside what was before, of the images that `read` gives in steps of a number of them."""
+    learning = Learning(pca, fitted, group_size(cells, n_copies))
+    for step in read(images_per_step(pca.step_size, n_copies)):
+        learning.advance(samples_of(step, cells))
+    return learning.fitted
 
 
 def check_copies(fitted: Fitted | None, group: int, n_copies: int) -> None:

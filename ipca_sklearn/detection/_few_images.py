@@ -46,8 +46,8 @@ def what_few_images_do(fitted: Fitted, reference: ReferenceScores, distance: str
         )
     if reference.correction > LARGEST_CORRECTION:
         what.append(
-            "the thresholds are from scores of models that had learnt far fewer images; call calibrate with normal "
-            "images that were not learnt"
+            "the thresholds are from scores of models that had learnt far fewer images; calibrate or choose them "
+            "with normal images that were not learnt"
         )
     return f"{fitted.count} images are few: {'; '.join(what)}" if what else ""
 

@@ -961,8 +961,8 @@ class PatchGaussianDetector(OutlierMixin, PatchTransformer):
         changed = ScoreSettings.of(self).differences(self._calibrator.settings)
         if changed:
             raise ValueError(
-                f"the thresholds are for scores with {changed}: fit again, or call calibrate with normal images that "
-                "were not learnt"
+                f"the thresholds are for scores with {changed}: fit again, or calibrate with normal images that were "
+                "not learnt"
             )
         return self._calibrator
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from functools import partial
 from math import ceil
 from typing import Any
 
@@ -14,12 +15,12 @@ from torch import Tensor
 
 from ipca_sklearn import linalg
 from ipca_sklearn._utils._devices import resolve_device
-from ipca_sklearn.decomposition._base import BasePCA, Learning, check_memory
+from ipca_sklearn.decomposition._base import BasePCA, check_memory
 from ipca_sklearn.decomposition._batches import StepReader
 from ipca_sklearn.decomposition._fitted import Fitted
 from ipca_sklearn.detection._calibration import FEW_IMAGES, N_BLOCKS, LearningCurve, Summaries, leave_out
 from ipca_sklearn.detection._cells import Cells
-from ipca_sklearn.detection._copies import group_size, images_per_step, samples_of
+from ipca_sklearn.detection._copies import learn_images
 from ipca_sklearn.detection._map_ops import MapScorer, check_smoothing
 from ipca_sklearn.detection._near_duplicates import Describer, near_duplicates
 from ipca_sklearn.detection._scoring import on_host
@@ -216,7 +217,9 @@ class _Others:
         """Score each image by a model of the images outside of its block that are not trimmed."""
 
         def learn(fitted: Fitted | None, rows: Tensor) -> Fitted | None:
-            return self._learn(fitted, rows.numpy()[~trimmed[rows.numpy()]])
+            kept = rows.numpy()[~trimmed[rows.numpy()]]
+            read = partial(steps.keep(kept).read, copies=True)
+            return learn_images(self.pca, fitted, self.cells, steps.n_copies, read) if len(kept) else fitted
 
         steps, settings = self.steps, ScoreSettings.of(self.detector)
         columns, weights, describe = [], [], None
@@ -242,14 +245,6 @@ class _Others:
         weight = fitted.weight / fitted.count * (len(values) - trimmed.sum())
         descriptors = values[:, -Describer.size :].astype(np.float64)
         return Ranking.of(summaries, weight, curve, trimmed, descriptors)
-
-    def _learn(self, fitted: Fitted | None, rows: np.ndarray) -> Fitted | None:
-        n_copies = self.steps.n_copies
-        learning = Learning(self.pca, fitted, group_size(self.cells, n_copies))
-        if len(rows):
-            for step in self.steps.keep(rows).read(images_per_step(self.pca.step_size, n_copies), copies=True):
-                learning.advance(samples_of(step, self.cells))
-        return learning.fitted
 
 
 def _by_feature(fitted: Fitted) -> linalg.DistanceOperator:

@@ -14,7 +14,7 @@ from torch import Tensor
 from ipca_sklearn import linalg
 from ipca_sklearn._utils._devices import resolve_device
 from ipca_sklearn.decomposition._banded import joined
-from ipca_sklearn.decomposition._base import BasePCA, Learning
+from ipca_sklearn.decomposition._base import BasePCA
 from ipca_sklearn.decomposition._batches import StepReader
 from ipca_sklearn.decomposition._fitted import Fitted, independent_samples
 from ipca_sklearn.decomposition._fitted_scatter import FittedExactPCA
@@ -27,7 +27,7 @@ from ipca_sklearn.detection._calibration import (
     leave_out,
 )
 from ipca_sklearn.detection._cells import Cells
-from ipca_sklearn.detection._copies import group_size, images_of, images_per_step, samples_of
+from ipca_sklearn.detection._copies import images_of, images_per_step, learn_images
 from ipca_sklearn.detection._settings import ScoreSettings
 
 # Logarithm by which distances fall from one independent sample to very many, with 96 directions, times that number; and
@@ -222,11 +222,8 @@ class UnseenScores:
         return [scored for fitted, block in blocks for scored in self._by(self._model_of(fitted), block)]
 
     def _learn(self, fitted: Fitted | None, images: Tensor) -> Fitted:
-        n_copies = self._steps.n_copies
-        learning = Learning(self._pca, fitted, group_size(self._cells, n_copies))
-        for step in images.split(images_per_step(self._pca.step_size, n_copies) or len(images)):
-            learning.advance(samples_of(step, self._cells))
-        return learning.fitted
+        n_copies, n_images = self._steps.n_copies, len(images)
+        return learn_images(self._pca, fitted, self._cells, n_copies, lambda size: images.split(size or n_images))
 
 
 def cut_to(fitted: Fitted, n_components: Any) -> Fitted:

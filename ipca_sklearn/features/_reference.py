@@ -51,7 +51,8 @@ def learn_reference(extractor: Any, images: Any) -> None:
             readable.append(index)
     if not pictures:
         raise ImageReadError(
-            f"align: none of the first {len(first)} images could be read, which the mean image is made of"
+            f"align={extractor.align!r}: none of the first {len(first)} images could be read, which the mean image is "
+            "made of"
         )
     extractor._turns = extractor.align == "rigid"
     aligner = learn_aligner(pictures, extractor._turns)
@@ -76,7 +77,10 @@ def _choose_region(extractor: Any, features: PatchFeatures, is_lost: bool) -> No
     placements: list[Placement] = features._placed()
     seen = seen_in_all(placements, extractor.grid_size_, extractor.crop_size_, extractor.image_size_)
     if not seen.any():
-        _warn("align: no patch is seen in all of the first images, so all are inspected; are the images of one part?")
+        _warn(
+            f"align={extractor.align!r}: no patch is seen in all of the first images, so all are inspected; are the "
+            "images of one part?"
+        )
         seen = np.ones_like(seen)
     region = seen
     if extractor.region is not None:

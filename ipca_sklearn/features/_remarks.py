@@ -83,14 +83,13 @@ class Remarks:
                 self.stretched.values(),
                 "have other proportions than the first image of the fit",
                 f"They are stretched to {height} x {width} pixels, and so are their patches. Keep images of different "
-                "shapes apart, each with a model of its own, or fit with image_size=(height, width)",
+                "shapes apart, each with a model of its own, or fit with an image_size of height and width",
                 AspectRatioWarning,
             ),
             (
                 self.unaligned.values(),
                 "could not be aligned",
-                "They may show no part. They were left as they were, and so their scores say little: look at them, and "
-                "at `reference_` of the extractor, the mean image that parts are aligned to",
+                "They may show no part. They were left as they were, and so their scores say little: look at them",
                 AlignmentWarning,
             ),
         )

@@ -46,7 +46,7 @@ def read_deep(image: Image.Image, name: str) -> np.ndarray | None:
         raise ImageReadError(
             f"{name} has 16 bits a channel, of which 8 would be lost: of {image.format} files with so many bits, "
             "grey is read, and RGB with or without transparency in PNG and, interleaved, in TIFF. Convert it to one of "
-            "these or to 8 bits, or remove it from X"
+            "these or to 8 bits, or leave it out"
         )
     if channels == "LA":  # unpacked as if its four bytes were RGBA
         grey, low_grey, alpha, low_alpha = np.moveaxis(_decode(image, "RGBA").astype(np.uint16), -1, 0)

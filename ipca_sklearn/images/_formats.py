@@ -139,12 +139,12 @@ def _open_regular(path: PathLike, name: str) -> BinaryIO:
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
         file = os.fdopen(os.open(path, flags), "rb")
     except FileNotFoundError as error:
-        raise MissingImageError(f"no image at {name}; check the path, or remove it from X") from error
+        raise MissingImageError(f"no image at {name}; check the path, or leave it out") from error
     except ImageReadError:
         raise
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
         raise ImageReadError(
-            f"{name} cannot be opened ({type(error).__name__}: {printable(error)}); mend it, or remove it from X"
+            f"{name} cannot be opened ({type(error).__name__}: {printable(error)}); mend it, or leave it out"
         ) from error
     try:
         _require_regular(os.fstat(file.fileno()).st_mode, name)
@@ -159,22 +159,20 @@ def _require_regular(mode: int, name: str) -> None:
         return
     tests = {"directory (a folder)": stat.S_ISDIR, "FIFO": stat.S_ISFIFO, "socket": stat.S_ISSOCK}
     kind = next((kind for kind, is_one in tests.items() if is_one(mode)), "device")
-    raise ImageReadError(f"{name} is a {kind} and no regular file; remove it from X")
+    raise ImageReadError(f"{name} is a {kind} and no regular file; leave it out")
 
 
 def _what_it_is(start: bytes) -> str:
     """Say what a file is that begins so, without running a decoder."""
     if not start:
-        return "is not an image, but an empty file; replace it, or remove it from X"
+        return "is not an image, but an empty file; replace it, or leave it out"
     for position, signature, kind in _OTHERS:
         if start[position:].startswith(signature):
             return (
                 f"is of the format {kind}, which is not read ({FORMAT_NAMES} are). Convert it to PNG, for example with "
-                "ImageMagick (`magick old.xyz new.png`), or remove it from X"
+                "ImageMagick (`magick old.xyz new.png`), or leave it out"
             )
-    return (
-        f"is not an image, or of a format that is not read ({FORMAT_NAMES} are); convert it to PNG, or remove it from X"
-    )
+    return f"is not an image, or of a format that is not read ({FORMAT_NAMES} are); convert it to PNG, or leave it out"
 
 
 def _webp_size(start: bytes) -> tuple[int, int]:
@@ -193,10 +191,15 @@ def check_pixels(size: tuple[int, int], name: str, max_pixels: int) -> None:
     """Raise an ImageReadError if an image of this width and height has too many pixels."""
     width, height = size
     if width * height > max_pixels:
-        raise ImageReadError(
-            f"{name} has {width} x {height} = {width * height} pixels, more than max_pixels={max_pixels}. Raise "
-            "max_pixels if you trust it (decoding takes about 12 bytes a pixel), cut it into parts, or remove it from X"
-        )
+        found = f"{width} x {height} = {width * height} pixels, more than the limit of {max_pixels}"
+        raise _too_large(f"{name} has {found}", "max_pixels: decoding takes about 12 bytes a pixel")
+
+
+def _too_large(what: str, limit: str) -> ImageReadError:
+    """Return an error; what only Python can do is a note, which tracebacks show and the command line does not."""
+    error = ImageReadError(f"{what}; cut it into parts, or leave it out")
+    error.add_note(f"If you trust it, raise {limit}")
+    return error
 
 
 def check_decoder(image: Image.Image, name: str) -> None:
@@ -204,7 +207,7 @@ def check_decoder(image: Image.Image, name: str) -> None:
     if image.format in _FOREIGN_DECODERS:
         raise ImageReadError(
             f"{name} is of the format {image.format}, which Pillow decodes with another program; convert it to PNG, or "
-            "remove it from X"
+            "leave it out"
         )
 
 
@@ -212,12 +215,10 @@ def undecodable(name: str, error: Exception) -> ImageReadError:
     """Return the error of an image whose decoder fails."""
     if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
         # The decoders of TIFF and WebP have Pillow's limit besides ours.
-        return ImageReadError(
-            f"{name} has more pixels than Pillow trusts ({printable(error)}); raise PIL.Image.MAX_IMAGE_PIXELS besides "
-            "max_pixels, or remove it from X"
-        )
+        found = f"more pixels than Pillow trusts ({printable(error)})"
+        return _too_large(f"{name} has {found}", "PIL.Image.MAX_IMAGE_PIXELS besides max_pixels")
     return ImageReadError(
-        f"{name} cannot be decoded ({type(error).__name__}: {printable(error)}); replace it or remove it from X"
+        f"{name} cannot be decoded ({type(error).__name__}: {printable(error)}); replace it or leave it out"
     )
 
 

@@ -289,7 +289,7 @@ def _check_same_fit(stored: Checkpoint, parameters: dict[str, str], n_samples: i
     different = [name for name in names if parameters.get(name) != stored.parameters.get(name)]
     if different:
         listed = ", ".join(
-            f"{name} {stored.parameters.get(name)} then, {parameters.get(name)} now" for name in different
+            f"{name}={stored.parameters.get(name)} then, {parameters.get(name)} now" for name in different
         )
         raise ValueError(f"the checkpoint was made with other parameters ({listed}); {again}")
     if stored.n_done > n_samples:

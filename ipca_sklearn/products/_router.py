@@ -211,7 +211,7 @@ class ProductRouter(
             if rate > self.rejection_rate > 0:
                 warnings.warn(
                     f"{detectors[name].n_samples_seen_} images are few: of the normal images of product {name!r} about "
-                    f"{rate:.1%} will be called unknown, not rejection_rate={self.rejection_rate:.1%}",
+                    f"{rate:.1%} will be called unknown, not the rejection rate of {self.rejection_rate:.1%}",
                     FewImagesWarning,
                     stacklevel=5,
                 )

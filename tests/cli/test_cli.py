@@ -21,7 +21,7 @@ from ipca_sklearn._utils._tables import to_json
 from ipca_sklearn.cli import _terminal, app
 from ipca_sklearn.cli._annotations import picture_folder, picture_names
 from ipca_sklearn.cli._parser import COMMANDS, load_command
-from ipca_sklearn.cli._terminal import Table, one_line
+from ipca_sklearn.cli._terminal import Table
 
 runner = CliRunner()
 
@@ -164,11 +164,6 @@ def test_control_characters_of_names_never_reach_the_terminal(tmp_path):
 def test_json_is_strict():
     value = {"a": [1.0, -math.inf], "b": (math.nan, None), "c": "x"}
     assert json.loads(to_json(value)) == {"a": [1.0, None], "b": [None, None], "c": "x"}
-
-
-def test_messages_of_the_package_speak_of_files():
-    told = one_line("x.png is not an image; replace it or remove it from X")
-    assert told == "x.png is not an image; replace it or take it out of the folder or the list"
 
 
 def test_cells_that_a_spreadsheet_would_run_are_text(tmp_path):

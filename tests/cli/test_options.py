@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
+from ipca_sklearn import persistence
 from ipca_sklearn.cli import app
 from ipca_sklearn.cli._parser import COMMANDS, Commands, OptionNames, _WarningPrinter, load_command
 from ipca_sklearn.exceptions import AspectRatioWarning
@@ -19,6 +21,10 @@ FIT = ("fit", "good", "-o", "new.joblib", "--device", "cpu", "--image-size", "32
 THRESHOLD = ("threshold", "model.joblib")
 WATCH = ("watch", "model.joblib", "good", "-o", "rows.csv")
 DEVICES = ("x", "cuda:99")
+# What only Python has, in messages that both show.
+IN_PYTHON = re.compile(
+    r"\bX\b|max_pixels|MAX_IMAGE_PIXELS|list_models|\bcall |set_threshold|rejection_rate|reference_|\bNone\b|image_size"
+)
 # For each option that takes a value: a command line that needs nothing else, and bad values.
 BAD = {
     "fit": {
@@ -183,23 +189,59 @@ def test_an_error_about_an_option_names_it(name, place, monkeypatch):
             in_python = [parameter.name for parameter in options_of(name).values() if "_" in parameter.name]
             for parameter in (*in_python, "n_components", "n_gaussians", "step_size", "n_jobs", "random_state"):
                 assert not re.search(rf"(?<![\w/-]){parameter}\b", error), case
+            assert not IN_PYTHON.search(error), case
     assert {path: path.stat().st_mtime_ns for path in place.rglob("*")} == before
 
 
-def test_what_is_said_of_an_image_names_nothing_of_python(place, tmp_path):
+def test_what_is_said_of_an_image_names_nothing_of_python(place, tmp_path, monkeypatch):
     Image.new("1", (9_500, 9_500)).save(tmp_path / "large.png")
+    (tmp_path / "text.png").write_text("no image")
+    Image.new("RGB", (32, 32)).save(tmp_path / "trusted.tif")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     done = CliRunner().invoke(app, ["predict", str(place / "model.joblib"), str(tmp_path)])
-    assert done.exit_code == 3 and "max_pixels" not in done.stdout
-    assert "pixels, more than 89478485. Cut it into parts, or take it out of the folder" in done.stdout
+    assert done.exit_code == 3 and not IN_PYTHON.search(done.stdout)
+    assert "pixels, more than the limit of 89478485; cut it into parts, or leave it out" in done.stdout
+    assert "convert it to PNG, or leave it out" in done.stdout
+    assert re.search(r"more pixels than Pillow trusts \(.*\); cut it into parts, or leave it out", done.stdout)
+
+
+@pytest.mark.filterwarnings("always::ipca_sklearn.FewImagesWarning")
+def test_what_is_said_of_models_names_nothing_of_python(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("good", "mixed", "products/a", "products/b"):
+        shutil.copytree(place / "good", folder)
+    Image.new("RGB", (64, 32)).save("mixed/wide.png")
+    (tmp_path / "more").mkdir()
+    for number, image in enumerate(np.random.default_rng(2).integers(0, 255, (64, 32, 32, 3), dtype=np.uint8)):
+        Image.fromarray(image).save(f"more/{number}.png")
+    Image.new("RGB", (32, 32)).save("flat.png")
+    pipe = persistence.load(place / "model.joblib")
+    pipe[-1].set_params(distance="residual")  # the thresholds are for another one
+    persistence.save(pipe, "changed.joblib")
+    threshold = ["threshold", "model.joblib", "--good", str(place / "new"), "--false-positive-rate", "0.2"]
+    for arguments, message in (
+        ([*FIT[:3], "model.joblib", *FIT[4:]], "calibrate or choose them with normal images that were not learnt"),
+        (["info", "model.joblib"], "calibrate or choose them with normal images that were not learnt"),
+        ([*threshold, "--device", "cpu"], "4 normal images are few"),
+        (["update", "model.joblib", "more"], "the chosen threshold (--false-positive-rate 0.2) was multiplied by"),
+        (["predict", "changed.joblib", "good"], "fit again, or calibrate with normal images that were not learnt"),
+        (["fit", "products", "--products", *FIT[2:]], "will be called unknown, not the rejection rate of 1.0%"),
+        (["fit", "mixed", *FIT[2:6], "--gaussians", "1"], "or fit with an --image-size of height and width"),
+        ([*FIT, "--align", "translation"], ""),
+        (["predict", "new.joblib", "flat.png"], "and so their scores say little: look at them"),
+    ):
+        output = CliRunner().invoke(app, arguments).output
+        told = "\n".join(line for line in output.splitlines() if line.startswith(("warning: ", "error: ")))
+        assert message in told and not IN_PYTHON.search(told), (arguments, output)
 
 
 def test_warnings_that_come_again_name_options_of_fit_in_any_command(capsys):
-    warning: Any = AspectRatioWarning("stretched; or fit with image_size=(height, width)")
+    warning: Any = AspectRatioWarning("stretched; or fit with an image_size of height and width")
     warning.remark, warning.n_images = "are stretched", 1
     group = Commands()
     group.resolve_command(typer.Context(group), ["predict"])
     _WarningPrinter(group._translate)(warning, AspectRatioWarning)
-    assert capsys.readouterr().err == "warning: stretched; or fit with --image-size HEIGHTxWIDTH\n"
+    assert capsys.readouterr().err == "warning: stretched; or fit with an --image-size of height and width\n"
     assert group._translate("crop_size=3, min_area=2") == "--crop-size 3, --min-area 2"
 
 
@@ -222,16 +264,14 @@ def test_wishes_of_a_threshold_are_named_as_options(place, monkeypatch):
             "n_components=9 is larger than n_features=8; lower n_components",
             "--k 9 is larger than n_features=8; lower --k",
         ),
-        ("The 'step_size' parameter of PatchGaussianDetector must be", "--step must be"),
+        ("The 'step_size' parameter of X must be", "The '--step' parameter of X must be"),
         ("takes one of image_size=, crop_size= and margin=", "takes one of --image-size, --crop-size and --margin"),
         ("no image at /in/margin=3/step_size.png", "no image at /in/margin=3/step_size.png"),
         ("the margin and the region of the device", "the margin and the region of the device"),
         ("margin='x' is wrong", "--margin 'x' is wrong"),
         ("set on_error='skip'", "set --on-error 'skip'"),
-        ("n_jobs == 0 in Parallel", "--jobs 0 in Parallel"),
-        ("(features__margin 16 then, 0 now)", "(--margin 16 then, 0 now)"),
-        ("or fit with image_size=(height, width)", "or fit with --image-size HEIGHTxWIDTH"),
-        ("9 pixels, more than max_pixels=8. Raise max_pixels if", "9 pixels, more than 8. Raise max_pixels if"),
+        ("(features__margin=16 then, 0 now)", "(--margin 16 then, 0 now)"),
+        ("or fit with an image_size of height and width", "or fit with an --image-size of height and width"),
     ],
 )
 def test_only_names_of_parameters_are_put_in_other_words(message, expected):

@@ -534,9 +534,9 @@ def test_defects_vary_in_size_and_strength(kind):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"material": "Leathr"}, r"material: unknown name 'Leathr'; did you mean 'leather'\? the names are fabric"),
-        ({"defects": ["hole", "scrach"]}, r"defects: unknown name 'scrach'; did you mean 'scratch'\?"),
-        ({"defects": "zzz"}, r"defects: unknown name 'zzz'; the names are all, blob"),
+        ({"material": "Leathr"}, r"material='Leathr' is unknown; did you mean 'leather'\? the names are fabric"),
+        ({"defects": ["hole", "scrach"]}, r"defects='scrach' is unknown; did you mean 'scratch'\?"),
+        ({"defects": "zzz"}, r"defects='zzz' is unknown; the names are all, blob"),
         ({"defects": []}, "defects is empty"),
         ({"size": 31}, "'size' parameter"),
         ({"n_train": -1}, "'n_train' parameter"),

@@ -439,7 +439,7 @@ def test_thresholds_of_other_scores_are_refused(changed):
     detector = PatchGaussianDetector(2).fit(X).set_params(**changed)
     assert np.isfinite(detector.score_samples(X)).all()
     for use in (detector.predict, detector.decision_function, detector.predict_masks, detector.p_values):
-        with pytest.raises(ValueError, match=f"{next(iter(changed))}=.*, now .*fit again, or call calibrate"):
+        with pytest.raises(ValueError, match=f"{next(iter(changed))}=.*, now .*fit again, or calibrate"):
             use(X)
     detector.calibrate(normal(80, 1))
     assert np.mean(detector.predict(normal(80, 2)) == -1) < 0.3

@@ -117,7 +117,7 @@ def test_a_threshold_of_a_far_poorer_model_is_kept_with_a_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FewImagesWarning)
         detector = PatchGaussianDetector(4).fit(NORMAL[:6]).set_threshold(NORMAL[500:], false_positive_rate=0.1)
-    with pytest.warns(FewImagesWarning, match=r"chose \(false_positive_rate=0\.1\) was multiplied by 0\.\d\d"):
+    with pytest.warns(FewImagesWarning, match=r"threshold \(false_positive_rate=0\.1\) was multiplied by 0\.\d\d"):
         detector.partial_fit(NORMAL[6:400])
 
 

@@ -317,7 +317,7 @@ def test_what_is_unknown_is_named_with_what_is_near(case):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("timm:resnet81",), r"timm has no model 'resnet81' \(nearest: .*see timm\.list_models"),
+        (("timm:resnet81",), r"backbone='timm:resnet81' is no model of timm \(nearest: .*'timm:\*'"),
         (("timm:resnet10t", ["layer1"]), r"layers=\['layer1'\]: layers of a timm model are indices"),
         (("timm:resnet10t", [-1]), "indices, counted from 0"),
         (("timm:resnet10t", [9]), r"layers=\(9,\).*indices"),

@@ -417,9 +417,9 @@ BAD_FILES = {
 @pytest.mark.parametrize("name", BAD_FILES)
 def test_a_damaged_file_is_named(name, tmp_path):
     (tmp_path / name).write_bytes(BAD_FILES[name]())
-    with pytest.raises(ImageReadError, match=name.replace(".", r"\.") + r".* remove it from X"):
+    with pytest.raises(ImageReadError, match=name.replace(".", r"\.") + r".* leave it out"):
         to_rgb(tmp_path / name, "X[0]")
-    with pytest.raises(ImageReadError, match=r"X\[0\] .* remove it from X"):
+    with pytest.raises(ImageReadError, match=r"X\[0\] .* leave it out"):
         to_rgb(BAD_FILES[name](), "X[0]")
 
 
@@ -516,9 +516,9 @@ def test_an_image_of_too_many_pixels_is_refused_before_memory_is_taken(form, tmp
     else:
         path.write_bytes(png_of(13_000, 13_000))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(ImageReadError, match=rf"huge\.{form} has 13000 x 13000 = 169000000 pixels, .*max_pixels"):
+    with pytest.raises(ImageReadError, match=rf"huge\.{form} has 13000 x 13000 = 169000000 pixels[\s\S]*max_pixels"):
         to_rgb(path, "X[0]")
-    with pytest.raises(ImageReadError, match="max_pixels=100000000"):
+    with pytest.raises(ImageReadError, match="limit of 100000000"):
         to_rgb(path, "X[0]", max_pixels=100_000_000)
     with pytest.raises(ImageReadError, match=r"X\[0\] has 13000 x 13000"):
         to_rgb(path.read_bytes(), "X[0]")
@@ -536,7 +536,7 @@ def test_the_limit_of_pixels_is_a_parameter_and_does_not_concern_arrays(paths, p
     for X in (paths, [Image.open(path) for path in paths]):
         assert features(X, max_pixels=n_pixels).shape == (3, 8, 8, 3)
     for X in (paths, [Image.open(path) for path in paths]):
-        with pytest.raises(ImageReadError, match=f"more than max_pixels={n_pixels - 1}"):
+        with pytest.raises(ImageReadError, match=f"more than the limit of {n_pixels - 1}"):
             features(X, max_pixels=n_pixels - 1)
     assert features(pictures, max_pixels=1).shape == features(list(pictures), max_pixels=1).shape == (3, 8, 8, 3)
     extractor = PatchFeatureExtractor(image_size=64, max_pixels=n_pixels - 1)

@@ -111,7 +111,7 @@ def test_other_samples_parameters_and_files_are_refused(tmp_path):
         fit_resumable(detector, normal(80, seed=1), tmp_path / "c", every=16)
     with pytest.raises(ValueError, match="X has 20"):
         fit_resumable(detector, X[:20], tmp_path / "c", every=16)
-    with pytest.raises(ValueError, match="n_components 3 then, 2 now"):
+    with pytest.raises(ValueError, match="n_components=3 then, 2 now"):
         fit_resumable(PatchGaussianDetector(2), X, tmp_path / "c", every=16)
     np.testing.assert_array_equal(detector.score_samples(X), before)
     save(detector, tmp_path / "model")

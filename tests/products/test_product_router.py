@@ -194,7 +194,7 @@ def test_products_are_given_for_each_image_in_any_order():
 def test_few_images_are_warned_of_by_name_and_the_rate_that_holds_is_told():
     X, y = two_products(np.random.default_rng(0), n=(300, 20))
     with pytest.warns(
-        FewImagesWarning, match=r"20 images are few: .* product 'nut' about 4.8% .* not rejection_rate=1.0%"
+        FewImagesWarning, match=r"20 images are few: .* product 'nut' about 4.8% .* not the rejection rate of 1.0%"
     ):
         fitted = router().fit(X, y)
     assert fitted.rejection_rates_ == {"bolt": 0.01, "nut": 1 / 21}

@@ -18,9 +18,12 @@ def build_timm(name: str, layers: Sequence[Any] | None, weights: Weights, crop_s
     try:
         import timm
     except ImportError as error:
-        raise ImportError(f"backbone 'timm:{name}' needs timm; pip install timm") from error
+        raise ImportError(f"backbone='timm:{name}' needs timm; pip install timm") from error
     if not timm.is_model(name):
-        raise ValueError(f"timm has no model {name!r}{nearest(name, timm.list_models())}; see timm.list_models()")
+        raise ValueError(
+            f"backbone='timm:{name}' is no model of timm{nearest(name, timm.list_models())}; list backbones with the "
+            "pattern 'timm:*' to see all"
+        )
     if layers is not None and not all(isinstance(layer, (int, np.integer)) and layer >= 0 for layer in layers):
         raise ValueError(f"layers={list(layers)}: layers of a timm model are indices, counted from 0")
     label = f"'timm:{name}'"

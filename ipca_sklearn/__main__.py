@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -12,6 +13,7 @@ def main() -> None:
     # sleep, and hold cores that the detector's threads and other programs want (docs/dev_notes.md).
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    gc.disable()  # until the command has imported what it needs, see `cli._parser`
     try:
         from ipca_sklearn.cli import app
     except ModuleNotFoundError as error:

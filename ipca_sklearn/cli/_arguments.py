@@ -1,4 +1,8 @@
-"""Options that several commands have, and what their values stand for: numbers, images, models, ticked images."""
+"""Options that several commands have, and what their values stand for: numbers, images, models, ticked images.
+
+Modules that declare options are imported for `--help` too. What imports torch or scikit-learn, which takes seconds, is
+imported by the functions that need it.
+"""
 
 from __future__ import annotations
 
@@ -11,21 +15,20 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import isfinite, nan, nextafter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
-from sklearn.pipeline import Pipeline
 
-from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector, ProductRouter, persistence
-from ipca_sklearn._utils._devices import resolve_device
 from ipca_sklearn._utils._files import naming, printable
 from ipca_sklearn._utils._tables import of_cell
 from ipca_sklearn.cli._terminal import warn
-from ipca_sklearn.datasets import IMAGE_SUFFIXES, list_images
-from ipca_sklearn.features import list_backbones
 
-DEFAULT_BACKBONE = str(PatchFeatureExtractor().backbone)
+if TYPE_CHECKING:
+    from sklearn.pipeline import Pipeline
+
+# Those of the estimators, as a test shows.
+DEFAULT_BACKBONE = "efficientnet_lite0"
+DEFAULT_GAUSSIANS = 256
 ABOVE_0, BELOW_HALF, BELOW_1 = 5e-324, nextafter(0.5, 0), nextafter(1, 0)
 
 ModelFile = Annotated[
@@ -74,6 +77,8 @@ def choose_backbone(name: str) -> str:
     """
     if name == DEFAULT_BACKBONE or (name.startswith("timm:") and not _is_pattern(name)):
         return name
+    from ipca_sklearn.features import list_backbones
+
     see = "`--backbone list` prints which there are"
     rows = list_backbones(name if _is_pattern(name) else None)
     if name == "list" or _is_pattern(name):
@@ -159,6 +164,8 @@ def find_images(paths: Iterable[Path], option: str = "") -> list[Path]:
             f"{option}{': ' if option else ''}no images in {', '.join(map(printable, empty))}: only the others are read"
         )
     if not images:
+        from ipca_sklearn.datasets import IMAGE_SUFFIXES
+
         listed = ", ".join(map(printable, paths))
         raise FileNotFoundError(
             f"{option}{': ' if option else ''}no images in {listed}; expected files ending in "
@@ -169,6 +176,8 @@ def find_images(paths: Iterable[Path], option: str = "") -> list[Path]:
 
 def _find(paths: Iterable[Path], empty: list[Path]) -> Iterator[Path]:
     """Yield the images; folders without any are appended to `empty`."""
+    from ipca_sklearn.datasets import list_images
+
     for path in paths:
         if str(path) == "-":  # as bytes, because names need not be UTF-8
             lines = (line.rstrip(b"\r\n") for line in sys.stdin.buffer)
@@ -190,6 +199,10 @@ def check_common(device: str | None, on_error: str) -> None:
     """Refuse bad values before any work is done: not all of it would use them."""
     if on_error not in ("raise", "skip"):
         raise ValueError(f"--on-error {on_error!r}: use raise or skip")
+    import torch
+
+    from ipca_sklearn._utils._devices import resolve_device
+
     resolve_device(device, torch.device("cpu"))
 
 
@@ -200,6 +213,10 @@ def open_model(path: Path, device: str | None, *, on_error: str = "raise", produ
 
 def open_file(path: Path, device: str | None, *, on_error: str = "raise") -> Pipeline:
     """Load a model of one product or of several, as `open_model`."""
+    from sklearn.pipeline import Pipeline
+
+    from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector, ProductRouter, persistence
+
     check_common(device, on_error)
     pipe = persistence.load(path)
     steps = [type(step) for _, step in pipe.steps] if isinstance(pipe, Pipeline) else []
@@ -211,6 +228,10 @@ def open_file(path: Path, device: str | None, *, on_error: str = "raise") -> Pip
 
 def of_product(pipe: Pipeline, product: str | None, path: Path) -> Pipeline:
     """Return the pipeline of one product of a model, which shares the detector with it."""
+    from sklearn.pipeline import Pipeline
+
+    from ipca_sklearn import ProductRouter
+
     router = pipe[-1]
     if not isinstance(router, ProductRouter):
         if product is not None:

@@ -6,27 +6,21 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import typer
-from scipy.stats import binomtest, ks_2samp
-from sklearn.pipeline import Pipeline
-from sklearn.utils import Bunch
 
 from ipca_sklearn._utils._files import naming, printable
-from ipca_sklearn._utils._precision import above, below
 from ipca_sklearn._utils._tables import to_json
 from ipca_sklearn.cli._arguments import Device, ModelFile, Product, ReviewedFile, open_model, read_ticks
-from ipca_sklearn.cli._figures import draw_comparison, draw_pimo, draw_roc, print_comparison, print_report
 from ipca_sklearn.cli._outputs import PICTURES, check_outputs, optional_output
 from ipca_sklearn.cli._predict import ADVICE
 from ipca_sklearn.cli._terminal import Progress, threshold_in_words, warn
-from ipca_sklearn.cli._training_images import without_learnt
-from ipca_sklearn.datasets import load_test_images
-from ipca_sklearn.exceptions import AspectRatioWarning, MaskWarning
-from ipca_sklearn.inspection import model_card
-from ipca_sklearn.metrics import compare_scores, evaluation_report
+
+if TYPE_CHECKING:
+    import numpy as np
+    from sklearn.pipeline import Pipeline
+    from sklearn.utils import Bunch
 
 # A test that normal images pass warns of one set in 1000 by chance.
 _SIGNIFICANCE = 1e-3
@@ -70,6 +64,13 @@ def evaluate(
     are fewer than 30, and if the normal images are not those that the model expects. With --reviewed in place of a
     folder, the labels are the ticks of a report, and there are no figures of pixels.
     """
+    import numpy as np
+
+    from ipca_sklearn._utils._precision import above, below
+    from ipca_sklearn.cli._figures import draw_pimo, draw_roc, print_report
+    from ipca_sklearn.inspection import model_card
+    from ipca_sklearn.metrics import evaluation_report
+
     outputs = optional_output("--picture", picture, PICTURES) + optional_output("--pimo", pimo, PICTURES)
     check_outputs(outputs, files=[model, reviewed], folders=_folders_read(root, reviewed))
     pipe = open_model(model, device, product=product)
@@ -145,6 +146,10 @@ def compare(
     Good images that one of the models has learnt are left out for both. There are figures of pixels if both models
     inspect the same part of the images.
     """
+    from ipca_sklearn._utils._precision import above
+    from ipca_sklearn.cli._figures import draw_comparison, print_comparison
+    from ipca_sklearn.metrics import compare_scores
+
     folders = _folders_read(root, reviewed)
     check_outputs(optional_output("--picture", picture, PICTURES), files=[a, b, reviewed], folders=folders)
     pipes = open_model(a, device, product=product), open_model(b, device, product=product)
@@ -185,6 +190,8 @@ def compare(
 
 def _same_part(a: Pipeline, b: Pipeline) -> bool:
     """Return whether the patches of two models cover the same part of an image, to a hundredth of its sides."""
+    import numpy as np
+
     boxes = [pipe[0].covered_box((1000, 1000)) for pipe in (a, b)]
     regions = [pipe[-1].map_region_ for pipe in (a, b)]
     same_region = regions[0] is regions[1] is None or np.array_equal(*regions)
@@ -200,6 +207,12 @@ def _folders_read(root: Path | None, reviewed: Path | None) -> list[Path]:
 
 def _labelled_images(root: Path | None, reviewed: Path | None, *models: Pipeline) -> Bunch:
     """Return the images of a folder in MVTec AD's layout, or of a file of ticks, without good ones that were learnt."""
+    import numpy as np
+    from sklearn.utils import Bunch
+
+    from ipca_sklearn.cli._training_images import without_learnt
+    from ipca_sklearn.datasets import load_test_images
+
     if reviewed is None:
         assert root is not None
         data = load_test_images(root)
@@ -226,6 +239,8 @@ def _labelled_images(root: Path | None, reviewed: Path | None, *models: Pipeline
 
 def _maps_of(pipe: Pipeline, paths: list[Path]) -> np.ndarray:
     """Return the maps of images, and show the progress."""
+    import numpy as np
+
     features = pipe[0].transform(paths)
     steps: list[np.ndarray] = []
     size = pipe[-1].step_size or 16
@@ -239,6 +254,8 @@ def _maps_of(pipe: Pipeline, paths: list[Path]) -> np.ndarray:
 @contextmanager
 def _mask_warnings_ignored() -> Iterator[None]:
     """Ignore warnings of masks: those that mark nothing have been named, and maps lie over them whatever the grid."""
+    from ipca_sklearn.exceptions import AspectRatioWarning, MaskWarning
+
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=MaskWarning)
         warnings.filterwarnings("ignore", category=AspectRatioWarning)
@@ -247,10 +264,10 @@ def _mask_warnings_ignored() -> Iterator[None]:
 
 def _warn_of_masks(root: Path, data: Bunch, masks: np.ndarray, has_mask: np.ndarray) -> None:
     """Print which anomalous images have no mask, and which masks mark nothing of what is inspected."""
-    n_anomalous, folder = np.sum(data.test_labels == -1), printable(root / "ground_truth")
+    n_anomalous, folder = (data.test_labels == -1).sum(), printable(root / "ground_truth")
     if not has_mask.all():
         warn(
-            f"{np.sum(~has_mask)} of {n_anomalous} anomalous images have no mask in {folder}: the "
+            f"{(~has_mask).sum()} of {n_anomalous} anomalous images have no mask in {folder}: the "
             "figures of pixels leave them out"
         )
     empty = [path for path, mask in zip(data.mask_paths, masks, strict=True) if path is not None and not mask.any()]
@@ -269,6 +286,9 @@ def warning_of_normal_images(
 
     `n_alarms` of them are called anomalous; a share of `rate` may be. The threshold comes from the calibration scores.
     """
+    import numpy as np
+    from scipy.stats import binomtest, ks_2samp
+
     n = len(scores)
     if n == 0:
         return None

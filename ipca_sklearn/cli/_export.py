@@ -10,18 +10,17 @@ from collections.abc import Callable
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
-import torch
 import typer
-from sklearn.base import clone
-from sklearn.pipeline import Pipeline
 
 from ipca_sklearn._utils._files import naming, printable, shown_bytes
 from ipca_sklearn.cli._arguments import ModelFile, Product, find_images, open_model
 from ipca_sklearn.cli._outputs import ONNX, OPENVINO, Output, check_outputs
-from ipca_sklearn.export import to_onnx, to_openvino
+
+if TYPE_CHECKING:
+    import numpy as np
+    from sklearn.pipeline import Pipeline
 
 ENGINES = ("torch", "openvino", "onnxruntime")
 _N_FRAMES = 20  # one at a time
@@ -66,6 +65,8 @@ def export(
     product: Product = None,
 ) -> None:
     """Write a model as an ONNX file or for OpenVINO: images (n, 3, H, W) to scores and maps."""
+    from ipca_sklearn.export import to_onnx, to_openvino
+
     if format is Format.ONNX and (precision is not Precision.FP32 or calibration_images):
         raise ValueError("--precision and --calibration-images are for --format openvino")
     images = find_images(check, "--check") if check else None
@@ -99,6 +100,9 @@ def bench(
     The images are noise of the model's image size, in memory: files take their decoding besides. Each engine that is
     installed runs the network (the package `openvino`, or `onnxruntime` with `onnxscript`).
     """
+    import numpy as np
+    import torch
+
     pipe = open_model(model, "cpu", product=product)
     height, width = pipe[0].image_size_
     frames = np.random.default_rng(0).integers(0, 255, (images, height, width, 3), dtype=np.uint8)
@@ -124,6 +128,8 @@ def bench(
 
 def _measure(pipe: Pipeline, frames: np.ndarray) -> tuple[float, float, float]:
     """Return images per second learnt and scored, and the seconds of a frame: the median."""
+    from sklearn.base import clone
+
     pipe.transform(frames[:2])  # engines compile, and threads start
     learning = len(frames) / _seconds(lambda: clone(pipe[-1]).fit(pipe[0].transform(frames)))
     maps = len(frames) / _seconds(lambda: pipe.transform(frames))

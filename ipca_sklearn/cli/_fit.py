@@ -8,25 +8,16 @@ from dataclasses import replace
 from enum import StrEnum
 from math import inf
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import typer
-from sklearn.pipeline import Pipeline
 
-from ipca_sklearn import (
-    FewImagesWarning,
-    PatchFeatureExtractor,
-    PatchGaussianDetector,
-    ProductRouter,
-    persistence,
-)
 from ipca_sklearn._utils._files import printable, shown_bytes
-from ipca_sklearn._utils._precision import below
 from ipca_sklearn.cli._arguments import (
     ABOVE_0,
     BELOW_HALF,
     DEFAULT_BACKBONE,
+    DEFAULT_GAUSSIANS,
     ChangedModel,
     Components,
     Device,
@@ -56,16 +47,10 @@ from ipca_sklearn.cli._outputs import (
 )
 from ipca_sklearn.cli._parser import INTERRUPTED
 from ipca_sklearn.cli._terminal import Progress, threshold_in_words
-from ipca_sklearn.cli._training_images import (
-    images_of_products,
-    not_learnt,
-    print_suspects,
-    refuse_test_images,
-    warn_of_copies,
-    with_ticks,
-    write_report,
-)
-from ipca_sklearn.inspection import model_card, open_upright
+
+if TYPE_CHECKING:
+    import numpy as np
+    from sklearn.pipeline import Pipeline
 
 _STEPS_AT_ONCE = 16  # of `update`, between lines of the progress
 _PIXELS = "a number of pixels from 0 on"
@@ -99,7 +84,7 @@ def fit(
     gaussians: Annotated[
         str,
         typer.Option(help="Gaussians, at most: neighbouring patches share one. patch is one for each, 1 one for all."),
-    ] = str(PatchGaussianDetector().n_gaussians),
+    ] = str(DEFAULT_GAUSSIANS),
     step: Annotated[int, typer.Option(min=1, help="Images per update.")] = 16,
     false_positive_rate: Annotated[
         str,
@@ -171,6 +156,19 @@ def fit(
     With --products there is no checkpoint, --trim, --report or --reviewed.
     With --reviewed the images that are ticked as defects in a report are not learnt, and ticked good ones are.
     """
+    import numpy as np
+    from sklearn.pipeline import Pipeline
+
+    from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector, ProductRouter, persistence
+    from ipca_sklearn.cli._training_images import (
+        images_of_products,
+        print_suspects,
+        refuse_test_images,
+        warn_of_copies,
+        with_ticks,
+        write_report,
+    )
+
     check_common(device, on_error)
     if jobs == 0:
         raise ValueError("--jobs 0: use a number of threads, or -1 for all cores")
@@ -290,6 +288,9 @@ def update(
     --reviewed it learns the images that are ticked good in a report, with those of the folders or alone, and never one
     that is ticked as a defect. If an error occurs, the file of the model stays unchanged.
     """
+    from ipca_sklearn import persistence
+    from ipca_sklearn.cli._training_images import not_learnt, refuse_test_images, warn_of_copies, with_ticks
+
     if not folders and reviewed is None:
         raise ValueError("nothing to learn is named: give folders of normal images, or --reviewed with a file of ticks")
     folders = folders or []
@@ -326,6 +327,8 @@ def _learn(
     learner: Any, features: Any, labels: np.ndarray | None, stops: Sequence[int], show: Callable[[int], None]
 ) -> set[int]:
     """Learn features in parts that end at `stops`; return the positions of images that could not be read."""
+    from ipca_sklearn import FewImagesWarning
+
     skipped: set[int] = set()
     for start, stop in zip([0, *stops], stops, strict=False):
         part = features[start:stop]
@@ -344,6 +347,10 @@ def _joined(of_products: dict[str, list[Path]]) -> list[Path]:
 
 def _check_region(region: Path) -> None:
     """Refuse a picture of the region that cannot be read, in the name of its option."""
+    import numpy as np
+
+    from ipca_sklearn.inspection import open_upright
+
     try:
         marks_something = np.asarray(open_upright(region)).any()
     except (OSError, ValueError) as error:
@@ -354,6 +361,12 @@ def _check_region(region: Path) -> None:
 
 def _print_summary(pipe: Pipeline, path: Path) -> None:
     """Print what a model has learnt, its size, and how many false alarms its threshold is expected to give."""
+    import numpy as np
+
+    from ipca_sklearn import ProductRouter
+    from ipca_sklearn._utils._precision import below
+    from ipca_sklearn.inspection import model_card
+
     if isinstance(pipe[-1], ProductRouter):
         for name in pipe[-1].detectors_:
             typer.echo(f"{printable(name)}: ", nl=False)

@@ -6,15 +6,11 @@ import json
 import time
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import typer
-from sklearn.pipeline import Pipeline
 
-from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector, ProductRouter, persistence
 from ipca_sklearn._utils._files import naming, printable
-from ipca_sklearn._utils._precision import below
 from ipca_sklearn.cli._arguments import (
     ChangedModel,
     Components,
@@ -33,10 +29,9 @@ from ipca_sklearn.cli._arguments import (
 )
 from ipca_sklearn.cli._outputs import PICTURES, Output, changed_model, check_outputs
 from ipca_sklearn.cli._terminal import WORSE, threshold_in_words
-from ipca_sklearn.cli._training_images import pixels_of, without_learnt
-from ipca_sklearn.datasets import make_textures
-from ipca_sklearn.inspection import AnomalyMapDisplay, model_card
-from ipca_sklearn.metrics import aupro_score, image_roc_auc_score, pixel_roc_auc_score
+
+if TYPE_CHECKING:
+    from sklearn.pipeline import Pipeline
 
 
 class Format(StrEnum):
@@ -65,6 +60,9 @@ def info(
     Nothing is measured here: --figures takes what `evaluate --json` printed, and refuses figures of another file. Of a
     model of several products, the text is a line for each; more of one with --product.
     """
+    from ipca_sklearn import ProductRouter
+    from ipca_sklearn.inspection import model_card
+
     measured = None if figures is None else _read_figures(figures)
     pipe = open_file(model, None)
     if product is not None or not isinstance(pipe[-1], ProductRouter):
@@ -127,6 +125,11 @@ def threshold(
     and so are their copies, whatever their names: images are known by their pixels.
     With --reviewed, the images ticked good in a report count as --good, and those ticked as defects as --bad.
     """
+    import numpy as np
+
+    from ipca_sklearn import persistence
+    from ipca_sklearn.cli._training_images import without_learnt
+
     if sum(value is not None for value in (false_positive_rate, recall, score)) != 1:
         raise ValueError("name one of --false-positive-rate, --recall and --score")
     images = {
@@ -168,6 +171,8 @@ def threshold(
 
 def _add_ticks(pipe: Pipeline, images: dict[int, list[Path]], ticks: Ticks, reviewed: Path) -> None:
     """Add ticked images to those of the options by label, each once: images of the same pixels are one."""
+    from ipca_sklearn.cli._training_images import pixels_of
+
     for label, ticked, other in ((1, ticks.good, "--bad"), (-1, ticks.defects, "--good")):
         known, refused = (set(pixels_of(pipe, images[one])) for one in (label, -label))
         for image, pixels in zip(ticked, pixels_of(pipe, ticked), strict=True):
@@ -192,6 +197,14 @@ def demo(
 ) -> None:
     """Learn generated textures, score others, and draw the heat maps. Needs no data or connection."""
     import matplotlib
+    import numpy as np
+    from sklearn.pipeline import Pipeline
+
+    from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector
+    from ipca_sklearn._utils._precision import below
+    from ipca_sklearn.datasets import make_textures
+    from ipca_sklearn.inspection import AnomalyMapDisplay
+    from ipca_sklearn.metrics import aupro_score, image_roc_auc_score, pixel_roc_auc_score
 
     n_components = parse_components("--k", k)
     check_outputs([Output("--output", output, PICTURES)])

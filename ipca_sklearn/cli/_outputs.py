@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from ipca_sklearn._utils._files import printable, shown_bytes
-from ipca_sklearn.datasets import IMAGE_SUFFIXES
 
 MODELS = (".joblib", ".model", ".pickle", ".pkl", "")
 ONNX = (".onnx",)
@@ -175,6 +174,8 @@ def _check_apart(output: Output, files: Sequence[Path], folders: Sequence[Path])
 
 
 def _is_image(path: Path) -> bool:
+    from ipca_sklearn.datasets import IMAGE_SUFFIXES
+
     return path.suffix.lower() in IMAGE_SUFFIXES
 
 

@@ -7,22 +7,12 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from sklearn.pipeline import Pipeline
 
-from ipca_sklearn import ProductRouter
 from ipca_sklearn._utils._files import printable
 from ipca_sklearn._utils._tables import columns_of
-from ipca_sklearn.cli._annotations import (
-    DefectLines,
-    LabelmeFolder,
-    coco_file,
-    labelme_names,
-    picture_folder,
-    picture_names,
-)
 from ipca_sklearn.cli._arguments import (
     DefectsFile,
     Device,
@@ -36,10 +26,13 @@ from ipca_sklearn.cli._arguments import (
     of_product,
     open_file,
 )
-from ipca_sklearn.cli._images import draw, score_images
 from ipca_sklearn.cli._outputs import COCO, LINES, REPORTS, TABLES, Output, check_outputs, optional_output
 from ipca_sklearn.cli._terminal import WORSE, Progress, Table, threshold_in_words, warn
-from ipca_sklearn.inspection import HtmlReport, defect_mask, map_of_pixels, model_card
+
+if TYPE_CHECKING:
+    from sklearn.pipeline import Pipeline
+
+    from ipca_sklearn.inspection import HtmlReport
 
 UNREADABLE = 3  # exit code
 MANY_IMAGES = 2000  # of a report: with more, large pictures make a page that browsers open slowly
@@ -102,6 +95,18 @@ def predict(
     A model of several products (`fit --products`) takes the nearest product for each image, or that of --product. An
     image that is near none is called anomalous. Scores in the report are those less the threshold of the product.
     """
+    from ipca_sklearn import ProductRouter
+    from ipca_sklearn.cli._annotations import (
+        DefectLines,
+        LabelmeFolder,
+        coco_file,
+        labelme_names,
+        picture_folder,
+        picture_names,
+    )
+    from ipca_sklearn.cli._images import draw, score_images
+    from ipca_sklearn.inspection import defect_mask, map_of_pixels
+
     check_finite("pixels", {"--min-area": min_area, "--merge-distance": merge_distance})
     if maps is None and maps_format != MapsFormat.PNG:
         raise ValueError(f"--maps-format {maps_format.value} is what --maps writes: name a folder with --maps DIR")
@@ -221,6 +226,9 @@ def open_page(
     side: int | None = None,
 ) -> HtmlReport:
     """Return a report, to be entered. Its pictures have a side of 640, or are left out for 0 or many images."""
+    from ipca_sklearn import ProductRouter
+    from ipca_sklearn.inspection import HtmlReport, model_card
+
     if side is None and n_images > MANY_IMAGES:
         typer.echo(
             f"the report of {n_images} images has small pictures only, to stay small: --picture-size {PICTURE_SIZE} "

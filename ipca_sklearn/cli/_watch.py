@@ -12,12 +12,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ipca_sklearn._utils._files import printable
-from ipca_sklearn.cli._annotations import DefectLines
 from ipca_sklearn.cli._arguments import (
     DefectsFile,
     Device,
@@ -28,14 +27,11 @@ from ipca_sklearn.cli._arguments import (
     check_finite,
     open_model,
 )
-from ipca_sklearn.cli._images import draw, score_images
 from ipca_sklearn.cli._outputs import LINES, REPORTS, TABLES, Output, check_outputs, optional_output
 from ipca_sklearn.cli._terminal import threshold_in_words, warn
-from ipca_sklearn.exceptions import AspectRatioWarning, MultiPageImageWarning
-from ipca_sklearn.inspection import HtmlReport, model_card
-from ipca_sklearn.monitoring import DriftMonitor
-from ipca_sklearn.watching import FolderWatcher, RowFile, run_command
-from ipca_sklearn.watching import watch as watch_folder
+
+if TYPE_CHECKING:
+    from ipca_sklearn.watching import FolderWatcher
 
 DRIFTED = 4  # exit code
 SECONDS_BETWEEN_PAGES = 60.0
@@ -87,6 +83,14 @@ def watch(
     Ends with Ctrl-C (exit code 130) or SIGTERM (143), after the row in work; the same command goes on from there, also
     after a kill or a power cut. An image that cannot be read is a row with its error.
     """
+    from ipca_sklearn.cli._annotations import DefectLines
+    from ipca_sklearn.cli._images import draw, score_images
+    from ipca_sklearn.exceptions import AspectRatioWarning, MultiPageImageWarning
+    from ipca_sklearn.inspection import model_card
+    from ipca_sklearn.monitoring import DriftMonitor
+    from ipca_sklearn.watching import FolderWatcher, RowFile, run_command
+    from ipca_sklearn.watching import watch as watch_folder
+
     check_finite("pixels", {"--min-area": min_area, "--merge-distance": merge_distance})
     outputs = [Output("--output", output, TABLES), *optional_output("--defects", defects, LINES)]
     outputs += optional_output("--report", report, REPORTS)
@@ -205,6 +209,8 @@ class LatestReport:
     """
 
     def __init__(self, path: Path, *, title: str, **settings: Any) -> None:
+        from ipca_sklearn.inspection import HtmlReport
+
         title = f"{title}, the latest {N_IMAGES} images"
         self.page = HtmlReport(path, title=title, picture_size=PICTURE_SIZE, **settings)
         self._path = path

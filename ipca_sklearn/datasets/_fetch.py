@@ -8,7 +8,6 @@ import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
 
-from sklearn.datasets import get_data_home
 from sklearn.utils import Bunch
 
 from ipca_sklearn._utils._files import naming
@@ -90,6 +89,8 @@ def fetch_magnetic_tile(
     >>> len(tiles.train_paths), len(tiles.test_paths)  # doctest: +SKIP
     (795, 549)
     """
+    from sklearn.datasets import get_data_home  # it imports more of scikit-learn than listing images needs
+
     target = Path(get_data_home(data_home)) / _FOLDER_NAME
     if not target.exists():
         if not download_if_missing:

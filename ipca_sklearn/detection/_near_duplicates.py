@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
 from ipca_sklearn.decomposition._batches import StepReader
@@ -57,6 +56,8 @@ def near_duplicates(descriptors: np.ndarray) -> np.ndarray:
     varied = np.flatnonzero(lengths > 1e-6 * np.linalg.norm(descriptors, axis=1))
     if len(varied) < 2:
         return firsts
+    from sklearn.neighbors import NearestNeighbors  # a tenth of a second, which scoring does not need
+
     search = NearestNeighbors(radius=1 - _NEARLY_SAME, metric="cosine").fit(centred[varied])
     for number, found in enumerate(search.radius_neighbors(return_distance=False)):
         if len(found) and found.min() < number:

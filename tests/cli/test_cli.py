@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 import json
 import math
 import os
@@ -16,7 +17,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from ipca_sklearn import __main__, __version__
+from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector, __main__, __version__
 from ipca_sklearn._utils._tables import to_json
 from ipca_sklearn.cli import _terminal, app
 from ipca_sklearn.cli._annotations import picture_folder, picture_names
@@ -66,6 +67,13 @@ def test_the_summary_of_a_command_is_the_first_line_of_its_help(name):
     assert load_command(name).help.partition("\n")[0] == summary
     text = " ".join(runner.invoke(app, ["--help"], terminal_width=200, env={"COLUMNS": "200"}).output.split())
     assert name in text and summary in text
+
+
+def test_defaults_of_fit_are_those_of_the_estimators():
+    """The options are declared without them, which would import torch."""
+    defaults = {parameter.name: parameter.default for parameter in load_command("fit").params}
+    assert defaults["backbone"] == PatchFeatureExtractor().backbone
+    assert defaults["gaussians"] == str(PatchGaussianDetector().n_gaussians)
 
 
 def test_a_misspelt_command_gets_a_suggestion():
@@ -245,3 +253,4 @@ def test_threads_of_openmp_sleep_early_unless_the_user_decides(monkeypatch, give
     monkeypatch.setattr("ipca_sklearn.cli.app", lambda: seen.append(os.environ.get("GOMP_SPINCOUNT")))
     __main__.main()
     assert seen == [expected]
+    assert gc.isenabled()

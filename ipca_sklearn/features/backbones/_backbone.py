@@ -96,7 +96,8 @@ class Backbone(nn.Module):
 
     def axes(self) -> list[str]:
         """Return the order of the axes of each layer (see `_layout`)."""
-        self.bytes_per_image()
+        if not self._orders:  # a stored network brings them, without the pass of an image
+            self.shapes_of_maps()
         return [self._orders[layer] for layer in self.layers]
 
     def label(self) -> str:
@@ -276,6 +277,8 @@ class Backbone(nn.Module):
         source, layers, crop_size, margin = (state[name] for name in ("source", "layers", "crop_size", "margin"))
         _check_shapes(source, layers, _with_margin(crop_size, margin), state["weights"])
         Backbone.__init__(self, source, layers, None, 0, crop_size, margin, state["layer_pooling"])
+        if source in LITE_NAMES:
+            _compare_shapes(source, layers, self._input_size, self.network, state["weights"])
         self._orders = dict(state["orders"])
         self.network.load_state_dict(
             {key: torch.from_numpy(np.array(value)) for key, value in state["weights"].items()}
@@ -296,19 +299,26 @@ def _check_shapes(source: str | nn.Module, layers: Sequence[Any], crop_size: Siz
     """Refuse weights that do not fit a network, before memory for the network is taken.
 
     A small file may name a network of any size, and a crop for which a transformer takes gigabytes. On torch's device
-    "meta" a network has shapes and no memory.
+    "meta" a network has shapes and no memory; but torch loads its compiler there, which takes a second.
+    EfficientNet-Lite is small, whatever the crop: it is compared when it is built.
     """
-    if isinstance(source, nn.Module):
+    if isinstance(source, nn.Module) or source in LITE_NAMES:
         return
+    place = torch.device("meta")
     try:
-        # On "meta" torch loads its compiler, which takes a second; EfficientNet-Lite is small, whatever the crop.
-        place = torch.device("cpu" if source in LITE_NAMES else "meta")
         with _BUILDING, tracing_modules(), as_in_a_fresh_process(place), seeded_torch(0), place:
             network = _build(source, layers, None, crop_size).network.eval()
             if isinstance(network, torch.fx.GraphModule):
                 fold_batch_norms(network)
     except NotImplementedError:
         return  # some read numbers while they are made (RegNet); their size does not depend on the crop
+    _compare_shapes(source, layers, crop_size, network, weights)
+
+
+def _compare_shapes(
+    source: str, layers: Sequence[Any], crop_size: Size, network: nn.Module, weights: dict[str, Any]
+) -> None:
+    """Refuse weights of other names or shapes than those of a network."""
     expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     given = {name: np.shape(value) for name, value in weights.items()}
     if expected != given:

@@ -172,11 +172,11 @@ QUOTES = [
     ),
     (
         "docs/accuracy.md",
-        f"({one_changed('magnetic_tile', 'default')}) four do: ImageNet's normalisation ({one_changed('magnetic_tile', *IMAGENET)}), nearest neighbour "
-        f"({one_changed('magnetic_tile', *NEAREST)}), `pooling_size=1` "
-        f"({one_changed('magnetic_tile', 'pooling_size=1')}), and 256 of which 224 are inspected "
-        f"({one_changed('magnetic_tile', 'image_size=256, crop_size=224')}, of the centre alone). AUPRO with 320 x 320 pixels is "
-        f"{one_changed('magnetic_tile', 'image_size=320', figure='aupro')} for "
+        f"({one_changed('magnetic_tile', 'default')}) four do: ImageNet's normalisation "
+        f"({one_changed('magnetic_tile', *IMAGENET)}), nearest neighbour ({one_changed('magnetic_tile', *NEAREST)}), "
+        f"`pooling_size=1` ({one_changed('magnetic_tile', 'pooling_size=1')}), and 256 of which 224 are inspected "
+        f"({one_changed('magnetic_tile', 'image_size=256, crop_size=224')}, of the centre alone). AUPRO with "
+        f"320 x 320 pixels is {one_changed('magnetic_tile', 'image_size=320', figure='aupro')} for "
         f"{one_changed('magnetic_tile', 'default', figure='aupro')}.",
     ),
     (

@@ -77,16 +77,15 @@ def row(sizes: Sequence[int], results: Sequence[Result]) -> list[str]:
     ]
 
 
-def measured_set(normal: np.ndarray, anomalous: np.ndarray, options: argparse.Namespace, name: str) -> Results:
-    """Return the results of all repeats by the sizes of the parts, as "20 + 20"."""
-    values = {}
-    partitions = map(sizes_of, options.partitions)
-    for sizes in tqdm([*((n,) for n in options.n_images), *partitions], desc=name, unit="row"):
-        if sum(sizes) + options.n_new <= len(normal):
-            results = [measured(sizes, normal, anomalous, options.n_new, seed) for seed in range(options.repeats)]
-            values[" + ".join(map(str, sizes))] = results
-            print(name, row(sizes, results), file=sys.stderr)
-    return values
+def missing(values: Results, n_normal: int, options: argparse.Namespace) -> list[tuple[int, ...]]:
+    """Return the sizes of the parts that a set has no results of, and enough images for."""
+    wanted = [*((n,) for n in options.n_images), *map(sizes_of, options.partitions)]
+    return [sizes for sizes in wanted if key_of(sizes) not in values and sum(sizes) + options.n_new <= n_normal]
+
+
+def key_of(sizes: Sequence[int]) -> str:
+    """Return the name of sizes in the results file, as "20 + 20"."""
+    return " + ".join(map(str, sizes))
 
 
 def tables(values: Results) -> str:
@@ -110,16 +109,20 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--n-new", type=int, default=200, help="normal images that are not learnt, of each order")
     parser.add_argument("--n-anomalous", type=int, help="anomalous images, drawn once (default: all)")
-    parser.add_argument("--resume", action="store_true", help="keep the sets that the results file already has")
+    parser.add_argument("--resume", action="store_true", help="keep the rows that the results file already has")
     options = parser.parse_args()
     values: dict[str, Results] = read_results(options, "thresholds_few_images")["sets"] if options.resume else {}
     for name, (normal, anomalous) in image_sets(options).items():
-        if name not in values:
+        rows = values.setdefault(name, {})
+        if left := missing(rows, len(normal), options):
             order = np.random.default_rng(0).permutation(len(anomalous))
             anomalous = [anomalous[index] for index in order[: options.n_anomalous]]
             extractor = PatchFeatureExtractor(image_size=PatchFeatureExtractor().fit(normal).image_size_)
             with features_on_disk(extractor, normal) as good, features_on_disk(extractor, anomalous) as bad:
-                values[name] = measured_set(good, bad, options, name)
+                for sizes in tqdm(left, desc=name, unit="row"):
+                    results = [measured(sizes, good, bad, options.n_new, seed) for seed in range(options.repeats)]
+                    rows[key_of(sizes)] = results
+                    print(name, row(sizes, results), file=sys.stderr)
         method = METHOD.format(rate=RATE, repeats=options.repeats, new=options.n_new)
         parts = ["# Few images and merged detectors: false alarms and defects found", method, environment()]
         parts += [f"## {name}\n\n{tables(results)}" for name, results in values.items()]

@@ -137,8 +137,8 @@ def cell(found: Sequence[Sequence[float]]) -> str:
     )
 
 
-def report(values: Results, commands: dict[str, str]) -> str:
-    """Return the page; `commands` are those that measured each set, the last one where it took several."""
+def report(values: Results, commands: dict[str, list[str]]) -> str:
+    """Return the page; `commands` are those that measured each set."""
     parts = ["# Few images: accuracy with 1 to 32 of them", METHOD, environment()]
     for name, methods in values.items():
         sizes = sorted({int(n) for results in methods.values() for n in results})
@@ -147,7 +147,8 @@ def report(values: Results, commands: dict[str, str]) -> str:
             for method, results in methods.items()
         ]
         n_draws = max(len(found) for results in methods.values() for found in results.values())
-        parts += [f"## {SETS[name][1]}, {n_draws} draws", f"By `{commands[name]}`."]
+        by = ", ".join(f"`{command}`" for command in commands[name])
+        parts += [f"## {SETS[name][1]}, {n_draws} draws", f"By {by}."]
         parts.append(markdown_table(["images", *map(str, sizes)], rows))
     return "\n\n".join(parts)
 
@@ -164,7 +165,8 @@ def main() -> None:
     options = parser.parse_args()
     stored = read_results(options, "few_images") if options.resume else {}
     values: Results = stored.get("sets", {})
-    commands = {**stored.get("commands", {}), options.set: command_line(options)}
+    commands = stored.get("commands", {})
+    commands[options.set] = list(dict.fromkeys([*commands.get(options.set, []), command_line(options)]))
     data, done = some_of_the_test(load(options.set, options.root), options.n_test), values.setdefault(options.set, {})
 
     def measured() -> Iterator[tuple[str, dict[str, list[list[float]]]]]:

@@ -61,8 +61,8 @@ class BatchedIncrementalPCA(BasePCA):
         Gram matrix (the fastest), the SVD of the Gram matrix (the paper's), or the SVD of the rows (the slowest, and
         the only one that tells singular values below sqrt(eps) times the largest apart). `"auto"` is `"gram_eigh"` with
         the fastest eigensolver for the device and size; where patches share a Gaussian
-        (:class:`PatchGaussianDetector`) it is `"covariance"` if m is at most k and the samples of a step, because an
-        update would decompose an m x m matrix anyway (not with `centering="deferred"`).
+        (:class:`PatchGaussianDetector`) it is `"covariance"` if m is at most twice the sum of k and the samples of a
+        step, 704 by default: several times as fast, and m^2 numbers (not with `centering="deferred"`).
     svd_driver : {"gesvd", "gesvdj", "gesvda"} or None, default=None
         cuSOLVER routine for the two SVD solvers on a GPU, as in :func:`torch.linalg.svd`.
     dtype : {"float32", "float64"} or None, default=None
@@ -218,14 +218,15 @@ class BatchedIncrementalPCA(BasePCA):
     def _keeps_scatter(self, n_samples: int, n_features: int, group: int) -> bool:
         """Return whether the scatter matrices are kept, if the first step has `n_samples` samples for each Gaussian.
 
-        For samples in groups, where an update of the whole step would decompose an m x m matrix anyway. A sum of
-        squares does not resolve deviations below sqrt(eps) times the largest; an update does. So others keep them only
-        on demand.
+        For samples in groups, whose step is many updates, unless m^2 numbers are far more than an update holds. A sum
+        of squares does not resolve deviations below sqrt(eps) times the largest; an update does. So others keep them
+        only on demand.
         """
         n_rows = self._n_rows(self._initial_n_components(n_samples, n_features), n_features)
         if self.solver != "auto" or self.centering != "incremental":
             return self.solver == "covariance"
-        return group > 1 and n_features <= n_rows + (self.step_size * group if self.step_size else n_samples)
+        in_a_step = self.step_size * group if self.step_size else n_samples
+        return group > 1 and n_features <= 2 * (n_rows + in_a_step)
 
     def _n_rows(self, n_components: int | float, n_features: int) -> int:
         """Return how many directions an update keeps."""

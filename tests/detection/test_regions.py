@@ -212,7 +212,8 @@ def test_a_square_is_found_where_it_was_drawn_in_the_original(crop, tmp_path):
         random_state=0,
         on_error="skip",
     )
-    pipe = make_pipeline(extractor, PatchGaussianDetector(4)).fit([image((240, 320)) for _ in range(24)])
+    detector = PatchGaussianDetector(4, solver="gram_eigh")
+    pipe = make_pipeline(extractor, detector).fit([image((240, 320)) for _ in range(24)])
     paths = []
     for size, square in SQUARES.items():
         paths.append(tmp_path / f"{size[0]}.png")

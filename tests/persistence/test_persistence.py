@@ -98,7 +98,7 @@ def n_bytes_learnt(detector):
 
 @pytest.mark.parametrize("detector", ["default", "padim"])
 def test_a_file_is_as_small_as_its_arrays_also_after_scoring(tmp_path, detector):
-    X = np.random.default_rng(0).normal(size=(20, 20, 20, 64)).astype(np.float32)
+    X = np.random.default_rng(0).normal(size=(20, 20, 20, 100)).astype(np.float32)
     fitted = PatchGaussianDetector(16, **DETECTORS[detector]).fit(X)
     fitted.score_samples(X)
     save(fitted, tmp_path / "model.joblib")
@@ -297,7 +297,7 @@ def test_unknown_types_in_a_skops_file_are_named_and_not_made(tmp_path):
 
 
 def test_a_skops_file_is_small_and_another_version_is_warned_of(tmp_path, monkeypatch):
-    X = np.random.default_rng(0).normal(size=(20, 20, 20, 64)).astype(np.float32)
+    X = np.random.default_rng(0).normal(size=(20, 20, 20, 100)).astype(np.float32)
     fitted = PatchGaussianDetector(16).fit(X)
     path = tmp_path / "model.skops"
     save_skops(fitted, path)

@@ -91,13 +91,11 @@ def key_of(sizes: Sequence[int]) -> str:
 def tables(values: Results) -> str:
     """Return a table of detectors that learnt all their images, and one of merged detectors."""
     by_sizes = {tuple(map(int, key.split(" + "))): results for key, results in values.items()}
-    titles = {"images": False, "images of each partition": True}
+    rows: dict[str, list[list[str]]] = {}
+    for sizes, results in by_sizes.items():
+        rows.setdefault("images of each partition" if len(sizes) > 1 else "images", []).append(row(sizes, results))
     return "\n\n".join(
-        markdown_table(
-            [title, "false alarms", "found (best)", "warned"],
-            [row(sizes, results) for sizes, results in by_sizes.items() if (len(sizes) > 1) == merged],
-        )
-        for title, merged in titles.items()
+        markdown_table([title, "false alarms", "found (best)", "warned"], of_title) for title, of_title in rows.items()
     )
 
 

@@ -1,4 +1,4 @@
-"""The pass of a fit: each step is scored before it is learnt."""
+"""The pass of a fit: what it begins with, and that each step is scored before it is learnt."""
 
 from __future__ import annotations
 
@@ -7,15 +7,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from ipca_sklearn._utils._labels import normal_rows
 from ipca_sklearn._utils._sklearn_compat import FitProgress
 from ipca_sklearn.decomposition._base import BasePCA, Learning, check_memory
-from ipca_sklearn.decomposition._batches import StepReader
+from ipca_sklearn.decomposition._batches import StepReader, read_steps
 from ipca_sklearn.decomposition._fitted_scatter import FittedExactPCA
 from ipca_sklearn.detection._bands import in_bands
 from ipca_sklearn.detection._calibration import split_for_calibration
 from ipca_sklearn.detection._cells import Cells
 from ipca_sklearn.detection._copies import check_copies, group_size, images_per_step, samples_of
-from ipca_sklearn.detection._map_ops import check_smoothing
+from ipca_sklearn.detection._gaussians import choose_cells, choose_features, new_pca
+from ipca_sklearn.detection._map_ops import check_smoothing, is_aligned
 from ipca_sklearn.detection._settings import ScoreSettings
 from ipca_sklearn.detection._unseen import ScoringModel, UnseenScores
 
@@ -28,6 +32,28 @@ class Pass:
     model: ScoringModel | None  # scores the images that are learnt next; None: what is learnt does
     progress: FitProgress  # ends when the result is stored
     seconds: float
+
+
+def normal_steps(steps: StepReader, y: Any) -> tuple[StepReader, np.ndarray | None]:
+    """Return the samples that are not labelled anomalous, and their rows; None for all."""
+    rows = normal_rows(y, steps.n_samples, is_table=steps.patch_shape == ())
+    return (steps if rows is None else steps.keep(rows)), rows
+
+
+def begin(detector: Any, X: Any, y: Any) -> tuple[StepReader, np.ndarray | None, dict[str, Any], BasePCA]:
+    """Return the normal samples of X, their rows (None: all), the attributes that say how X is read, and a new PCA."""
+    steps, rows = normal_steps(read_steps(detector, X, reset=True), y)
+    columns = choose_features(detector.n_random_features, detector.random_state, steps.n_features)
+    shape = {
+        "patch_shape_": steps.patch_shape,
+        "region_": steps.region,
+        "cells_": choose_cells(detector.n_gaussians, steps),
+        **steps.features_in,
+        **({} if columns is None else {"feature_indices_": columns}),
+        **({"aligned_": True} if is_aligned(X) else {}),
+    }
+    group = group_size(Cells.of(shape["cells_"]), steps.n_copies)
+    return steps, rows, shape, new_pca(detector.get_params(), steps.n_features, group)
 
 
 def learn(

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ipca_sklearn import linalg
 from ipca_sklearn._utils._estimators import PatchTransformer, set_learnt
-from ipca_sklearn._utils._labels import check_labels, normal_rows
+from ipca_sklearn._utils._labels import check_labels
 from ipca_sklearn._utils._precision import above, below, difference
 from ipca_sklearn._utils._sklearn_compat import Interval, StrOptions, fit_context, validate_parameters
 from ipca_sklearn._utils._surroundings import own_surroundings
@@ -25,7 +25,7 @@ from ipca_sklearn._utils._turns import in_turn, of_one_state, snapshot
 from ipca_sklearn._utils._typing import ArrayLike, DeviceLike, DTypeLike
 from ipca_sklearn.decomposition._base import BasePCA, memory_needed
 from ipca_sklearn.decomposition._batched_ipca import BatchedIncrementalPCA
-from ipca_sklearn.decomposition._batches import StepReader, read_steps
+from ipca_sklearn.decomposition._batches import read_steps
 from ipca_sklearn.decomposition._fitted import Fitted
 from ipca_sklearn.decomposition._memory import MemoryNeed
 from ipca_sklearn.detection._bands import in_bands
@@ -35,9 +35,9 @@ from ipca_sklearn.detection._cells import Cells
 from ipca_sklearn.detection._chosen import ChosenThreshold, LabelledScores, ThresholdRule
 from ipca_sklearn.detection._copies import group_size
 from ipca_sklearn.detection._few_images import what_few_images_do
-from ipca_sklearn.detection._gaussians import PCA_PARAMETERS, choose_cells, choose_features, new_pca, pca_parameters
-from ipca_sklearn.detection._learning import Pass, learn
-from ipca_sklearn.detection._map_ops import MapScorer, image_scores, inspected, is_aligned, on_images
+from ipca_sklearn.detection._gaussians import PCA_PARAMETERS, choose_features, new_pca, pca_parameters
+from ipca_sklearn.detection._learning import Pass, begin, learn, normal_steps
+from ipca_sklearn.detection._map_ops import MapScorer, image_scores, inspected, on_images
 from ipca_sklearn.detection._merging import RECORDS, check_same_kind, records_of_both
 from ipca_sklearn.detection._regions import Defect, predict_regions
 from ipca_sklearn.detection._scoring import ImageScorer, on_host
@@ -325,7 +325,7 @@ class PatchGaussianDetector(OutlierMixin, PatchTransformer):
         refuse_trim(self.trim, "partial_fit")
         if not hasattr(self, "pca_"):
             return self.fit(X, y)
-        steps = normal_steps(read_steps(self, X, reset=False), y)
+        steps, _ = normal_steps(read_steps(self, X, reset=False), y)
         group = group_size(Cells.of(self.cells_), steps.n_copies)
         pca = copy.copy(self.pca_).set_params(**pca_parameters(self.get_params(), steps.n_features, group))
         settings, known, shape = ScoreSettings.of(self), self._calibrator, self._learnt_shape()
@@ -668,7 +668,7 @@ class PatchGaussianDetector(OutlierMixin, PatchTransformer):
         (100, True)
         """
         scorer = ImageScorer.of(self)
-        steps = normal_steps(scorer.read(X), y)
+        steps, _ = normal_steps(scorer.read(X), y)
         fitted = self.pca_.fitted_
         with own_surroundings():
             scores = Summaries.empty(steps.n_patches)
@@ -1003,29 +1003,3 @@ class PatchGaussianDetector(OutlierMixin, PatchTransformer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         cells = state.get("cells_")
         super().__setstate__(state if cells is None else {**state, "cells_": cells.astype(np.int32)})
-
-
-def normal_steps(steps: StepReader, y: Any) -> StepReader:
-    """Leave out the samples that are labelled anomalous."""
-    rows = normal_rows(y, steps.n_samples, is_table=steps.patch_shape == ())
-    return steps if rows is None else steps.keep(rows)
-
-
-def begin(
-    detector: PatchGaussianDetector, X: Any, y: Any
-) -> tuple[StepReader, np.ndarray | None, dict[str, Any], BasePCA]:
-    """Return the normal samples of X, their rows (None: all), the attributes that say how X is read, and a new PCA."""
-    steps = read_steps(detector, X, reset=True)
-    rows = normal_rows(y, steps.n_samples, is_table=steps.patch_shape == ())
-    steps = steps if rows is None else steps.keep(rows)
-    columns = choose_features(detector.n_random_features, detector.random_state, steps.n_features)
-    shape = {
-        "patch_shape_": steps.patch_shape,
-        "region_": steps.region,
-        "cells_": choose_cells(detector.n_gaussians, steps),
-        **steps.features_in,
-        **({} if columns is None else {"feature_indices_": columns}),
-        **({"aligned_": True} if is_aligned(X) else {}),
-    }
-    group = group_size(Cells.of(shape["cells_"]), steps.n_copies)
-    return steps, rows, shape, new_pca(detector.get_params(), steps.n_features, group)

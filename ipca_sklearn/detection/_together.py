@@ -16,8 +16,8 @@ from ipca_sklearn.detection._calibrator import Calibrator
 from ipca_sklearn.detection._cells import Cells
 from ipca_sklearn.detection._copies import group_size
 from ipca_sklearn.detection._gaussians import choose_cells, new_pca, pca_parameters
-from ipca_sklearn.detection._learning import learn
-from ipca_sklearn.detection._patch_gaussian import PatchGaussianDetector, begin
+from ipca_sklearn.detection._learning import begin, learn
+from ipca_sklearn.detection._patch_gaussian import PatchGaussianDetector
 from ipca_sklearn.detection._settings import ScoreSettings
 from ipca_sklearn.detection._suspects import refuse_trim
 

@@ -11,7 +11,7 @@ import difflib
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import isfinite, nan, nextafter
 from pathlib import Path
@@ -152,42 +152,34 @@ def find_images(paths: Iterable[Path], option: str = "") -> list[Path]:
     What an `option` names must be there; a file that is named as an argument is an error when it is read. A warning
     names folders without images.
     """
+    paths, prefix = list(paths), f"{option}: " if option else ""
     if option:
         for path in paths:
             if str(path) != "-" and not path.exists():
                 raise FileNotFoundError(f"{option} {printable(path)}: there is no such file or folder")
-    empty: list[Path] = []
-    paths = list(paths)
-    images = list(_find(paths, empty))
+    found = [(path, _images_at(path)) for path in paths]
+    images = [image for _, of_path in found for image in of_path]
+    empty = ", ".join(map(printable, folders_of(path for path, of_path in found if not of_path)))
     if images and empty:
-        warn(
-            f"{option}{': ' if option else ''}no images in {', '.join(map(printable, empty))}: only the others are read"
-        )
+        warn(f"{prefix}no images in {empty}: only the others are read")
     if not images:
         from ipca_sklearn.datasets import IMAGE_SUFFIXES
 
         listed = ", ".join(map(printable, paths))
-        raise FileNotFoundError(
-            f"{option}{': ' if option else ''}no images in {listed}; expected files ending in "
-            f"{', '.join(IMAGE_SUFFIXES)}"
-        )
+        raise FileNotFoundError(f"{prefix}no images in {listed}; expected files ending in {', '.join(IMAGE_SUFFIXES)}")
     return images
 
 
-def _find(paths: Iterable[Path], empty: list[Path]) -> Iterator[Path]:
-    """Yield the images; folders without any are appended to `empty`."""
-    from ipca_sklearn.datasets import list_images
+def _images_at(path: Path) -> list[Path]:
+    """Return the images that a path stands for; an absent file is an error when it is read."""
+    if str(path) == "-":  # as bytes, because names need not be UTF-8
+        lines = (line.rstrip(b"\r\n") for line in sys.stdin.buffer)
+        return [Path(os.fsdecode(line)) for line in lines if line.strip()]
+    if path.is_dir():
+        from ipca_sklearn.datasets import list_images
 
-    for path in paths:
-        if str(path) == "-":  # as bytes, because names need not be UTF-8
-            lines = (line.rstrip(b"\r\n") for line in sys.stdin.buffer)
-            yield from (Path(os.fsdecode(line)) for line in lines if line.strip())
-        elif path.is_dir():
-            images = list_images(path, recursive=True)
-            yield from images
-            empty += [] if images else [path]
-        else:
-            yield path  # an absent file is an error when it is read
+        return list_images(path, recursive=True)
+    return [path]
 
 
 def folders_of(paths: Iterable[Path]) -> list[Path]:

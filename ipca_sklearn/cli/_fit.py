@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from enum import StrEnum
+from itertools import pairwise
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -330,7 +331,7 @@ def _learn(
     from ipca_sklearn import FewImagesWarning
 
     skipped: set[int] = set()
-    for start, stop in zip([0, *stops], stops, strict=False):
+    for start, stop in pairwise([0, *stops]):
         part = features[start:stop]
         with warnings.catch_warnings():
             if labels is None and stop < len(features):  # that images are few counts at the end

@@ -84,11 +84,12 @@ def _choose_region(extractor: Any, features: PatchFeatures, is_lost: bool) -> No
         seen = np.ones_like(seen)
     region = seen
     if extractor.region is not None:
-        region = np.zeros_like(seen) if is_lost else foreground(np.asarray(features), seen)
-        if not region.any():
-            reason = "the part is not known" if is_lost else "nothing differs from the background"
+        reason = "the part is not known" if is_lost else "nothing differs from the background"
+        found = None if is_lost else foreground(np.asarray(features), seen)
+        if found is None or not found.any():
             _warn(f"region='auto': {reason}, so what all of the first images show is inspected")
-            region = seen
+        else:
+            region = found
     extractor.region_ = None if region.all() else region
 
 

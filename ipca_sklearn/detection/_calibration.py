@@ -28,6 +28,10 @@ N_BLOCKS = 8
 # Scores that were corrected by more than this, because their models had learnt far fewer images, are a guess.
 LARGEST_CORRECTION = 0.2
 
+# With n samples of its own, a Gaussian that borrows up to f of them is as precise as one of n (f / n) ** 2.5. Its own
+# covariance has weight n / f, which gives 2; measured (docs/dev_notes.md).
+_PRECISION_OF_BORROWING = 2.5
+
 # How much the slope of a learning curve differs between kinds of images.
 _SLOPE_DEVIATION = 0.2
 
@@ -82,6 +86,9 @@ class LearningCurve:
     directions, so the variance is estimated too small. The second one comes from the errors of mean and directions,
     which are of relative size 1 / n, and from what more directions explain. Images tell a, and as long as they are few,
     what it was on others (docs/dev_notes.md).
+
+    A Gaussian of n < f samples takes its covariance by n / f from them and the rest from all Gaussians, of which the
+    errors are small: it is as precise as one of more samples. The errors of its mean remain, 1 / number of images.
     """
 
     n_directions: int  # h at most: k, or m for a full covariance
@@ -122,11 +129,15 @@ class LearningCurve:
 
     def _terms(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the term that is known, and what the slope is multiplied with."""
-        weights = np.maximum(weights * self.per_image, self.fewest)
-        degrees = np.maximum(weights - 1, 1)
-        used = np.minimum(self.n_directions, np.floor(self.largest_share * degrees))
+        own = np.maximum(weights * self.per_image, 1)
+        borrows = own < self.fewest
+        samples = np.where(borrows, own * (self.fewest / own) ** _PRECISION_OF_BORROWING, own)
+        degrees = np.maximum(samples - 1, 1)
+        spanned = np.maximum(np.maximum(own, self.fewest) - 1, 1)
+        used = np.minimum(self.n_directions, np.floor(self.largest_share * spanned))
         known = -0.5 * np.log1p(-used / degrees) if self.divided else np.zeros_like(degrees)
-        return known, (used + 1) / weights - self.gain * used / self.n_directions
+        known += np.where(borrows, self.per_image * (1 / own - 1 / max(self.fewest, 1)), 0)  # 1 / images
+        return known, (used + 1) / samples - self.gain * used / self.n_directions
 
     def _slope(self, learnt: np.ndarray, distances: np.ndarray) -> float:
         """Return the posterior mean of a: least squares over the medians of the images that one model has scored."""

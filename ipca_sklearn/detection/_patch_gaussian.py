@@ -788,8 +788,7 @@ class PatchGaussianDetector(OutlierMixin, PatchTransformer):
     def merge(self, other: PatchGaussianDetector) -> PatchGaussianDetector:
         """Take in what another detector learnt from other images, as if this one had seen them too.
 
-        The threshold is set from the scores that both have seen. Where patches share a Gaussian and both have learnt
-        fewer than 30 images it is wrong (docs/guide_tasks.md): call `calibrate` then.
+        The threshold is set from the scores that both have seen, corrected to the merged model.
 
         Parameters
         ----------

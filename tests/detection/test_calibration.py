@@ -402,6 +402,32 @@ def test_merged_detectors_keep_the_false_positive_rate(sizes):
     assert 0.03 < np.mean(found) < 0.2
 
 
+@pytest.mark.parametrize("sizes", [[20] * 2, [10] * 4])
+def test_merged_detectors_of_few_images_with_shared_gaussians_call_few_normal_images_anomalous(sizes):
+    """Distances by cells that borrow from the mean of all are smaller than by the merged model, which borrows less."""
+    found = []
+    for seed in range(3):
+        rng, n = np.random.default_rng(seed), sum(sizes) + 200
+        shared, own = rng.normal(size=(n, 4, 4, 40)), rng.normal(size=(n, 16, 16, 40))
+        light = np.exp(rng.normal(size=(n, 1, 1, 1)) * 0.15)
+        X = (np.repeat(np.repeat(shared, 4, 1), 4, 2) * 3 + own) * np.geomspace(5, 1, 40) * light
+        *parts, new = np.split(X, np.cumsum(sizes))
+        first, *others = [
+            PatchGaussianDetector(32, n_gaussians=16, false_positive_rate=0.1).fit(part) for part in parts
+        ]
+        for other in others:
+            first.merge(other)
+        found.append(np.mean(first.predict(new) == -1))
+    assert np.mean(found) < 0.4  # 0.6 to 0.8 where the scores of the parts are not corrected
+
+
+def test_a_learning_curve_is_continuous_where_a_gaussian_stops_to_borrow():
+    curve = LearningCurve.of("factor_analysis", "low_rank", 96, per_image=1.6, fewest=48)
+    factors = [curve.correction(np.array([n]), np.ones(1), 30)[0] for n in (15, 20, 25, 29.99, 30.01)]
+    np.testing.assert_allclose(factors[3:], 1, rtol=1e-3)
+    assert factors[0] > factors[1] > factors[2] > 1.05  # as measured on tiles and leather (docs/dev_notes.md)
+
+
 def test_calibrate_sets_thresholds_from_other_images():
     X = normal(400, 0)
     detector = PatchGaussianDetector(2, false_positive_rate=0.1).fit(X[:100])

@@ -199,16 +199,6 @@ def test_components_that_float16_cannot_hold_are_refused(monkeypatch):
         to_torch(pipe, components_dtype="float16")
 
 
-def test_an_older_torch_is_refused(tmp_path, monkeypatch):
-    pipe = fitted(interpolation="bilinear")
-    monkeypatch.setattr(torch, "__version__", type(torch.__version__)("2.9.1+cu128"))
-    with pytest.raises(RuntimeError, match=r"bilinear resizing.*needs torch 2\.10 or newer, this is 2\.9\.1"):
-        to_torch(pipe)
-    with pytest.raises(RuntimeError, match=r"writing ONNX needs torch 2\.10"):
-        to_onnx(fitted(), tmp_path / "model.onnx")
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_what_the_pipeline_learns_later_has_no_effect():
     pipe, images = fitted(), pictures(3, 90, 70, seed=1)
     module = to_torch(pipe)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from dataclasses import replace
+from functools import cache
 from unittest import mock
 
 import numpy as np
@@ -47,9 +49,16 @@ def pictures(n, height, width, seed=0):
 
 
 def fitted(detector="default", interpolation="nearest"):
+    """Return a pipeline of its own for each test: copies of one fit for each pair of parameters."""
+    return copy.deepcopy(_fitted(detector, interpolation))
+
+
+@cache
+def _fitted(detector, interpolation):
     extractor = PatchFeatureExtractor(
         "resnet18",
         weights=None,
+        layers=["layer1", "layer2"],
         image_size=40,
         crop_size=32,
         margin=8 if interpolation == "bilinear" else 0,

@@ -139,7 +139,7 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
 
 
 # Each of these has a precision of its own, which `get_float32_matmul_precision` may not know.
-_BACKENDS: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+_BACKENDS: Any = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
 
 
 def _common_precision() -> str | None:

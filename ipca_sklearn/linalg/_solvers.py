@@ -107,19 +107,9 @@ def _refining(
 ) -> tuple[Tensor, Tensor]:
     """Return the matrices (P, k, k) that decompose the weak rows a second time, and the norms (P, k) of the new rows.
 
-    Norms are 0 where a row is nothing but rounding.
-
-    Parameters
-    ----------
-    images : Tensor of shape (P, k, m or n)
-        Rows of nearly right directions and norms, of which the weak ones are not orthogonal to the strong: those of
-        diag(s) U^T, or of diag(s) V^T.
-    strong : Tensor of bool, shape (P, k)
-        Which rows stay as they are.
-    shape : tuple of int
-        n and m of W.
-    decompose : callable
-        Of the eigensolver.
+    `images` (P, k, m or n) are the rows of diag(s) U^T, or of diag(s) V^T, of nearly right directions and norms. The
+    weak ones are not orthogonal to the `strong` (P, k), which stay as they are. `shape` is n and m of W. Norms are 0
+    where a row is nothing but rounding.
     """
     size = images.shape[1]
     kept = images * strong[..., None]

@@ -67,13 +67,7 @@ def _solve_alone(gram: Tensor, n_vectors: int) -> tuple[Tensor, Tensor]:
 
 
 def svd_alone(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Return singular values, descending, and right singular vectors as rows of one matrix, in float64.
-
-    Raises
-    ------
-    torch.linalg.LinAlgError
-        The matrix holds NaN or infinity.
-    """
+    """Return singular values, descending, and right singular vectors as rows of a finite matrix, in float64."""
     matrix, scale = _scaled(rows)
     values, right = _first_finite(
         [

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from dataclasses import replace
+from functools import cache
 from unittest import mock
 
 import numpy as np
@@ -42,17 +44,21 @@ SHARED = {
 }  # fmt: skip
 
 
-new_torch = pytest.mark.skipif(torch.__version__ < "2.10", reason="torch before 2.10 exports no ONNX file of this")
-
-
 def pictures(n, height, width, seed=0):
     return np.random.default_rng(seed).integers(0, 255, (n, height, width, 3), dtype=np.uint8)
 
 
 def fitted(detector="default", interpolation="nearest"):
+    """Return a pipeline of its own for each test: copies of one fit for each pair of parameters."""
+    return copy.deepcopy(_fitted(detector, interpolation))
+
+
+@cache
+def _fitted(detector, interpolation):
     extractor = PatchFeatureExtractor(
         "resnet18",
         weights=None,
+        layers=["layer1", "layer2"],
         image_size=40,
         crop_size=32,
         margin=8 if interpolation == "bilinear" else 0,
@@ -83,8 +89,6 @@ def channels_first(images):
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear"])
 @pytest.mark.parametrize("detector", DETECTORS)
 def test_the_module_scores_as_the_pipeline(detector, interpolation):
-    if interpolation == "bilinear" and torch.__version__ < "2.10":
-        pytest.skip("torch before 2.10 resizes otherwise within a module")
     pipe = fitted(detector, interpolation)
     module = to_torch(pipe)
     for images in (pictures(5, 90, 70, seed=1), pictures(1, 33, 217, seed=2)):
@@ -106,15 +110,13 @@ def test_patches_that_share_a_gaussian_score_in_modules_and_files_as_in_the_pipe
     score, maps = module(torch.from_numpy(channels_first(images)))
     np.testing.assert_allclose(score, expected[0], rtol=1e-5)
     np.testing.assert_allclose(maps, expected[1], rtol=1e-4, atol=1e-5)
-    if torch.__version__ >= "2.10":
-        to_onnx(pipe, tmp_path / "model.onnx", check=images[:2])
-        session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
-        score, maps = session.run(None, {"images": channels_first(images)})
-        np.testing.assert_allclose(score, expected[0], rtol=1e-4)
-        np.testing.assert_allclose(maps, expected[1], rtol=1e-3, atol=1e-4)
+    to_onnx(pipe, tmp_path / "model.onnx", check=images[:2])
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    score, maps = session.run(None, {"images": channels_first(images)})
+    np.testing.assert_allclose(score, expected[0], rtol=1e-4)
+    np.testing.assert_allclose(maps, expected[1], rtol=1e-3, atol=1e-4)
 
 
-@new_torch
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear"])
 def test_exports_that_take_floats_score_as_the_pipeline_scores_files(interpolation, tmp_path):
     pipe = fitted("default", interpolation)
@@ -131,7 +133,6 @@ def test_exports_that_take_floats_score_as_the_pipeline_scores_files(interpolati
     np.testing.assert_allclose(score, expected, rtol=1e-4)
 
 
-@new_torch
 @pytest.mark.parametrize(
     ("detector", "interpolation", "dtype"),
     [
@@ -156,7 +157,6 @@ def test_the_file_scores_as_the_pipeline_for_any_number_and_size_of_images(tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
 
 
-@new_torch
 def test_a_file_is_written_if_given_images_have_the_same_scores(tmp_path, monkeypatch):
     pipe, images = fitted(), pictures(2, 50, 60, seed=3)
     Image.fromarray(images[0]).save(tmp_path / "real.png")
@@ -208,16 +208,6 @@ def test_components_that_float16_cannot_hold_are_refused(monkeypatch):
         to_torch(pipe, components_dtype="float16")
 
 
-def test_an_older_torch_is_refused(tmp_path, monkeypatch):
-    pipe = fitted(interpolation="bilinear")
-    monkeypatch.setattr(torch, "__version__", type(torch.__version__)("2.9.1+cu128"))
-    with pytest.raises(RuntimeError, match=r"bilinear resizing.*needs torch 2\.10 or newer, this is 2\.9\.1"):
-        to_torch(pipe)
-    with pytest.raises(RuntimeError, match=r"writing ONNX needs torch 2\.10"):
-        to_onnx(fitted(), tmp_path / "model.onnx")
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_what_the_pipeline_learns_later_has_no_effect():
     pipe, images = fitted(), pictures(3, 90, 70, seed=1)
     module = to_torch(pipe)
@@ -260,7 +250,6 @@ def test_a_network_with_hooks_scores_in_a_module_as_in_the_pipeline(on_values):
     np.testing.assert_allclose(maps, pipe.transform(images), rtol=1e-3, atol=1e-4)
 
 
-@new_torch
 def test_a_network_with_hooks_is_written_if_torch_export_can_follow_it(tmp_path):
     pipe = branching(on_values=False)
     to_onnx(pipe, tmp_path / "model.onnx")
@@ -272,7 +261,6 @@ def test_a_network_with_hooks_is_written_if_torch_export_can_follow_it(tmp_path)
     assert (tmp_path / "model.onnx").stat().st_size < 4 * 8 * 30_000  # the head is not in it
 
 
-@new_torch
 def test_a_network_that_torch_export_cannot_follow_is_named(tmp_path):
     message = r"(?s)backbone Branching cannot be written as ONNX.*GuardOnDataDependent.*persistence\.save"
     with pytest.raises(RuntimeError, match=message) as raised:
@@ -281,7 +269,6 @@ def test_a_network_that_torch_export_cannot_follow_is_named(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@new_torch
 def test_a_failed_export_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "model.onnx"
     path.write_bytes(b"old")
@@ -295,7 +282,6 @@ def test_a_failed_export_leaves_the_old_file(tmp_path, monkeypatch):
     assert path.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
 
 
-@new_torch
 def test_a_model_beyond_two_gigabytes_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("ipca_sklearn.export._onnx._MAX_BYTES", 1000)
     with pytest.raises(ValueError, match="lower n_components"):

@@ -26,7 +26,6 @@ def fitted():
     return pictures, Pipeline([("features", extractor), ("detector", PatchGaussianDetector(4))]).fit(pictures)
 
 
-@pytest.mark.skipif(torch.__version__ < "2.10", reason="torch before 2.10 exports no ONNX file of this")
 @pytest.mark.skipif(not GUIDE.is_file(), reason="docs/ is part of the repository, not of a package")
 def test_the_program_of_the_guide_gives_the_map_of_the_pipeline(tmp_path, monkeypatch):
     onnxruntime = pytest.importorskip("onnxruntime")

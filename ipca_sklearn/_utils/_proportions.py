@@ -12,3 +12,8 @@ def same_proportions(size: Size, other: Size) -> bool:
     (height, width), (other_height, other_width) = size, other
     difference = abs(math.log(height * other_width / (width * other_height)))
     return difference <= 1 / min(height, other_height) + 1 / min(width, other_width)
+
+
+def is_stretched(size: Size, aspect_ratio: float | None) -> bool:
+    """Whether a height and a width have another aspect ratio than this one, by more than a tenth; None is any."""
+    return aspect_ratio is not None and abs(math.log(size[0] / size[1] / aspect_ratio)) > math.log(1.1)

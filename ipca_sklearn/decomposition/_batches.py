@@ -31,23 +31,10 @@ _SCORED_BYTES = 16 << 20
 class LazySource(Protocol):
     """What an X must offer to be read in batches instead of slices. `PatchFeatures` is one.
 
-    Attributes
-    ----------
-    shape : tuple of int
-        `(n, P, m)` or `(n, H, W, m)`.
-    dtype : numpy or torch dtype
-        Of the batches.
-    device : torch.device
-        Of the batches.
-    may_skip : bool
-        Whether some of the n samples may turn out to be unreadable.
-    region : ndarray of bool, shape (H, W), or None
-        The patches that `read` yields, as (b, P, m); None for all, as (b, H, W, m). A source may do without it.
-    memory_needed : int
-        Bytes that reading takes besides the batch. A source may do without it.
-    n_copies : int
-        Augmented copies of each sample, which `read_copies(size, reuse=...)` yields after it, as `read` does. A source
-        may do without both.
+    Its `shape` is `(n, P, m)` or `(n, H, W, m)`; `may_skip` says that some of the n samples may be unreadable. It may
+    also have a `region` (H, W), the patches that `read` yields as (b, P, m) (None is all, as (b, H, W, m)),
+    `memory_needed`, the bytes that reading takes besides the batch, and `n_copies` augmented copies of each sample,
+    which `read_copies(size, reuse=...)` yields after it.
     """
 
     @property

@@ -9,7 +9,6 @@ import torch
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
-from torch.torch_version import TorchVersion
 
 from ipca_sklearn import linalg
 from ipca_sklearn._utils._digests import weights_digest
@@ -227,8 +226,6 @@ def to_torch(pipe: Pipeline, *, components_dtype: str = "float32") -> PatchGauss
         Another `components_dtype`, or float16 cannot hold the matrices of a full covariance.
     NotFittedError
         It is not fitted.
-    RuntimeError
-        `interpolation="bilinear"` with a torch before 2.10, which resizes differently within a module.
 
     Examples
     --------
@@ -261,17 +258,6 @@ def to_torch(pipe: Pipeline, *, components_dtype: str = "float32") -> PatchGauss
             f"tile_size={steps[0].tile_size}: a module or a file takes a whole image at once; export the network of a "
             "tile (tile_module) and stitch what it gives, or fit without tile_size"
         )
-    if steps[0].interpolation == "bilinear":
-        require_torch("bilinear resizing within a module")
     with as_in_a_fresh_process(torch.device("cpu")), linalg.full_precision():
         module = PatchGaussianModule(steps[0], steps[1], getattr(torch, components_dtype))
     return module.eval().requires_grad_(False)
-
-
-def require_torch(what: str) -> None:
-    """Refuse versions of torch with which the tests of this module fail: scores differ, or tracing stops."""
-    if TorchVersion(torch.__version__) < "2.10":
-        raise RuntimeError(
-            f"{what} needs torch 2.10 or newer, this is {torch.__version__}; save the model, and export it where torch "
-            "is newer"
-        )

@@ -12,7 +12,7 @@ from ipca_sklearn._utils._files import replacing
 from ipca_sklearn._utils._surroundings import as_in_a_fresh_process
 from ipca_sklearn._utils._typing import Image, PathLike, Size
 from ipca_sklearn.export._agreement import HINT_OF_16_BITS, LARGEST_DIFFERENCE, Agreement, compare, expected_results
-from ipca_sklearn.export._module import PatchGaussianModule, require_torch, to_torch
+from ipca_sklearn.export._module import PatchGaussianModule, to_torch
 from ipca_sklearn.features.backbones._license import warn_of_license
 
 # What a protocol buffer, and so an ONNX file in one piece, holds at most.
@@ -61,8 +61,8 @@ def to_onnx(
         has not `input_size`; nothing is written. Or the model has more than 2 GB, the limit of an ONNX file in one
         piece: only `covariance="full"` with many features has so many numbers.
     RuntimeError
-        torch is older than 2.10, or `torch.export` cannot follow the network: a file for onnxruntime holds no control
-        flow that depends on the values of an image.
+        `torch.export` cannot follow the network: a file for onnxruntime holds no control flow that depends on the
+        values of an image.
     TypeError, NotFittedError
         As `to_torch`.
 
@@ -108,7 +108,6 @@ def checked_module(pipe: Pipeline, dtype: str, input_size: Size | None) -> Patch
         import onnxscript  # noqa: F401  (torch.onnx needs it)
     except ImportError as error:
         raise ImportError("writing ONNX needs onnx and onnxscript; pip install onnx onnxscript") from error
-    require_torch("writing ONNX")
     module = to_torch(pipe)
     n_bytes = sum(value.nbytes for value in module.state_dict().values())
     if n_bytes > _MAX_BYTES:

@@ -125,14 +125,13 @@ def grey(image: Tensor) -> Floats:
     return shrunk(to_unit_floats(image).mean(0, dtype=torch.float32).cpu().numpy(), FINE)
 
 
-def aligned(image: Tensor, placement: Placement) -> Tensor:
-    """Return a resized image (3, H, W), float32 in [0, 1], with the part where the mean image has it."""
+def moved_back(image: Tensor, pose: Pose) -> Tensor:
+    """Return an image (3, H, W), float32 in [0, 1], with what lies in a pose where its reference has it."""
     pixels = to_unit_floats(image)
-    if placement.pose == Pose():
+    if pose == Pose():
         return pixels
-    height, width = image.shape[1:]
-    y, x = (np.arange(side) - (side - 1) / 2 for side in (height, width))
-    return sampled(pixels, *placement.pose.applied(y[:, None], x))
+    y, x = (np.arange(side) - (side - 1) / 2 for side in image.shape[1:])
+    return sampled(pixels, *pose.applied(y[:, None], x))
 
 
 def seen_in_all(placements: Sequence[Placement], grid_size: Size, crop_size: Size, image_size: Size) -> NDArray[Any]:

@@ -12,8 +12,10 @@ from torch import Tensor
 from ipca_sklearn._utils._surroundings import as_in_a_fresh_process
 from ipca_sklearn._utils._threads import seeded_torch
 from ipca_sklearn._utils._typing import Size
+from ipca_sklearn.features._alignment import moved_back
+from ipca_sklearn.features._registration import Pose
 from ipca_sklearn.features._settings import Augment, ImageSettings
-from ipca_sklearn.images._resize import sampled, to_unit_floats
+from ipca_sklearn.images._resize import to_unit_floats
 
 AUGMENTATIONS = ("flip", "random_crop", "rotation")
 
@@ -68,14 +70,5 @@ def augmented(image: Tensor, settings: ImageSettings, index: int, copy: int) -> 
             sides = (copy + 1) % 4 if n_copies else int(random.integers(4))  # the image itself is learnt beside copies
             image = image.flip([axis for axis in (1, 2) if sides & axis])
         else:
-            image = rotated(image, 2 * math.pi * (copy + random.random()) / max(n_copies, 1))
+            image = moved_back(image, Pose(2 * math.pi * (copy + random.random()) / max(n_copies, 1)))
     return image
-
-
-def rotated(image: Tensor, angle: float) -> Tensor:
-    """Return an image (3, H, W) turned about its middle by an angle in radians; corners are mirrored pixels of it."""
-    height, width = image.shape[1:]
-    cosine, sine = math.cos(angle), math.sin(angle)
-    y, x = (np.arange(side) - (side - 1) / 2 for side in (height, width))
-    across, down = cosine * x - sine * y[:, None], sine * x + cosine * y[:, None]
-    return sampled(to_unit_floats(image), down, across)

@@ -17,12 +17,12 @@ import torch.nn.functional as F
 from sklearn.utils.validation import check_is_fitted
 
 from ipca_sklearn._utils._files import printable
-from ipca_sklearn._utils._proportions import same_proportions
+from ipca_sklearn._utils._proportions import is_stretched, same_proportions
 from ipca_sklearn._utils._typing import Image, Images, Size
 from ipca_sklearn.exceptions import AspectRatioWarning, ImageReadError
 from ipca_sklearn.features.backbones._networks import sides_of, takes_patches
-from ipca_sklearn.images._decode import check_images, resize_and_crop, size_of
-from ipca_sklearn.images._mask_areas import centre_of, shrink_mask
+from ipca_sklearn.images._decode import center_crop, check_images, resize_and_crop, size_of
+from ipca_sklearn.images._mask_areas import shrink_mask
 from ipca_sklearn.images._masks import check_proportions, read_mask, read_masks
 
 # Of `image_size="auto"`: about as many pixels as the paper's square has.
@@ -83,9 +83,9 @@ def cut_masks(extractor: Any, masks: Sequence[Image | None], images: Images | No
         size = marked.shape[0], marked.shape[1]
         if checked is not None:
             _check_mask(extractor, size, name, checked[index], f"X[{index}]")
-        elif _is_stretched(extractor, size):
+        elif is_stretched(size, getattr(extractor, "_aspect_ratio", None)):
             stretched.append(name)
-        cut[index] = centre_of(shrink_mask(marked, image_size), crop_size)
+        cut[index] = center_crop(shrink_mask(marked, image_size), crop_size)
     if stretched:
         warnings.warn(
             f"{len(stretched)} of {len(masks)} masks have other proportions than the images of the fit "
@@ -106,11 +106,6 @@ def _check_mask(extractor: Any, size: Size, name: str, image: Any, image_name: s
         return
     shown = printable(image) if isinstance(image, (str, os.PathLike)) else image_name
     check_proportions(size, name, image_size, shown)
-
-
-def _is_stretched(extractor: Any, size: Size) -> bool:
-    expected = getattr(extractor, "_aspect_ratio", None)
-    return expected is not None and abs(math.log(size[0] / size[1] / expected)) > math.log(1.1)
 
 
 def first_size(extractor: Any, X: Any) -> Size | None:

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from ipca_sklearn._utils._files import printable
+from ipca_sklearn._utils._proportions import is_stretched
 from ipca_sklearn._utils._sklearn_compat import ProcessPoolExecutor
 from ipca_sklearn._utils._threads import single_threaded_workers
 from ipca_sklearn._utils._typing import Image, PathLike, Size
 from ipca_sklearn.exceptions import ImageReadError
-from ipca_sklearn.features._alignment import Aligner, Placement, aligned
+from ipca_sklearn.features._alignment import Aligner, Placement, moved_back
 from ipca_sklearn.features._augment import augmented
 from ipca_sklearn.features._settings import ImageSettings
 from ipca_sklearn.images._decode import (
@@ -210,7 +211,8 @@ def _prepared(pixels: Tensor, geometry: _Geometry, n_pages: int) -> _Prepared:
     resized = resize(pixels, image_size, interpolation)
     images = resized if resized.ndim == 4 else resized[None]
     placements = [aligner.place(image) for image in images]
-    moved = [center_crop(aligned(*pair), kept) for pair in zip(images, placements, strict=True)]
+    pairs = zip(images, placements, strict=True)
+    moved = [center_crop(moved_back(image, placement.pose), kept) for image, placement in pairs]
     return _Prepared(torch.stack(moved) if resized.ndim == 4 else moved[0], n_pages, size_of(pixels), placements)
 
 
@@ -253,7 +255,7 @@ def _stage(
         placements |= {row + number: placement for number, placement in enumerate(placed)}
         if n_pages > 1:
             pages[row] = f"{_name(source, batch[row])} ({n_pages} pages or frames)"
-        if settings.aspect_ratio is not None and is_stretched(size, settings.aspect_ratio):
+        if is_stretched(size, settings.aspect_ratio):
             rows = range(len(batch)) if images[0].ndim == 4 else [row]  # the whole batch is one part
             stretched |= {row: f"{_name(source, batch[row])} ({size[0]} x {size[1]})" for row in rows}
     with torch.cuda.stream(stream):
@@ -274,11 +276,6 @@ def _name(images: Any, index: int) -> str:
     """Return how messages name an image."""
     image = images[index] if isinstance(images, list) else None
     return printable(image) if isinstance(image, (str, os.PathLike)) else f"X[{index}]"
-
-
-def is_stretched(size: Size, aspect_ratio: float) -> bool:
-    """Whether an image has another aspect ratio than this one, by more than a tenth."""
-    return abs(np.log(size[0] / size[1] / aspect_ratio)) > np.log(1.1)
 
 
 def _receive(staged: _Staged) -> Batch:

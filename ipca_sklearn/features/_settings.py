@@ -151,6 +151,7 @@ def settings_of(extractor: Any, device: DeviceLike = None) -> FeatureSettings:
     check_is_fitted(extractor)
     device = extractor.device if device is None else device
     chosen = resolve_device(device, torch.device("cpu"), required=False)
+    reference = extractor.reference_
     return FeatureSettings(
         backbone=extractor._backbone,
         mean=extractor._mean,
@@ -174,16 +175,10 @@ def settings_of(extractor: Any, device: DeviceLike = None) -> FeatureSettings:
             n_jobs=effective_n_jobs(extractor.n_jobs),
             processes=decodes_in_processes(),
             device=chosen,
-            aligner=_aligner_of(extractor),
+            aligner=None if reference is None else Aligner(reference, extractor._turns, extractor._least_quality),
         ),
         amp_dtype=resolve_amp(extractor.amp, chosen),
         compile=extractor.compile,
         engine=extractor.engine,
         tiling=extractor._tiling,
     )
-
-
-def _aligner_of(extractor: Any) -> Aligner | None:
-    """Return what aligns images; None without `align`."""
-    reference = extractor.reference_
-    return None if reference is None else Aligner(reference, extractor._turns, extractor._least_quality)

@@ -280,8 +280,8 @@ def resize_and_crop(image: Tensor, image_size: Size, crop_size: Size, interpolat
     return center_crop(resize(image, image_size, interpolation), crop_size)
 
 
-def center_crop(image: Tensor, size: Size) -> Tensor:
-    """Return the centre (..., *size) of images (..., H, W) that are no smaller."""
+def center_crop(image: Any, size: Size) -> Any:
+    """Return the centre (..., *size) of images or masks (..., H, W) that are no smaller, as torchvision's crop."""
     top, left = (round((side - kept) / 2) for side, kept in zip(image.shape[-2:], size, strict=True))
     return image[..., top : top + size[0], left : left + size[1]]
 

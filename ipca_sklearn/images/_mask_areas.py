@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -71,12 +69,6 @@ def _join_pieces(cells: NDArray[np.bool_], touched: NDArray[np.bool_]) -> None:
             first, pieces = np.where(between, first, n_pieces + 1), np.where(between, pieces, 0)
         joints = between & (first < pieces)
         cells |= joints if joints.any() else between
-
-
-def centre_of(mask: NDArray[Any], size: Size) -> NDArray[Any]:
-    """Return the part of the centre that torchvision's centre crop takes."""
-    top, left = (round((whole - part) / 2) for whole, part in zip(mask.shape, size, strict=True))
-    return mask[top : top + size[0], left : left + size[1]]
 
 
 def _overlaps(n_pixels: int, n_cells: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:

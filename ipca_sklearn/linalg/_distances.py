@@ -70,19 +70,15 @@ class DistanceOperator:
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> DistanceOperator:
         """Return the operator on another device or in another dtype. Tensors that need no change are shared."""
-
-        def moved(tensor: Tensor) -> Tensor:
-            return tensor.to(device=device, dtype=dtype)
-
-        optional = (self.transform, self.scale, self.precision)
-        return DistanceOperator(
-            moved(self.mean), moved(self.rows), *(None if tensor is None else moved(tensor) for tensor in optional)
-        )
+        return self._each(lambda part: part.to(device=device, dtype=dtype))
 
     def __getitem__(self, gaussians: slice) -> DistanceOperator:
         """Return the operator of some of the Gaussians."""
+        return self._each(lambda part: part[gaussians])
+
+    def _each(self, function: Callable[[Tensor], Tensor]) -> DistanceOperator:
         parts = (self.mean, self.rows, self.transform, self.scale, self.precision)
-        return DistanceOperator(*(None if part is None else part[gaussians] for part in parts))  # type: ignore[arg-type]
+        return DistanceOperator(*(None if part is None else function(part) for part in parts))  # type: ignore[arg-type]
 
     def folded(self) -> DistanceOperator:
         """Return the same operator with `transform @ rows` as its rows and without a transform.

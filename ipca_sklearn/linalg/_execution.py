@@ -138,19 +138,15 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "STATUS_ALLOC_FAILED" in str(error)
 
 
-# From torch 2.9 on each of these has a precision of its own, which `get_float32_matmul_precision` may not know.
-_BACKENDS: list[Any] = [
-    backend
-    for backend in (torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None))
-    if hasattr(backend, "fp32_precision")
-]
+# Each of these has a precision of its own, which `get_float32_matmul_precision` may not know.
+_BACKENDS: Any = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
 
 
 def _common_precision() -> str | None:
     """Return the precision of all backends, or None where they were set one by one."""
     try:
         return torch.get_float32_matmul_precision()
-    except RuntimeError:  # "mix of the legacy and new APIs", from torch 2.9 on
+    except RuntimeError:  # "mix of the legacy and new APIs"
         return None
 
 

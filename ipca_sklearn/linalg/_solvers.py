@@ -20,6 +20,7 @@ from ipca_sklearn.linalg.eigh import (
     EIGENSOLVERS,
     Decomposition,
     choose_eigensolver,
+    marking_failures,
     solving_failures_alone,
     svd_alone,
 )
@@ -106,19 +107,9 @@ def _refining(
 ) -> tuple[Tensor, Tensor]:
     """Return the matrices (P, k, k) that decompose the weak rows a second time, and the norms (P, k) of the new rows.
 
-    Norms are 0 where a row is nothing but rounding.
-
-    Parameters
-    ----------
-    images : Tensor of shape (P, k, m or n)
-        Rows of nearly right directions and norms, of which the weak ones are not orthogonal to the strong: those of
-        diag(s) U^T, or of diag(s) V^T.
-    strong : Tensor of bool, shape (P, k)
-        Which rows stay as they are.
-    shape : tuple of int
-        n and m of W.
-    decompose : callable
-        Of the eigensolver.
+    `images` (P, k, m or n) are the rows of diag(s) U^T, or of diag(s) V^T, of nearly right directions and norms. The
+    weak ones are not orthogonal to the `strong` (P, k), which stay as they are. `shape` is n and m of W. Norms are 0
+    where a row is nothing but rounding.
     """
     size = images.shape[1]
     kept = images * strong[..., None]
@@ -147,7 +138,11 @@ def _svd_of_gram(gram: Tensor, n_vectors: int, driver: str | None) -> tuple[Tens
 
 def _by_svd(blocks: Sequence[Tensor], out: Tensor, driver: str | None) -> None:
     W = torch.cat(list(blocks), dim=1)
-    values, right = _svd(W, driver)
+
+    def solve(matrices: Tensor, _: int) -> tuple[Tensor, Tensor]:
+        return torch.linalg.svd(matrices, full_matrices=False, driver=driver)[1:]
+
+    values, right = marking_failures(solve, W, min(W.shape[1:]))
     failed = ~torch.isfinite(right.sum((1, 2)) + values.sum(1))
     if failed.any():
         for index in failed.nonzero()[:, 0].tolist():
@@ -155,18 +150,6 @@ def _by_svd(blocks: Sequence[Tensor], out: Tensor, driver: str | None) -> None:
             values[index], right[index] = singular.to(values), vectors.to(right)
     values = values * (values > rounding_share(W.shape[1:], W.dtype) * values[:, :1])
     torch.mul(right[:, : out.shape[1]], values[:, : out.shape[1], None], out=out)
-
-
-def _svd(W: Tensor, driver: str | None) -> tuple[Tensor, Tensor]:
-    """Return singular values and right singular vectors as rows; NaN for a matrix whose iteration does not converge."""
-    try:
-        return torch.linalg.svd(W, full_matrices=False, driver=driver)[1:]
-    except torch.linalg.LinAlgError:
-        if len(W) == 1:
-            nan = W.new_full((1, min(W.shape[1:]), W.shape[2]), torch.nan)
-            return nan[..., 0].clone(), nan
-    results = [_svd(matrix, driver) for matrix in W.split(1)]
-    return torch.cat([values for values, _ in results]), torch.cat([right for _, right in results])
 
 
 def get_solver(name: str, driver: str | None, like: Tensor, size: int) -> Solver:

@@ -7,6 +7,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -156,6 +157,7 @@ def fit_resumable(
     return model
 
 
+@dataclass
 class Checkpoint:
     """What a fit had learnt when it was last saved, and from which samples.
 
@@ -163,13 +165,12 @@ class Checkpoint:
     (`complete`), the last step may have been a short one.
     """
 
-    def __init__(self, learner: Any, n_done: int, parameters: dict[str, str], digest: str, complete: bool) -> None:
-        self.learner = learner
-        self.n_done = n_done
-        self.parameters = parameters
-        self.digest = digest
-        self.complete = complete
-        self.version = _version.__version__
+    learner: Any
+    n_done: int
+    parameters: dict[str, str]
+    digest: str
+    complete: bool
+    version: str = field(default_factory=lambda: _version.__version__)
 
 
 class _Done(NamedTuple):

@@ -291,7 +291,6 @@ def test_evaluate_counts_pixels_inside_of_the_region_alone(root, tmp_path):
     assert abs(told["pixel_roc_auc"] - pixel_roc_auc_score(masks, maps)) > 1e-3
 
 
-@pytest.mark.skipif(torch.__version__ < "2.10", reason="torch before 2.10 writes no ONNX file")
 def test_export_writes_files_for_openvino_and_says_how_well_they_agree(root, tmp_path):
     openvino = pytest.importorskip("openvino")
     output = tmp_path / "model.xml"
@@ -310,7 +309,6 @@ def test_bench_prints_a_row_for_each_engine(root):
     assert {"openvino", "onnxruntime"} <= set(rows)
 
 
-@pytest.mark.skipif(torch.__version__ < "2.10", reason="torch before 2.10 writes no ONNX file")
 def test_export_writes_a_file_that_onnxruntime_runs(root, tmp_path):
     run("export", root / "model.joblib", "-o", tmp_path / "model.onnx")
     path = next((root / "train" / "good").iterdir())

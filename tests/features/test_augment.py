@@ -15,7 +15,8 @@ from sklearn.base import clone
 from torch import nn
 
 from ipca_sklearn import PatchFeatureExtractor
-from ipca_sklearn.features._augment import rotated
+from ipca_sklearn.features._alignment import moved_back
+from ipca_sklearn.features._registration import Pose
 
 
 def pixels(**params):
@@ -38,26 +39,26 @@ def with_copies(extractor, X, size=3):
 def test_a_quarter_turn_moves_pixels_and_changes_none(quarter):
     image = torch.rand(3, 20, 20, generator=torch.Generator().manual_seed(0))
     expected = torch.rot90(image, quarter, dims=(1, 2))
-    torch.testing.assert_close(rotated(image, quarter * math.pi / 2), expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(moved_back(image, Pose(quarter * math.pi / 2)), expected, atol=1e-4, rtol=0)
 
 
 def test_a_half_turn_of_an_oblong_image_moves_pixels_and_changes_none():
     image = torch.rand(3, 12, 30, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(rotated(image, math.pi), image.flip(1, 2), atol=1e-4, rtol=0)
+    torch.testing.assert_close(moved_back(image, Pose(math.pi)), image.flip(1, 2), atol=1e-4, rtol=0)
 
 
 def test_a_turned_disc_in_an_oblong_image_stays_a_disc():
     y, x = np.mgrid[:41, :61]
     disc = torch.from_numpy((np.hypot(y - 20, x - 30) < 12).astype(np.float32)).repeat(3, 1, 1)
-    assert (rotated(disc, 0.7) - disc)[:, 5:36, 15:46].abs().mean() < 0.02
+    assert (moved_back(disc, Pose(0.7)) - disc)[:, 5:36, 15:46].abs().mean() < 0.02
     bar = torch.from_numpy(((abs(y - 20) < 2) & (abs(x - 30) < 15)).astype(np.float32)).repeat(3, 1, 1)
-    turned = rotated(bar, math.pi / 2)
+    turned = moved_back(bar, Pose(math.pi / 2))
     assert turned[0, 8, 30] == 1 and turned[0, 20, 42] == 0
 
 
 def test_corners_are_mirrored_pixels_of_the_image():
     image = torch.full((3, 30, 30), 100, dtype=torch.uint8)
-    torch.testing.assert_close(rotated(image, 0.5), torch.full((3, 30, 30), 100 / 255), atol=1e-6, rtol=0)
+    torch.testing.assert_close(moved_back(image, Pose(0.5)), torch.full((3, 30, 30), 100 / 255), atol=1e-6, rtol=0)
 
 
 def test_flips_are_one_of_the_four_sides_and_copies_are_all_others():

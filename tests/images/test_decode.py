@@ -22,11 +22,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, TiffImagePlugin
 from torch import nn
+from torchvision.transforms.v2 import functional
 
 from ipca_sklearn import PatchFeatureExtractor
 from ipca_sklearn.exceptions import ImageReadError, MissingImageError, MultiPageImageWarning
 from ipca_sklearn.images import _decode as _images
-from ipca_sklearn.images._decode import check_images, load_batch, resize_and_crop, to_rgb
+from ipca_sklearn.images._decode import center_crop, check_images, load_batch, resize_and_crop, size_of, to_rgb
 from ipca_sklearn.images._masks import read_mask
 
 SHAPE = (48, 40)
@@ -594,7 +595,9 @@ def test_a_broken_orientation_does_not_spoil_the_pixels(kind, suffix, tmp_path):
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_tiff_files_are_turned_once(orientation, tmp_path):
     Image.fromarray(picture(3)).save(tmp_path / "x.tif", tiffinfo={0x0112: orientation})
-    np.testing.assert_allclose(as_array(tmp_path / "x.tif"), TURNED[orientation](picture(3)) / 255, atol=1e-6)
+    turned = TURNED[orientation](picture(3))
+    np.testing.assert_allclose(as_array(tmp_path / "x.tif"), turned / 255, atol=1e-6)
+    assert size_of(tmp_path / "x.tif") == turned.shape[:2]
 
 
 def test_a_tiff_orientation_stored_as_text_is_passed_over_or_named(tmp_path):
@@ -792,6 +795,12 @@ def test_the_centre_of_the_resized_image_is_cut_out(interpolation):
     whole = resize_and_crop(image, (70, 70), (70, 70), interpolation)
     assert whole.shape == (3, 70, 70)
     np.testing.assert_array_equal(resize_and_crop(image, (70, 70), (50, 50), interpolation), whole[:, 10:60, 10:60])
+
+
+@pytest.mark.parametrize("cut", range(8))
+def test_the_centre_is_that_of_torchvision(cut):
+    image = torch.arange(20 * 23).view(1, 20, 23)
+    np.testing.assert_array_equal(center_crop(image, (20 - cut, 15)), functional.center_crop(image, [20 - cut, 15]))
 
 
 def test_an_image_of_the_right_size_is_not_changed_by_the_resize():

@@ -438,6 +438,12 @@ def test_a_large_defect_with_a_thin_tail_stays_in_one_piece():
     assert cells.mean() == pytest.approx(mask.mean(), rel=0.15)  # a cell is three pixels wide, and so is the tail
 
 
+def test_a_cell_of_which_just_half_is_marked_belongs_to_a_large_defect():
+    mask = np.zeros((6, 4), dtype=bool)
+    mask[:3] = True
+    np.testing.assert_array_equal(shrink_mask(mask, (3, 2))[:, 0], [True, True, False])
+
+
 def test_a_mask_of_the_size_itself_is_as_it_was():
     np.testing.assert_array_equal(shrink_mask(MARKED, MARKED.shape), MARKED)
 

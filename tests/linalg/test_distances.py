@@ -140,8 +140,6 @@ def by_torch_export(module: nn.Module, step: Tensor, folder: Path) -> Callable[[
 
 
 def by_onnx(module: nn.Module, step: Tensor, folder: Path) -> Callable[[Tensor], Tensor]:
-    if torch.__version__ < "2.10":
-        pytest.skip("torch before 2.10 exports no ONNX file of this")
     pytest.importorskip("onnxscript", reason="needs the optional dependencies of export")
     onnxruntime = pytest.importorskip("onnxruntime", reason="needs onnxruntime")
     path = folder / "distances.onnx"

@@ -396,3 +396,30 @@ def test_a_patch_that_never_varied_gives_finite_distances():
         assert torch.isfinite(distances(basis, samples + 1, distance)).all()
     for distance in ("ppca", "factor_analysis"):
         assert (distances(basis, samples, distance)[:, 0] == 0).all()
+
+
+def test_sums_of_squares_of_merged_parts_are_those_of_all_samples_where_rows_are_truncated(global_random_seed):
+    samples = torch.from_numpy(np.random.default_rng(global_random_seed).normal(size=(30, 3, 8)))
+    samples[12:] += 5
+    state = linalg.merge(learn(samples[:12], 6, 2), learn(samples[12:], 6, 2), n_rows=2)
+    expected = (samples - samples.mean(0)).square().sum(0)
+    torch.testing.assert_close(state.sum_of_squares, expected)
+
+
+def test_a_share_that_is_reached_exactly_takes_one_more_component_as_in_scikit_learn():
+    variance = torch.tensor([[4.0, 2, 1, 1], [8, 0, 0, 0]])
+    rows = torch.eye(4).expand(2, 4, 4)
+    basis = linalg.Basis(rows, None, variance, torch.zeros(2, 4), torch.zeros(2), variance)
+    smaller, _ = linalg.keep_share(basis, 0.5)
+    assert smaller.n_kept.tolist() == [2, 1]
+
+
+def test_no_more_directions_have_variance_than_samples_span_whatever_rounding_leaves():
+    state = linalg.ScatterState(torch.diag(torch.tensor([4.0, 2, 1]))[None], torch.zeros(1, 3), count=2, weight=2)
+    assert linalg.finalize_scatter(state).variance.tolist() == [[4, 0, 0]]
+
+
+def test_noise_below_the_range_of_the_dtype_gives_a_finite_precision():
+    zeros = torch.zeros(2, 3)
+    basis = linalg.Basis(zeros[:, None], None, torch.ones(2, 1), zeros, torch.tensor([1e-39, 0]), zeros)
+    assert torch.isfinite(linalg.distance_operator(basis, distance="ppca").precision).all()

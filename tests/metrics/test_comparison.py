@@ -126,6 +126,12 @@ def test_a_model_and_itself_have_no_difference():
         assert (row["difference"], row["interval"], row["p_value"]) == (0, (0, 0), 1)
 
 
+def test_a_p_value_of_resamples_is_never_zero_however_far_two_models_are_apart():
+    labels = np.repeat([1, -1], 40)
+    rows = measures(labels, np.zeros(80) + (labels == 1), np.arange(80) % 2, offsets=(0.5, 0.5), n_resamples=99)
+    assert rows["image_f1_max"]["p_value"] == pytest.approx(2 / 100)
+
+
 def test_models_in_the_other_order_have_the_opposite_differences():
     labels, a, b = two_models(np.random.default_rng(0))
     there, back = measures(labels, a, b), measures(labels, b, a)

@@ -87,6 +87,17 @@ def test_bins_of_many_pixels_change_the_ends_by_little(metric, parameters):
     assert expected[1] - expected[0] > 0.02
 
 
+def test_each_resample_has_as_many_images_whose_defect_is_inspected():
+    masks = np.zeros((8, 4, 4), bool)
+    masks[3:, 3] = True  # beside the region
+    masks[7, 0] = True
+    region = np.zeros((4, 4), bool)
+    region[:2] = True
+    marked = np.zeros_like(masks)
+    marked[:, 0, :2] = True
+    assert confidence_interval(pro_score, masks, marked, region=region, n_resamples=50) == (0.5, 0.5)
+
+
 def test_marks_and_a_region_are_resampled_alike():
     masks, maps = pixels()
     region = np.zeros((10, 10), bool)

@@ -86,6 +86,14 @@ def test_the_measures_of_a_perfect_model_are_1(pair):
     assert pro_score(masks, everything) == 1
 
 
+def test_a_region_of_which_just_the_limit_lies_on_a_defect_is_false_and_finds_nothing():
+    masks, marked = np.zeros((2, 1, 12, 12), bool)
+    masks[0, 0, :2] = marked[0, 0, :8] = True  # 2 of 8 pixels
+    masks[0, 6, :4] = marked[0, 6, :4] = True
+    assert region_f1_score(masks, marked, min_overlap=0.25) == 2 / (2 + 1 + 1)
+    assert region_f1_score(masks, marked, min_overlap=0.24) == 1
+
+
 def test_pro_is_a_point_of_the_curve_under_which_aupro_is(global_random_seed):
     rng = np.random.default_rng(global_random_seed)
     masks = rng.random((3, 20, 20)) < 0.05

@@ -43,24 +43,9 @@ class Backbone(nn.Module):
     A module of the user's is copied: it is neither frozen nor moved, and later changes to it have no effect here. It is
     pickled as it is, with the weights of the copy. Networks that torch.fx can trace are cut and their batch norms
     folded; of others, hooks read the layers. The parameters are those of `PatchFeatureExtractor`; `seed` is for random
-    weights.
-
-    Attributes
-    ----------
-    network : nn.Module
-        The cut network.
-    layers : tuple of str or int
-        Its layers, in the order of the maps.
-    map_names : tuple of str or int
-        Names of the maps that a pass gives: the layers, or `"mean"`.
-    name : str
-        The backbone's name, or the class of the user's module.
-    mean, std : tuple of float
-        What the weights were trained with: one per channel.
-    is_own : bool
-        Whether it is a module of the user's.
-    engines : dict
-        What `engines.choose` has compiled or decided for it. Copies and pickles have none.
+    weights. A pass gives a map for each of `map_names`: the `layers`, or `"mean"`. The weights were trained with `mean`
+    and `std` of each channel; `is_own` says that the network is a module of the user's. `engines` has what
+    `engines.choose` has compiled or decided; copies and pickles have none.
     """
 
     def __init__(

@@ -27,7 +27,7 @@ def solving_failures_alone(solve: Decomposition) -> Decomposition:
 
     @wraps(solve)
     def solve_all(gram: Tensor, n_vectors: int) -> tuple[Tensor, Tensor]:
-        values, vectors = _marking_failures(solve, gram, n_vectors)
+        values, vectors = marking_failures(solve, gram, n_vectors)
         # NaN and infinity survive a sum.
         failed = ~torch.isfinite(vectors.sum((1, 2)) + values.sum(1))
         if failed.any():
@@ -41,16 +41,16 @@ def solving_failures_alone(solve: Decomposition) -> Decomposition:
     return solve_all
 
 
-def _marking_failures(solve: Decomposition, gram: Tensor, n_vectors: int) -> tuple[Tensor, Tensor]:
+def marking_failures(solve: Decomposition, matrices: Tensor, n_vectors: int) -> tuple[Tensor, Tensor]:
     """Return what `solve` returns, with NaN where it raises."""
     try:
-        return solve(gram, n_vectors)
+        return solve(matrices, n_vectors)
     except torch.linalg.LinAlgError:
-        if len(gram) == 1:
-            nan = gram.new_full((1, n_vectors, gram.shape[1]), torch.nan)
+        if len(matrices) == 1:
+            nan = matrices.new_full((1, n_vectors, matrices.shape[2]), torch.nan)
             return nan[..., 0].clone(), nan
     # It says nothing of the others. One at a time, their results do not depend on their neighbours.
-    results = [_marking_failures(solve, matrix, n_vectors) for matrix in gram.split(1)]
+    results = [marking_failures(solve, matrix, n_vectors) for matrix in matrices.split(1)]
     return torch.cat([values for values, _ in results]), torch.cat([vectors for _, vectors in results])
 
 
@@ -67,13 +67,7 @@ def _solve_alone(gram: Tensor, n_vectors: int) -> tuple[Tensor, Tensor]:
 
 
 def svd_alone(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Return singular values, descending, and right singular vectors as rows of one matrix, in float64.
-
-    Raises
-    ------
-    torch.linalg.LinAlgError
-        The matrix holds NaN or infinity.
-    """
+    """Return singular values, descending, and right singular vectors as rows of a finite matrix, in float64."""
     matrix, scale = _scaled(rows)
     values, right = _first_finite(
         [

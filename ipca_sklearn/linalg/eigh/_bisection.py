@@ -284,20 +284,11 @@ class _Workspace:
 def leading_eigh(gram: Tensor, n_vectors: int, *, negligible: float = 0.0) -> tuple[Tensor, Tensor]:
     """Return the largest eigenvalues (P, k), descending, and their eigenvectors as rows (P, k, n).
 
-    Parameters
-    ----------
-    gram : Tensor of shape (P, n, n)
-        Symmetric matrices in float32 on the CPU; only the lower triangle is read.
-    n_vectors : int
-        k <= n.
-    negligible : float, default=0.0
-        Vectors of eigenvalues below about this share of the largest one may be zero: they are not computed.
-
-    Notes
-    -----
-    Results are NaN for a matrix that holds NaN or infinity, or eigenvalues so near to each other that their vectors are
-    not orthogonal. Cost per matrix: 4/3 n^3 for the tridiagonal form, some 40 n k divisions, 2 n^2 k for the vectors.
-    No result depends on the other matrices, nor on k where the vectors are orthogonal.
+    Of the symmetric float32 matrices `gram` (P, n, n) on the CPU the lower triangle is read. Vectors of eigenvalues
+    below about a share `negligible` of the largest one may be zero: they are not computed. Results are NaN for a matrix
+    that holds NaN or infinity, or eigenvalues so near to each other that their vectors are not orthogonal. Cost per
+    matrix: 4/3 n^3 for the tridiagonal form, some 40 n k divisions, 2 n^2 k for the vectors. No result depends on the
+    other matrices, nor on k where the vectors are orthogonal.
     """
     n_matrices, n = gram.shape[:2]
     work = _Workspace(n, gram.new_empty(0).numpy().dtype)

@@ -155,24 +155,9 @@ def choose_eigensolver(device: torch.device, dtype: torch.dtype, size: int, n_pa
 def scatter_eigensolver(device: torch.device, dtype: torch.dtype, size: int, n_patches: int) -> Eigensolver:
     """Return the fastest routine for scatter matrices, of which the leading vectors alone are wanted.
 
-    Parameters
-    ----------
-    device, dtype, size, n_patches
-        As in `choose_eigensolver`: the choice does not depend on the number of vectors either, so that a model of
-        fewer components has the bits of one with more.
-
-    Returns
-    -------
-    Eigensolver
-        Of numba for many float32 matrices of some hundred rows on a CPU, else that of torch. Vectors of eigenvalues
-        below `share_of_rounding` of the largest one may be zero.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from ipca_sklearn.linalg.eigh import scatter_eigensolver
-    >>> scatter_eigensolver(torch.device("cpu"), torch.float32, size=64, n_patches=256).name
-    'torch'
+    That of numba for many float32 matrices of some hundred rows on a CPU, else that of torch. Vectors of eigenvalues
+    below `share_of_rounding` of the largest one may be zero. As in `choose_eigensolver`, the choice does not depend on
+    the number of vectors: a model of fewer components has the bits of one with more.
     """
     if device.type != "cpu":
         return Eigensolver("torch", _torch)  # as it is: a look for failures makes the host wait for the device

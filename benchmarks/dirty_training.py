@@ -147,8 +147,9 @@ def report(values: Results, environments: list[str], options: argparse.Namespace
         *environments,
     ]
     for name, results in values.items():
-        methods = dict.fromkeys(key.partition(" | ")[0] for key in results)
-        rows = [[method, *(cell(results.get(_key(method, share))) for share in SHARES)] for method in methods]
+        methods = [*(f"trim={trim!r}" for trim in TRIMS), *(rival.title for rival in RIVALS)]
+        found = [[results.get(_key(method, share)) for share in SHARES] for method in methods]
+        rows = [[method, *map(cell, row)] for method, row in zip(methods, found, strict=True) if any(row)]
         parts += [f"## {name}", markdown_table(["", *(f"{100 * share:g} % defects" for share in SHARES)], rows)]
     return "\n\n".join(parts)
 

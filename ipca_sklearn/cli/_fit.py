@@ -53,6 +53,8 @@ if TYPE_CHECKING:
     import numpy as np
     from sklearn.pipeline import Pipeline
 
+    from ipca_sklearn import PatchGaussianDetector
+
 _STEPS_AT_ONCE = 16  # of `update`, between lines of the progress
 _PIXELS = "a number of pixels from 0 on"
 
@@ -362,20 +364,26 @@ def _check_region(region: Path) -> None:
 
 def _print_summary(pipe: Pipeline, path: Path) -> None:
     """Print what a model has learnt, its size, and how many false alarms its threshold is expected to give."""
+    from ipca_sklearn import ProductRouter
+
+    size = f"{path.stat().st_size / 1e6:.1f} MB"
+    if isinstance(pipe[-1], ProductRouter):
+        names = list(pipe[-1].detectors_)
+        typer.echo(f"{printable(path)}: {len(names)} product{'' if len(names) == 1 else 's'}, {size}")
+        for name in names:
+            _print_learnt(pipe[-1].detectors_[name], printable(name))
+    else:
+        _print_learnt(pipe[-1], printable(path), f", {size}")
+
+
+def _print_learnt(detector: PatchGaussianDetector, name: str, size: str = "") -> None:
     import numpy as np
 
-    from ipca_sklearn import ProductRouter
     from ipca_sklearn._utils._precision import below
     from ipca_sklearn.inspection import model_card
 
-    if isinstance(pipe[-1], ProductRouter):
-        for name in pipe[-1].detectors_:
-            typer.echo(f"{printable(name)}: ", nl=False)
-            _print_summary(of_product(pipe, name, path), path)
-        return
-    detector, facts = pipe[-1], model_card(pipe[-1], file=path).to_dict()
-    scores, offset = detector.calibration_scores_, detector.offset_
-    typer.echo(f"{printable(path)}: {facts['images learnt']} images learnt, {facts['file, MB']:.1f} MB")
+    facts, scores, offset = model_card(detector).to_dict(), detector.calibration_scores_, detector.offset_
+    typer.echo(f"{name}: {facts['images learnt']} images learnt{size}")
     typer.echo(
         f"{threshold_in_words(offset)}; of new normal images about "
         f"{facts['expected share of normal images called anomalous']:.1%} are expected to, as "

@@ -50,7 +50,9 @@ def root(tmp_path_factory):
             if kind != "good":
                 save_image(folder / "ground_truth" / str(kind) / f"{index}_mask.png", (255 * mask).astype(np.uint8))
     done = run("fit", root, "--products", "-o", root.parent / "line.joblib", *SETTINGS)
-    assert "fabric: " in done.stdout and "wood: " in done.stdout
+    lines = done.stdout.splitlines()
+    assert re.fullmatch(r".*line\.joblib: 2 products, \d+\.\d MB", lines[1])  # the size is that of both
+    assert [lines[2], lines[4]] == ["fabric: 24 images learnt", "wood: 24 images learnt"]
     return root.parent
 
 

@@ -165,6 +165,7 @@ def fit(
     from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector, ProductRouter, persistence
     from ipca_sklearn.cli._training_images import (
         images_of_products,
+        print_if_products,
         print_suspects,
         refuse_test_images,
         warn_of_copies,
@@ -220,6 +221,8 @@ def fit(
     page = optional_output("--report", report, REPORTS)
     check_outputs([*files, *page], files=[*paths, reviewed], folders=folders_of(folders))
     refuse_test_images([] if products else folders_of(folders), paths)
+    if not products:
+        print_if_products(folders_of(folders), paths)
     warn_of_copies(paths)
     if reviewed is not None:
         of_products = {"": with_ticks(pipe, reviewed, read_ticks(reviewed), paths)}

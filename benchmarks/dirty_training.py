@@ -133,8 +133,8 @@ def cell(result: dict[str, Any] | None) -> str:
     return text
 
 
-def report(values: Results, options: argparse.Namespace) -> str:
-    """Return the page."""
+def report(values: Results, environments: list[str], options: argparse.Namespace) -> str:
+    """Return the page; `environments` are those of all runs that have added to it."""
     parts = [
         "# Defects among the training images",
         METHOD.format(n_train=options.n_train, n_test=options.n_test),
@@ -143,11 +143,13 @@ def report(values: Results, options: argparse.Namespace) -> str:
             if any(rival.title in key for results in values.values() for rival in RIVALS for key in results)
             else []
         ),
-        environment(),
+        *(["By several runs, each with the cells that were missing, on:"] if len(environments) > 1 else []),
+        *environments,
     ]
     for name, results in values.items():
-        methods = dict.fromkeys(key.partition(" | ")[0] for key in results)
-        rows = [[method, *(cell(results.get(_key(method, share))) for share in SHARES)] for method in methods]
+        methods = [*(f"trim={trim!r}" for trim in TRIMS), *(rival.title for rival in RIVALS)]
+        found = [[results.get(_key(method, share)) for share in SHARES] for method in methods]
+        rows = [[method, *map(cell, row)] for method, row in zip(methods, found, strict=True) if any(row)]
         parts += [f"## {name}", markdown_table(["", *(f"{100 * share:g} % defects" for share in SHARES)], rows)]
     return "\n\n".join(parts)
 
@@ -161,7 +163,9 @@ def main() -> None:
     parser.add_argument("--shares", type=float, nargs="+", default=list(SHARES), choices=SHARES, help="of defects")
     parser.add_argument("--resume", action="store_true", help="keep the results that the results file already has")
     options = parser.parse_args()
-    values: Results = read_results(options, "dirty_training")["sets"] if options.resume else {}
+    earlier = read_results(options, "dirty_training") if options.resume else {}
+    values: Results = earlier.get("sets", {})
+    environments = list(dict.fromkeys([*earlier.get("environments", []), environment()]))
 
     def measured(split: Split, done: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
         yield from ours(options, split, done)
@@ -173,9 +177,9 @@ def main() -> None:
         for key, result in measured(Split(normal, defects, options.n_train, options.n_test), done):
             done[key] = result
             print(name, key, result, file=sys.stderr)
-            found = {"environment": environment(), "sets": values}
-            write_results(options, "dirty_training", report(values, options), found, show=False)
-    print(report(values, options))
+            found = {"environments": environments, "sets": values}
+            write_results(options, "dirty_training", report(values, environments, options), found, show=False)
+    print(report(values, environments, options))
 
 
 if __name__ == "__main__":

@@ -53,6 +53,8 @@ if TYPE_CHECKING:
     import numpy as np
     from sklearn.pipeline import Pipeline
 
+    from ipca_sklearn import PatchGaussianDetector
+
 _STEPS_AT_ONCE = 16  # of `update`, between lines of the progress
 _PIXELS = "a number of pixels from 0 on"
 
@@ -163,6 +165,7 @@ def fit(
     from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector, ProductRouter, persistence
     from ipca_sklearn.cli._training_images import (
         images_of_products,
+        print_if_products,
         print_suspects,
         refuse_test_images,
         warn_of_copies,
@@ -218,6 +221,8 @@ def fit(
     page = optional_output("--report", report, REPORTS)
     check_outputs([*files, *page], files=[*paths, reviewed], folders=folders_of(folders))
     refuse_test_images([] if products else folders_of(folders), paths)
+    if not products:
+        print_if_products(folders_of(folders), paths)
     warn_of_copies(paths)
     if reviewed is not None:
         of_products = {"": with_ticks(pipe, reviewed, read_ticks(reviewed), paths)}
@@ -362,20 +367,26 @@ def _check_region(region: Path) -> None:
 
 def _print_summary(pipe: Pipeline, path: Path) -> None:
     """Print what a model has learnt, its size, and how many false alarms its threshold is expected to give."""
+    from ipca_sklearn import ProductRouter
+
+    size = f"{path.stat().st_size / 1e6:.1f} MB"
+    if isinstance(pipe[-1], ProductRouter):
+        names = list(pipe[-1].detectors_)
+        typer.echo(f"{printable(path)}: {len(names)} product{'' if len(names) == 1 else 's'}, {size}")
+        for name in names:
+            _print_learnt(pipe[-1].detectors_[name], printable(name))
+    else:
+        _print_learnt(pipe[-1], printable(path), f", {size}")
+
+
+def _print_learnt(detector: PatchGaussianDetector, name: str, size: str = "") -> None:
     import numpy as np
 
-    from ipca_sklearn import ProductRouter
     from ipca_sklearn._utils._precision import below
     from ipca_sklearn.inspection import model_card
 
-    if isinstance(pipe[-1], ProductRouter):
-        for name in pipe[-1].detectors_:
-            typer.echo(f"{printable(name)}: ", nl=False)
-            _print_summary(of_product(pipe, name, path), path)
-        return
-    detector, facts = pipe[-1], model_card(pipe[-1], file=path).to_dict()
-    scores, offset = detector.calibration_scores_, detector.offset_
-    typer.echo(f"{printable(path)}: {facts['images learnt']} images learnt, {facts['file, MB']:.1f} MB")
+    facts, scores, offset = model_card(detector).to_dict(), detector.calibration_scores_, detector.offset_
+    typer.echo(f"{name}: {facts['images learnt']} images learnt{size}")
     typer.echo(
         f"{threshold_in_words(offset)}; of new normal images about "
         f"{facts['expected share of normal images called anomalous']:.1%} are expected to, as "

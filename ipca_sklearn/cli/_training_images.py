@@ -91,6 +91,19 @@ def images_of_products(roots: Sequence[Path]) -> dict[str, list[Path]]:
     return images
 
 
+def print_if_products(folders: Iterable[Path], images: Iterable[Path]) -> None:
+    """Print that a folder may hold products, if all of its images lie in folders in it."""
+    images = list(images)
+    for folder in folders:
+        parts = [image.relative_to(folder).parts for image in images if image.is_relative_to(folder)]
+        names = sorted({first for first, *_ in parts})
+        if len(names) > 1 and all(len(path) > 1 for path in parts):
+            typer.echo(
+                f"{printable(folder)} holds images in {len(names)} folders, and one model learns them all; if these "
+                "are products, --products learns a model for each"
+            )
+
+
 def refuse_test_images(folders: Iterable[Path], images: Iterable[Path]) -> None:
     """Raise if a folder is that of a whole data set: its test images, defects and masks would be learnt as normal."""
     parents = sorted({image.parent for image in images})

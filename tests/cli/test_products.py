@@ -50,7 +50,9 @@ def root(tmp_path_factory):
             if kind != "good":
                 save_image(folder / "ground_truth" / str(kind) / f"{index}_mask.png", (255 * mask).astype(np.uint8))
     done = run("fit", root, "--products", "-o", root.parent / "line.joblib", *SETTINGS)
-    assert "fabric: " in done.stdout and "wood: " in done.stdout
+    lines = done.stdout.splitlines()
+    assert re.fullmatch(r".*line\.joblib: 2 products, \d+\.\d MB", lines[1])  # the size is that of both
+    assert [lines[2], lines[4]] == ["fabric: 24 images learnt", "wood: 24 images learnt"]
     return root.parent
 
 
@@ -62,6 +64,16 @@ def test_a_model_of_folders_is_that_of_the_router(root):
     pipe = load(root / "line.joblib")
     assert isinstance(pipe[-1], ProductRouter)
     assert {name: part.n_samples_seen_ for name, part in pipe[-1].detectors_.items()} == {"fabric": 24, "wood": 24}
+
+
+def test_a_folder_of_products_without_the_option_is_one_model_and_says_so(tmp_path):
+    for index, image in enumerate(make_textures(6, 0, material="wood", size=64).train_images):
+        save_image(tmp_path / "line" / ("bolt", "nut")[index % 2] / f"{index}.png", image)
+    said = f"{tmp_path / 'line'} holds images in 2 folders, and one model learns them all"
+    assert said in run("fit", tmp_path / "line", "-o", tmp_path / "m.joblib", *SETTINGS).stdout
+    assert load(tmp_path / "m.joblib")[-1].n_samples_seen_ == 6
+    save_image(tmp_path / "line" / "loose.png", image)
+    assert said not in run("fit", tmp_path / "line", "-o", tmp_path / "m.joblib", *SETTINGS).stdout
 
 
 def test_predict_names_the_product_of_each_image(root, tmp_path):

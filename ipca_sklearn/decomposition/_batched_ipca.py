@@ -229,9 +229,9 @@ class BatchedIncrementalPCA(BasePCA):
         return group > 1 and n_features <= 2 * (n_rows + in_a_step)
 
     def _n_rows(self, n_components: int | float, n_features: int) -> int:
-        """Return how many directions an update keeps."""
+        """Return how many directions an update keeps: there are no more than features."""
         most = int(n_components) if isinstance(n_components, Integral) else min(n_features, _MOST_FOR_SHARE)
-        return most + self.n_oversamples
+        return min(most + self.n_oversamples, n_features)
 
     def _numbers_per_feature(self, n_samples: int, n_features: int, group: int) -> tuple[float, float, float]:
         n_rows = self._n_rows(self._initial_n_components(n_samples, n_features), n_features)

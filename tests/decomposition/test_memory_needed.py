@@ -133,3 +133,10 @@ def test_a_pipeline_is_checked_too(monkeypatch):
     extractor = PatchFeatureExtractor("resnet18", weights=None, layers=["layer1"], image_size=32)
     with pytest.raises(MemoryError, match="batch_size"):
         Pipeline([("f", extractor), ("d", PatchGaussianDetector(2))]).fit(np.zeros((70, 32, 32, 3), dtype=np.uint8))
+
+
+def test_more_directions_than_features_take_no_memory():
+    X = np.random.default_rng(0).normal(size=(40, 2, 3))
+    all_of_them, far_more = (BatchedIncrementalPCA(2, n_oversamples=n) for n in (1, 10**30))
+    assert far_more.memory_needed(X) == all_of_them.memory_needed(X)
+    np.testing.assert_array_equal(far_more.fit(X).components_, all_of_them.fit(X).components_)

@@ -105,8 +105,8 @@ LINALG = {
 }
 
 
-# Float32 is off by 0.2 % from float64 here, on either device.
-RTOL = {torch.float32: 5e-3, torch.float64: 1e-3}
+# Distances that float32 gives to 0.2 % of those of float64, on either device.
+ROUGH = {("patch_distances, groups", torch.float32): 5e-3}
 
 
 def tensors_of(result):
@@ -130,7 +130,7 @@ def test_linalg_computes_on_the_gpu_what_it_does_on_the_cpu(name, dtype):
         found = tensors_of(LINALG[name](samples.to(GPU)))
     assert len(found) == len(expected) > 0
     for ours, theirs in zip(found, expected, strict=True):
-        torch.testing.assert_close(values_of(ours), theirs, rtol=RTOL[dtype], atol=1e-4)
+        torch.testing.assert_close(values_of(ours), theirs, rtol=ROUGH.get((name, dtype), 1e-3), atol=1e-4)
 
 
 # Branches of few matrices: their results are compared on the CPU, in tests/linalg.
@@ -207,7 +207,7 @@ def test_a_detector_computes_on_the_gpu_what_it_does_on_the_cpu(name, n_learnt):
     with pretended_gpu():
         found, numbers, n_found = through_a_detector(X.to(GPU), n_learnt, **DETECTORS[name])
     for ours, theirs in zip(found, expected, strict=True):
-        torch.testing.assert_close(values_of(ours), theirs, rtol=RTOL[torch.float32], atol=1e-3)
+        torch.testing.assert_close(values_of(ours), theirs, rtol=5e-3 if name == "one each" else 1e-3, atol=1e-3)
     np.testing.assert_allclose(numbers, expected_numbers, rtol=1e-3)
     assert n_found == n_expected
 
@@ -227,7 +227,7 @@ def test_a_pca_computes_on_the_gpu_what_it_does_on_the_cpu(solver):
     with pretended_gpu():
         found = results(SAMPLES.to(GPU))
     for ours, theirs in zip(found, expected, strict=True):
-        torch.testing.assert_close(values_of(ours), theirs, rtol=RTOL[torch.float32], atol=1e-3)
+        torch.testing.assert_close(values_of(ours), theirs, rtol=1e-3, atol=1e-3)
 
 
 EXTRACTORS = {

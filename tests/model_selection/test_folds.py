@@ -243,7 +243,7 @@ def test_an_unreadable_image_decides_as_predict_does_and_its_score_stays_unknown
     assert (decision[[4, 20]] == np.finfo(decision.dtype).min).all()
     np.testing.assert_array_equal(decision < 0, labels == -1)
     readable = np.delete(np.arange(22), [4, 20])
-    np.testing.assert_allclose(decision[readable], scores[readable] - pipe[-1].offset_, rtol=1e-5)
+    np.testing.assert_allclose(decision[readable], scores[readable] - pipe[-1].offset_, rtol=1e-6)
 
 
 @pytest.mark.parametrize("scoring", ["roc_auc", "f1", make_scorer(roc_auc_score, response_method="decision_function")])

@@ -25,7 +25,14 @@ from benchmarks.accuracy.__main__ import RIVAL_SIZE, RIVALS_MODULE, rival_job
 from benchmarks.accuracy.settings import RIVALS
 from benchmarks.common.features import add_set_options, features_on_disk, image_sets
 from benchmarks.common.processes import in_fresh_process
-from benchmarks.common.reports import argument_parser, environment, markdown_table, read_results, write_results
+from benchmarks.common.reports import (
+    argument_parser,
+    environments,
+    environments_in_words,
+    markdown_table,
+    read_results,
+    write_results,
+)
 from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector, metrics
 from ipca_sklearn.exceptions import AspectRatioWarning, FewImagesWarning
 
@@ -133,8 +140,8 @@ def cell(result: dict[str, Any] | None) -> str:
     return text
 
 
-def report(values: Results, environments: list[str], options: argparse.Namespace) -> str:
-    """Return the page; `environments` are those of all runs that have added to it."""
+def report(values: Results, runs: list[str], options: argparse.Namespace) -> str:
+    """Return the page; `runs` are the environments of all that have added to it."""
     parts = [
         "# Defects among the training images",
         METHOD.format(n_train=options.n_train, n_test=options.n_test),
@@ -143,8 +150,7 @@ def report(values: Results, environments: list[str], options: argparse.Namespace
             if any(rival.title in key for results in values.values() for rival in RIVALS for key in results)
             else []
         ),
-        *(["By several runs, each with the cells that were missing, on:"] if len(environments) > 1 else []),
-        *environments,
+        *environments_in_words(runs),
     ]
     for name, results in values.items():
         methods = [*(f"trim={trim!r}" for trim in TRIMS), *(rival.title for rival in RIVALS)]
@@ -165,7 +171,7 @@ def main() -> None:
     options = parser.parse_args()
     earlier = read_results(options, "dirty_training") if options.resume else {}
     values: Results = earlier.get("sets", {})
-    environments = list(dict.fromkeys([*earlier.get("environments", []), environment()]))
+    runs = environments(earlier)
 
     def measured(split: Split, done: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
         yield from ours(options, split, done)
@@ -177,9 +183,9 @@ def main() -> None:
         for key, result in measured(Split(normal, defects, options.n_train, options.n_test), done):
             done[key] = result
             print(name, key, result, file=sys.stderr)
-            found = {"environments": environments, "sets": values}
-            write_results(options, "dirty_training", report(values, environments, options), found, show=False)
-    print(report(values, environments, options))
+            found = {"environments": runs, "sets": values}
+            write_results(options, "dirty_training", report(values, runs, options), found, show=False)
+    print(report(values, runs, options))
 
 
 if __name__ == "__main__":

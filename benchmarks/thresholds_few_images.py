@@ -18,7 +18,14 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks.common.features import add_set_options, features_on_disk, image_sets
-from benchmarks.common.reports import argument_parser, environment, markdown_table, read_results, write_results
+from benchmarks.common.reports import (
+    argument_parser,
+    environments,
+    environments_in_words,
+    markdown_table,
+    read_results,
+    write_results,
+)
 from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector
 from ipca_sklearn.exceptions import FewImagesWarning
 
@@ -109,7 +116,9 @@ def main() -> None:
     parser.add_argument("--n-anomalous", type=int, help="anomalous images, drawn once (default: all)")
     parser.add_argument("--resume", action="store_true", help="keep the rows that the results file already has")
     options = parser.parse_args()
-    values: dict[str, Results] = read_results(options, "thresholds_few_images")["sets"] if options.resume else {}
+    earlier = read_results(options, "thresholds_few_images") if options.resume else {}
+    values: dict[str, Results] = earlier.get("sets", {})
+    runs = environments(earlier)
     for name, (normal, anomalous) in image_sets(options).items():
         rows = values.setdefault(name, {})
         if left := missing(rows, len(normal), options):
@@ -122,11 +131,10 @@ def main() -> None:
                     rows[key_of(sizes)] = results
                     print(name, row(sizes, results), file=sys.stderr)
         method = METHOD.format(rate=RATE, repeats=options.repeats, new=options.n_new)
-        parts = ["# Few images and merged detectors: false alarms and defects found", method, environment()]
+        title = "# Few images and merged detectors: false alarms and defects found"
+        parts = [title, method, *environments_in_words(runs)]
         parts += [f"## {name}\n\n{tables(results)}" for name, results in values.items()]
-        write_results(
-            options, "thresholds_few_images", "\n\n".join(parts), {"environment": environment(), "sets": values}
-        )
+        write_results(options, "thresholds_few_images", "\n\n".join(parts), {"environments": runs, "sets": values})
 
 
 if __name__ == "__main__":

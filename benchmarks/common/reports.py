@@ -46,6 +46,16 @@ def environment() -> str:
     )
 
 
+def environments(earlier: dict[str, Any]) -> list[str]:
+    """Return the environments of all runs that have added to a results file, given as it is read, with that of now."""
+    return list(dict.fromkeys([*earlier.get("environments", []), environment()]))
+
+
+def environments_in_words(lines: Sequence[str]) -> list[str]:
+    """Return the paragraphs of a page that `environments` make."""
+    return [*(["By several runs, each with the cells that were missing, on:"] if len(lines) > 1 else []), *lines]
+
+
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
     if info.exists():

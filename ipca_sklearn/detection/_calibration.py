@@ -22,9 +22,6 @@ MAX_IMAGES = 8192
 # that is good enough to score the other half.
 FEW_IMAGES = 64
 
-# Blocks of few images that are left out in turn.
-N_BLOCKS = 8
-
 # Scores that were corrected by more than this, because their models had learnt far fewer images, are a guess.
 LARGEST_CORRECTION = 0.2
 

@@ -21,7 +21,6 @@ from ipca_sklearn.decomposition._fitted_scatter import FittedExactPCA
 from ipca_sklearn.detection._calibration import (
     FEW_IMAGES,
     MAX_IMAGES,
-    N_BLOCKS,
     Summaries,
     first_scored_image,
     leave_out,
@@ -33,6 +32,10 @@ from ipca_sklearn.detection._settings import ScoreSettings
 # Logarithm by which distances fall from one independent sample to very many, with 96 directions, times that number; and
 # by how much those of the model that scores may differ from those of a new one.
 _FALL, _LARGEST_FALL = 120, 0.1
+
+# Blocks of few images that are left out in turn. Two from so many images on where Gaussians are shared: half of the
+# images is enough there to be corrected to all of them, and each block takes a decomposition of all Gaussians.
+_N_BLOCKS, _HALVES_FROM = 8, 16
 
 _OPERATOR_TENSORS = ("mean", "rows", "transform", "scale", "precision")
 
@@ -152,7 +155,9 @@ class UnseenScores:
             step_size = images_per_step(self._pca.step_size, self._steps.n_copies)
             self._images = [step.clone() for step in self._steps.read(step_size, copies=True)]
         if self._images:
-            self._left_out += self._by_models_of_the_others(joined(self._images), self._start, N_BLOCKS)
+            images = joined(self._images)
+            in_halves = len(images) >= _HALVES_FROM and isinstance(fitted, FittedExactPCA) and fitted.group > 1
+            self._left_out += self._by_models_of_the_others(images, self._start, 2 if in_halves else _N_BLOCKS)
         if held_out is not None:
             self.model = self._model_of(fitted)
             for step in held_out.read(self._pca.step_size):

@@ -275,6 +275,18 @@ def test_every_image_is_left_out_once_of_models_of_the_others(n, n_blocks, start
     assert max(len(block) for _, block in left_out) <= np.ceil(n / max(n_blocks, 2))
 
 
+@pytest.mark.parametrize(("n_images", "n_gaussians", "learnt"), [(16, 4, 8), (15, 4, 13), (16, None, 14), (64, 4, 32)])
+def test_halves_are_left_out_where_gaussians_are_shared_and_eighths_elsewhere(n_images, n_gaussians, learnt):
+    X = np.random.default_rng(0).normal(size=(n_images, 4, 4, 6))
+    detector = PatchGaussianDetector(2, n_gaussians=n_gaussians).fit(X)
+    left_out = detector._calibrator.left_out
+    assert len(left_out) == len(detector.calibration_scores_) == n_images
+    assert left_out.weights[0] == learnt
+    if n_gaussians:
+        alone = PatchGaussianDetector(2, n_gaussians=n_gaussians).fit(X[n_images - learnt :])
+        np.testing.assert_allclose(left_out.scores[: n_images - learnt], alone.score_samples(X[: n_images - learnt]))
+
+
 def test_few_images_are_all_scored_by_models_of_the_others():
     X = normal(20, 0)
     detector = PatchGaussianDetector(2).fit(X)

@@ -33,9 +33,8 @@ from ipca_sklearn.detection._settings import ScoreSettings
 # by how much those of the model that scores may differ from those of a new one.
 _FALL, _LARGEST_FALL = 120, 0.1
 
-# Blocks of few images that are left out in turn. Two from so many images on where Gaussians are shared: half of the
-# images is enough there to be corrected to all of them, and each block takes a decomposition of all Gaussians.
-_N_BLOCKS, _HALVES_FROM = 8, 16
+# Blocks of few images that are left out in turn, and how many images halves of which each make a model have at least.
+_N_BLOCKS, _FEWEST_IN_HALVES = 8, 16
 
 _OPERATOR_TENSORS = ("mean", "rows", "transform", "scale", "precision")
 
@@ -156,8 +155,7 @@ class UnseenScores:
             self._images = [step.clone() for step in self._steps.read(step_size, copies=True)]
         if self._images:
             images = joined(self._images)
-            in_halves = len(images) >= _HALVES_FROM and isinstance(fitted, FittedExactPCA) and fitted.group > 1
-            self._left_out += self._by_models_of_the_others(images, self._start, 2 if in_halves else _N_BLOCKS)
+            self._left_out += self._by_models_of_the_others(images, self._start, _n_blocks(fitted, len(images)))
         if held_out is not None:
             self.model = self._model_of(fitted)
             for step in held_out.read(self._pca.step_size):
@@ -229,6 +227,20 @@ class UnseenScores:
     def _learn(self, fitted: Fitted | None, images: Tensor) -> Fitted:
         n_copies, n_images = self._steps.n_copies, len(images)
         return learn_images(self._pca, fitted, self._cells, n_copies, lambda size: images.split(size or n_images))
+
+
+def _n_blocks(fitted: Fitted, n_images: int) -> int:
+    """Return how many blocks of few images are left out in turn: each takes a decomposition of all Gaussians.
+
+    Where patches share Gaussians, these are as few as leave enough images to models that borrow nothing, as `fitted`:
+    their scores are corrected as well as those of models of more images.
+    """
+    if isinstance(fitted, FittedExactPCA) and fitted.group > 1 and n_images >= _FEWEST_IN_HALVES:
+        enough = fitted.fewest_samples / independent_samples(fitted.group)
+        for n_blocks in (2, 4):
+            if n_images - -(-n_images // n_blocks) >= enough:
+                return n_blocks
+    return _N_BLOCKS
 
 
 def cut_to(fitted: Fitted, n_components: Any) -> Fitted:

@@ -275,9 +275,12 @@ def test_every_image_is_left_out_once_of_models_of_the_others(n, n_blocks, start
     assert max(len(block) for _, block in left_out) <= np.ceil(n / max(n_blocks, 2))
 
 
-@pytest.mark.parametrize(("n_images", "n_gaussians", "learnt"), [(16, 4, 8), (15, 4, 13), (16, None, 14), (64, 4, 32)])
-def test_halves_are_left_out_where_gaussians_are_shared_and_eighths_elsewhere(n_images, n_gaussians, learnt):
-    X = np.random.default_rng(0).normal(size=(n_images, 4, 4, 6))
+@pytest.mark.parametrize(
+    ("n_images", "n_gaussians", "learnt"),
+    [(64, 4, 32), (50, 4, 37), (32, 4, 28), (64, None, 56), (16, 1, 8), (15, 1, 13)],
+)
+def test_as_few_blocks_are_left_out_as_leave_models_that_borrow_nothing(n_images, n_gaussians, learnt):
+    X = np.random.default_rng(0).normal(size=(n_images, 8, 8, 6))
     detector = PatchGaussianDetector(2, n_gaussians=n_gaussians).fit(X)
     left_out = detector._calibrator.left_out
     assert len(left_out) == len(detector.calibration_scores_) == n_images

@@ -73,9 +73,17 @@ class ScoringModel:
             self._operators, self._make_operators = self._make_operators(), None
         return self._operators
 
+    @property
+    def is_made(self) -> bool:
+        """Whether the operators are there, whatever becomes of the matrices that they are made of."""
+        return bool(self._operators)
+
     def of_one(self, number: int) -> ScoringModel:
         """Return the model with the operator of one of the settings."""
-        return ScoringModel(self.count, self.weight, (lambda: [self.operators()[number]]) if self.count else None)
+        model = ScoringModel(self.count, self.weight, (lambda: [self.operators()[number]]) if self.count else None)
+        if self.is_made:
+            model.operators()
+        return model
 
     def __deepcopy__(self, memo: Any) -> ScoringModel:
         return self  # it never changes
@@ -88,6 +96,7 @@ class ScoringModel:
         self.__init__(  # type: ignore[misc]
             stored["count"], stored["weight"], lambda: [_as_operator(arrays) for arrays in stored["operators"]]
         )
+        self.operators()
 
 
 def _as_arrays(operator: linalg.DistanceOperator) -> dict[str, np.ndarray | None]:
@@ -131,6 +140,7 @@ class UnseenScores:
         self.model = model or self._model_of(start)
         # Tensors stay on their device until the end, so that the host does not wait for a GPU at every step.
         self._scored: deque[_Scored] = deque(maxlen=MAX_IMAGES)
+        self._falls: list[tuple[_Scored, _Scored]] = []  # the same images by two models
         self._left_out: list[_Scored] = []
         self._images: list[Tensor] = []
 
@@ -141,10 +151,20 @@ class UnseenScores:
         if not self._prequential:
             return
         first_scored = self._first_scored - len(step)
-        self._renew(fitted, first_scored)
-        if (0 if fitted is None else fitted.count) > first_scored:
+        is_scored = (0 if fitted is None else fitted.count) > first_scored
+        earlier: list[_Scored] = []
+        if not isinstance(fitted, FittedExactPCA):
+            self.model = self._model_of(fitted)
+        elif self.model.outdated(fitted.count, fitted.weight, independent_samples(fitted.group)):
+            if is_scored and self.model.is_made:  # before the new model is made, as each takes room
+                earlier = list(self._by(self.model, step))
+            self._renew(fitted, first_scored)
+        if is_scored:
             if self.model.weight:
-                self._scored.extend(self._by(self.model, step))
+                scored = list(self._by(self.model, step))
+                self._scored.extend(scored)
+                if earlier:
+                    self._falls.append((earlier[0], scored[0]))
             else:  # each half of the first step is scored by a model of the other half
                 self._scored.extend(self._by_models_of_the_others(step, None, n_blocks=2))
 
@@ -166,7 +186,10 @@ class UnseenScores:
 
         The first are by models of earlier images, or of all that were learnt where images are held out.
         """
-        return self._on_host(self._scored, number), self._on_host(self._left_out, number)
+        scored = self._on_host(self._scored, number)
+        for earlier, later in self._falls:
+            scored = scored.with_fall(self._on_host([earlier], number), self._on_host([later], number))
+        return scored, self._on_host(self._left_out, number)
 
     def _on_host(self, scored: Sequence[_Scored] | deque[_Scored], number: int) -> Summaries:
         """Return all steps as one: a GPU is waited for once, not for each step."""
@@ -176,23 +199,18 @@ class UnseenScores:
         weights = np.concatenate([np.full(len(of_settings[number]), weight) for weight, of_settings in scored])
         return Summaries.of(columns, weights, self._steps.n_patches)
 
-    def _renew(self, fitted: Fitted | None, first_scored: float) -> None:
-        """Take what is learnt so far as the model that scores, or keep one that has learnt at least half of it.
+    def _renew(self, fitted: FittedExactPCA, first_scored: float) -> None:
+        """Take what is learnt so far as the model that scores, where it differs enough (`ScoringModel.outdated`).
 
-        Scatter matrices are decomposed again when it makes a difference (`ScoringModel.outdated`): each time costs as
-        much as learning a hundred images. When that is does not depend on how images are divided among calls: a loop
-        of `partial_fit` gives the scores of `fit`.
+        Decomposing scatter matrices costs as much as learning a hundred images. When that is does not depend on how
+        images are divided among calls: a loop of `partial_fit` gives the scores of `fit`.
         """
-        if not isinstance(fitted, FittedExactPCA):
-            self.model = self._model_of(fitted)
-            return
-        per_image = independent_samples(fitted.group)
-        if self.model.outdated(fitted.count, fitted.weight, per_image):
-            self.model = self._model_of(fitted)
-            grows = fitted.weight == fitted.count  # what forgets may keep its weight, and so its model, for long
-            weight = first_scored if grows else fitted.weight
-            if not self.model.outdated(first_scored, weight, per_image):  # else it is renewed before it scores
-                self.model.operators()  # at once: learning overwrites the matrices
+        self.model = self._model_of(fitted)
+        grows = fitted.weight == fitted.count  # what forgets may keep its weight, and so its model, for long
+        weight = first_scored if grows else fitted.weight
+        # Else it is renewed before it scores.
+        if not self.model.outdated(first_scored, weight, independent_samples(fitted.group)):
+            self.model.operators()  # at once: learning overwrites the matrices
 
     def _model_of(self, fitted: Fitted | None) -> ScoringModel:
         if fitted is None:

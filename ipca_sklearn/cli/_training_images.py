@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 import typer
 from sklearn.pipeline import Pipeline
 
-from ipca_sklearn._utils._files import printable
+from ipca_sklearn._utils._files import file_digest, printable
 from ipca_sklearn.cli._arguments import Ticks, find_images
 from ipca_sklearn.cli._images import draw, score_images
 from ipca_sklearn.cli._predict import note_of, open_page
@@ -148,7 +147,7 @@ def _refuse_part(folder: Path) -> None:
 def warn_of_copies(images: Sequence[Path]) -> None:
     """Print a warning if images are exact copies of others: each counts again, in the model and in the threshold."""
     groups = [list(images)]
-    for key in (_size, _middle, _digest):  # each reads more, of fewer files
+    for key in (_size, _middle, file_digest):  # each reads more, of fewer files
         groups = [alike for group in groups for alike in _groups(group, key)]
     n_copies = sum(len(group) - 1 for group in groups)
     if n_copies:
@@ -181,11 +180,6 @@ def _middle(path: Path) -> bytes:
     with path.open("rb") as file:
         file.seek(path.stat().st_size // 2)
         return file.read(4096)
-
-
-def _digest(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
 
 
 def print_suspects(suspects: np.ndarray, paths: Sequence[Path]) -> None:

@@ -24,8 +24,7 @@ from ipca_sklearn.exceptions import ImageReadError
 from ipca_sklearn.images._deep import as_stored, read_deep
 from ipca_sklearn.images._formats import (
     MAX_PIXELS,
-    check_decoder,
-    check_pixels,
+    check_opened,
     count_pages,
     open_image,
     orientation,
@@ -166,9 +165,7 @@ def decode(image: PathLike | bytes | Image.Image, name: str, max_pixels: int) ->
             for listener in _listeners:
                 listener(image, pixels)
             return pixels, count_pages(opened)
-    check_decoder(image, name)
-    if getattr(image, "tile", None):  # it is yet to be decoded
-        check_pixels(image.size, name, max_pixels)
+    check_opened(image, name, max_pixels)
     return _from_pil(image, name), count_pages(image)
 
 

@@ -202,13 +202,18 @@ def _too_large(what: str, limit: str) -> ImageReadError:
     return error
 
 
-def check_decoder(image: Image.Image, name: str) -> None:
-    """Raise an ImageReadError if Pillow would start another program to decode an image that the user has opened."""
+def check_opened(image: Image.Image, name: str, max_pixels: int) -> None:
+    """Raise an ImageReadError for an image that the user has opened if another program decodes it or it is too large.
+
+    Its size does not count if its pixels are in memory already.
+    """
     if image.format in _FOREIGN_DECODERS:
         raise ImageReadError(
             f"{name} is of the format {image.format}, which Pillow decodes with another program; convert it to PNG, or "
             "leave it out"
         )
+    if getattr(image, "tile", None):  # it is yet to be decoded
+        check_pixels(image.size, name, max_pixels)
 
 
 def undecodable(name: str, error: Exception) -> ImageReadError:

@@ -25,8 +25,7 @@ from ipca_sklearn._utils._typing import Size
 from ipca_sklearn.exceptions import ImageReadError, MaskWarning
 from ipca_sklearn.images._formats import (
     MAX_PIXELS,
-    check_decoder,
-    check_pixels,
+    check_opened,
     count_pages,
     open_image,
     undecodable,
@@ -99,9 +98,7 @@ def check_proportions(size: Size, name: str, image_size: Size, image_name: str =
 
 def _read(mask: Any, name: str, max_pixels: int) -> Mask:
     if isinstance(mask, Image.Image):
-        check_decoder(mask, name)
-        if getattr(mask, "tile", None):  # it is yet to be decoded
-            check_pixels(mask.size, name, max_pixels)
+        check_opened(mask, name, max_pixels)
         return _from_pil(mask, name)
     if isinstance(mask, (str, os.PathLike)):
         with open_image(mask, max_pixels) as image:

@@ -16,7 +16,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from ipca_sklearn._utils._files import printable
+from ipca_sklearn._utils._files import file_digest, printable
 from ipca_sklearn._utils._tables import to_json
 from ipca_sklearn._utils._turns import snapshot
 from ipca_sklearn._utils._typing import PathLike
@@ -26,7 +26,7 @@ from ipca_sklearn.detection._chosen import expected_rate, is_chosen
 from ipca_sklearn.detection._few_images import few_images_warning
 from ipca_sklearn.features import PatchFeatureExtractor, weights_license
 from ipca_sklearn.inspection._card_text import as_html, as_markdown, as_text
-from ipca_sklearn.inspection._provenance import describe_model, file_digest
+from ipca_sklearn.inspection._provenance import describe_model
 from ipca_sklearn.linalg import ScatterState
 from ipca_sklearn.products import ProductRouter
 

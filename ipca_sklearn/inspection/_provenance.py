@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import html
 import os
 from datetime import datetime
@@ -12,8 +11,7 @@ import joblib
 from sklearn.base import BaseEstimator
 from sklearn.pipeline import Pipeline
 
-from ipca_sklearn._utils._files import printable
-from ipca_sklearn._utils._typing import PathLike
+from ipca_sklearn._utils._files import file_digest, printable
 from ipca_sklearn._version import __version__
 
 N_DIGITS = 12  # of a digest: enough to tell the models of a line apart
@@ -35,12 +33,6 @@ def describe_model(model: Any) -> str:
     classes = ", ".join(type(step).__name__ for step in steps)
     # The last step alone: an extractor keeps more while it is used, so its digest would change without any learning.
     return f"{classes} (digest {joblib.hash(steps[-1])[:N_DIGITS]})"
-
-
-def file_digest(path: PathLike) -> str:
-    """Return the SHA-256 digest of the bytes of a file, as `sha256sum` prints it."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def provenance(model: str | None, source: str | None, n_images: int, written: datetime) -> str:

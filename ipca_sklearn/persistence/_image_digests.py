@@ -20,7 +20,7 @@ import torch
 from joblib import effective_n_jobs
 from torch import Tensor
 
-from ipca_sklearn._utils._digests import content, describe, new_digest
+from ipca_sklearn._utils._digests import content, describe, hex_digest, new_digest
 from ipca_sklearn._utils._files import printable
 from ipca_sklearn._utils._threads import single_threaded_workers
 from ipca_sklearn._utils._typing import Image, PathLike
@@ -81,9 +81,7 @@ def digest_images(images: Any, *, max_pixels: int = MAX_PIXELS, n_jobs: int | No
 
 def digest_of_numbers(numbers: Iterable[int]) -> str:
     """Return the digest of a set of images from the numbers of their pixels."""
-    digest = new_digest()
-    digest.update(np.unique(np.array(list(numbers), "<u8")).tobytes())
-    return digest.hexdigest()
+    return hex_digest(np.unique(np.array(list(numbers), "<u8")).tobytes())
 
 
 def pixel_numbers(images: Iterable[Image], max_pixels: int = MAX_PIXELS, n_jobs: int | None = None) -> list[int | None]:

@@ -11,7 +11,7 @@ from math import inf
 from pathlib import Path
 from typing import NamedTuple
 
-from ipca_sklearn._utils._files import digest_of, printable, status_of
+from ipca_sklearn._utils._files import digest_of, identity_of, printable, status_of
 from ipca_sklearn._utils._typing import PathLike
 from ipca_sklearn.datasets import list_images
 from ipca_sklearn.watching._events import FolderEvents, is_image_name
@@ -288,8 +288,9 @@ class FolderWatcher:
         """Find what is new in the whole folder, and forget what is no longer there."""
         start = time.monotonic()
         self._next_listing = now + self.interval
-        identity = _identity(self.folder)
-        if identity is None:
+        try:
+            identity = identity_of(self.folder)
+        except OSError:
             if not self._is_away:
                 _warn(f"{printable(self.folder)} is not there: waiting for it")
             self._is_away = True  # nothing is forgotten
@@ -376,14 +377,6 @@ def _can_be_listed(folder: str) -> bool:
     except OSError:
         return False
     return True
-
-
-def _identity(folder: Path) -> tuple[int, int] | None:
-    try:
-        status = os.stat(folder)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
 
 
 def _list_quietly(folder: Path) -> Iterator[str]:

@@ -19,7 +19,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor, nn
 
-from ipca_sklearn._utils._digests import new_digest, weights_digest
+from ipca_sklearn._utils._digests import hex_digest, weights_digest
 from ipca_sklearn._utils._surroundings import as_in_a_fresh_process
 from ipca_sklearn._utils._threads import calling_modules
 from ipca_sklearn.features._settings import FeatureSettings
@@ -212,9 +212,7 @@ def _digest(settings: FeatureSettings, *versions: str) -> str:
         (backbone.layers, backbone.layer_pooling, backbone.margin, backbone.axes()),
         (str(backbone.network), weights_digest(backbone.network)),
     )
-    digest = new_digest()
-    digest.update(repr(parts).encode())
-    return str(digest.hexdigest())
+    return hex_digest(repr(parts).encode())
 
 
 def _trial(settings: FeatureSettings) -> tuple[nn.Module, Tensor, list[Tensor]]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ipca_sklearn._utils._files import printable
+from ipca_sklearn._utils._messages import first_few
 from ipca_sklearn._utils._tables import columns_of
 from ipca_sklearn.cli._arguments import (
     DefectsFile,
@@ -245,6 +246,6 @@ def open_page(
         picture_size=PICTURE_SIZE if side is None else side or None,
         normal_scores=None if routed else pipe[-1].calibration_scores_,
         model=model,
-        source=", ".join(named[:3]) + (f" and {len(named) - 3} more" if len(named) > 3 else ""),
+        source=first_few(named),
         card=model_card(pipe, file=model),
     )

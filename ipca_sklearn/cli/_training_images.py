@@ -12,6 +12,7 @@ import typer
 from sklearn.pipeline import Pipeline
 
 from ipca_sklearn._utils._files import file_digest, printable
+from ipca_sklearn._utils._messages import first_few
 from ipca_sklearn.cli._arguments import Ticks, find_images
 from ipca_sklearn.cli._images import draw, score_images
 from ipca_sklearn.cli._predict import note_of, open_page
@@ -47,7 +48,7 @@ def pixels_of(pipe: Pipeline, paths: Iterable[Path]) -> list[int | None]:
     return pixel_numbers(paths, pipe[0].max_pixels, pipe[0].n_jobs)
 
 
-def with_ticks(pipe: Pipeline, reviewed: Path, ticks: Ticks, paths: list[Path]) -> list[Path]:
+def with_ticks(pipe: Pipeline, ticks: Ticks, paths: list[Path]) -> list[Path]:
     """Return the images of folders that are no ticked defects, and the ticked good ones; print how many these are.
 
     Images are compared by their pixels: a copy of a defect is not learnt either.
@@ -59,7 +60,7 @@ def with_ticks(pipe: Pipeline, reviewed: Path, ticks: Ticks, paths: list[Path]) 
     added = [path for path, pixels in good if pixels not in known]
     left_out = {"defects": len(ticks.defects), "in the folders too": len(ticks.good) - len(added)}
     counts = ", ".join(f"{count} {reason}" for reason, count in left_out.items() if count)
-    typer.echo(f"{printable(reviewed)}: {len(added)} good images" + (f"; left out: {counts}" if counts else ""))
+    typer.echo(f"{printable(ticks.file)}: {len(added)} good images" + (f"; left out: {counts}" if counts else ""))
     return [*kept, *added]
 
 
@@ -191,8 +192,7 @@ def print_suspects(suspects: np.ndarray, paths: Sequence[Path]) -> None:
     }
     for finding, chosen in groups.items():
         names = [printable(paths[index]) for index in suspects["index"][chosen]]
-        more = f" and {len(names) - _N_NAMED} more" if len(names) > _N_NAMED else ""
-        listed = f": {', '.join(names[:_N_NAMED])}{more}" if names else ""
+        listed = f": {first_few(names, _N_NAMED)}" if names else ""
         typer.echo(f"{len(names)} of {len(suspects)} training images {finding}{listed}")
 
 

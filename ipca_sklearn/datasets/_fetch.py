@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from sklearn.utils import Bunch
 
 from ipca_sklearn._utils._files import naming
+from ipca_sklearn._utils._messages import first_few
 from ipca_sklearn.datasets._magnetic_tile import load_magnetic_tile, photos_and_masks
 from ipca_sklearn.exceptions import ImageReadError
 from ipca_sklearn.images._formats import open_image
@@ -101,7 +102,7 @@ def fetch_magnetic_tile(
         _download(f"{base_url.rstrip('/')}/archive/{ref}.zip", sha256, target)
     elif problems := _count_problems(target):
         raise ValueError(
-            f"{target} is not the whole set: {_first_few(problems)}. Delete that folder and call again, or use "
+            f"{target} is not the whole set: {first_few(problems, 5, '; ')}. Delete that folder and call again, or use "
             "load_magnetic_tile(root) if it is meant to be so."
         )
     return load_magnetic_tile(target, test_prefix=test_prefix)
@@ -140,7 +141,7 @@ def _download(url: str, sha256: str | None, target: Path) -> None:
         except ValueError as error:
             raise ValueError(f"{url}: {error} Nothing was kept.") from error
         if problems := _count_problems(unpacked) or _file_problems(unpacked):
-            raise ValueError(f"{url} does not hold the whole set: {_first_few(problems)}. Nothing was kept.")
+            raise ValueError(f"{url} does not hold the whole set: {first_few(problems, 5, '; ')}. Nothing was kept.")
         try:
             unpacked.rename(target)
         except OSError:
@@ -192,8 +193,3 @@ def _file_problems(root: Path) -> list[str]:
             except ImageReadError:
                 problems.append(f"{name}/Imgs/{path.name} is not an image")
     return problems
-
-
-def _first_few(problems: list[str]) -> str:
-    rest = len(problems) - 5
-    return "; ".join(problems[:5]) + (f"; and {rest} more" if rest > 0 else "")

@@ -14,6 +14,7 @@ import numpy as np
 from sklearn.utils import Bunch
 
 from ipca_sklearn._utils._files import identity_of, printable
+from ipca_sklearn._utils._messages import first_few
 from ipca_sklearn.images._formats import FORMAT_NAMES, IMAGE_SUFFIXES, OTHER_IMAGE_SUFFIXES
 
 NORMAL_TYPE = "good"
@@ -75,10 +76,9 @@ def list_images(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES, *, rec
             stacklevel=3,
         )
     if passed_over:
-        shown = ", ".join(map(printable, passed_over[:3]))
-        more = f" and {len(passed_over) - 3} more" if len(passed_over) > 3 else ""
         warnings.warn(
-            f"folders that links lead to a second time, or back to, are listed once: passed over are {shown}{more}",
+            "folders that links lead to a second time, or back to, are listed once: passed over are "
+            f"{first_few([*map(printable, passed_over)])}",
             UserWarning,
             stacklevel=3,
         )

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.utils.validation import check_is_fitted
 
-from ipca_sklearn._utils._files import printable
+from ipca_sklearn._utils._messages import first_few, name_of
 from ipca_sklearn._utils._proportions import is_stretched, same_proportions
 from ipca_sklearn._utils._typing import Image, Images, Size
 from ipca_sklearn.exceptions import AspectRatioWarning, ImageReadError
@@ -89,8 +89,7 @@ def cut_masks(extractor: Any, masks: Sequence[Image | None], images: Images | No
     if stretched:
         warnings.warn(
             f"{len(stretched)} of {len(masks)} masks have other proportions than the images of the fit "
-            f"({', '.join(stretched[:3])}{', ...' if len(stretched) > 3 else ''}) and are stretched. Pass images= "
-            "to compare each with its image",
+            f"({first_few(stretched)}) and are stretched. Pass images= to compare each with its image",
             AspectRatioWarning,
             stacklevel=3,
         )
@@ -104,8 +103,7 @@ def _check_mask(extractor: Any, size: Size, name: str, image: Any, image_name: s
         if extractor.on_error == "raise":
             raise
         return
-    shown = printable(image) if isinstance(image, (str, os.PathLike)) else image_name
-    check_proportions(size, name, image_size, shown)
+    check_proportions(size, name, image_size, name_of(image, image_name))
 
 
 def first_size(extractor: Any, X: Any) -> Size | None:
@@ -144,16 +142,12 @@ class Geometry:
         first = None
         if auto or extractor.region is not None:
             first = _first_readable(images, extractor.on_error, extractor.max_pixels)
-        if auto and extractor.tile_size is not None:
-            assert first is not None
+        image_size, aspect_ratio = extractor.image_size, None
+        if auto and first is not None:
             image_size, aspect_ratio = first[1], first[1][0] / first[1][1]
-        elif auto:
-            assert first is not None
-            multiple, only = sides_of(extractor.backbone, extractor.weights)
-            image_size = auto_size(first[1], multiple) if only is None else only
-            aspect_ratio = first[1][0] / first[1][1]
-        else:
-            image_size, aspect_ratio = extractor.image_size, None
+            if extractor.tile_size is None:
+                multiple, only = sides_of(extractor.backbone, extractor.weights)
+                image_size = only or auto_size(first[1], multiple)
         image_size, crop_size = sizes(image_size, extractor.crop_size)
         return cls(image_size, crop_size, _margin(extractor, crop_size), aspect_ratio, first)
 
@@ -168,7 +162,7 @@ class Geometry:
     def patches_inside(self, region: Image, grid_size: Size, max_pixels: int) -> np.ndarray:
         """Return the patches (H, W) of which at least half of the pixels belong to a region of interest."""
         assert self.first is not None
-        name = f"region {printable(region)}" if isinstance(region, (str, os.PathLike)) else "region"
+        name = f"region {name_of(region, '')}".rstrip()
         mask = read_mask(region, name, max_pixels)
         image, (height, width) = self.first
         if not same_proportions((mask.shape[0], mask.shape[1]), (height, width)):
@@ -203,7 +197,7 @@ def _margin(extractor: Any, crop_size: Size) -> int:
 def _first_readable(images: Any, on_error: str, max_pixels: int) -> tuple[str, Size]:
     """Return name and size of the first image, or of the first that can be read where others are skipped."""
     for index, image in enumerate(images if isinstance(images, Sequence) else images[:1]):
-        name = printable(image) if isinstance(image, (str, os.PathLike)) else f"X[{index}]"
+        name = name_of(image, f"X[{index}]")
         try:
             return name, size_of(image, max_pixels)
         except ImageReadError as error:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ipca_sklearn._utils._files import printable
+from ipca_sklearn._utils._messages import name_of
 from ipca_sklearn._utils._proportions import is_stretched
 from ipca_sklearn._utils._sklearn_compat import ProcessPoolExecutor
 from ipca_sklearn._utils._threads import single_threaded_workers
@@ -100,7 +100,10 @@ def read_batches(images: Any, batches: Sequence[np.ndarray], settings: ImageSett
         if not _is_one_piece(images, batches, settings):
             decoders = stack.enter_context(single_threaded_workers(settings.n_jobs))
             stager = stack.enter_context(single_threaded_workers(1))
-        processes = stack.enter_context(_processes(settings.n_jobs)) if settings.processes else None
+        processes: Executor | None = None
+        if settings.processes:
+            pool = ProcessPoolExecutor(settings.n_jobs, initializer=torch.set_num_threads, initargs=(1,))
+            processes = stack.enter_context(pool)
         position = 0
         try:
             for batch in batches:
@@ -138,10 +141,6 @@ def _is_one_piece(images: Any, batches: Sequence[np.ndarray], settings: ImageSet
     if n_images > settings.batch_size or settings.processes:
         return False
     return settings.n_jobs == 1 or not isinstance(images, list) or n_images <= 1
-
-
-def _processes(n_jobs: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(n_jobs, initializer=torch.set_num_threads, initargs=(1,))
 
 
 def _may_fail(images: Any) -> bool:
@@ -274,8 +273,7 @@ def _stage(
 
 def _name(images: Any, index: int) -> str:
     """Return how messages name an image."""
-    image = images[index] if isinstance(images, list) else None
-    return printable(image) if isinstance(image, (str, os.PathLike)) else f"X[{index}]"
+    return name_of(images[index] if isinstance(images, list) else None, f"X[{index}]")
 
 
 def _receive(staged: _Staged) -> Batch:

@@ -18,7 +18,7 @@ from PIL import Image
 from scipy import ndimage
 from torch import Tensor
 
-from ipca_sklearn._utils._files import printable
+from ipca_sklearn._utils._messages import first_few, name_of
 from ipca_sklearn._utils._proportions import same_proportions
 from ipca_sklearn._utils._typing import Image as ImageLike
 from ipca_sklearn._utils._typing import Size
@@ -69,7 +69,7 @@ def read_masks(
     """Yield for each mask what `read_mask` returns, as an array, and its name; one warning for all."""
     faint = []
     for mask, given_name in zip(masks, names, strict=True):
-        name = printable(mask) if isinstance(mask, (str, os.PathLike)) else given_name
+        name = name_of(mask, given_name)
         read = _read(mask, name, max_pixels)
         if read.drops_spots:
             faint.append(name)
@@ -77,8 +77,7 @@ def read_masks(
     if faint:
         warnings.warn(
             f"{len(faint)} of {len(names)} masks have smoothed edges, and spots that are nowhere above half "
-            f"({', '.join(faint[:3])}{', ...' if len(faint) > 3 else ''}): these spots are not marked. Pass mask > 0 "
-            "if they are defects",
+            f"({first_few(faint)}): these spots are not marked. Pass mask > 0 if they are defects",
             MaskWarning,
             stacklevel=4,
         )

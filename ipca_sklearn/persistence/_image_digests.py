@@ -21,7 +21,7 @@ from joblib import effective_n_jobs
 from torch import Tensor
 
 from ipca_sklearn._utils._digests import content, describe, hex_digest, new_digest
-from ipca_sklearn._utils._files import printable
+from ipca_sklearn._utils._messages import name_of
 from ipca_sklearn._utils._threads import single_threaded_workers
 from ipca_sklearn._utils._typing import Image, PathLike
 from ipca_sklearn.images._decode import check_images, decode, telling, to_rgb
@@ -74,7 +74,7 @@ def digest_images(images: Any, *, max_pixels: int = MAX_PIXELS, n_jobs: int | No
     numbers = pixel_numbers(checked, max_pixels, n_jobs)
     for image, number in zip(checked, numbers, strict=True):
         if number is None:
-            name = printable(image) if isinstance(image, (str, os.PathLike)) else "one of the images in memory"
+            name = name_of(image, "one of the images in memory")
             raise FileNotFoundError(f"{name} cannot be read, and the digest is that of all images: leave it out")
     return digest_of_numbers([number for number in numbers if number is not None])
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from enum import Enum
 from numbers import Integral
@@ -348,8 +347,12 @@ class PatchFeatureExtractor(VersionedMixin, CallbackSupportMixin, TableOutputMix
             Weights could not be downloaded or read.
         """
         progress = FitProgress(self, 0, X, y)
-        with _unchanged_after_error(self):
+        before = dict(vars(self))
+        try:
             make_network(self, check_images(X))
+        except BaseException:
+            self.__dict__ = before
+            raise
         progress.end()
         return self
 
@@ -499,15 +502,3 @@ class PatchFeatureExtractor(VersionedMixin, CallbackSupportMixin, TableOutputMix
         super().__setstate__(state)
         if "_training_record" in state:
             self._training_record = SkippedImages(state["_training_record"])
-
-
-@contextmanager
-def _unchanged_after_error(estimator: Any) -> Iterator[None]:
-    """Restore the attributes of an estimator if the block raises."""
-    before = dict(vars(estimator))
-    try:
-        yield
-    except BaseException:
-        vars(estimator).clear()
-        vars(estimator).update(before)
-        raise

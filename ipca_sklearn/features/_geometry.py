@@ -76,10 +76,8 @@ def cut_masks(extractor: Any, masks: Sequence[Image | None], images: Images | No
     checked = None if images is None else check_images(images)
     if checked is not None and len(checked) != len(masks):
         raise ValueError(f"{len(masks)} masks for {len(checked)} images; pass one for each, None if it has none")
-    given = [(index, mask) for index, mask in enumerate(masks) if mask is not None]
-    read = read_masks([mask for _, mask in given], [f"masks[{index}]" for index, _ in given], extractor.max_pixels)
     cut, stretched = np.zeros((len(masks), *crop_size), dtype=bool), []
-    for (index, _), (marked, name) in zip(given, read, strict=True):
+    for index, marked, name in read_masks(masks, max_pixels=extractor.max_pixels):
         size = marked.shape[0], marked.shape[1]
         if checked is not None:
             _check_mask(extractor, size, name, checked[index], f"X[{index}]")

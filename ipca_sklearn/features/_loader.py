@@ -89,13 +89,13 @@ def read_batches(images: Any, batches: Sequence[np.ndarray], settings: ImageSett
     if stream is not None:
         stream.wait_stream(torch.cuda.current_stream(device))  # it may still be computing the images
     if settings.on_error == "skip" and _may_fail(images):
-        images = list(images)  # one by one, so that a bad image does not spoil its batch
+        images = list(images)  # one by one, so that one that cannot be read does not fail its batch
     elif batches and isinstance(images, Tensor) and images.is_cuda and images.is_floating_point():
         ranges = torch.cat([value_range(_take(images, batch)) for batch in batches], dim=1)
         check_range(ranges.cpu(), [f"X[{index}]" for batch in batches for index in batch])
     waiting: deque[tuple[int, list[Future[Any]], Callable[[], _Staged]]] = deque()
     with ExitStack() as stack:
-        decoders: Executor = _Caller()
+        decoders: Executor = _SameThreadExecutor()
         stager: Executor = decoders
         if not _is_one_piece(images, batches, settings):
             decoders = stack.enter_context(single_threaded_workers(settings.n_jobs))
@@ -123,7 +123,7 @@ def read_batches(images: Any, batches: Sequence[np.ndarray], settings: ImageSett
                     part.cancel()
 
 
-class _Caller(Executor):
+class _SameThreadExecutor(Executor):
     """Does what is submitted at once, in the thread that submits it."""
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:

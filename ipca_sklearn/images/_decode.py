@@ -37,7 +37,7 @@ _listeners: list[Callable[[PathLike, Tensor], None]] = []
 
 
 @contextmanager
-def telling(listener: Callable[[PathLike, Tensor], None]) -> Iterator[None]:
+def reporting_decoded(listener: Callable[[PathLike, Tensor], None]) -> Iterator[None]:
     """Call a listener with the path and the pixels of each file that the threads of this process decode."""
     _listeners.append(listener)
     try:

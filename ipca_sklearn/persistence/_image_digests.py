@@ -24,7 +24,7 @@ from ipca_sklearn._utils._digests import content, describe, hex_digest, new_dige
 from ipca_sklearn._utils._messages import name_of
 from ipca_sklearn._utils._threads import single_threaded_workers
 from ipca_sklearn._utils._typing import Image, PathLike
-from ipca_sklearn.images._decode import check_images, decode, telling, to_rgb
+from ipca_sklearn.images._decode import check_images, decode, reporting_decoded, to_rgb
 from ipca_sklearn.images._formats import MAX_PIXELS
 
 # Digests of files and of pixels: with 10 million of them two are equal by chance once in 400,000 models.
@@ -138,7 +138,7 @@ def noting_pixels() -> Iterator[None]:
         with suppress(OSError):
             _pixels_of[path, _status(path)] = _digest(image)
 
-    with telling(note):
+    with reporting_decoded(note):
         yield
 
 

@@ -22,8 +22,7 @@ from ipca_sklearn._utils._typing import Image, Images, Size
 from ipca_sklearn.exceptions import AspectRatioWarning, ImageReadError
 from ipca_sklearn.features.backbones._networks import sides_of, takes_patches
 from ipca_sklearn.images._decode import center_crop, check_images, resize_and_crop, size_of
-from ipca_sklearn.images._mask_areas import shrink_mask
-from ipca_sklearn.images._masks import check_proportions, read_mask, read_masks
+from ipca_sklearn.images._masks import check_proportions, read_mask, read_masks, shrink_mask
 
 # Of `image_size="auto"`: about as many pixels as the paper's square has.
 AUTO_PIXELS = 256 * 256

@@ -14,8 +14,7 @@ from ipca_sklearn._utils._sklearn_compat import check_matplotlib_support
 from ipca_sklearn._utils._typing import ArrayLike, Image, Images
 from ipca_sklearn.features._extractor import PatchFeatureExtractor
 from ipca_sklearn.images._decode import check_images, to_rgb
-from ipca_sklearn.images._mask_areas import shrink_mask
-from ipca_sklearn.images._masks import check_proportions, read_masks
+from ipca_sklearn.images._masks import check_proportions, read_masks, shrink_mask
 
 _SIDE = 2.3  # inches
 _ROOM_FOR_TITLE = 1.8  # inches that a title of several words needs when it stands on its end

@@ -80,9 +80,8 @@ def read_batches(images: Any, batches: Sequence[np.ndarray], settings: ImageSett
     `n_jobs` workers decode, resize and crop: in a list each image, of an array or a tensor a batch. One more thread
     puts batches together and moves them, while the network works on earlier ones. At most `2 * batch_size` images wait.
     For a GPU all of it happens in a stream beside the network's, and the host waits for neither. No more than
-    `batch_size` images in one piece are prepared by the reader itself: to start threads for a frame takes longer, and
-    far longer on a busy machine. An image that cannot be read is an error when the reader comes to it; floats on a GPU
-    are checked together.
+    `batch_size` images in one piece are prepared by the reader itself: to start threads for a frame takes longer. An
+    image that cannot be read is an error when the reader comes to it; floats on a GPU are checked together.
     """
     device = settings.device
     stream = torch.cuda.Stream(device) if device.type == "cuda" else None

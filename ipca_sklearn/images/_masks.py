@@ -56,9 +56,7 @@ def read_mask(mask: ImageLike, name: str, max_pixels: int = MAX_PIXELS) -> Tenso
     marked. Of a palette the index counts, 0 is not marked. Arrays hold bool, any integers, or floats: whole numbers, or
     from 0 to 1.
 
-    An ImageReadError says that it is no mask, or that background and defect cannot be told apart: no pixel is 0; a
-    palette whose colours contradict its indices; what is marked is transparent; classes in a JPEG; several pages;
-    16-bit colours.
+    An ImageReadError says that it is no mask, or that background and defect cannot be told apart.
     """
     ((_, read, _),) = read_masks([mask], name, max_pixels)
     return torch.from_numpy(read)

@@ -15,8 +15,7 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d
 from torch import Tensor
 
 from ipca_sklearn._utils._arrays import at_patches
-from ipca_sklearn._utils._estimators import set_learnt
-from ipca_sklearn._utils._output import TableOutputMixin
+from ipca_sklearn._utils._estimators import TableOutputMixin, set_learnt
 from ipca_sklearn._utils._sklearn_compat import Interval, fit_context, validate_parameters
 from ipca_sklearn._utils._surroundings import own_surroundings
 from ipca_sklearn._utils._turns import in_turn, of_one_state, snapshot

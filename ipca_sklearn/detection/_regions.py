@@ -174,7 +174,7 @@ def find_defects(
 
 
 def predict_regions(
-    detector: Any, X: Any, maps: Any, min_area: float, merge_distance: float, image_sizes: Any, stacklevel: int = 3
+    detector: Any, X: Any, maps: Any, min_area: float, merge_distance: float, image_sizes: Any
 ) -> list[list[Defect] | None]:
     """Return the defects of images from their features, by a fitted detector: see its `predict_regions`."""
     if len(detector.patch_shape_) != 2:

@@ -197,7 +197,7 @@ def predict_regions(
                 f"{len(gone)} of {len(maps)} images were scored, but then their sizes could not be read, the first is "
                 f"X[{gone[0]}]: they have None in place of a list of defects",
                 SkippedImagesWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
     elif hasattr(X, "covered_box"):
         covered_box = X.covered_box

@@ -35,9 +35,7 @@ LATE_IMPORTS = {
 
 # They declare options, which `--help` and wrong command lines need at once: their functions import what computes.
 # tests/test_imports.py shows that declaring loads neither torch nor scikit-learn.
-OPTION_MODULES = {
-    f"ipca_sklearn.cli.{name}" for name in ("_arguments", "_outputs", *(module for module, _ in COMMANDS.values()))
-}
+OPTION_MODULES = {f"ipca_sklearn.cli.{name}" for name in ("_arguments", "_outputs", *COMMANDS.values())}
 
 
 @cache

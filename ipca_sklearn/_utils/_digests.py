@@ -36,3 +36,11 @@ def weights_digest(network: nn.Module) -> str:
 def new_digest() -> Any:
     """Return an empty digest of 160 bits (BLAKE2b)."""
     return hashlib.blake2b(digest_size=20)
+
+
+def hex_digest(*parts: Any) -> str:
+    """Return the digest of bytes, one part after the other, in hexadecimal digits."""
+    digest = new_digest()
+    for part in parts:
+        digest.update(part)
+    return str(digest.hexdigest())

@@ -62,6 +62,18 @@ def status_of(path: PathLike) -> tuple[int, int] | None:
     return status.st_size, status.st_mtime_ns
 
 
+def identity_of(path: PathLike) -> tuple[int, int]:
+    """Return device and inode of a file or a folder: the same by any path or link."""
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
+
+
+def file_digest(path: PathLike) -> str:
+    """Return the SHA-256 digest of the bytes of a file, as `sha256sum` prints it."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def digest_of(key: Iterable[object]) -> bytes:
     """Return 16 bytes that identify a file, from its path, size and time of change, say."""
     text = "\0".join(map(str, key))

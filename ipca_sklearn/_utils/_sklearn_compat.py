@@ -1,6 +1,6 @@
 """Every name of scikit-learn and joblib that this package uses and that they do not document, in one place.
 
-Seen in scikit-learn 1.6 to 1.9 and joblib 1.4 to 1.6. If a new version moves one of them, this is the only file to
+Seen in scikit-learn 1.6 to 1.9 and joblib 1.5 and 1.6. If a new version moves one of them, this is the only file to
 change.
 """
 

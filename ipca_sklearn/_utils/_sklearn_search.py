@@ -11,7 +11,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Self
 
 from joblib import Parallel, delayed
 from sklearn.base import clone, is_classifier
@@ -28,8 +28,6 @@ from sklearn.utils.metaestimators import _safe_split
 from sklearn.utils.validation import check_is_fitted
 
 from ipca_sklearn._utils._sklearn_compat import FitProgress, fit_context, num_samples
-
-_Self = TypeVar("_Self", bound="JointGridSearch")
 
 
 class JointGridSearch(GridSearchCV):
@@ -51,7 +49,7 @@ class JointGridSearch(GridSearchCV):
         """
 
     @fit_context(prefer_skip_nested_validation=False)
-    def fit(self: _Self, X: Any, y: Any = None, **params: Any) -> _Self:
+    def fit(self, X: Any, y: Any = None, **params: Any) -> Self:
         """Score all candidates, and fit the best to all of X; see :meth:`sklearn.model_selection.GridSearchCV.fit`."""
         scorers, refit_metric = self._get_scorers()
         X, y = indexable(X, y)

@@ -150,39 +150,33 @@ class CocoFile:
                 self._annotations.write(f"{_comma(self._n_annotations)}{to_json(annotation)}".encode())
 
 
-class LabelmeFolder:
-    """A folder with a file for each image, as labelme has them: polygons, those of one defect as a group."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def add(self, path: Path, name: str, size: tuple[int, int], defects: Sequence[Defect]) -> None:
-        """Write the file of an image of this height and width."""
-        shapes = [
-            {
-                "label": _CATEGORY,
-                "points": polygon.astype(float).tolist(),
-                "group_id": number if len(polygons) > 1 else None,
-                "description": f"largest value {defect.max_value:.4g}, p-value {defect.p_value:.3g}",
-                "shape_type": "polygon",
-                "flags": {},
-            }
-            for number, defect in enumerate(defects, 1)
-            for polygons in [defect.outlines]
-            for polygon in polygons
-        ]
-        self._folder.mkdir(parents=True, exist_ok=True)
-        content: dict[str, Any] = {
-            "version": "5.5.0",
+def write_labelme(file: Path, image: Path, size: tuple[int, int], defects: Sequence[Defect]) -> None:
+    """Write the file of an image of this height and width as labelme has it: polygons, those of one defect a group."""
+    shapes = [
+        {
+            "label": _CATEGORY,
+            "points": polygon.astype(float).tolist(),
+            "group_id": number if len(polygons) > 1 else None,
+            "description": f"largest value {defect.max_value:.4g}, p-value {defect.p_value:.3g}",
+            "shape_type": "polygon",
             "flags": {},
-            "shapes": shapes,
-            "imagePath": _relative(path, self._folder.resolve()),
-            "imageData": None,
-            "imageHeight": size[0],
-            "imageWidth": size[1],
         }
-        with naming(self._folder / name):
-            (self._folder / name).write_text(to_json(content), encoding="ascii")
+        for number, defect in enumerate(defects, 1)
+        for polygons in [defect.outlines]
+        for polygon in polygons
+    ]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    content: dict[str, Any] = {
+        "version": "5.5.0",
+        "flags": {},
+        "shapes": shapes,
+        "imagePath": _relative(image, file.parent.resolve()),
+        "imageData": None,
+        "imageHeight": size[0],
+        "imageWidth": size[1],
+    }
+    with naming(file):
+        file.write_text(to_json(content), encoding="ascii")
 
 
 def labelme_names(images: Sequence[Path]) -> list[str]:

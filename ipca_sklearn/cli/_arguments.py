@@ -7,7 +7,6 @@ imported by the functions that need it.
 from __future__ import annotations
 
 import csv
-import difflib
 import os
 import re
 import sys
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ipca_sklearn._utils._files import naming, printable
+from ipca_sklearn._utils._messages import nearest
 from ipca_sklearn._utils._tables import of_cell
 from ipca_sklearn.cli._terminal import warn
 
@@ -97,8 +97,7 @@ def choose_backbone(name: str) -> str:
         raise typer.BadParameter(
             f"no layers are known for {name!r}; name some in Python, with PatchFeatureExtractor(layers=[...])"
         )
-    near = ", ".join(difflib.get_close_matches(name, names))
-    raise typer.BadParameter(f"{name!r} is unknown{f' (nearest: {near})' if near else ''}; {see}")
+    raise typer.BadParameter(f"{name!r} is unknown{nearest(name, names)}; {see}")
 
 
 def _is_pattern(name: str) -> bool:
@@ -239,8 +238,9 @@ def of_product(pipe: Pipeline, product: str | None, path: Path) -> Pipeline:
 
 @dataclass(frozen=True)
 class Ticks:
-    """The images that are ticked in a report, each once."""
+    """The images that are ticked in a report, each once, and the file of the ticks."""
 
+    file: Path
     good: list[Path]
     defects: list[Path]
 
@@ -284,4 +284,4 @@ def read_ticks(path: Path) -> Ticks:
     good, defects = (
         [image for of_image, _, image in by_file.values() if of_image == label] for label in ("good", "defect")
     )
-    return Ticks(good, defects)
+    return Ticks(path, good, defects)

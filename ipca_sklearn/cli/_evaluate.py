@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ipca_sklearn._utils._files import naming, printable
+from ipca_sklearn._utils._messages import first_few
 from ipca_sklearn._utils._tables import to_json
 from ipca_sklearn.cli._arguments import Device, ModelFile, Product, ReviewedFile, open_model, read_ticks
 from ipca_sklearn.cli._outputs import PICTURES, check_outputs, optional_output
@@ -272,10 +273,9 @@ def _warn_of_masks(root: Path, data: Bunch, masks: np.ndarray, has_mask: np.ndar
         )
     empty = [path for path, mask in zip(data.mask_paths, masks, strict=True) if path is not None and not mask.any()]
     if empty:
-        shown = ", ".join(map(printable, empty[:3]))
         warn(
             f"{len(empty)} of {n_anomalous} anomalous images have a mask that marks nothing of what is inspected "
-            f"({shown}{', ...' if len(empty) > 3 else ''}): their pixels count as normal"
+            f"({first_few([*map(printable, empty)])}): their pixels count as normal"
         )
 
 

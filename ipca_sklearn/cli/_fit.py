@@ -225,7 +225,7 @@ def fit(
         print_if_products(folders_of(folders), paths)
     warn_of_copies(paths)
     if reviewed is not None:
-        of_products = {"": with_ticks(pipe, reviewed, read_ticks(reviewed), paths)}
+        of_products = {"": with_ticks(pipe, read_ticks(reviewed), paths)}
     if shuffle:  # the threshold comes from the scores of the later half
         for name, images in of_products.items():
             of_products[name] = [images[index] for index in np.random.default_rng(0).permutation(len(images))]
@@ -308,8 +308,8 @@ def update(
     whole = open_file(model, device, on_error=on_error)
     pipe = of_product(whole, product, model)
     pipe[-1].set_params(trim=0)  # which is for all images of a fit
-    if reviewed is not None and ticks is not None:
-        paths = with_ticks(pipe, reviewed, ticks, paths)
+    if ticks is not None:
+        paths = with_ticks(pipe, ticks, paths)
     new = not_learnt(pipe, paths)
     if len(new) < len(paths):
         typer.echo(f"{len(paths) - len(new)} of {len(paths)} images are learnt already and left out")

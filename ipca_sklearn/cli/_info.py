@@ -141,8 +141,8 @@ def threshold(
     check_outputs([target], files=[*images[1], *images[-1], reviewed], folders=folders_of(folders))
     whole = open_file(model, device, on_error=on_error)
     pipe = of_product(whole, product, model)
-    if reviewed is not None and ticks is not None:
-        _add_ticks(pipe, images, ticks, reviewed)
+    if ticks is not None:
+        _add_ticks(pipe, images, ticks)
     images[1] = without_learnt(pipe, images[1])
     if false_positive_rate is not None and not images[1]:
         raise ValueError(
@@ -169,7 +169,7 @@ def threshold(
     typer.echo(f"missed defects: {chosen.missed}")
 
 
-def _add_ticks(pipe: Pipeline, images: dict[int, list[Path]], ticks: Ticks, reviewed: Path) -> None:
+def _add_ticks(pipe: Pipeline, images: dict[int, list[Path]], ticks: Ticks) -> None:
     """Add ticked images to those of the options by label, each once: images of the same pixels are one."""
     from ipca_sklearn.cli._training_images import pixels_of
 
@@ -178,8 +178,8 @@ def _add_ticks(pipe: Pipeline, images: dict[int, list[Path]], ticks: Ticks, revi
         for image, pixels in zip(ticked, pixels_of(pipe, ticked), strict=True):
             if pixels in refused:
                 raise ValueError(
-                    f"{printable(image)} is of {other}, and ticked otherwise in {printable(reviewed)}: take it out of "
-                    "one of them"
+                    f"{printable(image)} is of {other}, and ticked otherwise in {printable(ticks.file)}: take it out "
+                    "of one of them"
                 )
             if pixels not in known:
                 images[label] = [*images[label], image]

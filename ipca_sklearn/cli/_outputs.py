@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ipca_sklearn._utils._files import printable, shown_bytes
+from ipca_sklearn._utils._files import identity_of, printable, shown_bytes
 
 MODELS = (".joblib", ".model", ".pickle", ".pkl", "")
 ONNX = (".onnx",)
@@ -71,10 +71,10 @@ def check_outputs(
         _check_kind(output)
         _check_place(output)
     old = [(output, file) for output in outputs for file in output.files() if file.exists()]
-    read = {_identity(path): path for path in inputs if path.exists()} if old else {}
+    read = {identity_of(path): path for path in inputs if path.exists()} if old else {}
     for output, file in old:
-        if _identity(file) in read:
-            name = printable(read[_identity(file)])
+        if identity_of(file) in read:
+            name = printable(read[identity_of(file)])
             raise ValueError(f"{output} would overwrite {name}, which is read: write to another place")
         if not output.replaces:
             raise FileExistsError(
@@ -184,12 +184,6 @@ def _resolved(path: Path) -> Path:
         return path.resolve()
     except RuntimeError as error:  # Python before 3.13
         raise OSError(f"{printable(path)} is a link that leads to itself") from error
-
-
-def _identity(path: Path) -> tuple[int, int]:
-    """Return what hard links and symbolic links to one file have in common."""
-    status = path.stat()
-    return status.st_dev, status.st_ino
 
 
 def _same(path: Path, other: Path) -> bool:

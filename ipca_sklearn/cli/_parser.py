@@ -25,23 +25,20 @@ ERROR = 1
 INTERRUPTED = 130
 READER_GONE = 141
 
-# Module and summary of each command. The modules declare options; torch, which takes seconds, is imported by the
-# functions that compute.
+# Module of each command. The modules declare options; torch, which takes seconds, is imported by the functions that
+# compute.
 COMMANDS = {
-    "demo": ("_info", "Learn generated textures, score others, and draw the heat maps. Needs no data or connection."),
-    "fit": ("_fit", "Learn a model from normal images, in one pass."),
-    "update": ("_fit", "Learn more normal images with a model, as if they had come at the end of its training."),
-    "predict": ("_predict", "Score images, and write tables, defects, heat maps, masks and a report."),
-    "watch": ("_watch", "Score images as they appear in a folder, and append a row for each to a table."),
-    "evaluate": ("_evaluate", "Test a model on labelled images in MVTec AD's layout."),
-    "compare": ("_evaluate", "Test two models on the same images: the differences, and how sure they are."),
-    "threshold": ("_info", "Choose the threshold of a model with images that it has not learnt."),
-    "info": ("_info", "Print the card of a model: its training, settings, thresholds, versions, size and licence."),
-    "export": (
-        "_export",
-        "Write a model as an ONNX file or for OpenVINO: images (n, 3, H, W) to scores and maps.",
-    ),
-    "bench": ("_export", "Measure a model on this machine: images per second, a frame, size and memory."),
+    "demo": "_info",
+    "fit": "_fit",
+    "update": "_fit",
+    "predict": "_predict",
+    "watch": "_watch",
+    "evaluate": "_evaluate",
+    "compare": "_evaluate",
+    "threshold": "_info",
+    "info": "_info",
+    "export": "_export",
+    "bench": "_export",
 }
 
 # What options are called in Python, where it is another name.
@@ -62,9 +59,7 @@ class Commands(TyperGroup):
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
         self._translate: Callable[[object], str] = one_line  # until the command is known
-        self.commands.update(
-            {name: TyperCommand(name, help=summary, rich_markup_mode=None) for name, (_, summary) in COMMANDS.items()}
-        )
+        self.commands.update({name: TyperCommand(name) for name in COMMANDS})  # until they are loaded
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Return the name of the command to be run, the command and its arguments."""
@@ -80,8 +75,9 @@ class Commands(TyperGroup):
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write the summaries of the commands, which click would cut."""
+        texts = {name: command.help or inspect.getdoc(_function(name)) for name, command in self.commands.items()}
         with formatter.section("Commands"):
-            formatter.write_dl([(name, (self.commands[name].help or "").partition("\n")[0]) for name in self.commands])
+            formatter.write_dl([(name, (text or "").partition("\n")[0]) for name, text in texts.items()])
 
     def main(self, *args: Any, **options: Any) -> Any:
         """Run the command line. A reader that stops reading, as `head` does, ends it without a message."""
@@ -121,9 +117,14 @@ class Commands(TyperGroup):
             raise typer.Exit(ERROR) from error
 
 
+def _function(name: str) -> Callable[..., None]:
+    """Return the function of a command; its docstring is the help."""
+    return getattr(import_module(f"ipca_sklearn.cli.{COMMANDS[name]}"), name)
+
+
 def load_command(name: str) -> Any:
     """Import the module of a command and return the command."""
-    function = getattr(import_module(f"ipca_sklearn.cli.{COMMANDS[name][0]}"), name)
+    function = _function(name)
     text = inspect.getdoc(function) or ""
     for table, of in {name: "", **(_ADDED if name == "predict" else {})}.items():
         columns = columns_in_words(table)

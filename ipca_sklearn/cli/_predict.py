@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ipca_sklearn._utils._files import printable
+from ipca_sklearn._utils._messages import first_few
 from ipca_sklearn._utils._tables import columns_of
 from ipca_sklearn.cli._arguments import (
     DefectsFile,
@@ -98,11 +99,11 @@ def predict(
     from ipca_sklearn import ProductRouter
     from ipca_sklearn.cli._annotations import (
         DefectLines,
-        LabelmeFolder,
         coco_file,
         labelme_names,
         picture_folder,
         picture_names,
+        write_labelme,
     )
     from ipca_sklearn.cli._images import draw, score_images
     from ipca_sklearn.inspection import defect_mask, map_of_pixels
@@ -140,7 +141,6 @@ def predict(
         map_folder = None if maps is None else stack.enter_context(picture_folder("--maps", maps))
         lists = None if defects is None else DefectLines(defects, stack)
         coco = None if export_coco is None else stack.enter_context(coco_file(export_coco, images))
-        labelme = None if export_labelme is None else LabelmeFolder(export_labelme)
         mask_folder = None if masks is None else stack.enter_context(picture_folder("--masks", masks))
         rows_in_terminal = str(output) == "-" and sys.stdout.isatty()
         progress = stack.enter_context(Progress(len(images), plain=rows_in_terminal))
@@ -162,8 +162,8 @@ def predict(
                     mask_folder.save(defect_mask(row["defects"], size), names[index])
                 if coco is not None:
                     coco.add(images[index], size, row["defects"])
-                if labelme is not None:
-                    labelme.add(images[index], json_names[index], size, row["defects"])
+                if export_labelme is not None:
+                    write_labelme(export_labelme / json_names[index], images[index], size, row["defects"])
             if page is not None:
                 shown = row["score"] - row["pipe"][-1].offset_ if routed and row["error"] is None else row["score"]
                 page.add(
@@ -245,6 +245,6 @@ def open_page(
         picture_size=PICTURE_SIZE if side is None else side or None,
         normal_scores=None if routed else pipe[-1].calibration_scores_,
         model=model,
-        source=", ".join(named[:3]) + (f" and {len(named) - 3} more" if len(named) > 3 else ""),
+        source=first_few(named),
         card=model_card(pipe, file=model),
     )

@@ -35,14 +35,6 @@ def threshold_in_words(offset: float) -> str:
     return f"images that score below {offset:.4g} are anomalous: {WORSE}"
 
 
-def standard_output() -> IO[str]:
-    """Return the standard output, which takes any file name: bytes that are not UTF-8 are written as they are."""
-    reconfigure = getattr(sys.stdout, "reconfigure", None)
-    if reconfigure is not None:  # else it has been replaced, as by a test
-        reconfigure(errors="surrogateescape")
-    return sys.stdout
-
-
 class Table:
     """Rows, each written at once to a file, or as CSV to the standard output for the path "-"; `stack` closes it.
 
@@ -52,7 +44,9 @@ class Table:
     def __init__(self, path: Path, stack: ExitStack, columns: Sequence[Column] = columns_of("predict")) -> None:
         self._path, self._format = path, RowFormat(path.suffix, columns)
         if str(path) == "-":
-            self._stream = standard_output()
+            self._stream: IO[str] = sys.stdout
+            if hasattr(sys.stdout, "reconfigure"):  # else it has been replaced, as by a test
+                sys.stdout.reconfigure(errors="surrogateescape")  # names that are not UTF-8 are written as they are
         else:
             stack.enter_context(naming(path))  # also of what is still in the buffer when the file is closed
             opened = path.open("w", encoding="utf-8", errors="surrogateescape", newline="")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -12,7 +11,8 @@ import numpy as np
 import typer
 from sklearn.pipeline import Pipeline
 
-from ipca_sklearn._utils._files import printable
+from ipca_sklearn._utils._files import file_digest, printable
+from ipca_sklearn._utils._messages import first_few
 from ipca_sklearn.cli._arguments import Ticks, find_images
 from ipca_sklearn.cli._images import draw, score_images
 from ipca_sklearn.cli._predict import note_of, open_page
@@ -48,7 +48,7 @@ def pixels_of(pipe: Pipeline, paths: Iterable[Path]) -> list[int | None]:
     return pixel_numbers(paths, pipe[0].max_pixels, pipe[0].n_jobs)
 
 
-def with_ticks(pipe: Pipeline, reviewed: Path, ticks: Ticks, paths: list[Path]) -> list[Path]:
+def with_ticks(pipe: Pipeline, ticks: Ticks, paths: list[Path]) -> list[Path]:
     """Return the images of folders that are no ticked defects, and the ticked good ones; print how many these are.
 
     Images are compared by their pixels: a copy of a defect is not learnt either.
@@ -60,7 +60,7 @@ def with_ticks(pipe: Pipeline, reviewed: Path, ticks: Ticks, paths: list[Path]) 
     added = [path for path, pixels in good if pixels not in known]
     left_out = {"defects": len(ticks.defects), "in the folders too": len(ticks.good) - len(added)}
     counts = ", ".join(f"{count} {reason}" for reason, count in left_out.items() if count)
-    typer.echo(f"{printable(reviewed)}: {len(added)} good images" + (f"; left out: {counts}" if counts else ""))
+    typer.echo(f"{printable(ticks.file)}: {len(added)} good images" + (f"; left out: {counts}" if counts else ""))
     return [*kept, *added]
 
 
@@ -148,7 +148,7 @@ def _refuse_part(folder: Path) -> None:
 def warn_of_copies(images: Sequence[Path]) -> None:
     """Print a warning if images are exact copies of others: each counts again, in the model and in the threshold."""
     groups = [list(images)]
-    for key in (_size, _middle, _digest):  # each reads more, of fewer files
+    for key in (_size, _middle, file_digest):  # each reads more, of fewer files
         groups = [alike for group in groups for alike in _groups(group, key)]
     n_copies = sum(len(group) - 1 for group in groups)
     if n_copies:
@@ -183,11 +183,6 @@ def _middle(path: Path) -> bytes:
         return file.read(4096)
 
 
-def _digest(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
-
-
 def print_suspects(suspects: np.ndarray, paths: Sequence[Path]) -> None:
     """Print how many training images stand out, were left out, and are nearly the same as others."""
     groups = {
@@ -197,8 +192,7 @@ def print_suspects(suspects: np.ndarray, paths: Sequence[Path]) -> None:
     }
     for finding, chosen in groups.items():
         names = [printable(paths[index]) for index in suspects["index"][chosen]]
-        more = f" and {len(names) - _N_NAMED} more" if len(names) > _N_NAMED else ""
-        listed = f": {', '.join(names[:_N_NAMED])}{more}" if names else ""
+        listed = f": {first_few(names, _N_NAMED)}" if names else ""
         typer.echo(f"{len(names)} of {len(suspects)} training images {finding}{listed}")
 
 

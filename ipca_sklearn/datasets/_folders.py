@@ -13,7 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from sklearn.utils import Bunch
 
-from ipca_sklearn._utils._files import printable
+from ipca_sklearn._utils._files import identity_of, printable
+from ipca_sklearn._utils._messages import first_few
 from ipca_sklearn.images._formats import FORMAT_NAMES, IMAGE_SUFFIXES, OTHER_IMAGE_SUFFIXES
 
 NORMAL_TYPE = "good"
@@ -75,10 +76,9 @@ def list_images(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES, *, rec
             stacklevel=3,
         )
     if passed_over:
-        shown = ", ".join(map(printable, passed_over[:3]))
-        more = f" and {len(passed_over) - 3} more" if len(passed_over) > 3 else ""
         warnings.warn(
-            f"folders that links lead to a second time, or back to, are listed once: passed over are {shown}{more}",
+            "folders that links lead to a second time, or back to, are listed once: passed over are "
+            f"{first_few([*map(printable, passed_over)])}",
             UserWarning,
             stacklevel=3,
         )
@@ -95,7 +95,7 @@ def _visible(root: Path | str) -> Iterator[tuple[str, list[str], list[str]]]:
 def _folders(root: str, passed_over: list[str]) -> Iterator[tuple[str, list[str]]]:
     """Yield a folder, its subfolders and those that links lead to, each once; add those not listed to `passed_over`."""
     # What is really here comes before what links lead to, so that a link to a neighbour does not take its place.
-    here = {_identity(parent) for parent, _, _ in _visible(root)}
+    here = {identity_of(parent) for parent, _, _ in _visible(root)}
     listed = set(here)
     waiting = [root]
     while waiting:
@@ -104,23 +104,17 @@ def _folders(root: str, passed_over: list[str]) -> Iterator[tuple[str, list[str]
         for _, subfolders, names in _visible(parent):
             yield parent, names
             for path in (os.path.join(parent, name) for name in subfolders):
-                identity = _identity(path)
+                identity = identity_of(path)
                 is_link = os.path.islink(path)
                 if identity in here and not is_link:
                     chosen.append(path)
-                elif identity in listed or (is_link and identity in map(_identity, _above(path))):
+                elif identity in listed or (is_link and identity in map(identity_of, _above(path))):
                     passed_over.append(path)
                 else:
                     listed.add(identity)
                     chosen.append(path)
             break
         waiting += reversed(chosen)
-
-
-def _identity(folder: str) -> tuple[int, int]:
-    """Return the device and inode of a folder, the same by any path."""
-    status = os.stat(folder)
-    return status.st_dev, status.st_ino
 
 
 def _above(path: str) -> Iterable[str]:

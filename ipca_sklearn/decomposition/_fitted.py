@@ -198,8 +198,11 @@ class FittedPCA(Fitted):
         take all directions, and distances would be divided by zero. So at least half of the directions are left.
         Samples of a group depend on each other, and count as fewer (`independent_samples`).
         """
-        samples = max(self._own_samples, self.fewest_samples)
-        return min(self.n_components, max(0, int((samples - 1) // 2)))
+        return min(self.n_components, self._most_scoring_components)
+
+    @property
+    def _most_scoring_components(self) -> int:
+        return max(0, int((max(self._own_samples, self.fewest_samples) - 1) // 2))
 
     @property
     def _own_samples(self) -> float:
@@ -216,7 +219,8 @@ class FittedPCA(Fitted):
             return self.basis(device)
         if self._scoring_basis is None:
             with own_surroundings():
-                self._scoring_basis = self._finalized(self.n_scoring_components, self.pooled_share)
+                most = self._most_scoring_components
+                self._scoring_basis = self._finalized(self.n_scoring_components, self.pooled_share, most)
         return self._scoring_basis.to(device or self.state.mean.device)
 
     def _make_basis(self) -> linalg.Basis:
@@ -229,7 +233,8 @@ class FittedPCA(Fitted):
         """Components that could be kept."""
         return self.state.rows.shape[1]
 
-    def _finalized(self, n_components: int, pooled_share: float = 0.0) -> linalg.Basis:
+    def _finalized(self, n_components: int, pooled_share: float = 0.0, most: int | None = None) -> linalg.Basis:
+        """Return some of the components; `most` of them are ever read with this share (None: all)."""
         return linalg.finalize(self.state, n_components=n_components, centering=self.centering)
 
     def distance_operator(self, device: torch.device, settings: Any) -> linalg.DistanceOperator:

@@ -129,11 +129,11 @@ class FittedExactPCA(FittedPCA):
         """Share of the mean covariance of all cells in the covariance that scores."""
         return max(0.0, 1 - self._own_samples / self.fewest_samples) if self.fewest_samples else 0.0
 
-    def _finalized(self, n_components: int, pooled_share: float = 0.0) -> linalg.Basis:
+    def _finalized(self, n_components: int, pooled_share: float = 0.0, most: int | None = None) -> linalg.Basis:
         shared = self._decomposition
         basis = shared.bases.get(pooled_share)
         if basis is None or basis.variance.shape[1] < n_components:
-            n_decomposed = max(n_components, shared.most)
+            n_decomposed = max(n_components, shared.most if most is None else min(shared.most, most))
             basis = linalg.finalize_scatter(self.state, n_components=n_decomposed, pooled_share=pooled_share)
             shared.bases[pooled_share] = basis
         return linalg.leading_components(basis, n_components)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -22,9 +22,6 @@ MAX_IMAGES = 8192
 # that is good enough to score the other half.
 FEW_IMAGES = 64
 
-# Blocks of few images that are left out in turn.
-N_BLOCKS = 8
-
 # Scores that were corrected by more than this, because their models had learnt far fewer images, are a guess.
 LARGEST_CORRECTION = 0.2
 
@@ -32,8 +29,16 @@ LARGEST_CORRECTION = 0.2
 # covariance has weight n / f, which gives 2; measured (docs/dev_notes.md).
 _PRECISION_OF_BORROWING = 2.5
 
-# How much the slope of a learning curve differs between kinds of images.
-_SLOPE_DEVIATION = 0.2
+# How much the slope of a learning curve differs between kinds of images, and how far the formula is off between two
+# models, in the logarithm of distances.
+_SLOPE_DEVIATION, _FORMULA_DEVIATION = 0.2, 0.003
+
+# Fewest images that tell how much a fall varies among them, and most falls that are kept.
+_FEWEST_OF_FALL, _MAX_FALLS = 8, 64
+
+# A fall: weights of two models, and by how much logarithms of distances of the same images differ, in the median and
+# with the variance of that, for the scores of images, the maxima and the means of their maps.
+_FALL = np.dtype([("earlier", float), ("later", float), ("logs", float, 3), ("variances", float, 3)])
 
 
 def split_for_calibration(steps: StepReader, calibration: float | str) -> tuple[StepReader, StepReader | None]:
@@ -84,8 +89,9 @@ class LearningCurve:
     With h directions of k that n images use, ``log factor = -log(1 - h / (n - 1)) / 2 + a ((h + 1) / n - c h / k)``.
     The first term, for distances that are divided by a variance, is known: h of n - 1 degrees of freedom went into the
     directions, so the variance is estimated too small. The second one comes from the errors of mean and directions,
-    which are of relative size 1 / n, and from what more directions explain. Images tell a, and as long as they are few,
-    what it was on others (docs/dev_notes.md).
+    which are of relative size 1 / n, and from what more directions explain. What a is tell images that two models have
+    scored and, less exactly, different ones of several models; as long as they are few, what it was on others
+    (docs/dev_notes.md).
 
     A Gaussian of n < f samples takes its covariance by n / f from them and the rest from all Gaussians, of which the
     errors are small: it is as precise as one of more samples. The errors of its mean remain, 1 / number of images.
@@ -121,11 +127,17 @@ class LearningCurve:
         per_image = independent_samples(fitted.group)
         return cls.of(distance, covariance, fitted.n_components, per_image, fitted.fewest_samples)
 
-    def correction(self, learnt: np.ndarray, distances: np.ndarray, weight: float) -> np.ndarray:
-        """Return the factors that turn distances by models of weights `learnt` into those by a model of `weight`."""
+    def correction(
+        self, learnt: np.ndarray, distances: np.ndarray, weight: float, falls: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Return the factors that turn distances by models of weights `learnt` into those by a model of `weight`.
+
+        `falls` (r, 4) are those of this kind of distance: weights of two models, difference of logarithms, variance.
+        """
         known, x = self._terms(learnt)
         known_now, x_now = self._terms(np.array([weight]))
-        return np.exp(known_now - known + self._slope(learnt, distances) * (x_now - x))
+        falls = np.empty((0, 4)) if falls is None else falls
+        return np.exp(known_now - known + self._slope(learnt, distances, falls) * (x_now - x))
 
     def _terms(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the term that is known, and what the slope is multiplied with."""
@@ -139,23 +151,25 @@ class LearningCurve:
         known += np.where(borrows, self.per_image * (1 / own - 1 / max(self.fewest, 1)), 0)  # 1 / images
         return known, (used + 1) / samples - self.gain * used / self.n_directions
 
-    def _slope(self, learnt: np.ndarray, distances: np.ndarray) -> float:
-        """Return the posterior mean of a: least squares over the medians of the images that one model has scored."""
+    def _slope(self, learnt: np.ndarray, distances: np.ndarray, falls: np.ndarray) -> float:
+        """Return the posterior mean of a, from falls and from the medians of the images that each model has scored."""
+        earlier, later, logs, variances = falls.T
+        (known, x), (known_later, x_later) = self._terms(earlier), self._terms(later)
+        change, weights = x - x_later, 1 / (variances + _FORMULA_DEVIATION**2)
+        precision = 1 / _SLOPE_DEVIATION**2 + np.sum(weights * change**2)
+        total = self.slope / _SLOPE_DEVIATION**2 + np.sum(weights * change * (logs - known + known_later))
         usable = distances > 0
         models, owner, n_images = np.unique(learnt[usable], return_inverse=True, return_counts=True)
-        if len(models) < 2:
-            return self.slope
-        known, x = self._terms(models)
-        logs = np.log(distances[usable]) - known[owner]
-        medians = np.array([np.median(logs[owner == model]) for model in range(len(models))])
-        # The variance of a median of n normal values is pi / (2 n) times theirs.
-        spread = np.pi / 2 * median_abs_deviation(logs - medians[owner], scale="normal") ** 2
-        centred = x - np.average(x, weights=n_images)
-        prior = spread / _SLOPE_DEVIATION**2
-        precision = np.sum(n_images * centred**2) + prior
-        return (
-            float((np.sum(n_images * centred * medians) + self.slope * prior) / precision) if precision else self.slope
-        )
+        if len(models) > 1:
+            known, x = self._terms(models)
+            logs = np.log(distances[usable]) - known[owner]
+            medians = np.array([np.median(logs[owner == model]) for model in range(len(models))])
+            # The variance of a median of n normal values is pi / (2 n) times theirs.
+            spread = np.pi / 2 * median_abs_deviation(logs - medians[owner], scale="normal") ** 2
+            centred = x - np.average(x, weights=n_images)
+            precision = np.sum(n_images * centred**2) + spread * precision
+            total = np.sum(n_images * centred * medians) + spread * total
+        return float(total / precision) if precision else self.slope
 
 
 @lru_cache(maxsize=32)
@@ -194,6 +208,7 @@ class Summaries:
     scores: np.ndarray  # (n,), higher is more normal
     quantiles: np.ndarray  # (n, q), `upper_quantiles` of the maps
     n_patches: int  # number of values of a map
+    falls: np.ndarray = field(default_factory=lambda: np.empty(0, _FALL))  # (r,), from models to later ones
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -212,7 +227,7 @@ class Summaries:
 
     def take(self, rows: Any) -> Summaries:
         """Return those of some images."""
-        return Summaries(self.weights[rows], self.scores[rows], self.quantiles[rows], self.n_patches)
+        return Summaries(self.weights[rows], self.scores[rows], self.quantiles[rows], self.n_patches, self.falls)
 
     def extended(self, later: Summaries) -> Summaries:
         """Return these summaries with those of later images added."""
@@ -221,7 +236,24 @@ class Summaries:
             np.concatenate([self.scores, later.scores]),
             np.concatenate([self.quantiles, later.quantiles]),
             self.n_patches,
+            np.concatenate([self.falls, later.falls])[-_MAX_FALLS:],
         )
+
+    @property
+    def distances(self) -> np.ndarray:
+        """Scores of images, maxima and means of their maps (3, n), larger is farther."""
+        means = self.quantiles @ _order_statistics(self.n_patches)[1]
+        return np.stack([-self.scores, self.quantiles[:, 0], means])
+
+    def with_fall(self, earlier: Summaries, later: Summaries) -> Summaries:
+        """Return these with how much nearer the same images lie to a later model, if they are enough to tell."""
+        positive = ((earlier.distances > 0) & (later.distances > 0)).all(0)  # NaN is not
+        if positive.sum() < _FEWEST_OF_FALL:
+            return self
+        logs = np.log(earlier.distances[:, positive] / later.distances[:, positive])
+        spread = median_abs_deviation(logs, axis=1, scale="normal")
+        fall = (earlier.weights[0], later.weights[0], np.median(logs, 1), np.pi / 2 * spread**2 / logs.shape[1])
+        return replace(self, falls=np.append(self.falls, np.array([fall], _FALL)))
 
     def kept(self, count: int, weight: float, *, renewed: bool = True) -> Summaries:
         """Return those that still tell something about a model of `count` samples and this weight.
@@ -229,7 +261,7 @@ class Summaries:
         Models of less than half the weight are too far off to be corrected, unless there are no others. Without
         `renewed` the model that scores is not a new one for each step, and may have half of the weight that was known:
         a quarter, when the later half of the images is scored. With forgetting (`weight` below `count`) only the latest
-        images are like those to come.
+        images are like those to come. Falls are those of the models that have scored what is kept.
         """
         largest = self.weights.max(initial=0)
         if renewed:
@@ -238,19 +270,22 @@ class Summaries:
             later = np.arange(len(self)) >= len(self) - count // 2
             near = (self.weights >= weight / 2) | (later & (self.weights >= min(weight / 4, largest / 2)))
         n_latest = MAX_IMAGES if weight >= count else max(2, round(weight) // 2)
-        return self.take(np.flatnonzero(near)[-n_latest:])
+        kept = self.take(np.flatnonzero(near)[-n_latest:])
+        return replace(kept, falls=self.falls[self.falls["earlier"] >= kept.weights.min(initial=np.inf)])
 
     def corrected_to(self, weight: float, curve: LearningCurve) -> ReferenceScores:
         """Return the scores as a model that has learnt images of this weight would give them."""
-        shares = _order_statistics(self.n_patches)[1]
-        maxima = self.quantiles[:, 0]
+        falls, models = self.falls, np.stack([self.falls["earlier"], self.falls["later"]], 1)
         of_scores, of_maxima, of_quantiles = (
-            curve.correction(self.weights, distances, weight)
-            for distances in (-self.scores, maxima, self.quantiles @ shares)
+            curve.correction(self.weights, distances, weight, np.column_stack([models, logs, variances]))
+            for distances, logs, variances in zip(self.distances, falls["logs"].T, falls["variances"].T, strict=True)
         )
-        correction = float(np.median(np.abs(of_scores - 1))) if len(self) else 0.0
         return ReferenceScores(
-            self.scores * of_scores, maxima * of_maxima, self.quantiles * of_quantiles[:, None], shares, correction
+            self.scores * of_scores,
+            self.quantiles[:, 0] * of_maxima,
+            self.quantiles * of_quantiles[:, None],
+            _order_statistics(self.n_patches)[1],
+            float(np.median(np.abs(of_scores - 1))) if len(self) else 0.0,
         )
 
 

@@ -18,7 +18,7 @@ from ipca_sklearn._utils._devices import resolve_device
 from ipca_sklearn.decomposition._base import BasePCA, check_memory
 from ipca_sklearn.decomposition._batches import StepReader
 from ipca_sklearn.decomposition._fitted import Fitted
-from ipca_sklearn.detection._calibration import FEW_IMAGES, N_BLOCKS, LearningCurve, Summaries, leave_out
+from ipca_sklearn.detection._calibration import FEW_IMAGES, LearningCurve, Summaries, leave_out
 from ipca_sklearn.detection._cells import Cells
 from ipca_sklearn.detection._copies import learn_images
 from ipca_sklearn.detection._map_ops import MapScorer, check_smoothing
@@ -37,7 +37,7 @@ _MAX_ROUNDS = 10
 _FEWEST = 8
 
 # Blocks that are left out in turn. Of many images fewer, as each block takes a decomposition of all Gaussians.
-_N_BLOCKS_OF_MANY = 4
+_N_BLOCKS, _N_BLOCKS_OF_MANY = 8, 4
 
 # Models that are held at a time while blocks are left out, besides the one that learns.
 HELD_MODELS = 3
@@ -185,7 +185,7 @@ class _Others:
 
         steps, settings = self.steps, ScoreSettings.of(self.detector)
         columns, weights, describe = [], [], None
-        n_blocks = N_BLOCKS if steps.n_samples <= FEW_IMAGES else _N_BLOCKS_OF_MANY
+        n_blocks = _N_BLOCKS if steps.n_samples <= FEW_IMAGES else _N_BLOCKS_OF_MANY
         for fitted, rows in leave_out(learn, None, torch.from_numpy(np.arange(steps.n_samples)), n_blocks):
             if fitted is None or fitted.weight < 2:
                 raise steps.unreadable()

@@ -21,7 +21,6 @@ from ipca_sklearn.decomposition._fitted_scatter import FittedExactPCA
 from ipca_sklearn.detection._calibration import (
     FEW_IMAGES,
     MAX_IMAGES,
-    N_BLOCKS,
     Summaries,
     first_scored_image,
     leave_out,
@@ -33,6 +32,9 @@ from ipca_sklearn.detection._settings import ScoreSettings
 # Logarithm by which distances fall from one independent sample to very many, with 96 directions, times that number; and
 # by how much those of the model that scores may differ from those of a new one.
 _FALL, _LARGEST_FALL = 120, 0.1
+
+# Blocks of few images that are left out in turn, and how many images halves of which each make a model have at least.
+_N_BLOCKS, _FEWEST_IN_HALVES = 8, 16
 
 _OPERATOR_TENSORS = ("mean", "rows", "transform", "scale", "precision")
 
@@ -71,9 +73,17 @@ class ScoringModel:
             self._operators, self._make_operators = self._make_operators(), None
         return self._operators
 
+    @property
+    def is_made(self) -> bool:
+        """Whether the operators are there, whatever becomes of the matrices that they are made of."""
+        return bool(self._operators)
+
     def of_one(self, number: int) -> ScoringModel:
         """Return the model with the operator of one of the settings."""
-        return ScoringModel(self.count, self.weight, (lambda: [self.operators()[number]]) if self.count else None)
+        model = ScoringModel(self.count, self.weight, (lambda: [self.operators()[number]]) if self.count else None)
+        if self.is_made:
+            model.operators()
+        return model
 
     def __deepcopy__(self, memo: Any) -> ScoringModel:
         return self  # it never changes
@@ -86,6 +96,7 @@ class ScoringModel:
         self.__init__(  # type: ignore[misc]
             stored["count"], stored["weight"], lambda: [_as_operator(arrays) for arrays in stored["operators"]]
         )
+        self.operators()
 
 
 def _as_arrays(operator: linalg.DistanceOperator) -> dict[str, np.ndarray | None]:
@@ -129,6 +140,7 @@ class UnseenScores:
         self.model = model or self._model_of(start)
         # Tensors stay on their device until the end, so that the host does not wait for a GPU at every step.
         self._scored: deque[_Scored] = deque(maxlen=MAX_IMAGES)
+        self._falls: list[tuple[_Scored, _Scored]] = []  # the same images by two models
         self._left_out: list[_Scored] = []
         self._images: list[Tensor] = []
 
@@ -139,10 +151,20 @@ class UnseenScores:
         if not self._prequential:
             return
         first_scored = self._first_scored - len(step)
-        self._renew(fitted, first_scored)
-        if (0 if fitted is None else fitted.count) > first_scored:
+        is_scored = (0 if fitted is None else fitted.count) > first_scored
+        earlier: list[_Scored] = []
+        if not isinstance(fitted, FittedExactPCA):
+            self.model = self._model_of(fitted)
+        elif self.model.outdated(fitted.count, fitted.weight, independent_samples(fitted.group)):
+            if is_scored and self.model.is_made:  # before the new model is made, as each takes room
+                earlier = list(self._by(self.model, step))
+            self._renew(fitted, first_scored)
+        if is_scored:
             if self.model.weight:
-                self._scored.extend(self._by(self.model, step))
+                scored = list(self._by(self.model, step))
+                self._scored.extend(scored)
+                if earlier:
+                    self._falls.append((earlier[0], scored[0]))
             else:  # each half of the first step is scored by a model of the other half
                 self._scored.extend(self._by_models_of_the_others(step, None, n_blocks=2))
 
@@ -152,7 +174,8 @@ class UnseenScores:
             step_size = images_per_step(self._pca.step_size, self._steps.n_copies)
             self._images = [step.clone() for step in self._steps.read(step_size, copies=True)]
         if self._images:
-            self._left_out += self._by_models_of_the_others(joined(self._images), self._start, N_BLOCKS)
+            images = joined(self._images)
+            self._left_out += self._by_models_of_the_others(images, self._start, _n_blocks(fitted, len(images)))
         if held_out is not None:
             self.model = self._model_of(fitted)
             for step in held_out.read(self._pca.step_size):
@@ -163,7 +186,10 @@ class UnseenScores:
 
         The first are by models of earlier images, or of all that were learnt where images are held out.
         """
-        return self._on_host(self._scored, number), self._on_host(self._left_out, number)
+        scored = self._on_host(self._scored, number)
+        for earlier, later in self._falls:
+            scored = scored.with_fall(self._on_host([earlier], number), self._on_host([later], number))
+        return scored, self._on_host(self._left_out, number)
 
     def _on_host(self, scored: Sequence[_Scored] | deque[_Scored], number: int) -> Summaries:
         """Return all steps as one: a GPU is waited for once, not for each step."""
@@ -173,23 +199,18 @@ class UnseenScores:
         weights = np.concatenate([np.full(len(of_settings[number]), weight) for weight, of_settings in scored])
         return Summaries.of(columns, weights, self._steps.n_patches)
 
-    def _renew(self, fitted: Fitted | None, first_scored: float) -> None:
-        """Take what is learnt so far as the model that scores, or keep one that has learnt at least half of it.
+    def _renew(self, fitted: FittedExactPCA, first_scored: float) -> None:
+        """Take what is learnt so far as the model that scores, where it differs enough (`ScoringModel.outdated`).
 
-        Scatter matrices are decomposed again when it makes a difference (`ScoringModel.outdated`): each time costs as
-        much as learning a hundred images. When that is does not depend on how images are divided among calls: a loop
-        of `partial_fit` gives the scores of `fit`.
+        Decomposing scatter matrices costs as much as learning a hundred images. When that is does not depend on how
+        images are divided among calls: a loop of `partial_fit` gives the scores of `fit`.
         """
-        if not isinstance(fitted, FittedExactPCA):
-            self.model = self._model_of(fitted)
-            return
-        per_image = independent_samples(fitted.group)
-        if self.model.outdated(fitted.count, fitted.weight, per_image):
-            self.model = self._model_of(fitted)
-            grows = fitted.weight == fitted.count  # what forgets may keep its weight, and so its model, for long
-            weight = first_scored if grows else fitted.weight
-            if not self.model.outdated(first_scored, weight, per_image):  # else it is renewed before it scores
-                self.model.operators()  # at once: learning overwrites the matrices
+        self.model = self._model_of(fitted)
+        grows = fitted.weight == fitted.count  # what forgets may keep its weight, and so its model, for long
+        weight = first_scored if grows else fitted.weight
+        # Else it is renewed before it scores.
+        if not self.model.outdated(first_scored, weight, independent_samples(fitted.group)):
+            self.model.operators()  # at once: learning overwrites the matrices
 
     def _model_of(self, fitted: Fitted | None) -> ScoringModel:
         if fitted is None:
@@ -224,6 +245,20 @@ class UnseenScores:
     def _learn(self, fitted: Fitted | None, images: Tensor) -> Fitted:
         n_copies, n_images = self._steps.n_copies, len(images)
         return learn_images(self._pca, fitted, self._cells, n_copies, lambda size: images.split(size or n_images))
+
+
+def _n_blocks(fitted: Fitted, n_images: int) -> int:
+    """Return how many blocks of few images are left out in turn: each takes a decomposition of all Gaussians.
+
+    Where patches share Gaussians, these are as few as leave enough images to models that borrow nothing, as `fitted`:
+    their scores are corrected as well as those of models of more images.
+    """
+    if isinstance(fitted, FittedExactPCA) and fitted.group > 1 and n_images >= _FEWEST_IN_HALVES:
+        enough = fitted.fewest_samples / independent_samples(fitted.group)
+        for n_blocks in (2, 4):
+            if n_images - -(-n_images // n_blocks) >= enough:
+                return n_blocks
+    return _N_BLOCKS
 
 
 def cut_to(fitted: Fitted, n_components: Any) -> Fitted:

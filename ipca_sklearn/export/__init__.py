@@ -4,6 +4,6 @@ from ipca_sklearn.export._agreement import Agreement
 from ipca_sklearn.export._module import to_torch
 from ipca_sklearn.export._onnx import to_onnx
 from ipca_sklearn.export._openvino import to_openvino
-from ipca_sklearn.features._tile_module import tile_module
+from ipca_sklearn.features._modules import tile_module
 
 __all__ = ["Agreement", "tile_module", "to_onnx", "to_openvino", "to_torch"]

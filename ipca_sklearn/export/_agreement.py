@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -10,7 +9,7 @@ import numpy as np
 import torch
 from sklearn.pipeline import Pipeline
 
-from ipca_sklearn._utils._files import printable
+from ipca_sklearn._utils._messages import name_of
 from ipca_sklearn._utils._typing import Image, Size
 from ipca_sklearn.images._decode import check_images, load_batch, to_rgb
 
@@ -51,7 +50,7 @@ class Expected(NamedTuple):
 
 def pixels_of(images: Any, index: int, dtype: str) -> np.ndarray:
     """Return an image as a file takes it: (1, 3, H, W)."""
-    pixels = load_batch([to_rgb(images[index], _name(images[index], index))], torch.device("cpu"))
+    pixels = load_batch([to_rgb(images[index], name_of(images[index], f"check[{index}]"))], torch.device("cpu"))
     if dtype == "uint8":
         pixels = (255 * pixels).round().to(torch.uint8)
     return pixels.contiguous().numpy()
@@ -66,7 +65,7 @@ def expected_results(
         return found
     images = check_images(images)
     for index in range(len(images)):
-        pixels, name = pixels_of(images, index, dtype), _name(images[index], index)
+        pixels, name = pixels_of(images, index, dtype), name_of(images[index], f"check[{index}]")
         if input_size is not None and pixels.shape[2:] != tuple(input_size):
             raise ValueError(f"{name} has {pixels.shape[2]} x {pixels.shape[3]} pixels, input_size is {input_size}")
         (features,) = pipe[0].transform(images[index : index + 1]).batches(1)
@@ -104,7 +103,3 @@ def compare(
         n_other_labels += (float(score) >= offset) != image.is_normal
     score_difference, map_difference = np.max(differences, axis=0).tolist()
     return Agreement(len(expected), score_difference, map_difference, n_other_labels)
-
-
-def _name(image: Any, index: int) -> str:
-    return printable(image) if isinstance(image, (str, os.PathLike)) else f"check[{index}]"

@@ -20,7 +20,7 @@ from ipca_sklearn.detection._cells import Cells
 from ipca_sklearn.detection._distance_module import DistanceModule, register
 from ipca_sklearn.detection._map_ops import blur_matrix, image_scores
 from ipca_sklearn.features import PatchFeatureExtractor, weights_license
-from ipca_sklearn.features._patch_network import PatchNetwork
+from ipca_sklearn.features._modules import PatchNetwork
 from ipca_sklearn.features._settings import FeatureSettings, settings_of
 from ipca_sklearn.images._decode import center_crop, resize_and_crop
 from ipca_sklearn.images._resize import to_unit_floats

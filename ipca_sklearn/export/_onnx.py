@@ -13,7 +13,7 @@ from ipca_sklearn._utils._surroundings import as_in_a_fresh_process
 from ipca_sklearn._utils._typing import Image, PathLike, Size
 from ipca_sklearn.export._agreement import HINT_OF_16_BITS, LARGEST_DIFFERENCE, Agreement, compare, expected_results
 from ipca_sklearn.export._module import PatchGaussianModule, to_torch
-from ipca_sklearn.features.backbones._license import warn_of_license
+from ipca_sklearn.features.backbones._catalogue import warn_of_license
 
 # What a protocol buffer, and so an ONNX file in one piece, holds at most.
 _MAX_BYTES = 2**31 - 2**24

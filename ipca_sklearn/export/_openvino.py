@@ -25,7 +25,7 @@ from ipca_sklearn.export._agreement import (
     pixels_of,
 )
 from ipca_sklearn.export._onnx import checked_module, onnx_bytes
-from ipca_sklearn.features.backbones._license import warn_of_license
+from ipca_sklearn.features.backbones._catalogue import warn_of_license
 from ipca_sklearn.images._decode import check_images
 
 # How much scores and maps may differ from those of the pipeline, of the largest value of a map.

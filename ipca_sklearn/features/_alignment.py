@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ipca_sklearn._utils._digests import content, new_digest
+from ipca_sklearn._utils._digests import content, hex_digest
 from ipca_sklearn._utils._typing import Size
 from ipca_sklearn.features._registration import FINE, Floats, Pose, Search, correlation, moved, shrunk
 from ipca_sklearn.images._resize import sampled, to_unit_floats
@@ -70,10 +70,7 @@ class Aligner:
 
     def digest(self) -> str:
         """Return a digest of all that the placement of an image depends on."""
-        digest = new_digest()
-        digest.update(content(self.reference))
-        digest.update(f"{self.rigid} {self.limit}".encode())
-        return digest.hexdigest()
+        return hex_digest(content(self.reference), f"{self.rigid} {self.limit}".encode())
 
 
 @lru_cache(4)

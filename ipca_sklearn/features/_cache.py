@@ -17,8 +17,8 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from ipca_sklearn._utils._digests import content, describe, new_digest
-from ipca_sklearn._utils._files import printable, replacing
+from ipca_sklearn._utils._digests import content, describe, hex_digest
+from ipca_sklearn._utils._files import printable, replacing, status_of
 from ipca_sklearn._utils._typing import Image as ImageLike
 from ipca_sklearn._utils._typing import PathLike
 from ipca_sklearn.exceptions import ImageReadError
@@ -191,11 +191,11 @@ class StoredFeatures:
         if path is None:
             return False
         try:
-            with open(path, "rb", buffering=0) as file:
+            with open(path, "rb") as file:
                 return (
                     os.fstat(file.fileno()).st_size == self._n_bytes
                     and file.read(len(self._header)) == self._header
-                    and _read_into(file, out)
+                    and file.readinto(out.data.cast("B")) == out.nbytes
                     and file.read(_N_CHECKSUM) == self._checksum(out)
                 )
         except OSError:
@@ -224,17 +224,6 @@ class StoredFeatures:
         return zlib.crc32(values.data, zlib.crc32(self._header)).to_bytes(_N_CHECKSUM, "little")
 
 
-def _read_into(file: io.FileIO, values: np.ndarray) -> bool:
-    """Fill an array from a file; False if it ends before."""
-    wanted = values.data.cast("B")
-    while len(wanted):
-        n_read = file.readinto(wanted)
-        if not n_read:
-            return False
-        wanted = wanted[n_read:]
-    return True
-
-
 def _path(folder: Path, image: ImageLike) -> Path | None:
     """Return the file of an image; None if the image cannot be told from others."""
     digest = _image_digest(image)
@@ -243,25 +232,18 @@ def _path(folder: Path, image: ImageLike) -> Path | None:
 
 def _image_digest(image: ImageLike) -> str | None:
     """Return a digest that tells an image from others; None if it cannot be read."""
-    digest = new_digest()
     if isinstance(image, (str, os.PathLike)):
-        try:
-            status = os.stat(image)
-        except OSError:
+        status = status_of(image)
+        if status is None:
             return None
-        digest.update(os.fsencode(os.path.abspath(image)))  # names need not be UTF-8
-        digest.update(f"\n{status.st_size}\n{status.st_mtime_ns}".encode())
-        return digest.hexdigest()
+        # Names need not be UTF-8.
+        return hex_digest(os.fsencode(os.path.abspath(image)), f"\n{status[0]}\n{status[1]}".encode())
     if isinstance(image, bytes):
-        digest.update(b"bytes " + image)
-        return digest.hexdigest()
+        return hex_digest(b"bytes ", image)
     if isinstance(image, Image.Image):
         try:
             image = to_rgb(image, "image")
         except ImageReadError:
             return None
     # Channels come first in a tensor and last in an array.
-    digest.update(b"tensor " if isinstance(image, Tensor) else b"array ")
-    digest.update(describe(image))
-    digest.update(content(image))
-    return digest.hexdigest()
+    return hex_digest(b"tensor " if isinstance(image, Tensor) else b"array ", describe(image), content(image))

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from enum import Enum
 from numbers import Integral
@@ -18,7 +17,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from ipca_sklearn._utils import _digests
-from ipca_sklearn._utils._output import TableOutputMixin
+from ipca_sklearn._utils._estimators import TableOutputMixin
 from ipca_sklearn._utils._sklearn_compat import CallbackSupportMixin, FitProgress, Interval, StrOptions, fit_context
 from ipca_sklearn._utils._typing import DeviceLike, Image, Images, PathLike, Size
 from ipca_sklearn._utils._versions import VersionedMixin
@@ -27,9 +26,9 @@ from ipca_sklearn.features._alignment import ALIGNMENTS
 from ipca_sklearn.features._augment import AUGMENTATIONS, check_augment
 from ipca_sklearn.features._cache import FeatureCache
 from ipca_sklearn.features._copies import AugmentedFeatures
+from ipca_sklearn.features._fitting import make_network
 from ipca_sklearn.features._geometry import covered_box, cut_masks, first_size, fitted_sizes
 from ipca_sklearn.features._lazy import PatchFeatures
-from ipca_sklearn.features._network_of import make_network
 from ipca_sklearn.features._remarks import SkippedImages
 from ipca_sklearn.features._settings import Augment, settings_of
 from ipca_sklearn.features._tiled import features_of
@@ -348,8 +347,12 @@ class PatchFeatureExtractor(VersionedMixin, CallbackSupportMixin, TableOutputMix
             Weights could not be downloaded or read.
         """
         progress = FitProgress(self, 0, X, y)
-        with _unchanged_after_error(self):
+        before = dict(vars(self))
+        try:
             make_network(self, check_images(X))
+        except BaseException:
+            self.__dict__ = before
+            raise
         progress.end()
         return self
 
@@ -499,15 +502,3 @@ class PatchFeatureExtractor(VersionedMixin, CallbackSupportMixin, TableOutputMix
         super().__setstate__(state)
         if "_training_record" in state:
             self._training_record = SkippedImages(state["_training_record"])
-
-
-@contextmanager
-def _unchanged_after_error(estimator: Any) -> Iterator[None]:
-    """Restore the attributes of an estimator if the block raises."""
-    before = dict(vars(estimator))
-    try:
-        yield
-    except BaseException:
-        vars(estimator).clear()
-        vars(estimator).update(before)
-        raise

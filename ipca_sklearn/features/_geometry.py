@@ -16,14 +16,13 @@ import torch
 import torch.nn.functional as F
 from sklearn.utils.validation import check_is_fitted
 
-from ipca_sklearn._utils._files import printable
+from ipca_sklearn._utils._messages import first_few, name_of
 from ipca_sklearn._utils._proportions import is_stretched, same_proportions
 from ipca_sklearn._utils._typing import Image, Images, Size
 from ipca_sklearn.exceptions import AspectRatioWarning, ImageReadError
 from ipca_sklearn.features.backbones._networks import sides_of, takes_patches
 from ipca_sklearn.images._decode import center_crop, check_images, resize_and_crop, size_of
-from ipca_sklearn.images._mask_areas import shrink_mask
-from ipca_sklearn.images._masks import check_proportions, read_mask, read_masks
+from ipca_sklearn.images._masks import check_proportions, read_mask, read_masks, shrink_mask
 
 # Of `image_size="auto"`: about as many pixels as the paper's square has.
 AUTO_PIXELS = 256 * 256
@@ -76,10 +75,8 @@ def cut_masks(extractor: Any, masks: Sequence[Image | None], images: Images | No
     checked = None if images is None else check_images(images)
     if checked is not None and len(checked) != len(masks):
         raise ValueError(f"{len(masks)} masks for {len(checked)} images; pass one for each, None if it has none")
-    given = [(index, mask) for index, mask in enumerate(masks) if mask is not None]
-    read = read_masks([mask for _, mask in given], [f"masks[{index}]" for index, _ in given], extractor.max_pixels)
     cut, stretched = np.zeros((len(masks), *crop_size), dtype=bool), []
-    for (index, _), (marked, name) in zip(given, read, strict=True):
+    for index, marked, name in read_masks(masks, max_pixels=extractor.max_pixels):
         size = marked.shape[0], marked.shape[1]
         if checked is not None:
             _check_mask(extractor, size, name, checked[index], f"X[{index}]")
@@ -89,8 +86,7 @@ def cut_masks(extractor: Any, masks: Sequence[Image | None], images: Images | No
     if stretched:
         warnings.warn(
             f"{len(stretched)} of {len(masks)} masks have other proportions than the images of the fit "
-            f"({', '.join(stretched[:3])}{', ...' if len(stretched) > 3 else ''}) and are stretched. Pass images= "
-            "to compare each with its image",
+            f"({first_few(stretched)}) and are stretched. Pass images= to compare each with its image",
             AspectRatioWarning,
             stacklevel=3,
         )
@@ -104,8 +100,7 @@ def _check_mask(extractor: Any, size: Size, name: str, image: Any, image_name: s
         if extractor.on_error == "raise":
             raise
         return
-    shown = printable(image) if isinstance(image, (str, os.PathLike)) else image_name
-    check_proportions(size, name, image_size, shown)
+    check_proportions(size, name, image_size, name_of(image, image_name))
 
 
 def first_size(extractor: Any, X: Any) -> Size | None:
@@ -144,16 +139,12 @@ class Geometry:
         first = None
         if auto or extractor.region is not None:
             first = _first_readable(images, extractor.on_error, extractor.max_pixels)
-        if auto and extractor.tile_size is not None:
-            assert first is not None
+        image_size, aspect_ratio = extractor.image_size, None
+        if auto and first is not None:
             image_size, aspect_ratio = first[1], first[1][0] / first[1][1]
-        elif auto:
-            assert first is not None
-            multiple, only = sides_of(extractor.backbone, extractor.weights)
-            image_size = auto_size(first[1], multiple) if only is None else only
-            aspect_ratio = first[1][0] / first[1][1]
-        else:
-            image_size, aspect_ratio = extractor.image_size, None
+            if extractor.tile_size is None:
+                multiple, only = sides_of(extractor.backbone, extractor.weights)
+                image_size = only or auto_size(first[1], multiple)
         image_size, crop_size = sizes(image_size, extractor.crop_size)
         return cls(image_size, crop_size, _margin(extractor, crop_size), aspect_ratio, first)
 
@@ -168,7 +159,7 @@ class Geometry:
     def patches_inside(self, region: Image, grid_size: Size, max_pixels: int) -> np.ndarray:
         """Return the patches (H, W) of which at least half of the pixels belong to a region of interest."""
         assert self.first is not None
-        name = f"region {printable(region)}" if isinstance(region, (str, os.PathLike)) else "region"
+        name = f"region {name_of(region, '')}".rstrip()
         mask = read_mask(region, name, max_pixels)
         image, (height, width) = self.first
         if not same_proportions((mask.shape[0], mask.shape[1]), (height, width)):
@@ -203,7 +194,7 @@ def _margin(extractor: Any, crop_size: Size) -> int:
 def _first_readable(images: Any, on_error: str, max_pixels: int) -> tuple[str, Size]:
     """Return name and size of the first image, or of the first that can be read where others are skipped."""
     for index, image in enumerate(images if isinstance(images, Sequence) else images[:1]):
-        name = printable(image) if isinstance(image, (str, os.PathLike)) else f"X[{index}]"
+        name = name_of(image, f"X[{index}]")
         try:
             return name, size_of(image, max_pixels)
         except ImageReadError as error:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from copy import copy
-from typing import Any, TypeVar
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -31,8 +31,6 @@ from ipca_sklearn.features._remarks import Remarks, SkippedImages, zip_rows
 from ipca_sklearn.features._settings import FeatureSettings
 from ipca_sklearn.images._decode import size_of
 from ipca_sklearn.linalg import full_precision
-
-_Self = TypeVar("_Self", bound="PatchFeatures")
 
 # Of an image that is decoded: as Pillow has it, as bytes and as floats.
 _BYTES_PER_PIXEL = 12
@@ -204,7 +202,7 @@ class PatchFeatures:
         part = self._of(np.atleast_1d(chosen))
         return np.asarray(part)[0] if np.ndim(chosen) == 0 else part
 
-    def _of(self: _Self, indices: np.ndarray) -> _Self:
+    def _of(self, indices: np.ndarray) -> Self:
         """Return the features of some images, which share all that is known of these."""
         part = copy(self)
         part._indices = indices

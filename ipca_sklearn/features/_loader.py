@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ipca_sklearn._utils._files import printable
+from ipca_sklearn._utils._messages import name_of
 from ipca_sklearn._utils._proportions import is_stretched
 from ipca_sklearn._utils._sklearn_compat import ProcessPoolExecutor
 from ipca_sklearn._utils._threads import single_threaded_workers
@@ -80,27 +80,29 @@ def read_batches(images: Any, batches: Sequence[np.ndarray], settings: ImageSett
     `n_jobs` workers decode, resize and crop: in a list each image, of an array or a tensor a batch. One more thread
     puts batches together and moves them, while the network works on earlier ones. At most `2 * batch_size` images wait.
     For a GPU all of it happens in a stream beside the network's, and the host waits for neither. No more than
-    `batch_size` images in one piece are prepared by the reader itself: to start threads for a frame takes longer, and
-    far longer on a busy machine. An image that cannot be read is an error when the reader comes to it; floats on a GPU
-    are checked together.
+    `batch_size` images in one piece are prepared by the reader itself: to start threads for a frame takes longer. An
+    image that cannot be read is an error when the reader comes to it; floats on a GPU are checked together.
     """
     device = settings.device
     stream = torch.cuda.Stream(device) if device.type == "cuda" else None
     if stream is not None:
         stream.wait_stream(torch.cuda.current_stream(device))  # it may still be computing the images
     if settings.on_error == "skip" and _may_fail(images):
-        images = list(images)  # one by one, so that a bad image does not spoil its batch
+        images = list(images)  # one by one, so that one that cannot be read does not fail its batch
     elif batches and isinstance(images, Tensor) and images.is_cuda and images.is_floating_point():
         ranges = torch.cat([value_range(_take(images, batch)) for batch in batches], dim=1)
         check_range(ranges.cpu(), [f"X[{index}]" for batch in batches for index in batch])
     waiting: deque[tuple[int, list[Future[Any]], Callable[[], _Staged]]] = deque()
     with ExitStack() as stack:
-        decoders: Executor = _Caller()
+        decoders: Executor = _SameThreadExecutor()
         stager: Executor = decoders
         if not _is_one_piece(images, batches, settings):
             decoders = stack.enter_context(single_threaded_workers(settings.n_jobs))
             stager = stack.enter_context(single_threaded_workers(1))
-        processes = stack.enter_context(_processes(settings.n_jobs)) if settings.processes else None
+        processes: Executor | None = None
+        if settings.processes:
+            pool = ProcessPoolExecutor(settings.n_jobs, initializer=torch.set_num_threads, initargs=(1,))
+            processes = stack.enter_context(pool)
         position = 0
         try:
             for batch in batches:
@@ -120,7 +122,7 @@ def read_batches(images: Any, batches: Sequence[np.ndarray], settings: ImageSett
                     part.cancel()
 
 
-class _Caller(Executor):
+class _SameThreadExecutor(Executor):
     """Does what is submitted at once, in the thread that submits it."""
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
@@ -138,10 +140,6 @@ def _is_one_piece(images: Any, batches: Sequence[np.ndarray], settings: ImageSet
     if n_images > settings.batch_size or settings.processes:
         return False
     return settings.n_jobs == 1 or not isinstance(images, list) or n_images <= 1
-
-
-def _processes(n_jobs: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(n_jobs, initializer=torch.set_num_threads, initargs=(1,))
 
 
 def _may_fail(images: Any) -> bool:
@@ -191,8 +189,7 @@ def _prepare(image: Image, name: str, geometry: _Geometry, max_pixels: int, stre
 
 
 def _prepare_file(path: PathLike, name: str, geometry: _Geometry, max_pixels: int) -> _Prepared:
-    pixels, n_pages = decode(path, name, max_pixels)
-    prepared = _prepared(pixels, geometry, n_pages)
+    prepared = _prepare(path, name, geometry, max_pixels, None)
     return prepared._replace(pixels=np.asarray(prepared.pixels))
 
 
@@ -274,8 +271,7 @@ def _stage(
 
 def _name(images: Any, index: int) -> str:
     """Return how messages name an image."""
-    image = images[index] if isinstance(images, list) else None
-    return printable(image) if isinstance(image, (str, os.PathLike)) else f"X[{index}]"
+    return name_of(images[index] if isinstance(images, list) else None, f"X[{index}]")
 
 
 def _receive(staged: _Staged) -> Batch:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from ipca_sklearn._utils._messages import first_few
 from ipca_sklearn.exceptions import (
     AlignmentWarning,
     AspectRatioWarning,
@@ -104,7 +105,6 @@ def zip_rows(by_row: Mapping[int, _Value], indices: np.ndarray) -> dict[int, _Va
 
 
 def _warn(texts: list[str], n_images: int, remark: str, advice: str, category: type[Warning]) -> None:
-    more = f"; and {len(texts) - 3} more" if len(texts) > 3 else ""
-    warning: Any = category(f"{len(texts)} of {n_images} images {remark}: {'; '.join(texts[:3])}{more}. {advice}")
+    warning: Any = category(f"{len(texts)} of {n_images} images {remark}: {first_few(texts, separator='; ')}. {advice}")
     warning.n_images, warning.remark = len(texts), remark
     warnings.warn(warning, stacklevel=4)

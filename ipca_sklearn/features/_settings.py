@@ -16,7 +16,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from ipca_sklearn._utils._devices import resolve_amp, resolve_device
-from ipca_sklearn._utils._digests import new_digest, weights_digest
+from ipca_sklearn._utils._digests import hex_digest, weights_digest
 from ipca_sklearn._utils._sklearn_compat import LokyBackend, get_active_backend
 from ipca_sklearn._utils._typing import DeviceLike, Size
 from ipca_sklearn.features._alignment import Aligner
@@ -125,9 +125,7 @@ class FeatureSettings:
             *(() if images.aligner is None else (images.aligner.digest(),)),
             *(() if self.tiling is None else (self.tiling,)),
         )
-        digest = new_digest()
-        digest.update(repr(parts).encode())
-        return digest.hexdigest()
+        return hex_digest(repr(parts).encode())
 
 
 def decodes_in_processes() -> bool:

@@ -122,9 +122,7 @@ class TiledFeatures(PatchFeatures):
         # By the reader itself: decoding takes far less time than the tiles.
         alone = replace(self._settings.images, n_jobs=1, processes=False)
         (batch,) = read_batches(self._images, [np.array([index])], alone)
-        for known, noticed in ((remarks.pages, batch.pages), (remarks.stretched, batch.stretched)):
-            if noticed:
-                known[index] = noticed[0]
+        remarks.add(batch, np.array([index]))
         return batch.images[0], batch.skipped.get(0)
 
     def _bands(self, index: int, stored: list[StoredFeatures], remarks: Remarks) -> Iterator[Tensor]:

@@ -24,8 +24,7 @@ from ipca_sklearn.exceptions import ImageReadError
 from ipca_sklearn.images._deep import as_stored, read_deep
 from ipca_sklearn.images._formats import (
     MAX_PIXELS,
-    check_decoder,
-    check_pixels,
+    check_opened,
     count_pages,
     open_image,
     orientation,
@@ -38,7 +37,7 @@ _listeners: list[Callable[[PathLike, Tensor], None]] = []
 
 
 @contextmanager
-def telling(listener: Callable[[PathLike, Tensor], None]) -> Iterator[None]:
+def reporting_decoded(listener: Callable[[PathLike, Tensor], None]) -> Iterator[None]:
     """Call a listener with the path and the pixels of each file that the threads of this process decode."""
     _listeners.append(listener)
     try:
@@ -143,12 +142,9 @@ def to_rgb(
 ) -> Tensor:
     """Return an image as a (3, H, W) tensor: uint8, or float32 in [0, 1] if it is transparent or has more than 8 bits.
 
-    Grey is repeated, palettes are looked up, transparent pixels become black, 16 bits are scaled (65535 is white), the
-    EXIF orientation is applied, and the first of several pages or frames is taken. Several arrays or tensors of one
-    size, (n, H, W, C) or (n, C, H, W), become (n, 3, H, W); `name`, for messages, has then one for each. `in_range`
-    skips the check of floats, which makes the host wait for a GPU. Arrays and tensors of more than `max_pixels` are
-    taken: they are in memory already. Files may be paths, or bytes. Errors are ImageReadErrors with the name; a
-    MissingImageError if there is no such file.
+    The notes of `PatchFeatureExtractor` say how. Several arrays or tensors of one size, (n, H, W, C) or (n, C, H, W),
+    become (n, 3, H, W); `name`, for messages, has then one for each. `in_range` skips the check of floats, which makes
+    the host wait for a GPU. `max_pixels` is for files. Errors are ImageReadErrors with the name.
     """
     if isinstance(image, (Tensor, np.ndarray)):
         return _from_values(image, name, in_range)
@@ -166,9 +162,7 @@ def decode(image: PathLike | bytes | Image.Image, name: str, max_pixels: int) ->
             for listener in _listeners:
                 listener(image, pixels)
             return pixels, count_pages(opened)
-    check_decoder(image, name)
-    if getattr(image, "tile", None):  # it is yet to be decoded
-        check_pixels(image.size, name, max_pixels)
+    check_opened(image, name, max_pixels)
     return _from_pil(image, name), count_pages(image)
 
 

@@ -118,7 +118,7 @@ def open_image(path: PathLike | bytes, max_pixels: int = MAX_PIXELS, name: str |
         if known is FORMATS["WebP"] and start[8:12] != b"WEBP":
             known = None
         if known is None:
-            raise ImageReadError(f"{name} {_what_it_is(start)}")
+            raise ImageReadError(f"{name} {_unknown_format(start)}")
         if known is FORMATS["WebP"]:  # its decoder takes memory for the pixels as soon as it is made
             check_pixels(_webp_size(start), name, max_pixels)
         file.seek(0)
@@ -162,7 +162,7 @@ def _require_regular(mode: int, name: str) -> None:
     raise ImageReadError(f"{name} is a {kind} and no regular file; leave it out")
 
 
-def _what_it_is(start: bytes) -> str:
+def _unknown_format(start: bytes) -> str:
     """Say what a file is that begins so, without running a decoder."""
     if not start:
         return "is not an image, but an empty file; replace it, or leave it out"
@@ -202,13 +202,18 @@ def _too_large(what: str, limit: str) -> ImageReadError:
     return error
 
 
-def check_decoder(image: Image.Image, name: str) -> None:
-    """Raise an ImageReadError if Pillow would start another program to decode an image that the user has opened."""
+def check_opened(image: Image.Image, name: str, max_pixels: int) -> None:
+    """Raise an ImageReadError for an image that the user has opened if another program decodes it or it is too large.
+
+    Its size does not count if its pixels are in memory already.
+    """
     if image.format in _FOREIGN_DECODERS:
         raise ImageReadError(
             f"{name} is of the format {image.format}, which Pillow decodes with another program; convert it to PNG, or "
             "leave it out"
         )
+    if getattr(image, "tile", None):  # it is yet to be decoded
+        check_pixels(image.size, name, max_pixels)
 
 
 def undecodable(name: str, error: Exception) -> ImageReadError:

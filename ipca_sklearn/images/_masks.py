@@ -1,4 +1,4 @@
-"""One reader of masks: which pixels of a mask, whatever its form, are marked.
+"""Masks: which pixels of a mask, whatever its form, are marked, and its cells on the pixels that the network sees.
 
 A pixel is marked where it is not zero. The one exception are masks with smoothed edges, whose edges would grow: they
 are cut at half. What does not tell background from defect is refused; nothing that is marked is dropped in silence.
@@ -18,15 +18,14 @@ from PIL import Image
 from scipy import ndimage
 from torch import Tensor
 
-from ipca_sklearn._utils._files import printable
+from ipca_sklearn._utils._messages import first_few, name_of
 from ipca_sklearn._utils._proportions import same_proportions
 from ipca_sklearn._utils._typing import Image as ImageLike
 from ipca_sklearn._utils._typing import Size
 from ipca_sklearn.exceptions import ImageReadError, MaskWarning
 from ipca_sklearn.images._formats import (
     MAX_PIXELS,
-    check_decoder,
-    check_pixels,
+    check_opened,
     count_pages,
     open_image,
     undecodable,
@@ -38,6 +37,7 @@ _BLOCK, _NOISE = 8, 8
 # From here on a lone spot beside a larger value is no noise.
 _FAINT = 64
 _HALF = 127
+_NEIGHBOURS = np.ones((3, 3), dtype=bool)
 
 
 class Mask(NamedTuple):
@@ -56,30 +56,28 @@ def read_mask(mask: ImageLike, name: str, max_pixels: int = MAX_PIXELS) -> Tenso
     marked. Of a palette the index counts, 0 is not marked. Arrays hold bool, any integers, or floats: whole numbers, or
     from 0 to 1.
 
-    An ImageReadError says that it is no mask, or that background and defect cannot be told apart: no pixel is 0; a
-    palette whose colours contradict its indices; what is marked is transparent; classes in a JPEG; several pages;
-    16-bit colours.
+    An ImageReadError says that it is no mask, or that background and defect cannot be told apart.
     """
-    ((read, _),) = read_masks([mask], [name], max_pixels)
+    ((_, read, _),) = read_masks([mask], name, max_pixels)
     return torch.from_numpy(read)
 
 
 def read_masks(
-    masks: Sequence[ImageLike], names: Sequence[str], max_pixels: int = MAX_PIXELS
-) -> Iterator[tuple[NDArray[np.bool_], str]]:
-    """Yield for each mask what `read_mask` returns, as an array, and its name; one warning for all."""
+    masks: Sequence[ImageLike | None], names: str = "masks[{}]", max_pixels: int = MAX_PIXELS
+) -> Iterator[tuple[int, NDArray[np.bool_], str]]:
+    """Yield for each mask that is there its position, what `read_mask` returns, and its name; one warning for all."""
+    given = [(index, mask) for index, mask in enumerate(masks) if mask is not None]
     faint = []
-    for mask, given_name in zip(masks, names, strict=True):
-        name = printable(mask) if isinstance(mask, (str, os.PathLike)) else given_name
+    for index, mask in given:
+        name = name_of(mask, names.format(index))
         read = _read(mask, name, max_pixels)
         if read.drops_spots:
             faint.append(name)
-        yield read.marked, name
+        yield index, read.marked, name
     if faint:
         warnings.warn(
-            f"{len(faint)} of {len(names)} masks have smoothed edges, and spots that are nowhere above half "
-            f"({', '.join(faint[:3])}{', ...' if len(faint) > 3 else ''}): these spots are not marked. Pass mask > 0 "
-            "if they are defects",
+            f"{len(faint)} of {len(given)} masks have smoothed edges, and spots that are nowhere above half "
+            f"({first_few(faint)}): these spots are not marked. Pass mask > 0 if they are defects",
             MaskWarning,
             stacklevel=4,
         )
@@ -99,9 +97,7 @@ def check_proportions(size: Size, name: str, image_size: Size, image_name: str =
 
 def _read(mask: Any, name: str, max_pixels: int) -> Mask:
     if isinstance(mask, Image.Image):
-        check_decoder(mask, name)
-        if getattr(mask, "tile", None):  # it is yet to be decoded
-            check_pixels(mask.size, name, max_pixels)
+        check_opened(mask, name, max_pixels)
         return _from_pil(mask, name)
     if isinstance(mask, (str, os.PathLike)):
         with open_image(mask, max_pixels) as image:
@@ -262,7 +258,7 @@ def _has_classes(
 
 def _has_spots(values: NDArray[np.float32], strong: NDArray[np.bool_], distance: NDArray[np.int32]) -> bool:
     """Whether a mask with smoothed edges has spots without a value above half that are not noise of compression."""
-    spots, n_spots = ndimage.label(values > 0, np.ones((3, 3)))
+    spots, n_spots = ndimage.label(values > 0, _NEIGHBOURS)
     lost, near, bright = (np.zeros(n_spots + 1, dtype=bool) for _ in range(3))
     lost[1:] = True
     lost[spots[strong]] = False
@@ -278,3 +274,79 @@ def _check_background(low: float, high: float, name: str) -> None:
             f"{name} has no pixel of value 0, but different values (from {low:.3g} to {high:.3g} of 255): everything "
             "would be marked. Set to 0 what is no defect"
         )
+
+
+def shrink_mask(mask: NDArray[np.bool_], size: Size) -> NDArray[np.bool_]:
+    """Return a mask resized to `size` (height, width), in which each defect is still there, and in one piece.
+
+    A cell is marked if at least half of its area is marked: the area of large defects stays what it was, which is what
+    measures of pixels need. Thin and small defects reach half nowhere: a cell of which any part is marked is marked as
+    well if no cell around it is marked by half, and so are all such cells of a defect that would have none. Measures of
+    regions count connected cells, so where a defect has fallen apart the cells between its pieces are marked too.
+    """
+    if mask.shape == tuple(size):
+        return mask.copy()
+    if not mask.any():
+        return np.zeros(size, dtype=bool)
+    shares = _mean_of_cells(_mean_of_cells(mask.astype(np.float64), size[0]).T, size[1]).T
+    half = shares >= 0.5 - 1e-9
+    cells: NDArray[np.bool_] = half | ((shares > 1e-9) & ~ndimage.binary_dilation(half, _NEIGHBOURS))
+    defects, n_defects = ndimage.label(mask, _NEIGHBOURS)
+    rows, columns = (
+        ((np.arange(length) + 0.5) * n / length).astype(np.intp) for length, n in zip(mask.shape, size, strict=True)
+    )
+    kept = np.zeros(n_defects + 1, dtype=bool)
+    kept[np.unique(defects[cells[np.ix_(rows, columns)]])] = True
+    for y, x in zip(*np.nonzero(mask & ~kept[defects]), strict=True):
+        cells[rows[y], columns[x]] = True
+    (pixel_rows, cell_rows), (pixel_columns, cell_columns) = map(_overlaps, mask.shape, size)
+    y, x = np.nonzero(mask[np.ix_(pixel_rows, pixel_columns)])
+    of_defect = defects[pixel_rows[y], pixel_columns[x]].astype(np.int64)
+    cell_y, cell_x = cell_rows[y], cell_columns[x]
+    while True:
+        pieces, n_pieces = ndimage.label(cells, _NEIGHBOURS)
+        of_piece = pieces[cell_y, cell_x]
+        pairs = np.unique((of_defect * (n_pieces + 1) + of_piece)[of_piece > 0])
+        apart = np.flatnonzero(np.bincount(pairs // (n_pieces + 1)) > 1)
+        if not len(apart):
+            return cells
+        for defect in apart:  # what is marked for one may be a cell of another, apart from its others
+            touched = np.zeros_like(cells)
+            touched[cell_y[of_defect == defect], cell_x[of_defect == defect]] = True
+            _join_pieces(cells, touched)
+
+
+def _join_pieces(cells: NDArray[np.bool_], touched: NDArray[np.bool_]) -> None:
+    """Mark in place what lies between the pieces of a defect, of the connected cells that it touches.
+
+    An unmarked cell of them has a marked one beside it (`shrink_mask`). On a way from one piece to another there are so
+    one or two cells next to both, unless the marked ones belong to other defects: then all of them are marked.
+    """
+    while True:
+        pieces, n_pieces = ndimage.label(cells & touched, _NEIGHBOURS)
+        if n_pieces < 2:
+            return
+        between = touched & ~cells
+        first = np.where(pieces > 0, pieces, n_pieces + 1)
+        for _ in range(2):  # beside a piece, then beside a cell that is beside one
+            first = ndimage.minimum_filter(first, 3, mode="nearest")
+            pieces = ndimage.maximum_filter(pieces, 3, mode="nearest")
+            first, pieces = np.where(between, first, n_pieces + 1), np.where(between, pieces, 0)
+        joints = between & (first < pieces)
+        cells |= joints if joints.any() else between
+
+
+def _overlaps(n_pixels: int, n_cells: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Return all pairs of a pixel and a cell that overlap, along one axis."""
+    starts = np.union1d(np.arange(n_pixels) * n_cells, np.arange(n_cells) * n_pixels)
+    return starts // n_cells, starts // n_pixels
+
+
+def _mean_of_cells(values: NDArray[np.float64], n_cells: int) -> NDArray[np.float64]:
+    """Return the means (n_cells, w) of n_cells equal parts of the rows of values (h, w), split rows by their share."""
+    edges = np.linspace(0, len(values), n_cells + 1)
+    whole = np.minimum(edges.astype(np.intp), len(values) - 1)
+    sums = np.concatenate([np.zeros((1, values.shape[1])), np.cumsum(values, axis=0)])
+    below = sums[whole] + (edges - whole)[:, None] * values[whole]
+    means: NDArray[np.float64] = np.diff(below, axis=0) * (n_cells / len(values))
+    return means

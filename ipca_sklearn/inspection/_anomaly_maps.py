@@ -14,8 +14,7 @@ from ipca_sklearn._utils._sklearn_compat import check_matplotlib_support
 from ipca_sklearn._utils._typing import ArrayLike, Image, Images
 from ipca_sklearn.features._extractor import PatchFeatureExtractor
 from ipca_sklearn.images._decode import check_images, to_rgb
-from ipca_sklearn.images._mask_areas import shrink_mask
-from ipca_sklearn.images._masks import check_proportions, read_masks
+from ipca_sklearn.images._masks import check_proportions, read_masks, shrink_mask
 
 _SIDE = 2.3  # inches
 _ROOM_FOR_TITLE = 1.8  # inches that a title of several words needs when it stands on its end
@@ -333,10 +332,8 @@ def _picture(image: Any, name: str, max_pixels: int) -> np.ndarray:
 
 def _masks(masks: Sequence[Any], pictures: Sequence[np.ndarray], max_pixels: int) -> list[np.ndarray | None]:
     """Return masks as bool arrays of the sizes of their images, which have the same proportions."""
-    given = [index for index, mask in enumerate(masks) if mask is not None]
-    read = read_masks([masks[index] for index in given], [f"masks[{index}]" for index in given], max_pixels)
     shown: list[np.ndarray | None] = [None] * len(pictures)
-    for index, (marked, name) in zip(given, read, strict=True):
+    for index, marked, name in read_masks(masks, max_pixels=max_pixels):
         height, width = pictures[index].shape[:2]
         check_proportions((marked.shape[0], marked.shape[1]), name, (height, width))
         shown[index] = shrink_mask(marked, (height, width))

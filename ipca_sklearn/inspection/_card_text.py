@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from ipca_sklearn._utils._files import printable
 
@@ -17,13 +17,6 @@ _MARKS = re.compile(r"[\\`*\[\]<>|]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 _SIZES = ("image size", "inspected", "tiles", "patches")
 _DIRECTIONS = ("worse scores", "worse map values")
 _OF_PRODUCTS = ("images learnt", "offset", "called unknown")
-
-
-class _Table(NamedTuple):
-    """A table with a caption; the first row is the header."""
-
-    caption: str
-    rows: list[list[str]]
 
 
 def as_markdown(title: str, sections: Mapping[str, Mapping[str, Any]], level: int) -> str:
@@ -107,8 +100,8 @@ def text_of(value: Any) -> str:
     return printable(value)
 
 
-def _tables(facts: Mapping[str, Any]) -> Iterator[_Table]:
-    """Yield the facts as one table, and each list of records as another, with a column for each record."""
+def _tables(facts: Mapping[str, Any]) -> Iterator[tuple[str, list[list[str]]]]:
+    """Yield captions and rows, the header first: of all facts, and of each list of records, a column for each."""
     figures = facts.get("figures")
     if isinstance(figures, Mapping):  # their names are those of the measures
         facts = {name: value for name, value in facts.items() if name != "figures"} | dict(figures)
@@ -116,10 +109,10 @@ def _tables(facts: Mapping[str, Any]) -> Iterator[_Table]:
         facts = {**facts, "figures": "none were given"}
     plain = {name: value for name, value in facts.items() if not _is_table(value)}
     if plain:
-        yield _Table("", [["fact", "value"], *([name, _fact(name, value)] for name, value in plain.items())])
+        yield "", [["fact", "value"], *([name, _fact(name, value)] for name, value in plain.items())]
     for name, value in facts.items():
         if _is_table(value):
-            yield _Table(name, _columns(value))
+            yield name, _columns(value)
 
 
 def _fact(name: str, value: Any) -> str:

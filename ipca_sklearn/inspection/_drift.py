@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
-from ipca_sklearn._utils._sklearn_compat import check_matplotlib_support
-from ipca_sklearn.inspection._legends import legend_above
+from ipca_sklearn.inspection._axes import legend_above, set_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -131,13 +130,9 @@ class DriftDisplay:
         DriftDisplay
             This display.
         """
-        check_matplotlib_support(f"{type(self).__name__}.plot")
-        import matplotlib.pyplot as plt
+        ax = set_axes(self, ax, (7, 3.6))
         from matplotlib.ticker import MaxNLocator
 
-        if ax is None:
-            _, ax = plt.subplots(figsize=(7, 3.6), layout="constrained")
-        self.ax_, self.figure_ = ax, ax.figure
         limit = -np.log10(self.alpha)
         bottom, top = -1, limit + _DECADES_ABOVE
         last = max(2, *(int(frame) for frame in (*self.frames[-1:], self.alarm_at or 0, self.changed_since or 0)))
@@ -151,12 +146,7 @@ class DriftDisplay:
             if self.changed_since is not None:
                 label = f"changed since about frame {self.changed_since:,}"
                 ax.axvspan(self.changed_since, last, color="tab:red", alpha=0.15, linewidth=0, label=label)
-        ax.set(
-            xlabel="frame",
-            ylabel="evidence of a change",
-            ylim=(bottom, top),
-            xlim=(1, last),
-        )
+        ax.set(xlabel="frame", ylabel="evidence of a change", ylim=(bottom, top), xlim=(1, last))
         ax.yaxis.set_major_locator(MaxNLocator(integer=True))
         ax.yaxis.set_major_formatter(lambda power, _: f"$10^{{{power:.0f}}}$")
         legend_above(ax)

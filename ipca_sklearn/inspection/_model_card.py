@@ -10,13 +10,14 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+import joblib
 import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from ipca_sklearn._utils._files import printable
+from ipca_sklearn._utils._files import file_digest, printable
 from ipca_sklearn._utils._tables import to_json
 from ipca_sklearn._utils._turns import snapshot
 from ipca_sklearn._utils._typing import PathLike
@@ -26,13 +27,13 @@ from ipca_sklearn.detection._chosen import expected_rate, is_chosen
 from ipca_sklearn.detection._few_images import few_images_warning
 from ipca_sklearn.features import PatchFeatureExtractor, weights_license
 from ipca_sklearn.inspection._card_text import as_html, as_markdown, as_text
-from ipca_sklearn.inspection._provenance import describe_model, file_digest
 from ipca_sklearn.linalg import ScatterState
 from ipca_sklearn.products import ProductRouter
 
 _PLAIN = (str, int, float, bool, type(None))
 # Parameters that say how this process runs a model: commands set them, and they are no part of it.
 _OF_THIS_PROCESS = {"batch_size", "cache", "device", "engine", "max_pixels", "n_jobs", "on_error"}
+N_DIGITS = 12  # of a digest: enough to tell the models of a line apart
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,8 @@ def model_card(model: Any, *, file: PathLike | None = None, figures: Mapping[str
 
     Examples
     --------
-    >>> import numpy as np
+    >>> import joblib
+    import numpy as np
     >>> from ipca_sklearn import PatchGaussianDetector
     >>> from ipca_sklearn.inspection import model_card
     >>> X = np.random.default_rng(0).normal(size=(200, 6, 8))
@@ -175,6 +177,24 @@ def model_card(model: Any, *, file: PathLike | None = None, figures: Mapping[str
     sections["Versions"] = {"versions": installed_versions()}
     sections["Measured figures"] = {"figures": _checked(figures, file)}
     return ModelCard("Model card", sections, products)
+
+
+def describe_model(model: Any) -> str:
+    """Return a text that tells a model from others; a str is the text itself.
+
+    A file is described by its name and by the first digits of the SHA-256 digest of its bytes, as `sha256sum` prints
+    it; an estimator by its classes and by a digest of what its last step has learnt.
+    """
+    if isinstance(model, str):
+        return printable(model)
+    if isinstance(model, os.PathLike):
+        return f"{printable(os.path.basename(model))} (SHA-256 {file_digest(model)[:N_DIGITS]})"
+    if not isinstance(model, BaseEstimator):
+        raise TypeError(f"model is a {type(model).__name__}; give its file as a Path, a fitted estimator, or a text")
+    steps = [step for _, step in model.steps] if isinstance(model, Pipeline) else [model]
+    classes = ", ".join(type(step).__name__ for step in steps)
+    # The last step alone: an extractor keeps more while it is used, so its digest would change without any learning.
+    return f"{classes} (digest {joblib.hash(steps[-1])[:N_DIGITS]})"
 
 
 def _of_file(model: Any, file: PathLike | None) -> dict[str, Any]:

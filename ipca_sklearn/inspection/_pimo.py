@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from sklearn.utils.validation import check_consistent_length
 
-from ipca_sklearn._utils._sklearn_compat import check_matplotlib_support
 from ipca_sklearn._utils._typing import ArrayLike
+from ipca_sklearn.inspection._axes import set_axes
 from ipca_sklearn.metrics import PimoCurves, pimo_curves
 
 if TYPE_CHECKING:
@@ -108,12 +108,7 @@ class PimoDisplay:
         PimoDisplay
             This display.
         """
-        check_matplotlib_support(f"{type(self).__name__}.plot")
-        import matplotlib.pyplot as plt
-
-        if ax is None:
-            _, ax = plt.subplots(figsize=(6, 4.5), layout="constrained")
-        self.ax_, self.figure_ = ax, ax.figure
+        ax = set_axes(self, ax, (6, 4.5))
         curves = self.curves
         anomalous = np.isfinite(curves.aupimo)
         groups = np.full(len(anomalous), "all") if self.groups is None else self.groups

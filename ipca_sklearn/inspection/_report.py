@@ -24,12 +24,9 @@ from PIL import Image
 
 from ipca_sklearn._utils._files import naming, printable, replacing
 from ipca_sklearn._utils._typing import ArrayLike, PathLike
-from ipca_sklearn.inspection._model_card import ModelCard
+from ipca_sklearn._version import __version__
+from ipca_sklearn.inspection._model_card import ModelCard, describe_model
 from ipca_sklearn.inspection._pictures import in_8_bits
-from ipca_sklearn.inspection._provenance import describe_model, provenance
-
-__all__ = ["HtmlReport"]
-
 
 # In the order in which they are read: each uses what those before it define.
 _SCRIPTS = ("words.js", "ticks.js", "histogram.js", "cards.js", "viewer.js", "report.js", "controls.js")
@@ -46,7 +43,6 @@ _PICTURE = rb"data:image/jpeg;base64,[A-Za-z0-9+/=]+"
 class EncodedImage:
     """An image as the page holds it: what `HtmlReport.encode` returns and `HtmlReport.add_encoded` takes."""
 
-    score: float | None
     row: dict[str, Any]
     picture: bytes | None
 
@@ -256,7 +252,7 @@ class HtmlReport:
         picture = None
         if self.picture_size and image is not None and max(image.size) > self.thumbnail_size:
             picture = _jpeg(image, self.picture_size, 80).encode()
-        return EncodedImage(score, row, picture)
+        return EncodedImage(row, picture)
 
     def add_encoded(self, image: EncodedImage) -> None:
         """Add what `encode` has returned.
@@ -266,18 +262,34 @@ class HtmlReport:
         # Unescaped, "<" could end the element of the page that holds the rows.
         row = json.dumps(image.row | {"id": len(self._rows)}, ensure_ascii=True).replace("<", "\\u003c").encode()
         picture = image.picture or b""
-        score = -math.inf if image.score is None else image.score
+        score = -math.inf if image.row["score"] is None else image.row["score"]
         self._rows.append((score, self._row_file.tell(), len(row), len(picture)))
         with naming(tempfile.gettempdir()):
             self._row_file.write(row)
             self._row_file.write(picture)
 
     def read_encoded(self) -> list[EncodedImage]:
-        """Return the images of an earlier page at the same path with the same title; errors are those of `images_of`.
+        """Return the images of an earlier page at the same path with the same title, in the order they were added.
 
         :meta private:
         """
-        return images_of(self.path, self.title)
+        with open(self.path, "rb") as file:
+            page = file.read()
+        if f"<title>{html.escape(self.title)}</title>".encode(errors="backslashreplace") not in page:
+            raise ValueError(f"{printable(self.path)} is no report of {printable(self.title)}")
+        rows = re.search(rb'<script type="application/json" id="rows">(\[.*?\n\])</script>', page, re.DOTALL)
+        found = re.finditer(rb'<script type="text/plain" id="picture-(\d+)">(%b)</script>' % _PICTURE, page)
+        pictures = {int(match[1]): match[2] for match in found}
+        try:
+            if rows is None or not page.rstrip().endswith(b"</html>"):
+                raise ValueError("a part is missing")
+            by_number = {row.pop("id"): row for row in json.loads(rows[1])}
+            return [
+                EncodedImage({name: row[name] for name in _ROW}, pictures.get(number))
+                for number, row in sorted(by_number.items())
+            ]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{printable(self.path)} is damaged") from error
 
     def _sorted_rows(self) -> Iterator[bytes]:
         separator = b"\n"
@@ -312,7 +324,7 @@ class HtmlReport:
             "script_hash": _hash(script),
             "style_hash": _hash(style),
             "settings": json.dumps(settings),
-            "provenance": provenance(self._model_text, self.source, len(self._rows), _now()),
+            "provenance": _provenance(self._model_text, self.source, len(self._rows), _now()),
             "card": "" if self.card is None else _CARD.format(self.card.to_html()),
         }
         parts = {"rows": self._sorted_rows, "pictures": self._pictures}
@@ -325,27 +337,6 @@ class HtmlReport:
                     self._page.writelines(parts[part]())
             else:
                 self._page.write(values[part].encode(errors="backslashreplace"))  # a title may be the name of a file
-
-
-def images_of(path: PathLike, title: str) -> list[EncodedImage]:
-    """Return the images of a page of this title in the order they were added, so that another goes on with them."""
-    with open(path, "rb") as file:
-        page = file.read()
-    if f"<title>{html.escape(title)}</title>".encode(errors="backslashreplace") not in page:
-        raise ValueError(f"{printable(path)} is no report of {printable(title)}")
-    rows = re.search(rb'<script type="application/json" id="rows">(\[.*?\n\])</script>', page, re.DOTALL)
-    found = re.finditer(rb'<script type="text/plain" id="picture-(\d+)">(%b)</script>' % _PICTURE, page)
-    pictures = {int(match[1]): match[2] for match in found}
-    try:
-        if rows is None or not page.rstrip().endswith(b"</html>"):
-            raise ValueError("a part is missing")
-        by_number = {row.pop("id"): row for row in json.loads(rows[1])}
-        return [
-            EncodedImage(row["score"], {name: row[name] for name in _ROW}, pictures.get(number))
-            for number, row in sorted(by_number.items())
-        ]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{printable(path)} is damaged") from error
 
 
 def _jpeg(image: Image.Image, side: int, quality: int) -> str:
@@ -376,6 +367,18 @@ def _number(value: float | None) -> float | None:
     """Return a number of any kind as a float of Python, for JSON, which has no NaN and no infinity."""
     number = math.nan if value is None else float(value)
     return number if math.isfinite(number) else None
+
+
+def _provenance(model: str | None, source: str | None, n_images: int, written: datetime) -> str:
+    """Return the line of a page that says what it is, as HTML."""
+    counted = f"{n_images} image{'' if n_images == 1 else 's'}"
+    parts = [
+        "" if model is None else f"Model: <b>{html.escape(model)}</b>",
+        html.escape(counted if source is None else f"{counted}: {source}"),
+        f'<time datetime="{written.isoformat(timespec="seconds")}">{written.strftime("%Y-%m-%d %H:%M %z")}</time>',
+        f"ipca_sklearn {__version__}",
+    ]
+    return " · ".join(f"<span>{part}</span>" for part in parts if part)
 
 
 def _now() -> datetime:

@@ -12,9 +12,8 @@ from sklearn.utils.validation import check_consistent_length
 
 from ipca_sklearn._utils._estimators import calibrated
 from ipca_sklearn._utils._labels import check_labels
-from ipca_sklearn._utils._sklearn_compat import check_matplotlib_support
 from ipca_sklearn._utils._typing import ArrayLike, Images
-from ipca_sklearn.inspection._legends import legend_above
+from ipca_sklearn.inspection._axes import legend_above, set_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -140,12 +139,7 @@ class ThresholdDisplay:
         ThresholdDisplay
             This display.
         """
-        check_matplotlib_support(f"{type(self).__name__}.plot")
-        import matplotlib.pyplot as plt
-
-        if ax is None:
-            _, ax = plt.subplots(figsize=(6, 3.8), layout="constrained")
-        self.ax_, self.figure_ = ax, ax.figure
+        ax = set_axes(self, ax, (6, 3.8))
         groups = [("normal, not learnt from", self.calibration_scores, "tab:blue"), *self._new_groups()]
         groups = [(name, values[np.isfinite(values)], colour) for name, values, colour in groups]
         together = np.concatenate([values for _, values, _ in groups])

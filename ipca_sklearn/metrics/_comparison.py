@@ -13,7 +13,7 @@ from sklearn.utils.validation import check_consistent_length
 from ipca_sklearn._utils._surroundings import own_surroundings
 from ipca_sklearn._utils._typing import ArrayLike
 from ipca_sklearn.metrics._intervals import check_resampling
-from ipca_sklearn.metrics._report import kinds, warn_of_few
+from ipca_sklearn.metrics._report import kinds
 from ipca_sklearn.metrics._resampling import Floats, percentile_interval
 from ipca_sklearn.metrics._sample import TestedImages
 
@@ -124,10 +124,8 @@ def compare_scores(
         TestedImages.of(y_true, scores_b, masks, maps_b, marked_b, offset_b, has_mask, region),
     )
     is_normal = models[0].is_normal
-    names = np.full(len(is_normal), "all") if defect_types is None else np.asarray(defect_types)
-    warn_of_few(is_normal, names, confidence_level)
     rows = []
-    for name, chosen in kinds(is_normal, names):
+    for name, chosen in kinds(is_normal, defect_types, confidence_level):
         (a, of_a), (b, of_b) = (model.measures(chosen, n_resamples, random_state) for model in models)
         measures: list[dict[str, Any]] = []
         for key in a:

@@ -111,10 +111,8 @@ def evaluation_report(
     check_consistent_length(y_true, defect_types)
     images = TestedImages.of(y_true, y_score, masks, maps, marked, offset, has_mask, region)
     is_normal, known, called = images.is_normal, images.has_mask, images.is_called
-    names = np.full(len(is_normal), "all") if defect_types is None else np.asarray(defect_types)
-    warn_of_few(is_normal, names, confidence_level)
     rows = []
-    for name, chosen in kinds(is_normal, names):
+    for name, chosen in kinds(is_normal, defect_types, confidence_level):
         anomalous = chosen & ~is_normal
         row: dict[str, Any] = {"defects": name, "n_images": int(np.sum(anomalous))}
         row["n_masks"] = 0 if images.pixels is None else int(np.sum(anomalous & known))
@@ -141,19 +139,16 @@ def evaluation_report(
     }
 
 
-def kinds(is_normal: NDArray[np.bool_], names: NDArray[Any]) -> Iterator[tuple[str, NDArray[np.bool_]]]:
-    """Yield "all" and each type of defect, with the images that belong to it: the normal ones, and its own."""
-    yield "all", np.ones_like(is_normal)
-    types = sorted(map(str, set(names[~is_normal].tolist())))
-    if types != ["all"]:
-        for name in types:
-            yield name, is_normal | (names == name)
+def kinds(
+    is_normal: NDArray[np.bool_], defect_types: ArrayLike | None, confidence_level: float
+) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+    """Yield "all" and each type of defect, with the images that belong to it: the normal ones, and its own.
 
-
-def warn_of_few(is_normal: NDArray[np.bool_], names: NDArray[Any], confidence_level: float) -> None:
-    """Warn of kinds of images that are too few for a figure that holds for others."""
-    numbers = {"normal": int(is_normal.sum())}
-    numbers |= {name: int(np.sum(~is_normal & (names == name))) for name in sorted(set(names[~is_normal].tolist()))}
+    A warning comes first, of kinds of images that are too few for a figure that holds for others.
+    """
+    names = np.full(len(is_normal), "all") if defect_types is None else np.asarray(defect_types)
+    types = sorted(set(names[~is_normal].tolist()))
+    numbers = {"normal": int(is_normal.sum())} | {name: int(np.sum(~is_normal & (names == name))) for name in types}
     few = [f"{name} ({number})" for name, number in numbers.items() if number < _MIN_IMAGES]
     if few:
         warnings.warn(
@@ -162,3 +157,6 @@ def warn_of_few(is_normal: NDArray[np.bool_], names: NDArray[Any], confidence_le
             FewImagesWarning,
             stacklevel=4,
         )
+    yield "all", np.ones_like(is_normal)
+    for name in sorted(map(str, types)) if types != ["all"] else ():
+        yield name, is_normal | (names == name)

@@ -7,7 +7,7 @@ sorting the pixels of each.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -87,13 +87,7 @@ class PixelCounts:
 
     def only(self, images: NDArray[np.bool_]) -> PixelCounts:
         """Return the counts of some of the images, in their order."""
-        return replace(
-            self,
-            normal=self.normal[images],
-            anomalous=self.anomalous[images],
-            overlap=self.overlap[images],
-            is_normal=self.is_normal[images],
-        )
+        return PixelCounts(**{name: values[images] for name, values in vars(self).items()})
 
     def sums(self, weights: Floats) -> PixelSums:
         """Return the counts of resamples, given by their weights (R, n)."""

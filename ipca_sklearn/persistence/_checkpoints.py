@@ -18,7 +18,7 @@ from sklearn.pipeline import Pipeline
 from torch import Tensor
 
 from ipca_sklearn import _version
-from ipca_sklearn._utils._digests import content, describe, new_digest
+from ipca_sklearn._utils._digests import content, describe, hex_digest, new_digest
 from ipca_sklearn._utils._estimators import adopt, check_repeatable
 from ipca_sklearn._utils._files import naming, printable, replacing, writable_target
 from ipca_sklearn._utils._typing import ArrayLike, Images, PathLike
@@ -26,7 +26,7 @@ from ipca_sklearn.decomposition._fitted_scatter import exact_pickles
 from ipca_sklearn.detection._calibration import FEW_IMAGES
 from ipca_sklearn.exceptions import FewImagesWarning
 from ipca_sklearn.features import PatchFeatures
-from ipca_sklearn.persistence._reading import read_model
+from ipca_sklearn.persistence._joblib import read_model
 
 _MARK = b"\nipca_sklearn checkpoint, BLAKE2b "  # before the digest
 # Samples that Ctrl-C can lose. The network waits for the first images of each part, and few images would be scored by
@@ -271,11 +271,9 @@ def _parameters(model: Any) -> dict[str, str]:
         if hasattr(step, "weights_digest"):  # a file or a module may have changed under the same name
             texts[f"weights of {name}"] = step.weights_digest()
         for attribute, text in (("region_", "region"), ("reference_", "mean image")):
-            if getattr(step, attribute, None) is not None:
-                digest = new_digest()
-                digest.update(describe(getattr(step, attribute)))
-                digest.update(content(getattr(step, attribute)))
-                texts[f"{text} of {name}"] = digest.hexdigest()
+            values = getattr(step, attribute, None)
+            if values is not None:
+                texts[f"{text} of {name}"] = hex_digest(describe(values), content(values))
     return texts
 
 

@@ -20,11 +20,11 @@ import torch
 from joblib import effective_n_jobs
 from torch import Tensor
 
-from ipca_sklearn._utils._digests import content, describe, new_digest
-from ipca_sklearn._utils._files import printable
+from ipca_sklearn._utils._digests import content, describe, hex_digest, new_digest
+from ipca_sklearn._utils._messages import name_of
 from ipca_sklearn._utils._threads import single_threaded_workers
 from ipca_sklearn._utils._typing import Image, PathLike
-from ipca_sklearn.images._decode import check_images, decode, telling, to_rgb
+from ipca_sklearn.images._decode import check_images, decode, reporting_decoded, to_rgb
 from ipca_sklearn.images._formats import MAX_PIXELS
 
 # Digests of files and of pixels: with 10 million of them two are equal by chance once in 400,000 models.
@@ -74,16 +74,14 @@ def digest_images(images: Any, *, max_pixels: int = MAX_PIXELS, n_jobs: int | No
     numbers = pixel_numbers(checked, max_pixels, n_jobs)
     for image, number in zip(checked, numbers, strict=True):
         if number is None:
-            name = printable(image) if isinstance(image, (str, os.PathLike)) else "one of the images in memory"
+            name = name_of(image, "one of the images in memory")
             raise FileNotFoundError(f"{name} cannot be read, and the digest is that of all images: leave it out")
     return digest_of_numbers([number for number in numbers if number is not None])
 
 
 def digest_of_numbers(numbers: Iterable[int]) -> str:
     """Return the digest of a set of images from the numbers of their pixels."""
-    digest = new_digest()
-    digest.update(np.unique(np.array(list(numbers), "<u8")).tobytes())
-    return digest.hexdigest()
+    return hex_digest(np.unique(np.array(list(numbers), "<u8")).tobytes())
 
 
 def pixel_numbers(images: Iterable[Image], max_pixels: int = MAX_PIXELS, n_jobs: int | None = None) -> list[int | None]:
@@ -140,7 +138,7 @@ def noting_pixels() -> Iterator[None]:
         with suppress(OSError):
             _pixels_of[path, _status(path)] = _digest(image)
 
-    with telling(note):
+    with reporting_decoded(note):
         yield
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from typing import Any
 
 import joblib
+from sklearn.exceptions import InconsistentVersionWarning
 
-from ipca_sklearn._utils._files import replacing
+from ipca_sklearn._utils._files import printable, replacing
 from ipca_sklearn._utils._typing import PathLike
-from ipca_sklearn.features.backbones._license import warn_of_license
-from ipca_sklearn.persistence._reading import read_model
+from ipca_sklearn.features.backbones._catalogue import warn_of_license
 
 
 def save(model: Any, path: PathLike) -> None:
@@ -105,3 +107,19 @@ def load(path: PathLike, *, mmap_mode: str | None = None) -> Any:
     if mmap_mode not in (None, "r", "c"):
         raise ValueError(f"mmap_mode={mmap_mode!r}: it is None, 'r' or 'c'; a model file cannot be written to")
     return read_model(path, lambda: joblib.load(path, mmap_mode=mmap_mode))
+
+
+def read_model(path: PathLike, reader: Callable[[], Any], *, passed_on: tuple[type[Exception], ...] = ()) -> Any:
+    """Return what `reader` returns; its errors become a ValueError that names the file, unless they are clear."""
+    name = printable(path)
+    if not os.path.isfile(path):
+        kind = "it is no regular file" if os.path.exists(path) else "there is no such file"
+        raise FileNotFoundError(f"no model at {name}: {kind}")
+    try:
+        return reader()
+    except Exception as error:  # pickle, zlib, zip and numpy raise different errors for broken files
+        if isinstance(error, (ImportError, MemoryError, OSError, InconsistentVersionWarning, *passed_on)):
+            raise
+        raise ValueError(
+            f"{name} is not a whole model file ({type(error).__name__}: {printable(error)}); save the model again"
+        ) from error

@@ -15,23 +15,18 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d
 from torch import Tensor
 
 from ipca_sklearn._utils._arrays import at_patches
-from ipca_sklearn._utils._estimators import set_learnt
-from ipca_sklearn._utils._output import TableOutputMixin
+from ipca_sklearn._utils._estimators import TableOutputMixin, set_learnt
 from ipca_sklearn._utils._sklearn_compat import Interval, fit_context, validate_parameters
 from ipca_sklearn._utils._turns import in_turn, of_one_state, snapshot
 from ipca_sklearn._utils._typing import ArrayLike
 from ipca_sklearn._utils._versions import VersionedMixin
 from ipca_sklearn.decomposition._batches import read_steps
 from ipca_sklearn.detection import PatchGaussianDetector
-from ipca_sklearn.detection._calibration import FEW_IMAGES, medians
+from ipca_sklearn.detection._calibration import medians
 from ipca_sklearn.detection._map_ops import inspected, is_aligned
 from ipca_sklearn.exceptions import FewImagesWarning, ImageReadError
 
 _TINY = 1e-30  # has a logarithm, in float32 too
-
-# By how much t of a new image may be larger than of few images that models of the others have scored: learning curves
-# are least certain there (docs/dev_notes.md). Other products lie far beyond.
-_ALLOWANCE = 0.1
 
 
 @dataclass(frozen=True)
@@ -88,6 +83,9 @@ class ProductRouter(
     rejection_rate : float in [0, 0.5], default=0.01
         Share of normal images of a product that may be called unknown. A product with fewer than `1 / rejection_rate`
         calibration images has the smallest rate that these allow, see `rejection_rates_`. 0: no image is unknown.
+    tolerance : float >= 0, default=0.25
+        By how much farther than unseen normal images of a product a new one may be before its p-value falls: new
+        photographs differ from those that were learnt, and other products are farther (see Notes).
 
     Attributes
     ----------
@@ -112,11 +110,14 @@ class ProductRouter(
     image hardly moves it. With t0 the median of t of unseen normal images, the nearest product is that of the smallest
     ``|log t - log t0|``: images that are much smoother than those of a product lie closer to its mean than they do.
     The p-value is conformal: the share of the unseen normal images, of which each detector keeps the figures, whose t
-    is as large. It has this side alone, as the images that were learnt have a small t.
+    is as large as that of the image divided by ``1 + tolerance``. It has this side alone, as the images that were
+    learnt have a small t.
 
-    The rate of rejections is as exact as the p-values of the detector: with `calibration` a number for any number of
-    images, by default about so. Of a product with at most 64 images, which are scored by models of the others, the t
-    of a new image is divided by 1.1 before: it may be 8 % larger than theirs, and other products are farther.
+    With ``tolerance=0`` the rate of rejections is as exact as the p-values of the detector: with `calibration` a number
+    for any number of images, by default about so. But t hardly varies among images that were taken together, so the
+    slightest change makes new images unknown. Of eight products, normal images of other photographs had a t up to 1.12
+    times the largest of the unseen ones, and images of a product that was left out at least 2.26 times
+    (docs/benchmarks/products.md).
 
     Cost per image: that of one detector where the product is given, else that of all. Memory: a detector for each
     product, and one step of features.
@@ -145,11 +146,15 @@ class ProductRouter(
     _parameter_constraints: dict = {  # noqa: RUF012  (scikit-learn's own form)
         "detector": [PatchGaussianDetector],
         "rejection_rate": [Interval(Real, 0, 0.5, closed="both")],
+        "tolerance": [Interval(Real, 0, None, closed="left")],
     }
 
-    def __init__(self, detector: PatchGaussianDetector, *, rejection_rate: float = 0.01) -> None:
+    def __init__(
+        self, detector: PatchGaussianDetector, *, rejection_rate: float = 0.01, tolerance: float = 0.25
+    ) -> None:
         self.detector = detector
         self.rejection_rate = rejection_rate
+        self.tolerance = tolerance
 
     @in_turn
     @fit_context(prefer_skip_nested_validation=False)
@@ -304,7 +309,7 @@ class ProductRouter(
             rows = np.flatnonzero(numbers == number)
             if not len(rows):
                 continue
-            reference = np.sort(_logs(detector)) + (np.log1p(_ALLOWANCE) if _is_uncertain(detector) else 0)
+            reference = np.sort(_logs(detector)) + np.log1p(self.tolerance)
             as_far = len(reference) - np.searchsorted(reference, typical[rows], side="left")
             p_of_product[rows] = (1 + as_far) / (1 + len(reference))
             is_known[rows] = p_of_product[rows] > self.rejection_rates_[name]
@@ -416,8 +421,3 @@ def _rows_of_products(y: Any, n_images: int) -> dict[Any, np.ndarray]:
 def _logs(detector: PatchGaussianDetector) -> np.ndarray:
     """Return log t of the unseen normal images of a product."""
     return np.log(np.maximum(detector.calibration_medians_, _TINY))
-
-
-def _is_uncertain(detector: PatchGaussianDetector) -> bool:
-    """Return whether the unseen images of a product are so few that models of the others have scored all of them."""
-    return detector.calibration == "prequential" and detector.n_samples_seen_ <= FEW_IMAGES

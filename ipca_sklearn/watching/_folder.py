@@ -11,7 +11,7 @@ from math import inf
 from pathlib import Path
 from typing import NamedTuple
 
-from ipca_sklearn._utils._files import digest_of, printable, status_of
+from ipca_sklearn._utils._files import digest_of, identity_of, printable, status_of
 from ipca_sklearn._utils._typing import PathLike
 from ipca_sklearn.datasets import list_images
 from ipca_sklearn.watching._events import FolderEvents, is_image_name
@@ -196,7 +196,7 @@ class FolderWatcher:
             images = self.look()
             for start in range(0, len(images), self.batch_size):
                 # While others were scored, some may have been replaced.
-                batch = [image for image in images[start : start + self.batch_size] if self._is_as_it_was(image)]
+                batch = [image for image in images[start : start + self.batch_size] if self._is_unchanged(image)]
                 if batch:
                     yield batch
                 if self.stopped:
@@ -229,7 +229,7 @@ class FolderWatcher:
                 self._without_event.pop(image.path, None)
                 self._notice(image, now)
         if any(now - found > _EVENT_DELAY for found in self._without_event.values()):
-            self._go_without_events(f"no event came for {printable(next(iter(self._without_event)))}", now)
+            self._stop_events(f"no event came for {printable(next(iter(self._without_event)))}", now)
         return self._complete(now)
 
     def retry(self, image: NewImage, now: float | None = None) -> bool:
@@ -275,7 +275,7 @@ class FolderWatcher:
         self._given.update((digest_of(image.key), _folder_of(image.path)) for image in complete)
         return sorted(complete, key=lambda image: (image.modified_ns, image.path))
 
-    def _is_as_it_was(self, image: NewImage) -> bool:
+    def _is_unchanged(self, image: NewImage) -> bool:
         """Return whether an image has not changed since it was found (or has gone); else it waits again."""
         current = next(_images([image.path]), image)
         if current.key == image.key:
@@ -288,8 +288,9 @@ class FolderWatcher:
         """Find what is new in the whole folder, and forget what is no longer there."""
         start = time.monotonic()
         self._next_listing = now + self.interval
-        identity = _identity(self.folder)
-        if identity is None:
+        try:
+            identity = identity_of(self.folder)
+        except OSError:
             if not self._is_away:
                 _warn(f"{printable(self.folder)} is not there: waiting for it")
             self._is_away = True  # nothing is forgotten
@@ -326,9 +327,9 @@ class FolderWatcher:
             try:
                 self._events = FolderEvents(self.folder)
             except ImportError:
-                self._go_without_events("watchdog is not installed (pip install watchdog)", now)
+                self._stop_events("watchdog is not installed (pip install watchdog)", now)
             except OSError as error:
-                self._go_without_events(printable(error), now)
+                self._stop_events(printable(error), now)
         self._waiting.clear()
         self._without_event.clear()
         self._given = {}
@@ -338,7 +339,7 @@ class FolderWatcher:
             self._given = {digest: _folder_of(key[0]) for key in self.done() if (digest := digest_of(key)) in there}
         self._identity = identity
 
-    def _go_without_events(self, reason: str, now: float) -> None:
+    def _stop_events(self, reason: str, now: float) -> None:
         _warn(f"{reason}: {printable(self.folder)} is listed every {self.interval:g} s instead")
         self._with_events = False
         self._without_event.clear()
@@ -376,14 +377,6 @@ def _can_be_listed(folder: str) -> bool:
     except OSError:
         return False
     return True
-
-
-def _identity(folder: Path) -> tuple[int, int] | None:
-    try:
-        status = os.stat(folder)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
 
 
 def _list_quietly(folder: Path) -> Iterator[str]:

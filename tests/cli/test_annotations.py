@@ -16,7 +16,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from ipca_sklearn.cli import app
-from ipca_sklearn.cli._annotations import DefectLines, LabelmeFolder, coco_file, labelme_names
+from ipca_sklearn.cli._annotations import DefectLines, coco_file, labelme_names, write_labelme
 from ipca_sklearn.detection import find_defects
 from ipca_sklearn.persistence import load
 
@@ -82,7 +82,7 @@ def test_labelme_finds_the_image_and_parts_of_one_defect_are_a_group(tmp_path):
     maps[0, 0, 0] = maps[0, 0, 2] = maps[0, 3, 3] = 1
     (defects,) = find_defects(maps, 0.5, image_sizes=(40, 40), merge_distance=10, normal_maxima=[])
     (tmp_path / "in").mkdir()
-    LabelmeFolder(tmp_path / "out").add(tmp_path / "in" / "a.png", "a.json", (40, 40), defects)
+    write_labelme(tmp_path / "out" / "a.json", tmp_path / "in" / "a.png", (40, 40), defects)
     content = json.loads((tmp_path / "out" / "a.json").read_text())
     assert content["imagePath"] == "../in/a.png" and content["imageData"] is None
     assert (content["imageHeight"], content["imageWidth"]) == (40, 40)

@@ -63,8 +63,7 @@ def test_a_missing_typer_says_what_to_install(monkeypatch):
 
 @pytest.mark.parametrize("name", list(COMMANDS))
 def test_the_summary_of_a_command_is_the_first_line_of_its_help(name):
-    summary = COMMANDS[name][1]
-    assert load_command(name).help.partition("\n")[0] == summary
+    summary = load_command(name).help.partition("\n")[0]
     text = " ".join(runner.invoke(app, ["--help"], terminal_width=200, env={"COLUMNS": "200"}).output.split())
     assert name in text and summary in text
 

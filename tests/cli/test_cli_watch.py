@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from ipca_sklearn.cli import _watch, app
 from ipca_sklearn.datasets import make_textures
-from ipca_sklearn.inspection._report import images_of
+from ipca_sklearn.inspection import HtmlReport
 
 runner = CliRunner()
 
@@ -109,11 +109,12 @@ def test_rows_are_those_of_predict_and_go_on_after_an_interruption(model, incomi
         assert {name: row[name] for name in ("label", "error")} == {name: expected[name] for name in ("label", "error")}
 
     (incoming / "2.png").write_bytes((model.parent / "02.png").read_bytes())
-    before = images_of(page, f"{model.name}, {incoming}, the latest 500 images")
+    report = HtmlReport(page, threshold=0, title=f"{model.name}, {incoming}, the latest 500 images")
+    before = report.read_encoded()
     done = run(model, incoming, "--report", page, table=table, n_rows=5, send=signal.SIGTERM)
     assert done.exit_code == 143 and "1 images scored" in done.stderr
     assert [os.path.basename(row["path"]) for row in read(table)[4:]] == ["2.png"]
-    after = images_of(page, f"{model.name}, {incoming}, the latest 500 images")
+    after = report.read_encoded()
     assert after[:-1] == before and [image.row["name"] for image in after] == [row["path"] for row in read(table)]
 
 
@@ -208,7 +209,7 @@ def test_a_new_start_goes_on_with_the_images_of_the_page_that_are_in_the_table(t
         row = {"path": name, "score": score, "p_value": 0.1, "error": "no image" if score is None else None}
         report.add(row, {} if score is None else {"image": picture})
     report.write()
-    assert images_of(page, report.page.title) == list(report._latest)
+    assert report.page.read_encoded() == list(report._latest)
     assert latest("line", ["b.png", "x.png", "a</script>.png"]) == (["b.png", "a</script>.png"], "")
     assert latest("line", []) == ([], "")  # a table that begins anew
     for damage, message in (

@@ -284,10 +284,10 @@ def test_no_option_is_cut_in_the_help(name, columns):
     text = CliRunner().invoke(app, [*name.split(), "--help"], terminal_width=columns).output
     assert "…" not in text and max(map(len, text.splitlines())) <= max(columns, 60)
     if not name:
-        for command, (_, summary) in COMMANDS.items():
+        for command in COMMANDS:
             assert re.search(rf"^  {command} ", text, re.MULTILINE)
             if columns >= 80:
-                assert summary in " ".join(text.split())
+                assert load_command(command).help.partition("\n")[0] in " ".join(text.split())
         return
     for option, parameter in options_of(name).items():
         for spelling in (option, *parameter.opts, *parameter.secondary_opts):

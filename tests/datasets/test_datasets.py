@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ipca_sklearn.datasets import (
-    _fetch,
+    _magnetic_tile,
     _textures,
     fetch_magnetic_tile,
     load_magnetic_tile,
@@ -231,13 +231,17 @@ def test_the_published_tiles_split_as_in_the_paper(data_folder):
     assert len(tiles.train_paths) == 795
     assert Counter(tiles.defect_types.tolist()) == {
         "good": 952 - 795,
-        **{name.removeprefix("MT_").lower(): n for name, n in _fetch._EXPECTED_COUNTS.items() if name != "MT_Free"},
+        **{
+            name.removeprefix("MT_").lower(): n
+            for name, n in _magnetic_tile._EXPECTED_COUNTS.items()
+            if name != "MT_Free"
+        },
     }
 
 
 def test_the_published_tiles_pass_the_check_of_the_download(data_folder):
     root = data_folder / "magnetic_tile"
-    assert _fetch._count_problems(root) + _fetch._file_problems(root) == []
+    assert _magnetic_tile._count_problems(root) + _magnetic_tile._file_problems(root) == []
 
 
 def test_the_masks_on_disk_fit_their_images(data_folder):
@@ -267,7 +271,7 @@ def make_archive(names=TILE_NAMES, **changed):
 @pytest.fixture
 def serve(tmp_path, monkeypatch):
     """A function that serves bytes as the archive and returns base_url; the counts are those of the small set."""
-    monkeypatch.setattr(_fetch, "_EXPECTED_COUNTS", TILE_COUNTS)
+    monkeypatch.setattr(_magnetic_tile, "_EXPECTED_COUNTS", TILE_COUNTS)
     folder = tmp_path / "server"
     (folder / "repo/archive").mkdir(parents=True)
 
@@ -403,7 +407,7 @@ def test_interrupt_while_unpacking_leaves_nothing(serve, home, monkeypatch):
     def interrupt(archive, folder):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_fetch, "_unpack", interrupt)
+    monkeypatch.setattr(_magnetic_tile, "_unpack", interrupt)
     with pytest.raises(KeyboardInterrupt):
         fetch_magnetic_tile(home, base_url=serve(make_archive()))
     assert_nothing_left(home)

@@ -245,6 +245,45 @@ def test_scores_of_models_that_had_seen_less_are_brought_to_the_model_of_now(cur
     np.testing.assert_allclose(reference.quantiles[:, 0], -reference.scores)
 
 
+@pytest.mark.parametrize("curve", CURVES)
+@given(slope=st.floats(-0.5, 1.5), seed=st.integers(0, 9))
+def test_the_same_images_by_two_models_tell_the_slope_of_the_curve(curve, slope, seed):
+    """Other images would not: they vary by 14 %, and all of them by one model tell nothing."""
+    rng = np.random.default_rng(seed)
+
+    def by_model_of(weight, now):
+        known, x = curve._terms(np.array([weight, 160.0]))
+        return now * np.exp(known[0] - known[1] + slope * (x[0] - x[1]))
+
+    images, same = rng.gamma(50, size=60), rng.gamma(50, size=16)
+    pair = [summaries(np.full(16, weight), by_model_of(weight, same)) for weight in (64.0, 100.0)]
+    known = summaries(np.full(60, 64.0), by_model_of(64.0, images)).with_fall(*pair)
+    np.testing.assert_allclose(-known.corrected_to(160, curve).scores, images, rtol=0.02)
+    np.testing.assert_allclose(known.corrected_to(160, curve).quantiles[:, 0], images, rtol=0.02)
+
+
+@pytest.mark.parametrize(("step_size", "weights"), [(20, [(40, 60), (60, 80)]), (4, [])])
+def test_images_that_come_when_a_model_is_renewed_are_scored_by_both(step_size, weights):
+    X = np.random.default_rng(0).normal(size=(100, 8, 8, 6))
+    kind = {"n_components": 3, "n_gaussians": 4, "step_size": step_size}
+    falls = PatchGaussianDetector(**kind).fit(X)._calibrator.unseen.falls
+    assert [(fall["earlier"], fall["later"]) for fall in falls] == weights
+    for (earlier, later), fall in zip(weights, falls, strict=True):
+        step = X[later : later + step_size]
+        scores = [PatchGaussianDetector(**kind).fit(X[:n]).score_samples(step) for n in (earlier, later)]
+        assert fall["logs"][0] == pytest.approx(np.median(np.log(scores[0] / scores[1])), rel=1e-4)
+        assert fall["variances"][0] > 0
+
+
+def test_falls_of_models_whose_scores_are_dropped_are_dropped_too():
+    known = summaries(np.repeat([16.0, 32, 64], 16), np.ones(48))
+    for earlier, later in ((16, 32), (32, 64)):
+        known = known.with_fall(*(summaries(np.full(16, float(n)), np.full(16, 1 + 1 / n)) for n in (earlier, later)))
+    assert known.kept(48, 48).falls["earlier"].tolist() == [32]
+    assert known.extended(known).falls["later"].tolist() == [32, 64, 32, 64]
+    assert known.take([0]).falls["later"].tolist() == [32, 64]
+
+
 @pytest.mark.parametrize("distance", ["factor_analysis", "ppca", "residual"])
 @pytest.mark.parametrize("n_learnt", [12, 20, 40, 80])
 def test_without_a_choice_of_models_the_curve_of_other_images_corrects_the_scores(distance, n_learnt):
@@ -273,6 +312,21 @@ def test_every_image_is_left_out_once_of_models_of_the_others(n, n_blocks, start
     for model, block in left_out:
         assert model == (before or set()) | set(range(n)) - set(block.flatten().tolist())
     assert max(len(block) for _, block in left_out) <= np.ceil(n / max(n_blocks, 2))
+
+
+@pytest.mark.parametrize(
+    ("n_images", "n_gaussians", "learnt"),
+    [(64, 4, 32), (50, 4, 37), (32, 4, 28), (64, None, 56), (16, 1, 8), (15, 1, 13)],
+)
+def test_as_few_blocks_are_left_out_as_leave_models_that_borrow_nothing(n_images, n_gaussians, learnt):
+    X = np.random.default_rng(0).normal(size=(n_images, 8, 8, 6))
+    detector = PatchGaussianDetector(2, n_gaussians=n_gaussians).fit(X)
+    left_out = detector._calibrator.left_out
+    assert len(left_out) == len(detector.calibration_scores_) == n_images
+    assert left_out.weights[0] == learnt
+    if n_gaussians:
+        alone = PatchGaussianDetector(2, n_gaussians=n_gaussians).fit(X[n_images - learnt :])
+        np.testing.assert_allclose(left_out.scores[: n_images - learnt], alone.score_samples(X[: n_images - learnt]))
 
 
 def test_few_images_are_all_scored_by_models_of_the_others():

@@ -16,7 +16,7 @@ from torch import nn
 from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector, ProductRouter, distributed, export, persistence
 from ipca_sklearn.exceptions import AlignmentWarning, SkippedImagesWarning
 from ipca_sklearn.features._alignment import map_to_image
-from ipca_sklearn.features._foreground import foreground
+from ipca_sklearn.features._fitting import foreground
 from ipca_sklearn.features._registration import Pose, Search, correlation, moved
 
 pytestmark = [

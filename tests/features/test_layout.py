@@ -12,7 +12,7 @@ from torch import nn
 
 from ipca_sklearn import PatchFeatureExtractor
 from ipca_sklearn.features.backbones._backbone import Backbone
-from ipca_sklearn.features.backbones._layout import order_by_sizes, possible_orders
+from ipca_sklearn.features.backbones._shapes import order_by_sizes, possible_orders
 
 SIZES = [(32, 32), (48, 32), (32, 64)]
 

@@ -18,8 +18,7 @@ from scipy import ndimage
 from ipca_sklearn import PatchFeatureExtractor
 from ipca_sklearn._utils._proportions import same_proportions
 from ipca_sklearn.exceptions import AspectRatioWarning, ImageReadError, MaskWarning
-from ipca_sklearn.images._mask_areas import shrink_mask
-from ipca_sklearn.images._masks import read_mask
+from ipca_sklearn.images._masks import read_mask, shrink_mask
 
 HEIGHT, WIDTH = 64, 96
 

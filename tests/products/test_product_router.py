@@ -16,6 +16,7 @@ from sklearn.pipeline import Pipeline
 
 from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector, ProductRouter
 from ipca_sklearn.datasets import make_textures
+from ipca_sklearn.detection._calibration import medians
 from ipca_sklearn.exceptions import FewImagesWarning
 from ipca_sklearn.persistence import load_skops, save_skops
 
@@ -79,9 +80,32 @@ def test_a_known_product_is_called_unknown_as_seldom_as_stated():
     rng = np.random.default_rng(0)
     shares = []
     for _ in range(10):
-        fitted = router(rejection_rate=0.1).fit(*two_products(rng, n=(250, 250)))
+        fitted = router(rejection_rate=0.1, tolerance=0).fit(*two_products(rng, n=(250, 250)))
         shares += [np.mean(~fitted.route(images_of(rng, name, 100)).is_known) for name in ("bolt", "nut")]
     assert 0.05 < np.mean(shares) < 0.16
+
+
+def test_images_that_vary_a_little_more_than_those_learnt_are_known_as_tolerance_says(global_random_seed):
+    """Medians of large maps hardly vary, so new photographs of a product are farther than all that were learnt."""
+    rng = np.random.default_rng(global_random_seed)
+    X = images_of(rng, "bolt", 150, shape=(16, 16), m=32)
+    fitted = router().fit(X, ["bolt"] * 150)
+    new = 1.1 * images_of(rng, "bolt", 40, shape=(16, 16), m=32)
+    assert fitted.route(new).is_known.all()
+    assert np.mean(fitted.set_params(tolerance=0).route(new).is_known) < 0.1
+    assert not fitted.set_params(tolerance=0.25).route(1.5 * new).is_known.any()
+
+
+def test_the_tolerance_divides_the_distance(global_random_seed):
+    rng = np.random.default_rng(global_random_seed)
+    fitted = router(tolerance=0).fit(*two_products(rng))
+    new = images_of(rng, "nut", 30)
+    typical = medians(torch.from_numpy(fitted.transform(new, "nut"))).numpy()
+    exact, tolerant = (fitted.set_params(tolerance=t).route(new, "nut").product_p_values for t in (0, 0.2))
+    unseen = fitted.detectors_["nut"].calibration_medians_
+    assert np.mean(tolerant > exact) > 0.5
+    for p_value, value in zip(tolerant, typical, strict=True):
+        assert p_value == np.mean([1, *(1.2 * unseen >= value)])
 
 
 def test_few_images_of_a_product_do_not_make_its_new_images_unknown(global_random_seed):
@@ -119,7 +143,7 @@ def test_p_values_of_a_product_are_those_of_an_exchangeable_image():
     detector = PatchGaussianDetector(n_components=4, n_gaussians=4, calibration=0.5)
     p_values = []
     for _ in range(20):
-        fitted = ProductRouter(detector).fit(*two_products(rng, n=(80, 80)))
+        fitted = ProductRouter(detector, tolerance=0).fit(*two_products(rng, n=(80, 80)))
         p_values += [*fitted.route(images_of(rng, "nut", 50), "nut").product_p_values]
     for level in (0.05, 0.2, 0.5):
         assert np.mean(np.array(p_values) <= level) < level + 0.05
@@ -217,6 +241,8 @@ def test_parameters_of_the_detector_are_set_by_their_names_and_clones_are_alike(
     assert not hasattr(estimator.detector, "pca_")
     with pytest.raises(ValueError, match="rejection_rate"):
         router(rejection_rate=0.7).fit(X, y)
+    with pytest.raises(ValueError, match="tolerance"):
+        router(tolerance=-0.1).fit(X, y)
     with pytest.raises(ValueError, match="detector"):
         ProductRouter("bolt").fit(X, y)
 

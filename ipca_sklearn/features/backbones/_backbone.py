@@ -19,7 +19,6 @@ from ipca_sklearn._utils._typing import Size
 from ipca_sklearn.features.backbones._efficientnet_lite import LITE_NAMES
 from ipca_sklearn.features.backbones._hooks import only_tensor
 from ipca_sklearn.features.backbones._inplace import copy_overwritten
-from ipca_sklearn.features.backbones._layout import as_map, order_by_sizes, possible_orders
 from ipca_sklearn.features.backbones._networks import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -29,7 +28,15 @@ from ipca_sklearn.features.backbones._networks import (
     build_torchvision,
     fold_batch_norms,
 )
-from ipca_sklearn.features.backbones._shapes import Shapes, shape_of, shapes_of, shapes_of_copy
+from ipca_sklearn.features.backbones._shapes import (
+    Shapes,
+    as_map,
+    order_by_sizes,
+    possible_orders,
+    shape_of,
+    shapes_of,
+    shapes_of_copy,
+)
 from ipca_sklearn.features.backbones._timm import build_timm
 from ipca_sklearn.features.backbones._weights import Weights
 
@@ -80,7 +87,7 @@ class Backbone(nn.Module):
             self.network.to(memory_format=torch.channels_last)
 
     def axes(self) -> list[str]:
-        """Return the order of the axes of each layer (see `_layout`)."""
+        """Return the order of the axes of each layer (see `_shapes`)."""
         if not self._orders:  # a stored network brings them, without the pass of an image
             self.shapes_of_maps()
         return [self._orders[layer] for layer in self.layers]
@@ -159,7 +166,7 @@ class Backbone(nn.Module):
         return self._seen.n_bytes if self._seen else 0
 
     def _find_orders(self, shapes: dict[Any, Any]) -> dict[str | int, str]:
-        """Return the order of the axes of each layer (see `_layout`), where need be by images of other sizes."""
+        """Return the order of the axes of each layer (see `_shapes`), where need be by images of other sizes."""
         possible = {layer: possible_orders(shape, self._input_size) for layer, shape in shapes.items()}
         for layer, choices in possible.items():
             if not choices:

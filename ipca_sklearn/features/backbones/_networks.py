@@ -13,11 +13,12 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from ipca_sklearn._utils._messages import nearest
 from ipca_sklearn._utils._typing import Size
 from ipca_sklearn.features.backbones._efficientnet_lite import LITE_NAMES, EfficientNetLite, SamePadConv2d, lite_weights
 from ipca_sklearn.features.backbones._hooks import HookedNetwork
 from ipca_sklearn.features.backbones._inplace import lost_in_tracing
-from ipca_sklearn.features.backbones._weights import Weights, failed_download, is_file, load_file, nearest
+from ipca_sklearn.features.backbones._weights import Weights, failed_download, is_file, load_file
 
 # Divides the maps of all layers of a pyramid evenly.
 _STRIDE = 32

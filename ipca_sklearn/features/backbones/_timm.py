@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from ipca_sklearn._utils._messages import nearest
 from ipca_sklearn._utils._typing import Size
 from ipca_sklearn.features.backbones._networks import CutNetwork, check_patches, middle_blocks, takes_patches
-from ipca_sklearn.features.backbones._weights import Weights, failed_download, is_file, load_file, nearest
+from ipca_sklearn.features.backbones._weights import Weights, failed_download, is_file, load_file
 
 
 def build_timm(name: str, layers: Sequence[Any] | None, weights: Weights, crop_size: Size) -> CutNetwork:

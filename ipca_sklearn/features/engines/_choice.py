@@ -19,13 +19,13 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor, nn
 
-from ipca_sklearn._utils._digests import new_digest, weights_digest
+from ipca_sklearn._utils._digests import hex_digest, weights_digest
 from ipca_sklearn._utils._surroundings import as_in_a_fresh_process
 from ipca_sklearn._utils._threads import calling_modules
 from ipca_sklearn.features._settings import FeatureSettings
 from ipca_sklearn.features.backbones._hooks import HookedNetwork
 from ipca_sklearn.features.engines import _store
-from ipca_sklearn.features.engines._engine import Engine, Layers, Unsuitable, living
+from ipca_sklearn.features.engines._engine import Engine, Layers, Unsuitable, live_engines
 from ipca_sklearn.linalg import full_precision
 
 # In the order in which "auto" tries them. Each is a module of this folder with `make`, `load`, `check`, `version` and
@@ -41,7 +41,7 @@ _logger = logging.getLogger(__name__)
 _building = threading.RLock()
 _compiled: WeakValueDictionary[str, Engine] = WeakValueDictionary()
 _recent: OrderedDict[str, Engine] = OrderedDict()
-_of_parents: list[Any] = []
+_kept_for_parent: list[Any] = []
 
 
 class Choice(NamedTuple):
@@ -54,7 +54,7 @@ class Choice(NamedTuple):
 def _forget() -> None:
     global _building, _compiled, _recent
     _building = threading.RLock()  # a thread of the parent may have held it
-    _of_parents.extend([*living, _recent])
+    _kept_for_parent.extend([*live_engines, _recent])
     _compiled, _recent = WeakValueDictionary(), OrderedDict()
 
 
@@ -82,12 +82,12 @@ def _choice(settings: FeatureSettings) -> Choice:
         wanted = named if named in ("torch", *ENGINES) else "auto"
     if wanted == "torch":
         return Choice(None, "torch")
-    key = (os.getpid(), wanted, torch.get_num_threads(), settings.images.device.type, *_how(settings))
+    key = (os.getpid(), wanted, torch.get_num_threads(), settings.images.device.type, *_compile_settings(settings))
     choices = settings.backbone.engines
     if key not in choices:
         with _building:
             if key not in choices:
-                choices[key] = _try(wanted, settings)
+                choices[key] = _first_suitable(wanted, settings)
     return choices[key]
 
 
@@ -106,12 +106,12 @@ def require(settings: FeatureSettings) -> None:
     )
 
 
-def _how(settings: FeatureSettings) -> tuple[Any, ...]:
+def _compile_settings(settings: FeatureSettings) -> tuple[Any, ...]:
     """Return the settings that a compiled network depends on."""
     return settings.amp_dtype, settings.compile, settings.backbone.crop_size
 
 
-def _try(wanted: str, settings: FeatureSettings) -> Choice:
+def _first_suitable(wanted: str, settings: FeatureSettings) -> Choice:
     reasons = []
     try:
         _check(settings)
@@ -154,7 +154,7 @@ def _engine(name: str, settings: FeatureSettings) -> tuple[Engine, str]:
     except ImportError as error:
         raise Unsuitable(f"{error.name or name} is not installed") from error
     except Exception as error:
-        raise Unsuitable(f"{name} does not work here ({_shown(error)})") from error
+        raise Unsuitable(f"{name} does not work here ({_one_line(error)})") from error
     n_threads, amp_dtype, backbone = torch.get_num_threads(), settings.amp_dtype, settings.backbone
     key = _digest(settings, name, version, platform)
     here = f"{key} {n_threads}"
@@ -174,7 +174,7 @@ def _engine(name: str, settings: FeatureSettings) -> tuple[Engine, str]:
         except Unsuitable:
             raise
         except Exception as error:  # torch.export, and what converts and compiles, each raise their own
-            raise Unsuitable(f"{name} cannot take this network ({_shown(error)})") from error
+            raise Unsuitable(f"{name} cannot take this network ({_one_line(error)})") from error
         reason = _difference(engine, image, expected, settings)
         if reason is not None:
             raise Unsuitable(f"{name} {reason}")
@@ -193,7 +193,7 @@ def _loaded(module: Any, key: str, amp_dtype: torch.dtype | None, n_threads: int
     try:
         return module.load(content, amp_dtype, n_threads)
     except Exception as error:  # whatever the library makes of it
-        _logger.debug("a compiled network is not used: %s", _shown(error))
+        _logger.debug("a compiled network is not used: %s", _one_line(error))
         return None
 
 
@@ -208,13 +208,11 @@ def _digest(settings: FeatureSettings, *versions: str) -> str:
     """Return what tells compiled networks apart."""
     backbone = settings.backbone
     parts = (
-        (*versions, torch.__version__, version("torchvision"), _how(settings)),
+        (*versions, torch.__version__, version("torchvision"), _compile_settings(settings)),
         (backbone.layers, backbone.layer_pooling, backbone.margin, backbone.axes()),
         (str(backbone.network), weights_digest(backbone.network)),
     )
-    digest = new_digest()
-    digest.update(repr(parts).encode())
-    return str(digest.hexdigest())
+    return hex_digest(repr(parts).encode())
 
 
 def _trial(settings: FeatureSettings) -> tuple[nn.Module, Tensor, list[Tensor]]:
@@ -235,7 +233,7 @@ def _difference(engine: Engine, image: Tensor, expected: list[Tensor], settings:
     try:
         (found,) = ([layer.clone() for layer in layers] for layers in engine.run(image, 0, 1))
     except Exception as error:
-        return f"fails on a trial image ({_shown(error)})"
+        return f"fails on a trial image ({_one_line(error)})"
     for layer, ours, theirs in zip(settings.backbone.map_names, found, expected, strict=True):
         if ours.shape != theirs.shape:
             return f"gives layer {layer!r} the shape {tuple(ours.shape)}, and torch {tuple(theirs.shape)}"
@@ -248,6 +246,6 @@ def _difference(engine: Engine, image: Tensor, expected: list[Tensor], settings:
     return None
 
 
-def _shown(error: BaseException) -> str:
+def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:200]}"

@@ -17,7 +17,7 @@ from ipca_sklearn._utils._threads import tracing_modules
 
 # All that live: a forked process keeps those of its parent, because to destroy them could wait for threads that the
 # fork has left behind.
-living: WeakSet[Engine] = WeakSet()
+live_engines: WeakSet[Engine] = WeakSet()
 
 
 class Unsuitable(Exception):
@@ -44,7 +44,7 @@ class Engine(ABC):
 
     def __init__(self) -> None:
         self._free: list[Any] = []  # requests that no thread uses at present
-        living.add(self)
+        live_engines.add(self)
 
     def run(self, images: Tensor, mean: Any, std: Any) -> Iterator[list[Tensor]]:
         """Yield the layers (1, C, h, w) of each image (3, *crop_size); the next image overwrites their memory.

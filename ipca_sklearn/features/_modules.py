@@ -1,4 +1,4 @@
-"""The network of one tile as a torch module, and where tiles lie: to compute features of large pictures elsewhere."""
+"""Torch modules that compute features elsewhere: of whole images, and of one tile with where tiles lie."""
 
 from __future__ import annotations
 
@@ -11,10 +11,34 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from ipca_sklearn._utils._surroundings import as_in_a_fresh_process
-from ipca_sklearn.features._patch_network import PatchNetwork
+from ipca_sklearn.features._grid import on_grid, resize_matrix
 from ipca_sklearn.features._settings import FeatureSettings, settings_of
 from ipca_sklearn.features._tiled import patches_of, within
+from ipca_sklearn.features.backbones._backbone import Backbone
 from ipca_sklearn.images._resize import to_unit_floats
+
+
+class PatchNetwork(nn.Module):
+    """Normalised images (n, 3, *crop_size) to features (n, H, W, m), on the CPU."""
+
+    def __init__(self, settings: FeatureSettings, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+        how = settings.map_interpolation, settings.pooling_size, settings.margin
+        for index, (_, *sides) in enumerate(backbone.shapes_of_maps()):
+            for axis, side, patches, pixels in zip(
+                ("rows", "columns"), sides, settings.grid_size, settings.images.crop_size, strict=True
+            ):
+                matrix = resize_matrix(side, patches, *how, pixels, torch.device("cpu"))
+                self.register_buffer(f"{axis}_{index}", matrix.clone())
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return all layers on the grid, side by side."""
+        resized = [
+            on_grid(layer, self.get_buffer(f"rows_{index}"), self.get_buffer(f"columns_{index}"))
+            for index, layer in enumerate(self.backbone(images))
+        ]
+        return torch.cat(resized, dim=3)
 
 
 class Tile(NamedTuple):
@@ -82,19 +106,12 @@ def tile_module(extractor: Any) -> TileModule:
     tiling = settings.tiling
     if tiling is None:
         raise ValueError("tile_module takes an extractor that was fitted with tile_size=; to_torch takes others")
-    axes = []
-    for axis, (starts, whole, n) in enumerate(zip(tiling.starts, tiling.picture, settings.grid_size, strict=True)):
-        numbers, side = range(len(starts)), whole // n
-        axes.append(
-            [
-                (
-                    tiling.pixels(axis, number, torch.device("cpu")).numpy(),
-                    patches_of(tiling.kept(axis, number), side),
-                    within(tiling, axis, number, side),
-                )
-                for number in numbers
-            ]
-        )
+    axes: list[list[tuple[np.ndarray, slice, slice]]] = [[], []]
+    for axis, along in enumerate(axes):
+        side = tiling.picture[axis] // settings.grid_size[axis]
+        for number in range(len(tiling.starts[axis])):
+            seen = tiling.pixels(axis, number, torch.device("cpu")).numpy()
+            along.append((seen, patches_of(tiling.kept(axis, number), side), within(tiling, axis, number, side)))
     tiles = [
         Tile(rows, columns, (down, across), (inner_rows, inner_columns))
         for rows, down, inner_rows in axes[0]

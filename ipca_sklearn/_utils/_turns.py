@@ -1,4 +1,7 @@
-"""Thread safety of estimators: methods that change one take turns, and methods that read one see one state."""
+"""Decorators of an estimator's methods: those that change it take turns, and those that read it see one state.
+
+Both compute in `own_surroundings`.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
+
+from ipca_sklearn._utils._surroundings import own_surroundings
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
@@ -34,7 +39,7 @@ def in_turn(method: _Method) -> _Method:
     def waiting(self: Any, *args: Any, **kwargs: Any) -> Any:
         with _making:
             lock = _locks.setdefault(self, threading.RLock())
-        with lock:
+        with lock, own_surroundings():
             return method(self, *args, **kwargs)
 
     return waiting  # type: ignore[return-value]
@@ -45,7 +50,8 @@ def of_one_state(method: _Method) -> _Method:
 
     @wraps(method)
     def reading(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return method(snapshot(self), *args, **kwargs)
+        with own_surroundings():
+            return method(snapshot(self), *args, **kwargs)
 
     return reading  # type: ignore[return-value]
 

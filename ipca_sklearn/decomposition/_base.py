@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -18,7 +18,6 @@ from ipca_sklearn._utils._devices import resolve_device, resolve_dtype
 from ipca_sklearn._utils._estimators import PatchTransformer, set_learnt
 from ipca_sklearn._utils._layouts import check_mergeable
 from ipca_sklearn._utils._sklearn_compat import FitProgress, fit_context, validate_parameters
-from ipca_sklearn._utils._surroundings import own_surroundings
 from ipca_sklearn._utils._turns import in_turn, of_one_state, snapshot
 from ipca_sklearn._utils._typing import ArrayLike, DeviceLike, DTypeLike
 from ipca_sklearn.decomposition._batches import StepReader, read_steps, same_region
@@ -31,9 +30,10 @@ _Self = TypeVar("_Self", bound="BasePCA")
 class BasePCA(PatchTransformer):
     """Base of the estimators that learn one Gaussian per patch, one step of samples at a time.
 
-    A subclass says how one step is added (`_advance`) and how two results are merged (`_merged`).
+    A subclass says how one step is added (`_learning`) and how two results are merged (`_merged`).
     """
 
+    _learning: type[Learning]
     fitted_: Any  # a Fitted of the subclass' own kind
     step_size: int | None
     dtype: DTypeLike
@@ -69,8 +69,7 @@ class BasePCA(PatchTransformer):
             no readable image, values whose squares overflow.
         """
         steps = read_steps(self, X, reset=True)
-        with own_surroundings():
-            return self._learn(steps, None, FitProgress(self, steps.count(self.step_size), X, y))
+        return self._learn(steps, None, FitProgress(self, steps.count(self.step_size), X, y))
 
     @in_turn
     @fit_context(prefer_skip_nested_validation=True)
@@ -82,8 +81,7 @@ class BasePCA(PatchTransformer):
         """
         fitted = getattr(self, "fitted_", None)
         steps = read_steps(self, X, reset=fitted is None)
-        with own_surroundings():
-            return self._learn(steps, fitted, FitProgress(self, steps.count(self.step_size), X, y))
+        return self._learn(steps, fitted, FitProgress(self, steps.count(self.step_size), X, y))
 
     def memory_needed(self, X: ArrayLike) -> MemoryNeed:
         """Return about how much memory `fit` takes for X, of which only shape and dtype count.
@@ -114,7 +112,7 @@ class BasePCA(PatchTransformer):
                 "PatchGaussianDetector"
             )
         check_memory(self, steps)
-        learning = Learning(self, fitted)
+        learning = Learning.of(self, fitted)
         with steps.overflow_named():
             for step in steps.read(self.step_size):
                 learning.advance(step)
@@ -124,15 +122,6 @@ class BasePCA(PatchTransformer):
         learning.store(steps)
         progress.end()
         return self
-
-    @abstractmethod
-    def _advance(self, fitted: Any, step: Any, *, buffer: Any = None, owned: bool = False, group: int = 1) -> Any:
-        """Return what is known once a step (b, P, m) is learnt; neither the arguments nor this estimator change.
-
-        The memory of `buffer`, the state of an earlier result, may be overwritten; with `owned` that of `fitted`, too.
-        `group` consecutive samples are not independent: those of an image, where its patches share a Gaussian. An
-        incremental solver learns a step in `group` parts, so that each decomposes what a step of one patch does.
-        """
 
     @of_one_state
     def transform(self, X: ArrayLike) -> Any:
@@ -189,7 +178,6 @@ class BasePCA(PatchTransformer):
             )
         return self._map_steps(steps, linalg.reconstruct, self.n_features_in_)
 
-    @own_surroundings()
     def _map_steps(self, steps: StepReader, function: Callable[..., Tensor], width: int) -> Any:
         def step_result(step: Tensor) -> Tensor:
             device = resolve_device(self.device, step.device, required=False)
@@ -202,7 +190,6 @@ class BasePCA(PatchTransformer):
         return placed if isinstance(joined, Tensor) else placed.numpy()
 
     @in_turn
-    @own_surroundings()
     def _merge(self: _Self, other: Any, kind: type[BasePCA]) -> _Self:
         """Take in what `other`, which must be a `kind`, learnt from other samples."""
         check_is_fitted(self)
@@ -298,25 +285,31 @@ class BasePCA(PatchTransformer):
         return hasattr(self, "fitted_")
 
 
-class Learning:
-    """A fit in progress: what is known so far, and the memory that the next step may overwrite.
+class Learning(ABC):
+    """A fit in progress: what is known so far, and the PCA that says how more is learnt.
 
-    The state before the last one is overwritten if this object made it, the caller's own start never.
+    `group` consecutive samples are not independent: those of an image, where its patches share a Gaussian.
     """
 
-    def __init__(self, pca: BasePCA, fitted: Any, group: int = 1) -> None:
+    def __init__(self, pca: Any, fitted: Any, group: int) -> None:
         self.fitted = fitted
         self._pca = pca
         self._group = group
-        self._buffer: Any = None
         self._start = fitted
 
+    @classmethod
+    def of(cls, pca: BasePCA, fitted: Fitted | None, group: int = 1) -> Learning:
+        """Return a fit that goes on from what is known (None: nothing), which does not change."""
+        return pca._learning(pca, fitted, group)
+
+    @abstractmethod
     def advance(self, step: Any) -> None:
-        """Learn a step (b, P, m)."""
-        owned = self.fitted is not self._start
-        advanced = self._pca._advance(self.fitted, step, buffer=self._buffer, owned=owned, group=self._group)
-        self._buffer = self.fitted.state if owned else None
-        self.fitted = advanced
+        """Learn a step (b, P, m). Memory of what this object has made may be overwritten."""
+
+    @property
+    def _may_overwrite(self) -> bool:
+        """Whether the state is not the caller's own start."""
+        return self.fitted is None or self.fitted is not self._start
 
     def store(self, steps: StepReader) -> None:
         """Make what was learnt from `steps` the result of the PCA, unless an error says what is wrong with it."""

@@ -16,13 +16,58 @@ from ipca_sklearn._utils._sklearn_compat import Interval, RealNotInt, StrOptions
 from ipca_sklearn._utils._turns import of_one_state
 from ipca_sklearn._utils._typing import DeviceLike, DTypeLike
 from ipca_sklearn.decomposition._banded import update_scatter
-from ipca_sklearn.decomposition._base import BasePCA
+from ipca_sklearn.decomposition._base import BasePCA, Learning
 from ipca_sklearn.decomposition._fitted import FittedPCA
 from ipca_sklearn.decomposition._fitted_scatter import FittedExactPCA
 from ipca_sklearn.decomposition._singular import check_regular
 
 # Directions that an update keeps for a share of the variance.
 _MOST_FOR_SHARE = 128
+
+
+class _PCALearning(Learning):
+    _pca: BatchedIncrementalPCA
+    _buffer: linalg.State | None = None  # the state before the last one, whose rows the next update overwrites
+
+    def advance(self, step: Any) -> None:
+        pca, fitted = self._pca, self.fitted
+        device = resolve_device(pca.device, step.device)
+        n_samples, n_patches, n_features = step.shape
+        if fitted is None:
+            n_components = pca._initial_n_components(n_samples, n_features)
+            dtype = resolve_dtype(pca.dtype, step.dtype)
+            exact = pca._keeps_scatter(n_samples, n_features, self._group)
+            empty = linalg.empty_scatter if exact else linalg.empty_state
+            state: Any = empty(n_patches, n_features, dtype=dtype, device=device)
+        else:
+            pca._check_unchanged(fitted)
+            exact = isinstance(fitted, FittedExactPCA)
+            n_components = pca.n_components if exact and pca.n_components else fitted.wanted
+            state = fitted.state.to(device)
+        step = step.to(device)
+        if exact:
+            in_place = self._may_overwrite
+            state = update_scatter(state, step, forgetting_factor=pca.forgetting_factor, in_place=in_place)
+            self.fitted = FittedExactPCA(state, "torch", n_components, self._group)
+            return
+        start, buffer = state, self._buffer
+        # In `group` parts, so that each update decomposes what a step of one patch does.
+        for part in (step,) if self._group == 1 else step.split(-(-n_samples // self._group)):
+            advanced = linalg.update(
+                state,
+                part,
+                n_rows=pca._n_rows(n_components, n_features),
+                centering=pca.centering,
+                solver=pca.solver,
+                svd_driver=pca.svd_driver,
+                forgetting_factor=pca.forgetting_factor,
+                out=None if buffer is None else buffer.rows,
+            )
+            # Not the start: it is `buffer` of the next call, whose start is what is learnt here.
+            buffer = None if state is start else state
+            state = advanced
+        self._buffer = fitted.state if fitted is not None and self._may_overwrite else None
+        self.fitted = FittedPCA(state, "torch", n_components, pca.centering, self._group)
 
 
 class BatchedIncrementalPCA(BasePCA):
@@ -131,6 +176,7 @@ class BatchedIncrementalPCA(BasePCA):
     101
     """
 
+    _learning = _PCALearning
     _parameter_constraints: dict = {  # noqa: RUF012  (scikit-learn's own form)
         "n_components": [
             Interval(Integral, 1, None, closed="left"),
@@ -176,44 +222,6 @@ class BatchedIncrementalPCA(BasePCA):
     @property
     def _whitens(self) -> bool:
         return self.whiten
-
-    def _advance(
-        self, fitted: FittedPCA | None, step: Any, *, buffer: Any = None, owned: bool = False, group: int = 1
-    ) -> FittedPCA:
-        device = resolve_device(self.device, step.device)
-        n_samples, n_patches, n_features = step.shape
-        if fitted is None:
-            n_components = self._initial_n_components(n_samples, n_features)
-            dtype = resolve_dtype(self.dtype, step.dtype)
-            exact = self._keeps_scatter(n_samples, n_features, group)
-            empty = linalg.empty_scatter if exact else linalg.empty_state
-            state: Any = empty(n_patches, n_features, dtype=dtype, device=device)
-        else:
-            self._check_unchanged(fitted)
-            exact = isinstance(fitted, FittedExactPCA)
-            n_components, state = self.n_components if exact and self.n_components else fitted.wanted, fitted.state
-            state = state.to(device)
-        step = step.to(device)
-        if exact:
-            in_place = owned or fitted is None
-            state = update_scatter(state, step, forgetting_factor=self.forgetting_factor, in_place=in_place)
-            return FittedExactPCA(state, "torch", n_components, group)
-        start = state
-        for part in (step,) if group == 1 else step.split(-(-n_samples // group)):
-            advanced = linalg.update(
-                state,
-                part,
-                n_rows=self._n_rows(n_components, n_features),
-                centering=self.centering,
-                solver=self.solver,
-                svd_driver=self.svd_driver,
-                forgetting_factor=self.forgetting_factor,
-                out=None if buffer is None else buffer.rows,
-            )
-            # Not the start: it is `buffer` of the next call, whose start is what is learnt here.
-            buffer = None if state is start else state
-            state = advanced
-        return FittedPCA(state, "torch", n_components, self.centering, group)
 
     def _keeps_scatter(self, n_samples: int, n_features: int, group: int) -> bool:
         """Return whether the scatter matrices are kept, if the first step has `n_samples` samples for each Gaussian.

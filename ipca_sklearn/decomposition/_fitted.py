@@ -57,28 +57,20 @@ class Fitted(ABC):
     def dtype(self) -> torch.dtype:
         """The dtype of what is read; sums over all samples are float64."""
 
-    @own_surroundings()
     def basis(self, device: torch.device | None = None) -> linalg.Basis:
         """Return the components on a device (None: that of the state)."""
         home = self.state.mean.device
-        if home not in self._bases:
-            self._bases[home] = self._make_basis()
         device = device or home
-        if device not in self._bases:
-            self._bases[device] = self._bases[home].to(device)
+        with own_surroundings():
+            if home not in self._bases:
+                self._bases[home] = self._make_basis()
+            if device not in self._bases:
+                self._bases[device] = self._bases[home].to(device)
         return self._bases[device]
 
-    def distance_operator(self, device: torch.device | None = None, **options: Any) -> linalg.DistanceOperator:
-        """Return what `linalg.patch_distances` needs, on a device (None: that of the state).
-
-        `options` are `distance` and `noise_shrinkage` of a truncated PCA, or the `ridge` of a full covariance.
-        """
-        device = device or self.state.mean.device
-        key = (device, *sorted(options.items()))
-        if key not in self._operators:
-            with own_surroundings():
-                self._operators[key] = self._make_operator(device, **options)
-        return self._operators[key]
+    @abstractmethod
+    def distance_operator(self, device: torch.device, settings: Any) -> linalg.DistanceOperator:
+        """Return what `linalg.patch_distances` needs, on a device; `settings` are `ScoreSettings` of a detector."""
 
     @property
     def fewest_samples(self) -> float:
@@ -96,9 +88,6 @@ class Fitted(ABC):
 
     @abstractmethod
     def _make_basis(self) -> linalg.Basis: ...
-
-    @abstractmethod
-    def _make_operator(self, device: torch.device, **options: Any) -> linalg.DistanceOperator: ...
 
     @property
     def overflowed(self) -> bool:
@@ -248,10 +237,17 @@ class FittedPCA(Fitted):
         """Return some of the components; `most` of them are ever read with this share (None: all)."""
         return linalg.finalize(self.state, n_components=n_components, centering=self.centering)
 
-    def _make_operator(self, device: torch.device, *, distance: str, noise_shrinkage: float) -> linalg.DistanceOperator:  # type: ignore[override]
-        needs_noise = distance in ("ppca", "factor_analysis")
-        basis = self.scoring_basis(device) if needs_noise else self.basis(device)
-        return linalg.distance_operator(basis, distance=distance, noise_shrinkage=noise_shrinkage)
+    def distance_operator(self, device: torch.device, settings: Any) -> linalg.DistanceOperator:
+        """Return the operator of one of the `linalg.DISTANCES`."""
+        distance, noise_shrinkage = settings.distance, settings.noise_shrinkage
+        key = device, distance, noise_shrinkage
+        if key not in self._operators:
+            needs_noise = distance in ("ppca", "factor_analysis")
+            with own_surroundings():
+                basis = self.scoring_basis(device) if needs_noise else self.basis(device)
+                operator = linalg.distance_operator(basis, distance=distance, noise_shrinkage=noise_shrinkage)
+            self._operators[key] = operator
+        return self._operators[key]
 
     def _sums(self) -> tuple[Tensor, ...]:
         # Uncentred rows may overflow where the centred sums do not.

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ipca_sklearn import linalg
 from ipca_sklearn._utils._arrays import as_tensor
+from ipca_sklearn._utils._surroundings import own_surroundings
 from ipca_sklearn.decomposition._fitted import Fitted, FittedPCA
 from ipca_sklearn.decomposition._singular import whitening_operator
 
@@ -164,6 +165,19 @@ class FittedCovariance(Fitted):
     def _make_basis(self) -> linalg.Basis:
         return linalg.finalize_scatter(self.state)
 
-    def _make_operator(self, device: torch.device, *, ridge: float) -> linalg.DistanceOperator:  # type: ignore[override]
-        """Return the operator of the Mahalanobis distance: no direction is left for a residual."""
-        return whitening_operator(self.state, ridge=ridge).to(device)
+    def distance_operator(self, device: torch.device, settings: Any) -> linalg.DistanceOperator:
+        """Return the operator of the Mahalanobis distance."""
+        check_full_distance(settings.distance)
+        key = device, settings.ridge
+        if key not in self._operators:
+            with own_surroundings():
+                self._operators[key] = whitening_operator(self.state, ridge=settings.ridge).to(device)
+        return self._operators[key]
+
+
+def check_full_distance(distance: str) -> None:
+    """Raise a ValueError if a full covariance, which leaves no residual, has no such distance."""
+    if distance != "mahalanobis":
+        raise ValueError(
+            f"covariance='full' leaves no residual, so distance={distance!r} does not exist; set distance='mahalanobis'"
+        )

@@ -8,9 +8,25 @@ from ipca_sklearn import linalg
 from ipca_sklearn._utils._devices import resolve_device, resolve_dtype
 from ipca_sklearn._utils._typing import DeviceLike, DTypeLike
 from ipca_sklearn.decomposition._banded import update_scatter
-from ipca_sklearn.decomposition._base import BasePCA
+from ipca_sklearn.decomposition._base import BasePCA, Learning
 from ipca_sklearn.decomposition._batched_ipca import BatchedIncrementalPCA
 from ipca_sklearn.decomposition._fitted_scatter import FittedCovariance
+
+
+class _CovarianceLearning(Learning):
+    _pca: FullCovariance
+
+    def advance(self, step: Any) -> None:
+        pca, device = self._pca, resolve_device(self._pca.device, step.device)
+        if self.fitted is None:
+            dtype = resolve_dtype(pca.dtype, step.dtype)
+            state = linalg.empty_scatter(*step.shape[1:], dtype=dtype, device=device)
+        else:
+            state = self.fitted.state.to(device)
+        state = update_scatter(
+            state, step.to(device), forgetting_factor=pca.forgetting_factor, in_place=self._may_overwrite
+        )
+        self.fitted = FittedCovariance(state, "torch", self._group)
 
 
 class FullCovariance(BasePCA):
@@ -47,6 +63,7 @@ class FullCovariance(BasePCA):
     True
     """
 
+    _learning = _CovarianceLearning
     _parameter_constraints: dict = {  # noqa: RUF012  (scikit-learn's own form)
         name: BatchedIncrementalPCA._parameter_constraints[name]
         for name in ("step_size", "forgetting_factor", "dtype", "device")
@@ -64,20 +81,6 @@ class FullCovariance(BasePCA):
         self.forgetting_factor = forgetting_factor
         self.dtype = dtype
         self.device = device
-
-    def _advance(
-        self, fitted: FittedCovariance | None, step: Any, *, buffer: Any = None, owned: bool = False, group: int = 1
-    ) -> FittedCovariance:
-        device = resolve_device(self.device, step.device)
-        if fitted is None:
-            dtype = resolve_dtype(self.dtype, step.dtype)
-            state = linalg.empty_scatter(*step.shape[1:], dtype=dtype, device=device)
-        else:
-            state = fitted.state.to(device)
-        state = update_scatter(
-            state, step.to(device), forgetting_factor=self.forgetting_factor, in_place=owned or fitted is None
-        )
-        return FittedCovariance(state, "torch", group)
 
     def _numbers_per_feature(self, n_samples: int, n_features: int, group: int) -> tuple[float, float, float]:
         return n_features, 3 * n_features, 1  # the matrices, those that score, and work

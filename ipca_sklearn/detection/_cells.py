@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import overload
@@ -143,10 +142,3 @@ def _cells_of(content: bytes, shape: tuple[int, ...]) -> Cells:
             patches = np.append(patches, distances.argmin())
         slots[cell] = patches
     return Cells(torch.from_numpy(slots), torch.from_numpy(place))
-
-
-def on_patches(cells: Cells | None, step: Tensor, function: Callable[..., Tensor]) -> Tensor:
-    """Return what `function` gives (n, C) for the samples of the cells of a step (b, P, m), as values (b, P)."""
-    if cells is None:
-        return function(step)
-    return cells.on_patches(function(cells.samples(step)))

@@ -51,7 +51,7 @@ def learn_images(
     pca: BasePCA, fitted: Any, cells: Cells | None, n_copies: int, read: Callable[[int | None], Iterable[Tensor]]
 ) -> Any:
     """Return what is learnt, beside what was before, of the images that `read` gives in steps of a number of them."""
-    learning = Learning(pca, fitted, group_size(cells, n_copies))
+    learning = Learning.of(pca, fitted, group_size(cells, n_copies))
     for step in read(images_per_step(pca.step_size, n_copies)):
         learning.advance(samples_of(step, cells))
     return learning.fitted

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import Tensor, nn
 
 from ipca_sklearn import linalg
-from ipca_sklearn.detection._cells import Cells, on_patches
+from ipca_sklearn.detection._cells import Cells
 
 
 class DistanceModule(nn.Module):
@@ -44,8 +42,11 @@ class DistanceModule(nn.Module):
         """Return the distances (n, P) of features (P, n, m)."""
         if not torch.compiler.is_compiling():  # in chunks that fit the cache
             operator = linalg.DistanceOperator(self._mean[:, 0], self._rows, None, self._scale, self._precision)
-            cells = None if self._slots is None or self._place is None else Cells(self._slots, self._place)
-            return on_patches(cells, features.transpose(0, 1), partial(linalg.patch_distances, operator))
+            step = features.transpose(0, 1)
+            if self._slots is None or self._place is None:
+                return linalg.patch_distances(operator, step)
+            cells = Cells(self._slots, self._place)
+            return cells.on_patches(linalg.patch_distances(operator, cells.samples(step)))
         rows = self._rows.float()
         if self._slots is None or self._place is None:
             return linalg.distances_from_centred(features - self._mean, rows, None, self._scale, self._precision).T

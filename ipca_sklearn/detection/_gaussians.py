@@ -10,9 +10,9 @@ from sklearn.utils import check_random_state
 from ipca_sklearn.decomposition._base import BasePCA
 from ipca_sklearn.decomposition._batched_ipca import BatchedIncrementalPCA
 from ipca_sklearn.decomposition._batches import StepReader
+from ipca_sklearn.decomposition._fitted_scatter import check_full_distance
 from ipca_sklearn.decomposition._full_covariance import FullCovariance
 from ipca_sklearn.detection._cells import partition
-from ipca_sklearn.detection._settings import check_full_distance
 
 # Parameters of the detector that its PCA takes.
 PCA_PARAMETERS = set(BatchedIncrementalPCA().get_params()) - {"whiten"}

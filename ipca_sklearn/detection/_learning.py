@@ -81,7 +81,7 @@ def learn(
     step_size = images_per_step(detector.step_size, steps.n_copies)
     progress = FitProgress(detector, learnt.count(step_size), *callback_data)
     check_copies(start, group, steps.n_copies)
-    learning = Learning(pca, start, group)
+    learning = Learning.of(pca, start, group)
     prequential = detector.calibration == "prequential" and not detector.trim
     scores = UnseenScores(settings, pca, start, model, learnt, cells, prequential=prequential)
     check_memory(pca, learnt, n_kept=scores.n_kept, n_gaussians=None if cells is None else len(cells.slots))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from ipca_sklearn._utils._surroundings import own_surroundings
 from ipca_sklearn.decomposition._banded import BandedStep
 from ipca_sklearn.detection._bands import banded_distances
 from ipca_sklearn.detection._calibration import upper_quantiles
-from ipca_sklearn.detection._cells import Cells, on_patches
+from ipca_sklearn.detection._cells import Cells
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,10 @@ class MapScorer:
             distances = banded_distances(self.operator, step, self.cells)
         else:
             step = step.to(self.operator.mean.device)
-            distances = on_patches(self.cells, step, partial(linalg.patch_distances, self.operator))
+            if self.cells is None:
+                distances = linalg.patch_distances(self.operator, step)
+            else:
+                distances = self.cells.on_patches(linalg.patch_distances(self.operator, self.cells.samples(step)))
         if self.region is None:
             maps = distances.unflatten(1, self.patch_shape or (1,))
             return smooth_maps(maps, self.smoothing) if self.smoothing > 0 else maps
@@ -49,17 +52,13 @@ class MapScorer:
             maps = smooth_maps(maps, self.smoothing) / weights.clamp_min_(torch.finfo(maps.dtype).tiny) * region
         return maps
 
-    def inspected(self, maps: Tensor) -> Tensor:
-        """Return the values (b, P) of maps that belong to the region."""
-        return inspected(maps, self.region)
-
     def scores(self, step: Tensor | BandedStep) -> Tensor:
         """Return the image scores (b,) of a step (b, P, m); higher is more normal."""
-        return -image_scores(self.inspected(self.maps(step)), self.image_score)
+        return -image_scores(inspected(self.maps(step), self.region), self.image_score)
 
     def summaries(self, step: Tensor | BandedStep) -> Tensor:
         """Return the columns (b, 1 + q) of `Summaries` for a step (b, P, m): scores, and quantiles of the maps."""
-        maps = self.inspected(self.maps(step))
+        maps = inspected(self.maps(step), self.region)
         return torch.cat([-image_scores(maps, self.image_score)[:, None], upper_quantiles(maps)], dim=1)
 
 

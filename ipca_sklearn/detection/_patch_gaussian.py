@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable
 from math import prod
 from numbers import Integral, Real
 from typing import Any
@@ -20,7 +19,6 @@ from ipca_sklearn._utils._estimators import PatchTransformer, set_learnt
 from ipca_sklearn._utils._labels import check_labels
 from ipca_sklearn._utils._precision import above, below, difference
 from ipca_sklearn._utils._sklearn_compat import Interval, StrOptions, fit_context, validate_parameters
-from ipca_sklearn._utils._surroundings import own_surroundings
 from ipca_sklearn._utils._turns import in_turn, of_one_state, snapshot
 from ipca_sklearn._utils._typing import ArrayLike, DeviceLike, DTypeLike
 from ipca_sklearn.decomposition._base import BasePCA, memory_needed
@@ -311,12 +309,11 @@ class PatchGaussianDetector(OutlierMixin, PatchTransformer):
         """
         steps, rows, shape, pca = begin(self, X, y)
         settings = ScoreSettings.of(self)
-        with own_surroundings():
-            scores = None
-            if self.trim:
-                steps, shape["suspects_"], scores = without_suspects(self, pca, steps, shape, rows)
-            done = learn(self, [settings], steps, shape, pca, None, (X, y))
-            return self._store_pass(done, settings, shape, pca, scores)
+        scores = None
+        if self.trim:
+            steps, shape["suspects_"], scores = without_suspects(self, pca, steps, shape, rows)
+        done = learn(self, [settings], steps, shape, pca, None, (X, y))
+        return self._store_pass(done, settings, shape, pca, scores)
 
     @in_turn
     @fit_context(prefer_skip_nested_validation=True)
@@ -330,18 +327,17 @@ class PatchGaussianDetector(OutlierMixin, PatchTransformer):
         pca = copy.copy(self.pca_).set_params(**pca_parameters(self.get_params(), steps.n_features, group))
         settings, known, shape = ScoreSettings.of(self), self._calibrator, self._learnt_shape()
         changed = settings.differences(known.settings)
-        with own_surroundings():
-            if changed:
-                warnings.warn(
-                    f"the scores that set the threshold were computed with {changed}: only the images of this call "
-                    "set it now. Call calibrate with normal images that were not learnt to set it from more",
-                    UserWarning,
-                    stacklevel=4,
-                )
-                done = learn(self, [settings], steps, shape, pca, None, (X, y))
-                return self._store_pass(done, settings, shape, pca)
-            done = learn(self, [settings], steps, shape, pca, known.model, (X, y))
-            return self._store_pass(done, settings, shape, pca, known.unseen, known.left_out, self._chosen())
+        if changed:
+            warnings.warn(
+                f"the scores that set the threshold were computed with {changed}: only the images of this call set it "
+                "now. Call calibrate with normal images that were not learnt to set it from more",
+                UserWarning,
+                stacklevel=4,
+            )
+            done = learn(self, [settings], steps, shape, pca, None, (X, y))
+            return self._store_pass(done, settings, shape, pca)
+        done = learn(self, [settings], steps, shape, pca, known.model, (X, y))
+        return self._store_pass(done, settings, shape, pca, known.unseen, known.left_out, self._chosen())
 
     def _store_pass(
         self,
@@ -386,7 +382,7 @@ class PatchGaussianDetector(OutlierMixin, PatchTransformer):
         ValueError
             Other shapes than learnt, NaN or infinity.
         """
-        return on_images(self._scored(X, MapScorer.maps), X)
+        return on_images(ImageScorer.of(self).map_images(X, MapScorer.maps), X)
 
     @of_one_state
     def score_samples(self, X: ArrayLike) -> Any:
@@ -407,14 +403,9 @@ class PatchGaussianDetector(OutlierMixin, PatchTransformer):
         NotFittedError, ValueError
             As `transform`.
         """
-        return self._scored(X, MapScorer.scores)
-
-    @own_surroundings()
-    def _scored(self, X: ArrayLike, function: Callable[[MapScorer, Tensor], Tensor]) -> Any:
-        return ImageScorer.of(self).map_images(X, function)
+        return ImageScorer.of(self).map_images(X, MapScorer.scores)
 
     @of_one_state
-    @own_surroundings()
     def score_maps(self, maps: Any) -> Any:
         """Return the scores of images from their maps, where both are wanted: the features are read once.
 
@@ -445,7 +436,6 @@ class PatchGaussianDetector(OutlierMixin, PatchTransformer):
         return scores if isinstance(maps, Tensor) else scores.numpy()
 
     @of_one_state
-    @own_surroundings()
     def score(self, X: ArrayLike, y: Any = None) -> float:
         """Return the mean log-likelihood of the patches of images under probabilistic PCA: higher fits better.
 
@@ -495,7 +485,6 @@ class PatchGaussianDetector(OutlierMixin, PatchTransformer):
         return scorer.operator(scorer.fitted.state.mean.device if device is None else torch.device(device))
 
     @of_one_state
-    @own_surroundings()
     def decision_function(self, X: ArrayLike) -> Any:
         """Return `score_samples(X) - offset_`: negative is anomalous. Parameters and errors as `score_samples`.
 
@@ -531,7 +520,6 @@ class PatchGaussianDetector(OutlierMixin, PatchTransformer):
         return above(self.transform(X), self.map_threshold_)
 
     @of_one_state
-    @own_surroundings()
     def predict_regions(
         self,
         X: ArrayLike,
@@ -569,7 +557,6 @@ class PatchGaussianDetector(OutlierMixin, PatchTransformer):
         return predict_regions(self, X, maps, min_area, merge_distance, image_sizes)
 
     @of_one_state
-    @own_surroundings()
     def inspect(
         self, X: ArrayLike, *, min_area: float = 0, merge_distance: float = 0, image_sizes: Any = None
     ) -> list[dict[str, Any]]:
@@ -603,7 +590,6 @@ class PatchGaussianDetector(OutlierMixin, PatchTransformer):
         ]
 
     @of_one_state
-    @own_surroundings()
     def p_values(self, X: Any = None, *, scores: Any = None) -> np.ndarray:
         """Return the p-value of each image: how often a normal image scores as low.
 
@@ -670,16 +656,15 @@ class PatchGaussianDetector(OutlierMixin, PatchTransformer):
         scorer = ImageScorer.of(self)
         steps, _ = normal_steps(scorer.read(X), y)
         fitted = self.pca_.fitted_
-        with own_surroundings():
-            scores = Summaries.empty(steps.n_patches)
-            if steps.n_samples and fitted.weight >= 2:  # else no variance is known
-                columns = scorer.summaries(steps)
-                read = ~np.isnan(columns).any(axis=1)
-                if not read.any():
-                    raise steps.unreadable()
-                scores = Summaries.of(columns[read], fitted.weight, steps.n_patches)
-            shape = self._learnt_shape() | {"n_calibrated_": len(scores)}
-            self._store(shape, self.pca_, Calibrator.of(scorer.settings, fitted, scores, scores))
+        scores = Summaries.empty(steps.n_patches)
+        if steps.n_samples and fitted.weight >= 2:  # else no variance is known
+            columns = scorer.summaries(steps)
+            read = ~np.isnan(columns).any(axis=1)
+            if not read.any():
+                raise steps.unreadable()
+            scores = Summaries.of(columns[read], fitted.weight, steps.n_patches)
+        shape = self._learnt_shape() | {"n_calibrated_": len(scores)}
+        self._store(shape, self.pca_, Calibrator.of(scorer.settings, fitted, scores, scores))
         return self
 
     @in_turn
@@ -784,7 +769,6 @@ class PatchGaussianDetector(OutlierMixin, PatchTransformer):
         set_learnt(self, {**shape, "pca_": pca, "chosen_threshold_": chosen, "_calibrator": calibrator})
 
     @in_turn
-    @own_surroundings()
     def merge(self, other: PatchGaussianDetector) -> PatchGaussianDetector:
         """Take in what another detector learnt from other images, as if this one had seen them too.
 
@@ -851,8 +835,7 @@ class PatchGaussianDetector(OutlierMixin, PatchTransformer):
         check_is_fitted(self)
         validate_parameters(self)
         steps = read_steps(self, X, reset=False)
-        with own_surroundings():
-            return without_suspects(self, self.pca_, steps, self._learnt_shape(), None)[1]
+        return without_suspects(self, self.pca_, steps, self._learnt_shape(), None)[1]
 
     def memory_needed(self, X: ArrayLike) -> MemoryNeed:
         """Return about how much memory `fit` takes for X, of which only shape and dtype count.
@@ -903,7 +886,6 @@ class PatchGaussianDetector(OutlierMixin, PatchTransformer):
 
     @property
     @of_one_state
-    @own_surroundings()
     def offset_(self) -> float:
         """Images with a lower score are anomalous."""
         learnt, chosen = self._checked_calibrator().reference, self._chosen()
@@ -911,7 +893,6 @@ class PatchGaussianDetector(OutlierMixin, PatchTransformer):
 
     @property
     @of_one_state
-    @own_surroundings()
     def map_threshold_(self) -> float:
         """Patches with a larger value of the map are anomalous."""
         learnt, chosen = self._checked_calibrator().reference, self._chosen()

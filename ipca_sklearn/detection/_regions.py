@@ -174,7 +174,7 @@ def find_defects(
 
 
 def predict_regions(
-    detector: Any, X: Any, maps: Any, min_area: float, merge_distance: float, image_sizes: Any, stacklevel: int = 3
+    detector: Any, X: Any, maps: Any, min_area: float, merge_distance: float, image_sizes: Any
 ) -> list[list[Defect] | None]:
     """Return the defects of images from their features, by a fitted detector: see its `predict_regions`."""
     if len(detector.patch_shape_) != 2:
@@ -197,7 +197,7 @@ def predict_regions(
                 f"{len(gone)} of {len(maps)} images were scored, but then their sizes could not be read, the first is "
                 f"X[{gone[0]}]: they have None in place of a list of defects",
                 SkippedImagesWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
     elif hasattr(X, "covered_box"):
         covered_box = X.covered_box

@@ -17,7 +17,7 @@ from ipca_sklearn._utils._devices import resolve_device
 from ipca_sklearn._utils._sklearn_compat import validate_parameters
 from ipca_sklearn.decomposition._batches import StepReader, read_steps
 from ipca_sklearn.decomposition._fitted import Fitted
-from ipca_sklearn.detection._cells import Cells, on_patches
+from ipca_sklearn.detection._cells import Cells
 from ipca_sklearn.detection._map_ops import MapScorer
 from ipca_sklearn.detection._settings import ScoreSettings
 from ipca_sklearn.detection._unseen import cut_to
@@ -46,19 +46,17 @@ class ImageScorer:
 
     def operator(self, device: torch.device) -> linalg.DistanceOperator:
         """Return the distance operator on the device of the detector, or else on this one."""
-        return self.settings.operator(self.fitted, resolve_device(self.detector.device, device, required=False))
+        device = resolve_device(self.detector.device, device, required=False)
+        return self.fitted.distance_operator(device, self.settings)
 
-    def map(self, steps: StepReader, function: Callable[[MapScorer, Tensor], Tensor]) -> Any:
-        """Return `function(scorer, step)` of all steps, joined, as X's kind of array."""
-
-        def result_of(step: Tensor) -> Tensor:
-            return function(self.settings.scorer(self.operator(step.device), steps, self.cells), step)
-
-        return steps.map_steps(result_of, self.detector.step_size)
+    def scorer(self, steps: StepReader) -> MapScorer:
+        """Return what scores the steps of X."""
+        return self.settings.scorer(self.operator(steps.device), steps, self.cells)
 
     def map_images(self, X: Any, function: Callable[[MapScorer, Tensor], Tensor]) -> Any:
-        """Return `function(scorer, step)` of all images of X, band by band where they are large."""
-        return self.map(self.read(X).in_bands(self.cells is not None), function)
+        """Return `function(scorer, step)` of all images of X as its kind of array, by bands where they are large."""
+        steps = self.read(X).in_bands(self.cells is not None)
+        return steps.map_steps(partial(function, self.scorer(steps)), self.detector.step_size)
 
     def summaries(self, steps: StepReader) -> np.ndarray:
         """Return the columns (n, 1 + q) of `Summaries`; images that could not be read are NaN.
@@ -66,7 +64,7 @@ class ImageScorer:
         They are scored as `score_samples` does: in the same steps, because the last digits depend on what an image is
         computed with, and in the dtype of X.
         """
-        return on_host(self.map(steps, MapScorer.summaries))
+        return on_host(steps.map_steps(self.scorer(steps).summaries, self.detector.step_size))
 
     def log_likelihood(self, X: Any) -> float:
         """Return the mean log-likelihood of the patches of images."""
@@ -74,8 +72,10 @@ class ImageScorer:
 
         def likelihoods_of(step: Tensor) -> Tensor:
             device = resolve_device(self.detector.device, step.device, required=False)
-            basis = self.fitted.scoring_basis(device)
-            return on_patches(self.cells, step.to(device), partial(linalg.log_likelihood, basis)).mean(1)
+            basis, step = self.fitted.scoring_basis(device), step.to(device)
+            if self.cells is None:
+                return linalg.log_likelihood(basis, step).mean(1)
+            return self.cells.on_patches(linalg.log_likelihood(basis, self.cells.samples(step))).mean(1)
 
         likelihoods = steps.map_steps(likelihoods_of, 1 if steps.has_bands else self.detector.step_size)
         return float(np.nanmean(on_host(likelihoods), dtype=np.float64))

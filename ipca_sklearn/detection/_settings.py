@@ -5,12 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
-import torch
-
 from ipca_sklearn import linalg
 from ipca_sklearn.decomposition._batches import StepReader
-from ipca_sklearn.decomposition._fitted import Fitted
-from ipca_sklearn.decomposition._fitted_scatter import FittedCovariance
 from ipca_sklearn.detection._cells import Cells
 from ipca_sklearn.detection._map_ops import MapScorer
 
@@ -36,21 +32,6 @@ class ScoreSettings:
         pairs = ((field.name, getattr(earlier, field.name), getattr(self, field.name)) for field in fields(self))
         return ", ".join(f"{name}={then!r}, now {now!r}" for name, then, now in pairs if then != now)
 
-    def operator(self, fitted: Fitted, device: torch.device) -> linalg.DistanceOperator:
-        """Return the distance operator of a model."""
-        if isinstance(fitted, FittedCovariance):
-            check_full_distance(self.distance)
-            return fitted.distance_operator(device, ridge=self.ridge)
-        return fitted.distance_operator(device, distance=self.distance, noise_shrinkage=self.noise_shrinkage)
-
     def scorer(self, operator: linalg.DistanceOperator, steps: StepReader, cells: Cells | None) -> MapScorer:
         """Return what scores steps by a model."""
         return MapScorer(operator, steps.patch_shape, self.smoothing, self.image_score, steps.region, cells)
-
-
-def check_full_distance(distance: str) -> None:
-    """Raise a ValueError if a full covariance, which leaves no residual, has no such distance."""
-    if distance != "mahalanobis":
-        raise ValueError(
-            f"covariance='full' leaves no residual, so distance={distance!r} does not exist; set distance='mahalanobis'"
-        )

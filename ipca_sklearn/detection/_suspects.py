@@ -68,23 +68,9 @@ def without_suspects(
 ) -> tuple[StepReader, np.ndarray, Summaries]:
     """Return the images that a fit shall learn, a record of all, and the scores that make its thresholds.
 
-    Parameters
-    ----------
-    detector : PatchGaussianDetector
-        Says how images are scored, and which are left out.
-    pca : BasePCA
-        Says how they are learnt.
-    steps : StepReader
-        All images.
-    shape : dict
-        Learnt attributes that say how X is read.
-    rows : ndarray or None
-        Places in X of the images.
-
-    Raises
-    ------
-    ValueError
-        There are too few images, or a share of them is held out for the threshold.
+    `detector` says how images are scored and which are left out, `pca` how they are learnt, and `shape` how X is read;
+    `rows` are the places of the images in X (None: all). A ValueError says that there are too few images, or that a
+    share of them is held out for the threshold.
     """
     trim = detector.trim
     if trim and detector.calibration != "prequential":
@@ -111,26 +97,14 @@ def without_suspects(
 
 @dataclass(frozen=True)
 class Ranking:
-    """Images in the order of X, as models of the others score them.
+    """Images in the order of X, scored by models of the others that know all images which are not trimmed."""
 
-    Parameters
-    ----------
-    summaries : Summaries
-        Of all images; NaN for those that could not be read.
-    scores, p_values, q_values : ndarray of shape (n,)
-        Scores by models that know all images which are not trimmed.
-    trimmed : ndarray of bool, shape (n,)
-        Images that no model has learnt.
-    descriptors : ndarray of shape (n, d)
-        Of `Describer`.
-    """
-
-    summaries: Summaries
-    scores: np.ndarray
-    p_values: np.ndarray
-    q_values: np.ndarray
-    trimmed: np.ndarray
-    descriptors: np.ndarray
+    summaries: Summaries  # of all images; NaN for those that could not be read
+    scores: np.ndarray  # (n,)
+    p_values: np.ndarray  # (n,)
+    q_values: np.ndarray  # (n,)
+    trimmed: np.ndarray  # (n,), the images that no model has learnt
+    descriptors: np.ndarray  # (n, d), of `Describer`
 
     @classmethod
     def of(
@@ -174,22 +148,10 @@ class Ranking:
 
 @dataclass(frozen=True)
 class _Others:
-    """Scores images by models of the others.
+    """Scores images by models of the others."""
 
-    Parameters
-    ----------
-    detector : PatchGaussianDetector
-        Says how images are scored.
-    pca : BasePCA
-        Says how they are learnt.
-    steps : StepReader
-        The images.
-    cells : Cells or None
-        The patches that share a Gaussian.
-    """
-
-    detector: Any
-    pca: BasePCA
+    detector: Any  # says how images are scored
+    pca: BasePCA  # says how they are learnt
     steps: StepReader
     cells: Cells | None
 
@@ -228,7 +190,7 @@ class _Others:
             if fitted is None or fitted.weight < 2:
                 raise steps.unreadable()
             device = resolve_device(self.detector.device, fitted.state.mean.device, required=False)
-            operator = _by_feature(fitted) if without_directions else settings.operator(fitted, device)
+            operator = _by_feature(fitted) if without_directions else fitted.distance_operator(device, settings)
             scorer = settings.scorer(operator, steps, self.cells)
             describe = describe or Describer(steps, fitted, self.cells)
 

@@ -220,10 +220,10 @@ class UnseenScores:
     def _operators_of(self, fitted: Fitted) -> list[linalg.DistanceOperator]:
         device = resolve_device(self._pca.device, fitted.state.mean.device, required=False)
         if len(self._settings) == 1:
-            return [self._settings[0].operator(fitted, device)]
+            return [fitted.distance_operator(device, self._settings[0])]
         # All are cut before the first is decomposed, with as many components as any of them takes.
         cut = [cut_to(fitted, settings.n_components) for settings in self._settings]
-        return [settings.operator(each, device) for settings, each in zip(self._settings, cut, strict=True)]
+        return [each.distance_operator(device, settings) for settings, each in zip(self._settings, cut, strict=True)]
 
     def _by(self, model: ScoringModel, step: Tensor) -> Iterator[_Scored]:
         if model.weight < 2:  # no variance is known

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from functools import lru_cache, partial
+from functools import lru_cache
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -74,24 +75,34 @@ def for_each_chunk(
     A chunk that does not fit the memory of a device is halved until it fits, and so are all later chunks; a warning
     says so once. A task therefore writes to its own patches only, and calling it again is harmless.
     """
-    attempt = partial(_halve_on_out_of_memory, task, bytes_per_patch, device, group)
     size = chunk_size(n_patches, bytes_per_patch, device, group)
-    chunks = [slice(start, min(start + size, n_patches)) for start in range(0, n_patches, size)]
-    n_threads = torch.get_num_threads() if device.type == "cpu" else 1
-    if min(n_threads, len(chunks)) == 1:
-        for chunk in chunks:
-            attempt(chunk)
+    left = deque(slice(start, min(start + size, n_patches)) for start in range(0, n_patches, size))
+    if device.type == "cpu" and min(torch.get_num_threads(), len(left)) > 1:
+        _on_threads(task, left, with_caller)
         return
+    while left:
+        chunk = left.popleft()
+        try:
+            task(chunk)
+            continue
+        except RuntimeError as error:
+            if chunk.stop - chunk.start <= group or not _is_out_of_memory(error):
+                raise
+        # Outside of the except clause the traceback no longer keeps the tensors of the failed attempt alive.
+        left.extendleft(reversed(_halves(chunk, bytes_per_patch, device, group)))
+
+
+def _on_threads(task: Callable[[slice], None], chunks: Collection[slice], with_caller: bool) -> None:
     # Of the calling thread alone: workers write to its tensors.
     inference, with_gradients = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
-
     left = iter(chunks)  # one for all threads: each takes the next chunk
 
     def work() -> None:
         with torch.inference_mode(inference), torch.set_grad_enabled(with_gradients):
             for chunk in left:
-                attempt(chunk)
+                task(chunk)
 
+    n_threads = torch.get_num_threads()
     with kept_workers(n_threads) as pool:
         jobs = [pool.submit(work) for _ in range(min(n_threads, len(chunks)) - with_caller)]
         try:
@@ -103,23 +114,11 @@ def for_each_chunk(
                     job.result()
 
 
-def _halve_on_out_of_memory(
-    task: Callable[[slice], None], bytes_per_patch: int, device: torch.device, group: int, chunk: slice
-) -> None:
-    """Call the task on a chunk, or on its halves if memory runs out.
-
-    Not a closure: one that calls itself is a cycle, and would keep the tensors of `task` until the collector runs.
-    """
-    size = chunk.stop - chunk.start
-    try:
-        task(chunk)
-        return
-    except RuntimeError as error:
-        if size <= group or not _is_out_of_memory(error):
-            raise
-    # Outside of the except clause the traceback no longer keeps the tensors of the failed attempt alive.
+def _halves(chunk: slice, bytes_per_patch: int, device: torch.device, group: int) -> tuple[slice, slice]:
+    """Return the halves of a chunk that does not fit the memory of a device; later chunks are no larger."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
+    size = chunk.stop - chunk.start
     half = max(group, math.ceil(size / 2 / group) * group)
     if device not in _smaller_chunks:
         warnings.warn(
@@ -129,8 +128,7 @@ def _halve_on_out_of_memory(
             stacklevel=2,
         )
     _smaller_chunks[device] = min(_smaller_chunks.get(device, CUDA_CHUNK_BYTES), half * bytes_per_patch)
-    for part in (slice(chunk.start, chunk.start + half), slice(chunk.start + half, chunk.stop)):
-        _halve_on_out_of_memory(task, bytes_per_patch, device, group, part)
+    return slice(chunk.start, chunk.start + half), slice(chunk.start + half, chunk.stop)
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

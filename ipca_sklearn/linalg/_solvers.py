@@ -20,8 +20,9 @@ from ipca_sklearn.linalg.eigh import (
     EIGENSOLVERS,
     Decomposition,
     choose_eigensolver,
-    marking_failures,
-    solving_failures_alone,
+    failures,
+    one_at_a_time,
+    solve_failures_alone,
     svd_alone,
 )
 
@@ -132,22 +133,24 @@ def _refining(
 
 def _svd_of_gram(gram: Tensor, n_vectors: int, driver: str | None) -> tuple[Tensor, Tensor]:
     gram = gram.tril() + gram.tril(-1).mT
-    vectors, values, _ = torch.linalg.svd(gram, full_matrices=False, driver=driver)
-    return values[:, :n_vectors], vectors[..., :n_vectors].mT.contiguous()
+    svd = partial(torch.linalg.svd, full_matrices=False, driver=driver)
+    try:
+        vectors, values, _ = svd(gram)
+    except torch.linalg.LinAlgError:
+        values, vectors = one_at_a_time(lambda matrix: svd(matrix)[1::-1], gram, gram.shape[1])
+    return solve_failures_alone(gram, values[:, :n_vectors], vectors[..., :n_vectors].mT.contiguous())
 
 
 def _by_svd(blocks: Sequence[Tensor], out: Tensor, driver: str | None) -> None:
     W = torch.cat(list(blocks), dim=1)
-
-    def solve(matrices: Tensor, _: int) -> tuple[Tensor, Tensor]:
-        return torch.linalg.svd(matrices, full_matrices=False, driver=driver)[1:]
-
-    values, right = marking_failures(solve, W, min(W.shape[1:]))
-    failed = ~torch.isfinite(right.sum((1, 2)) + values.sum(1))
-    if failed.any():
-        for index in failed.nonzero()[:, 0].tolist():
-            singular, vectors = svd_alone(W[index])
-            values[index], right[index] = singular.to(values), vectors.to(right)
+    svd = partial(torch.linalg.svd, full_matrices=False, driver=driver)
+    try:
+        _, values, right = svd(W)
+    except torch.linalg.LinAlgError:
+        values, right = one_at_a_time(lambda matrix: svd(matrix)[1:], W, min(W.shape[1:]))
+    for index in failures(values, right):
+        singular, vectors = svd_alone(W[index])
+        values[index], right[index] = singular.to(values), vectors.to(right)
     values = values * (values > rounding_share(W.shape[1:], W.dtype) * values[:, :1])
     torch.mul(right[:, : out.shape[1]], values[:, : out.shape[1], None], out=out)
 
@@ -164,7 +167,7 @@ def get_solver(name: str, driver: str | None, like: Tensor, size: int) -> Solver
     if name == "svd":
         return Solver(partial(_by_svd, driver=driver))
     if name == "gram_svd":
-        return Solver(partial(_by_gram, decompose=solving_failures_alone(partial(_svd_of_gram, driver=driver))))
+        return Solver(partial(_by_gram, decompose=partial(_svd_of_gram, driver=driver)))
     eigensolver = EIGENSOLVERS["torch"]
     if name == "auto":
         eigensolver = choose_eigensolver(device, like.dtype, size, like.shape[0])

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ipca_sklearn._utils._surroundings import own_surroundings
 from ipca_sklearn.linalg._execution import for_each_chunk, full_precision
-from ipca_sklearn.linalg._solvers import Solver, get_solver
+from ipca_sklearn.linalg._solvers import get_solver
 
 CENTERINGS = ("incremental", "deferred")
 
@@ -274,7 +274,8 @@ def update(
         torch.add(centre, shift, alpha=n_samples / total, out=mean[patches])
         if kept:
             old = state.rows[patches] if ageing == 1 else state.rows[patches] * math.sqrt(ageing)
-            _write_leading(chosen, [old, new.transpose(0, 1)], rows[patches])
+            new = new.transpose(0, 1)
+            chosen.write_leading_rows([old, new] if old.shape[1] else [new], rows[patches])
 
     with full_precision():
         bytes_per_patch = (3 * n_samples + 2 * kept + height) * n_features * rows.element_size()
@@ -334,7 +335,7 @@ def merge(
     total = first.weight + second.weight
     shift = second.mean - first.mean
     mean_row = shift * math.sqrt(first.weight * second.weight / total)
-    blocks = [first.rows, second.rows]
+    blocks = [rows for rows in (first.rows, second.rows) if rows.shape[1]]
     if centering == "incremental":
         blocks.append(mean_row[:, None].to(dtype))
     n_patches, n_features = shift.shape
@@ -344,7 +345,7 @@ def merge(
     rows = first.rows.new_empty(n_patches, kept, n_features)
 
     def task(patches: slice) -> None:
-        _write_leading(chosen, [block[patches] for block in blocks], rows[patches])
+        chosen.write_leading_rows([block[patches] for block in blocks], rows[patches])
 
     if kept:
         with full_precision():
@@ -359,8 +360,3 @@ def check_centering(centering: str) -> None:
     """Refuse an unknown `centering`."""
     if centering not in CENTERINGS:
         raise ValueError(f"centering={centering!r} is unknown; use one of {', '.join(map(repr, CENTERINGS))}")
-
-
-def _write_leading(solver: Solver, blocks: list[Tensor], out: Tensor) -> None:
-    """Write the leading rows of the blocks that have rows (a first step has no old rows)."""
-    solver.write_leading_rows([block for block in blocks if block.shape[1]], out)

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from ipca_sklearn._utils._estimators import calibrated, set_learnt
 from ipca_sklearn._utils._sklearn_compat import Interval, validate_parameters
-from ipca_sklearn._utils._surroundings import own_surroundings
 from ipca_sklearn._utils._turns import in_turn
 from ipca_sklearn._utils._typing import ArrayLike
 from ipca_sklearn._utils._versions import VersionedMixin
@@ -186,7 +185,6 @@ class DriftMonitor(VersionedMixin, BaseEstimator):
         return cls(**parameters).fit(calibrated(detector, "calibration scores").calibration_scores_)
 
     @in_turn
-    @own_surroundings()
     def fit(self, X: ArrayLike = (), y: Any = None) -> DriftMonitor:
         """Start, or start anew, with the scores of good images.
 
@@ -251,7 +249,6 @@ class DriftMonitor(VersionedMixin, BaseEstimator):
         return self.fit(getattr(self, "calibration_scores_", ()))
 
     @in_turn
-    @own_surroundings()
     def update_scores(self, scores: ArrayLike) -> DriftMonitor:
         """Take the scores of the next frames, in their order.
 
@@ -279,7 +276,6 @@ class DriftMonitor(VersionedMixin, BaseEstimator):
         return self._bet(p_values, np.array(ranked))
 
     @in_turn
-    @own_surroundings()
     def update(self, p_values: ArrayLike) -> DriftMonitor:
         """Take the p-values of the next frames, in their order.
 

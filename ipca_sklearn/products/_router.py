@@ -17,7 +17,6 @@ from torch import Tensor
 from ipca_sklearn._utils._arrays import at_patches
 from ipca_sklearn._utils._estimators import TableOutputMixin, set_learnt
 from ipca_sklearn._utils._sklearn_compat import Interval, fit_context, validate_parameters
-from ipca_sklearn._utils._surroundings import own_surroundings
 from ipca_sklearn._utils._turns import in_turn, of_one_state, snapshot
 from ipca_sklearn._utils._typing import ArrayLike
 from ipca_sklearn._utils._versions import VersionedMixin
@@ -243,7 +242,6 @@ class ProductRouter(
         return {name: max(self.rejection_rate, 1 / (1 + number)) for name, number in numbers.items()}
 
     @of_one_state
-    @own_surroundings()
     def route(self, X: ArrayLike, product: Any = None) -> RoutedImages:
         """Return product, map, score and p-values of each image, from one pass over X.
 

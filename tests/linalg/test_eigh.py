@@ -149,7 +149,7 @@ def test_triton_kernel_in_the_interpreter():
     pytest.importorskip("triton", reason="triton comes with torch on Linux with CUDA")
     script = """
 import torch
-from ipca_sklearn.linalg.eigh import solving_failures_alone
+from ipca_sklearn.linalg.eigh import solve_failures_alone
 from ipca_sklearn.linalg.eigh._triton import leading_eigh
 from test_eigh import assert_leading, grams, graded
 for dtype in (torch.float32, torch.float64):
@@ -167,7 +167,7 @@ for dtype in (torch.float32, torch.float64):
     values, vectors = leading_eigh(nan, 2)
     assert values[1].isnan().all() and values[0].isfinite().all() and vectors[0].isfinite().all()
     try:
-        solving_failures_alone(leading_eigh)(nan, 2)
+        solve_failures_alone(nan, values, vectors)
     except torch.linalg.LinAlgError:
         print("all is well")
 """
@@ -298,13 +298,13 @@ def test_a_triton_kernel_that_fails_or_errs_is_not_used_and_warns(monkeypatch):
         raise RuntimeError("no ptxas here")
 
     monkeypatch.setattr(_eigh, "find_spec", lambda name: object())
-    monkeypatch.setattr(_eigh, "_triton", crash)
+    monkeypatch.setattr(_eigh, "_triton_as_it_is", crash)
     with pytest.warns(UserWarning, match="no ptxas here.*go to the CPU"):
         assert not _eigh.triton_works.__wrapped__(CPU, torch.float32)
-    monkeypatch.setattr(_eigh, "_triton", lambda gram, k: (gram[:, :k, 0], gram[:, :k]))
+    monkeypatch.setattr(_eigh, "_triton_as_it_is", lambda gram, k: (gram[:, :k, 0], gram[:, :k]))
     with pytest.warns(UserWarning, match="wrong by"):
         assert not _eigh.triton_works.__wrapped__(CPU, torch.float32)
-    monkeypatch.setattr(_eigh, "_triton", EIGENSOLVERS["torch"].solve)
+    monkeypatch.setattr(_eigh, "_triton_as_it_is", EIGENSOLVERS["torch"].solve)
     assert _eigh.triton_works.__wrapped__(CPU, torch.float32)
 
 

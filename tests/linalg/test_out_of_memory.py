@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ipca_sklearn import BatchedIncrementalPCA, PatchGaussianDetector
-from ipca_sklearn.linalg import _execution, _update
+from ipca_sklearn.linalg import _execution, _solvers
 
 
 @pytest.fixture(autouse=True)
@@ -20,17 +20,17 @@ def _forget_small_chunks() -> Any:
     _execution._smaller_chunks.clear()
 
 
-def write_leading_on_a_device_for(n_patches: int, message: str | None = None) -> Any:
+def by_gram_on_a_device_for(n_patches: int, message: str | None = None) -> Any:
     """Return the innermost function of an update, made to run out of memory with more than `n_patches` patches."""
-    original = _update._write_leading
+    original = _solvers._by_gram
 
-    def write_leading(solver: Any, blocks: list[torch.Tensor], out: torch.Tensor) -> None:
+    def by_gram(blocks: list[torch.Tensor], out: torch.Tensor, decompose: Any) -> None:
         if len(out) > n_patches:
             out.fill_(torch.nan)  # half-finished work
             raise torch.OutOfMemoryError("CUDA out of memory") if message is None else RuntimeError(message)
-        original(solver, blocks, out)
+        original(blocks, out, decompose)
 
-    return write_leading
+    return by_gram
 
 
 @pytest.mark.parametrize("message", [None, "CUDA error: CUSOLVER_STATUS_ALLOC_FAILED when calling ..."])
@@ -39,7 +39,7 @@ def test_patches_that_do_not_fit_are_taken_in_smaller_chunks(
 ) -> None:
     X = torch.randn(40, 37, 6, generator=torch.Generator().manual_seed(0)).to(device)
     expected = PatchGaussianDetector(3, step_size=8, solver="gram_svd").fit(X)
-    monkeypatch.setattr(_update, "_write_leading", write_leading_on_a_device_for(5, message))
+    monkeypatch.setattr(_solvers, "_by_gram", by_gram_on_a_device_for(5, message))
     with pytest.warns(UserWarning, match=r"has no memory left for \d+ patches at once") as caught:
         detector = PatchGaussianDetector(3, step_size=8, solver="gram_svd").fit(X)
     assert len([warning for warning in caught if "no memory" in str(warning.message)]) == 1
@@ -53,7 +53,7 @@ def test_one_patch_that_does_not_fit_raises_and_leaves_the_model_as_it_was(monke
     before, seen = pca.transform(X), pca.n_samples_seen_
     with monkeypatch.context() as patched, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        patched.setattr(_update, "_write_leading", write_leading_on_a_device_for(0))
+        patched.setattr(_solvers, "_by_gram", by_gram_on_a_device_for(0))
         with pytest.raises(torch.OutOfMemoryError):
             pca.partial_fit(X)
     np.testing.assert_array_equal(pca.transform(X), before)

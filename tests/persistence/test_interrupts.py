@@ -8,7 +8,7 @@ from PIL import Image
 from sklearn.pipeline import make_pipeline
 
 from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector
-from ipca_sklearn.decomposition._base import Learning
+from ipca_sklearn.decomposition._batched_ipca import _PCALearning
 from ipca_sklearn.persistence import fit_resumable
 from ipca_sklearn.persistence._checkpoints import load_checkpoint
 
@@ -48,7 +48,7 @@ def test_ctrl_c_keeps_the_blocks_that_are_complete(stop_at, n_kept, tmp_path):
 @pytest.mark.parametrize("n_steps", [9, 12, 15])
 def test_ctrl_c_between_steps_leaves_the_last_whole_block(n_steps, tmp_path, monkeypatch):
     X = np.random.default_rng(0).normal(size=(300, 6, 8)).astype(np.float32)
-    advance, calls = Learning.advance, []
+    advance, calls = _PCALearning.advance, []
 
     def interrupted(self, step):
         calls.append(len(step))
@@ -58,7 +58,7 @@ def test_ctrl_c_between_steps_leaves_the_last_whole_block(n_steps, tmp_path, mon
 
     path, detector = tmp_path / "checkpoint", PatchGaussianDetector(3)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Learning, "advance", interrupted)
+        patch.setattr(_PCALearning, "advance", interrupted)
         fit_resumable(detector, X, path)
     assert load_checkpoint(path).n_done == 128
     expected = PatchGaussianDetector(3).fit(X[:128])

@@ -1,6 +1,6 @@
 """Eigensolvers for many small symmetric matrices, and the choice between them."""
 
-from ipca_sklearn.linalg.eigh._alone import Decomposition, marking_failures, solving_failures_alone, svd_alone
+from ipca_sklearn.linalg.eigh._alone import Decomposition, failures, one_at_a_time, solve_failures_alone, svd_alone
 from ipca_sklearn.linalg.eigh._choice import EIGENSOLVERS, Eigensolver, choose_eigensolver, scatter_eigensolver
 
 __all__ = [
@@ -8,8 +8,9 @@ __all__ = [
     "Decomposition",
     "Eigensolver",
     "choose_eigensolver",
-    "marking_failures",
+    "failures",
+    "one_at_a_time",
     "scatter_eigensolver",
-    "solving_failures_alone",
+    "solve_failures_alone",
     "svd_alone",
 ]

@@ -7,7 +7,7 @@ wheels returns NaN for some matrices of small integers whose spectrum falls belo
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import wraps
+from contextlib import suppress
 
 import numpy as np
 import scipy.linalg
@@ -19,39 +19,39 @@ from torch import Tensor
 Decomposition = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 
 
-def solving_failures_alone(solve: Decomposition) -> Decomposition:
-    """Return a routine that takes every finite matrix: those that `solve` fails on are solved alone.
+def solve_failures_alone(gram: Tensor, values: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what a routine has found for `gram`, where NaN marks a matrix that it failed on: it is solved alone.
 
     It raises :class:`torch.linalg.LinAlgError` only if a matrix holds NaN or infinity, or its eigenvalues overflow.
     """
-
-    @wraps(solve)
-    def solve_all(gram: Tensor, n_vectors: int) -> tuple[Tensor, Tensor]:
-        values, vectors = marking_failures(solve, gram, n_vectors)
-        # NaN and infinity survive a sum.
-        failed = ~torch.isfinite(vectors.sum((1, 2)) + values.sum(1))
-        if failed.any():
-            for index in failed.nonzero()[:, 0].tolist():
-                largest, leading = _solve_alone(gram[index], n_vectors)
-                values[index], vectors[index] = largest.to(values), leading.to(vectors)
-            if not torch.isfinite(values).all():
-                raise torch.linalg.LinAlgError("the largest eigenvalue of a matrix overflows")
-        return values, vectors
-
-    return solve_all
+    failed = failures(values, vectors)
+    for index in failed:
+        largest, leading = _solve_alone(gram[index], values.shape[1])
+        values[index], vectors[index] = largest.to(values), leading.to(vectors)
+    if failed and not torch.isfinite(values).all():
+        raise torch.linalg.LinAlgError("the largest eigenvalue of a matrix overflows")
+    return values, vectors
 
 
-def marking_failures(solve: Decomposition, matrices: Tensor, n_vectors: int) -> tuple[Tensor, Tensor]:
-    """Return what `solve` returns, with NaN where it raises."""
-    try:
-        return solve(matrices, n_vectors)
-    except torch.linalg.LinAlgError:
-        if len(matrices) == 1:
-            nan = matrices.new_full((1, n_vectors, matrices.shape[2]), torch.nan)
-            return nan[..., 0].clone(), nan
-    # It says nothing of the others. One at a time, their results do not depend on their neighbours.
-    results = [marking_failures(solve, matrix, n_vectors) for matrix in matrices.split(1)]
-    return torch.cat([values for values, _ in results]), torch.cat([vectors for _, vectors in results])
+def failures(values: Tensor, vectors: Tensor) -> list[int]:
+    """Return the matrices whose values (P, k) or vectors (P, k, n) are not finite."""
+    failed = ~torch.isfinite(vectors.sum((1, 2)) + values.sum(1))  # NaN and infinity survive a sum
+    return failed.nonzero()[:, 0].tolist() if failed.any() else []
+
+
+def one_at_a_time(
+    solve: Callable[[Tensor], tuple[Tensor, Tensor]], matrices: Tensor, n_values: int
+) -> tuple[Tensor, Tensor]:
+    """Return the values (P, k) and vectors that `solve`, which has raised for all matrices, gives for each alone.
+
+    They are NaN where it raises again. One at a time, results do not depend on their neighbours.
+    """
+    values = matrices.new_full((len(matrices), n_values), torch.nan)
+    vectors = matrices.new_full((len(matrices), n_values, matrices.shape[2]), torch.nan)
+    for index in range(len(matrices)):
+        with suppress(torch.linalg.LinAlgError):
+            values[index], vectors[index] = solve(matrices[index])
+    return values, vectors
 
 
 def _solve_alone(gram: Tensor, n_vectors: int) -> tuple[Tensor, Tensor]:

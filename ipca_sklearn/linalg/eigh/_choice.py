@@ -18,7 +18,7 @@ from torch.torch_version import TorchVersion
 
 from ipca_sklearn.linalg._execution import NUMBA_BATCH, for_each_chunk, numba_works
 from ipca_sklearn.linalg._rounded import share_of_rounding
-from ipca_sklearn.linalg.eigh._alone import Decomposition, solving_failures_alone
+from ipca_sklearn.linalg.eigh._alone import Decomposition, one_at_a_time, solve_failures_alone
 from ipca_sklearn.linalg.eigh._sizes import (
     BISECTION_BATCH,
     BISECTION_SIZES,
@@ -59,27 +59,44 @@ class Eigensolver:
     group: int = 1
 
 
-def _torch(gram: Tensor, n_vectors: int) -> tuple[Tensor, Tensor]:
-    values, vectors = torch.linalg.eigh(gram, UPLO="L")
+def _leading(values: Tensor, vectors: Tensor, n_vectors: int) -> tuple[Tensor, Tensor]:
+    """Return the last eigenvalues, in descending order, and the last columns of the eigenvectors as rows."""
     return values.flip(-1)[:, :n_vectors], vectors.flip(-1)[..., :n_vectors].mT.contiguous()
+
+
+def _torch(gram: Tensor, n_vectors: int) -> tuple[Tensor, Tensor]:
+    try:
+        values, vectors = torch.linalg.eigh(gram, UPLO="L")
+    except torch.linalg.LinAlgError:
+        values, vectors = one_at_a_time(torch.linalg.eigh, gram, gram.shape[1])
+    return solve_failures_alone(gram, *_leading(values, vectors, n_vectors))
+
+
+def _torch_as_it_is(gram: Tensor, n_vectors: int) -> tuple[Tensor, Tensor]:
+    values, vectors = torch.linalg.eigh(gram, UPLO="L")
+    return _leading(values, vectors, n_vectors)
 
 
 def _numba(gram: Tensor, n_vectors: int) -> tuple[Tensor, Tensor]:
     from ipca_sklearn.linalg.eigh._numba import leading_eigh  # numba is optional
 
-    return leading_eigh(gram, n_vectors)
+    return solve_failures_alone(gram, *leading_eigh(gram, n_vectors))
 
 
 def _bisection(gram: Tensor, n_vectors: int, *, negligible: float) -> tuple[Tensor, Tensor]:
     from ipca_sklearn.linalg.eigh._bisection import leading_eigh  # numba is optional
 
-    return leading_eigh(gram, n_vectors, negligible=negligible)
+    return solve_failures_alone(gram, *leading_eigh(gram, n_vectors, negligible=negligible))
 
 
-def _triton(gram: Tensor, n_vectors: int) -> tuple[Tensor, Tensor]:
+def _triton_as_it_is(gram: Tensor, n_vectors: int) -> tuple[Tensor, Tensor]:
     from ipca_sklearn.linalg.eigh._triton import leading_eigh  # triton is optional
 
     return leading_eigh(gram, n_vectors)
+
+
+def _triton(gram: Tensor, n_vectors: int) -> tuple[Tensor, Tensor]:
+    return solve_failures_alone(gram, *_triton_as_it_is(gram, n_vectors))
 
 
 def _host(gram: Tensor, n_vectors: int) -> tuple[Tensor, Tensor]:
@@ -99,9 +116,9 @@ def _host(gram: Tensor, n_vectors: int) -> tuple[Tensor, Tensor]:
 
 
 EIGENSOLVERS = {
-    "torch": Eigensolver("torch", solving_failures_alone(_torch)),
-    "numba": Eigensolver("numba", solving_failures_alone(_numba), group=NUMBA_LANES),
-    "triton": Eigensolver("triton", solving_failures_alone(_triton)),
+    "torch": Eigensolver("torch", _torch),
+    "numba": Eigensolver("numba", _numba, group=NUMBA_LANES),
+    "triton": Eigensolver("triton", _triton),
     "host": Eigensolver("host", _host),
 }
 
@@ -160,7 +177,7 @@ def scatter_eigensolver(device: torch.device, dtype: torch.dtype, size: int, n_p
     the number of vectors: a model of fewer components has the bits of one with more.
     """
     if device.type != "cpu":
-        return Eigensolver("torch", _torch)  # as it is: a look for failures makes the host wait for the device
+        return Eigensolver("torch", _torch_as_it_is)  # as it is: a look for failures makes the host wait for the device
     smallest, largest = BISECTION_SIZES
     usable = dtype == torch.float32 and n_patches >= BISECTION_BATCH
     if not (usable and smallest <= size <= largest and numba_works()):
@@ -170,7 +187,7 @@ def scatter_eigensolver(device: torch.device, dtype: torch.dtype, size: int, n_p
 
 def bisection(negligible: float = 0.0) -> Eigensolver:
     """Return the routine for float32 matrices of some hundred rows, which may leave out negligible vectors."""
-    return Eigensolver("bisection", solving_failures_alone(partial(_bisection, negligible=negligible)))
+    return Eigensolver("bisection", partial(_bisection, negligible=negligible))
 
 
 def torch_batches_any_size(torch_version: str, cuda_version: str | None) -> bool:
@@ -194,7 +211,7 @@ def triton_works(device: torch.device, dtype: torch.dtype) -> bool:
     rows = torch.randn(4, 40, 60, generator=generator, dtype=torch.float64, device="cpu")
     gram = rows @ rows.mT
     try:
-        values, vectors = (result.cpu().double() for result in _triton(gram.to(device, dtype), 20))
+        values, vectors = (result.cpu().double() for result in _triton_as_it_is(gram.to(device, dtype), 20))
     except Exception as error:  # whatever a compiler raises
         problem = f"{type(error).__name__}: {error}"
     else:

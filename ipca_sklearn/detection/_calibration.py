@@ -245,6 +245,11 @@ class Summaries:
         means = self.quantiles @ _order_statistics(self.n_patches)[1]
         return np.stack([-self.scores, self.quantiles[:, 0], means])
 
+    def falls_of(self, number: int) -> np.ndarray:
+        """Return the falls of one of the `distances` (r, 4), as `LearningCurve.correction` takes them."""
+        falls = self.falls
+        return np.stack([falls["earlier"], falls["later"], falls["logs"][:, number], falls["variances"][:, number]], 1)
+
     def with_fall(self, earlier: Summaries, later: Summaries) -> Summaries:
         """Return these with how much nearer the same images lie to a later model, if they are enough to tell."""
         positive = ((earlier.distances > 0) & (later.distances > 0)).all(0)  # NaN is not
@@ -275,10 +280,9 @@ class Summaries:
 
     def corrected_to(self, weight: float, curve: LearningCurve) -> ReferenceScores:
         """Return the scores as a model that has learnt images of this weight would give them."""
-        falls, models = self.falls, np.stack([self.falls["earlier"], self.falls["later"]], 1)
         of_scores, of_maxima, of_quantiles = (
-            curve.correction(self.weights, distances, weight, np.column_stack([models, logs, variances]))
-            for distances, logs, variances in zip(self.distances, falls["logs"].T, falls["variances"].T, strict=True)
+            curve.correction(self.weights, distances, weight, self.falls_of(number))
+            for number, distances in enumerate(self.distances)
         )
         return ReferenceScores(
             self.scores * of_scores,

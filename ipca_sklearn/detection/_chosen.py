@@ -179,13 +179,13 @@ class ChosenThreshold:
         missed = ErrorRate.of(~below(images.anomalous, offset), confidence)
         return cls(offset, map_threshold, str(rule), false_positives, missed, confidence, source, weight, rates)
 
-    def carried_to(self, weight: float, curve: LearningCurve) -> ChosenThreshold:
+    def carried_to(self, weight: float, curve: LearningCurve, falls: np.ndarray) -> ChosenThreshold:
         """Return the threshold for a model that has learnt images of another weight.
 
-        Distances shrink while a model learns, as its learning curve says, and the threshold with them.
+        Distances shrink while a model learns, as its learning curve and `falls` of scores say, and the threshold too.
         """
         old = np.array([self.weight])
-        factor = float(curve.correction(old, np.array([-self.offset]), weight)[0])
+        factor = float(curve.correction(old, np.array([-self.offset]), weight, falls)[0])
         if abs(factor - 1) > LARGEST_CORRECTION:
             warnings.warn(
                 f"the chosen threshold ({self.rule}) was multiplied by {factor:.2f}, because the "

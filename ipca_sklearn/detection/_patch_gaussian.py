@@ -764,7 +764,8 @@ class PatchGaussianDetector(OutlierMixin, PatchTransformer):
         """Store what is learnt at once; `chosen` is a threshold of the model before, that is kept."""
         fitted = pca.fitted_
         if chosen is not None:
-            chosen = chosen.carried_to(fitted.weight, LearningCurve.of_model(self.distance, fitted))
+            curve = LearningCurve.of_model(self.distance, fitted)
+            chosen = chosen.carried_to(fitted.weight, curve, calibrator.unseen.falls_of(0))
         self._warn_of_few_images(fitted, calibrator.reference)
         set_learnt(self, {**shape, "pca_": pca, "chosen_threshold_": chosen, "_calibrator": calibrator})
 

@@ -14,11 +14,13 @@ from scipy.stats import beta
 from sklearn.exceptions import NotFittedError
 
 from ipca_sklearn import FewImagesWarning, PatchGaussianDetector
-from ipca_sklearn.detection._chosen import ErrorRate, ThresholdRule
+from ipca_sklearn.detection._calibration import LearningCurve
+from ipca_sklearn.detection._chosen import ChosenThreshold, ErrorRate, ThresholdRule
 from ipca_sklearn.persistence import load_skops, save_skops
 
 RNG = np.random.default_rng(0)
 NORMAL = RNG.normal(size=(900, 5, 8))
+NO_IMAGES = ErrorRate.of(np.empty(0, bool), 0.95)
 BAD = RNG.normal(size=(50, 5, 8)) + np.where(np.arange(5)[:, None] == 2, 4.0, 0.0)
 
 
@@ -111,6 +113,18 @@ def test_a_threshold_is_kept_while_the_model_learns(detector):
     assert detector.offset_ != offset and detector.chosen_threshold_.weight == 500
     assert detector.map_threshold_ / map_threshold == pytest.approx(detector.offset_ / offset)
     assert np.mean(detector.predict(NORMAL[500:]) == -1) == pytest.approx(rate, abs=0.04)
+
+
+def test_falls_of_scores_of_the_same_images_move_a_threshold_as_they_move_the_scores():
+    curve = LearningCurve.of("factor_analysis", "low_rank", 8)
+    chosen = ChosenThreshold(-10.0, None, "score=-10", NO_IMAGES, NO_IMAGES, 0.95, "", 50.0, ())
+    (known, x), weights = curve._terms(np.array([50.0, 100.0])), (50.0, 100.0)
+    for slope in (0.0, 1.0):
+        fall = np.array([[*weights, known[0] - known[1] + slope * (x[0] - x[1]), 1e-9]])
+        carried = chosen.carried_to(100.0, curve, fall)
+        assert carried.offset == pytest.approx(-10 * np.exp(-fall[0, 2]), rel=0.01)
+    unknown = chosen.carried_to(100.0, curve, np.empty((0, 4)))
+    assert unknown.offset == pytest.approx(-10 * np.exp(known[1] - known[0] + curve.slope * (x[1] - x[0])))
 
 
 def test_a_threshold_of_a_far_poorer_model_is_kept_with_a_warning():

@@ -26,8 +26,8 @@ FEW_IMAGES = 64
 LARGEST_CORRECTION = 0.2
 
 # With n samples of its own, a Gaussian that borrows up to f of them is as precise as one of n (f / n) ** 2.5. Its own
-# covariance has weight n / f, which gives 2; measured (docs/dev_notes.md).
-_PRECISION_OF_BORROWING = 2.5
+# covariance has weight n / f, which gives 2; measured (docs/dev_notes.md), as is what is added to the slope there.
+_PRECISION_OF_BORROWING, _SLOPE_OF_BORROWING = 2.5, 0.2
 
 # How much the slope of a learning curve differs between kinds of images, and how far the formula is off between two
 # models, in the logarithm of distances.
@@ -86,12 +86,12 @@ def _descend(
 class LearningCurve:
     """By which factor new images are farther from a model of n images than from one of very many.
 
-    With h directions of k that n images use, ``log factor = -log(1 - h / (n - 1)) / 2 + a ((h + 1) / n - c h / k)``.
+    With h directions of k that n images use, ``log factor = -log(1 - h / (n - 1)) / 2 - c log(h / k) + a (h + 1) / n``.
     The first term, for distances that are divided by a variance, is known: h of n - 1 degrees of freedom went into the
-    directions, so the variance is estimated too small. The second one comes from the errors of mean and directions,
-    which are of relative size 1 / n, and from what more directions explain. What a is tell images that two models have
-    scored and, less exactly, different ones of several models; as long as they are few, what it was on others
-    (docs/dev_notes.md).
+    directions, so the variance is estimated too small. The second one is what more directions explain, and the third
+    comes from the errors of mean and directions, which are of relative size 1 / n. What a is tell images that two
+    models have scored and, less exactly, different ones of several models; as long as they are few, what it was on
+    others (docs/dev_notes.md).
 
     A Gaussian of n < f samples takes its covariance by n / f from them and the rest from all Gaussians, of which the
     errors are small: it is as precise as one of more samples. The errors of its mean remain, 1 / number of images.
@@ -117,7 +117,7 @@ class LearningCurve:
         if distance == "mahalanobis":  # directions of few images have variance that others do not have there
             return cls(n_directions, False, 1, -0.3, per_image)
         if per_image > 1:  # patches share a Gaussian, and with it far more directions
-            return cls(n_directions, True, 0.5, 0.4, per_image, fewest, gain=0.7)
+            return cls(n_directions, True, 0.5, 0.2, per_image, fewest, gain=0.1)
         return cls(n_directions, True, 0.5, 0.7, per_image, fewest)
 
     @classmethod
@@ -148,8 +148,11 @@ class LearningCurve:
         spanned = np.maximum(np.maximum(own, self.fewest) - 1, 1)
         used = np.minimum(self.n_directions, np.floor(self.largest_share * spanned))
         known = -0.5 * np.log1p(-used / degrees) if self.divided else np.zeros_like(degrees)
-        known += np.where(borrows, self.per_image * (1 / own - 1 / max(self.fewest, 1)), 0)  # 1 / images
-        return known, (used + 1) / samples - self.gain * used / self.n_directions
+        known -= self.gain * np.log(np.maximum(used, 1) / max(self.n_directions, 1))
+        fewest = max(self.fewest, 1)
+        of_means, of_directions = self.per_image * (1 / own - 1 / fewest), (used + 1) * (1 / samples - 1 / fewest)
+        known += np.where(borrows, of_means + _SLOPE_OF_BORROWING * of_directions, 0)
+        return known, (used + 1) / samples
 
     def _slope(self, learnt: np.ndarray, distances: np.ndarray, falls: np.ndarray) -> float:
         """Return the posterior mean of a, from falls and from the medians of the images that each model has scored."""

@@ -186,12 +186,17 @@ class UnseenScores:
 
         The first are by models of earlier images, or of all that were learnt where images are held out.
         """
-        scored = self._on_host(self._scored, number)
-        for earlier, later in self._falls:
-            scored = scored.with_fall(self._on_host([earlier], number), self._on_host([later], number))
+        in_pairs = [each for pair in self._falls for each in pair]
+        known = self._on_host([*self._scored, *in_pairs], number)
+        scored = known.take(slice(len(known) - sum(len(columns[number]) for _, columns in in_pairs)))
+        start = len(scored)
+        for earlier, _ in self._falls:
+            middle, end = (start + times * len(earlier[1][number]) for times in (1, 2))
+            scored = scored.with_fall(known.take(slice(start, middle)), known.take(slice(middle, end)))
+            start = end
         return scored, self._on_host(self._left_out, number)
 
-    def _on_host(self, scored: Sequence[_Scored] | deque[_Scored], number: int) -> Summaries:
+    def _on_host(self, scored: Sequence[_Scored], number: int) -> Summaries:
         """Return all steps as one: a GPU is waited for once, not for each step."""
         if not scored:
             return Summaries.empty(self._steps.n_patches)

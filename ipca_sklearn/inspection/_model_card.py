@@ -140,8 +140,7 @@ def model_card(model: Any, *, file: PathLike | None = None, figures: Mapping[str
 
     Examples
     --------
-    >>> import joblib
-    import numpy as np
+    >>> import numpy as np
     >>> from ipca_sklearn import PatchGaussianDetector
     >>> from ipca_sklearn.inspection import model_card
     >>> X = np.random.default_rng(0).normal(size=(200, 6, 8))

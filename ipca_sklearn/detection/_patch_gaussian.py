@@ -107,7 +107,7 @@ class PatchGaussianDetector(OutlierMixin, PatchTransformer):
         Fraction of *new normal* images that `predict` may call anomalous. (scikit-learn's `contamination` is another
         thing: the share of outliers in the training data.) `"auto"` puts the threshold three robust standard
         deviations (1.4826 times the median absolute deviation) below the median of the scores of normal images; it
-        needs fewer images than a small quantile. Measured on three materials, 1.6 to 5.3 % of new normal images are
+        needs fewer images than a small quantile. Measured on three materials, 1.2 to 3.4 % of new normal images are
         below it: their scores have a longer tail than a normal distribution.
     calibration : "prequential" or float in (0, 0.5], default="prequential"
         Source of the scores of unseen normal images, from which thresholds and p-values are made without a second

@@ -38,7 +38,7 @@ _FEWEST_OF_FALL, _MAX_FALLS = 8, 64
 
 # A fall: weights of two models, and by how much logarithms of distances of the same images differ, in the median and
 # with the variance of that, for the scores of images, the maxima and the means of their maps.
-_FALL = np.dtype([("earlier", float), ("later", float), ("logs", float, 3), ("variances", float, 3)])
+_FALL_RECORD = np.dtype([("earlier", float), ("later", float), ("logs", float, 3), ("variances", float, 3)])
 
 
 def split_for_calibration(steps: StepReader, calibration: float | str) -> tuple[StepReader, StepReader | None]:
@@ -211,7 +211,7 @@ class Summaries:
     scores: np.ndarray  # (n,), higher is more normal
     quantiles: np.ndarray  # (n, q), `upper_quantiles` of the maps
     n_patches: int  # number of values of a map
-    falls: np.ndarray = field(default_factory=lambda: np.empty(0, _FALL))  # (r,), from models to later ones
+    falls: np.ndarray = field(default_factory=lambda: np.empty(0, _FALL_RECORD))  # (r,), from models to later ones
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -261,7 +261,7 @@ class Summaries:
         logs = np.log(earlier.distances[:, positive] / later.distances[:, positive])
         spread = median_abs_deviation(logs, axis=1, scale="normal")
         fall = (earlier.weights[0], later.weights[0], np.median(logs, 1), np.pi / 2 * spread**2 / logs.shape[1])
-        return replace(self, falls=np.append(self.falls, np.array([fall], _FALL)))
+        return replace(self, falls=np.append(self.falls, np.array([fall], _FALL_RECORD)))
 
     def kept(self, count: int, weight: float, *, renewed: bool = True) -> Summaries:
         """Return those that still tell something about a model of `count` samples and this weight.

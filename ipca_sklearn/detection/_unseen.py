@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -33,8 +33,8 @@ from ipca_sklearn.detection._settings import ScoreSettings
 # by how much those of the model that scores may differ from those of a new one.
 _FALL, _LARGEST_FALL = 120, 0.1
 
-# Blocks of few images that are left out in turn, and how many images halves of which each make a model have at least.
-_N_BLOCKS, _FEWEST_IN_HALVES = 8, 16
+# Blocks of few images that are left out in turn, and from how many images on fewer of them may do.
+_N_BLOCKS, _FEWEST_IN_LARGE_BLOCKS = 8, 16
 
 _OPERATOR_TENSORS = ("mean", "rows", "transform", "scale", "precision")
 
@@ -157,11 +157,11 @@ class UnseenScores:
             self.model = self._model_of(fitted)
         elif self.model.outdated(fitted.count, fitted.weight, independent_samples(fitted.group)):
             if is_scored and self.model.is_made:  # before the new model is made, as each takes room
-                earlier = list(self._by(self.model, step))
+                earlier = self._by(self.model, step)
             self._renew(fitted, first_scored)
         if is_scored:
             if self.model.weight:
-                scored = list(self._by(self.model, step))
+                scored = self._by(self.model, step)
                 self._scored.extend(scored)
                 if earlier:
                     self._falls.append((earlier[0], scored[0]))
@@ -230,15 +230,16 @@ class UnseenScores:
         cut = [cut_to(fitted, settings.n_components) for settings in self._settings]
         return [each.distance_operator(device, settings) for settings, each in zip(self._settings, cut, strict=True)]
 
-    def _by(self, model: ScoringModel, step: Tensor) -> Iterator[_Scored]:
-        if model.weight < 2:  # no variance is known
-            return
+    def _by(self, model: ScoringModel, step: Tensor) -> list[_Scored]:
+        """Return the scores of a step by a model; none if that knows no variance."""
+        if model.weight < 2:
+            return []
         images = images_of(step)
         scorers = (
             settings.scorer(operator, self._steps, self._cells)
             for settings, operator in zip(self._settings, model.operators(), strict=True)
         )
-        yield model.weight, [scorer.summaries(images) for scorer in scorers]
+        return [(model.weight, [scorer.summaries(images) for scorer in scorers])]
 
     def _by_models_of_the_others(self, images: Tensor, start: Fitted | None, n_blocks: int) -> list[_Scored]:
         """Return the scores of images, each by a model of all others but some. `start` has learnt none of them."""
@@ -258,7 +259,7 @@ def _n_blocks(fitted: Fitted, n_images: int) -> int:
     Where patches share Gaussians, these are as few as leave enough images to models that borrow nothing, as `fitted`:
     their scores are corrected as well as those of models of more images.
     """
-    if isinstance(fitted, FittedExactPCA) and fitted.group > 1 and n_images >= _FEWEST_IN_HALVES:
+    if isinstance(fitted, FittedExactPCA) and fitted.group > 1 and n_images >= _FEWEST_IN_LARGE_BLOCKS:
         enough = fitted.fewest_samples / independent_samples(fitted.group)
         for n_blocks in (2, 4):
             if n_images - -(-n_images // n_blocks) >= enough:

@@ -1,7 +1,7 @@
 """Accuracy with 1 to 32 training images, with shared Gaussians and one for each patch, with and without copies.
 
 Training images are drawn at random; every method gets the same draws, and is scored on all test images. The results are
-written after each method of a set; `--resume` keeps the sets and methods that the results file already has. The rivals
+written after each number of images of a method; `--resume` keeps what the results file already has. The rivals
 need another environment, whose interpreter is given with --rival-python: `python -m benchmarks.end_to_end --help` says
 how to make it.
 """
@@ -78,18 +78,21 @@ def roc_aucs(labels: np.ndarray, scores: np.ndarray, masks: np.ndarray, maps: np
     return [round(100 * float(value), 3) for value in found]
 
 
-def ours(options: argparse.Namespace, data: Any, done: Any) -> Iterator[tuple[str, dict[str, list[list[float]]]]]:
-    """Yield each of our methods that is not done, and its results by number of images."""
+def missing(options: argparse.Namespace, done: Any, method: str) -> Any:
+    """Return the numbers of images that a method has not learnt yet, with a progress bar."""
+    return tqdm([n for n in options.n_images if str(n) not in done.get(method, {})], desc=method, unit="size")
+
+
+def ours(options: argparse.Namespace, data: Any, done: Any) -> Iterator[tuple[str, int, list[list[float]]]]:
+    """Yield each of our methods, a number of images that it has not learnt yet, and the figures of all draws."""
     torch.set_grad_enabled(False)
     with tempfile.TemporaryDirectory() as folder:
         plain = PatchFeatureExtractor(cache=FeatureCache(folder, max_bytes=20_000_000_000)).fit(data.train_paths)
         masks = plain.transform_masks(data.mask_paths, data.test_paths)
         with features_on_disk(PatchFeatureExtractor(image_size=plain.image_size_), data.test_paths) as test:
             for name, (gaussians, copies) in METHODS.items():
-                if name in done:
-                    continue
-                results: dict[str, list[list[float]]] = {}
-                for n_images in tqdm(options.n_images, desc=name, unit="size"):
+                for n_images in missing(options, done, name):
+                    results = []
                     for draw in range(options.draws):
                         chosen = [data.train_paths[index] for index in drawn(len(data.train_paths), n_images, draw)]
                         extractor = PatchFeatureExtractor(image_size=plain.image_size_, cache=plain.cache, **copies)
@@ -98,20 +101,17 @@ def ours(options: argparse.Namespace, data: Any, done: Any) -> Iterator[tuple[st
                             warnings.simplefilter("ignore")
                             detector.fit(extractor.fit_transform(chosen))
                         maps = detector.transform(test)
-                        found = roc_aucs(data.test_labels, -detector.score_maps(maps), masks, maps)
-                        results.setdefault(str(n_images), []).append(found)
-                yield name, results
+                        results.append(roc_aucs(data.test_labels, -detector.score_maps(maps), masks, maps))
+                    yield name, n_images, results
 
 
-def rivals(options: argparse.Namespace, data: Any, done: Any) -> Iterator[tuple[str, dict[str, list[list[float]]]]]:
-    """Yield each method of anomalib that is not done, and its results by number of images."""
+def rivals(options: argparse.Namespace, data: Any, done: Any) -> Iterator[tuple[str, int, list[list[float]]]]:
+    """Yield what `ours` does, of each method of anomalib."""
     masks = PatchFeatureExtractor(image_size=RIVAL_SIZE).transform_masks(data.mask_paths, data.test_paths)
     for rival in RIVALS:
-        if rival.title in done:
-            continue
-        results: dict[str, list[list[float]]] = {}
-        sizes = [n for n in options.n_images if n > 1 or rival.kind != "padim"]
-        for n_images in tqdm(sizes, desc=rival.title, unit="size"):
+        for n_images in missing(options, done, rival.title):
+            if n_images == 1 and rival.kind == "padim":
+                continue
             with tempfile.TemporaryDirectory() as folder:
                 jobs = []
                 for draw in range(options.draws):
@@ -121,10 +121,11 @@ def rivals(options: argparse.Namespace, data: Any, done: Any) -> Iterator[tuple[
                     jobs.append(str(job))
                 in_fresh_process(RIVALS_MODULE, jobs, python=options.rival_python)
                 outputs = (np.load(Path(job).with_suffix(".npz")) for job in jobs)
-                results[str(n_images)] = [
-                    roc_aucs(data.test_labels, given["scores"], masks, given["maps"]) for given in outputs
-                ]
-        yield rival.title, results
+                yield (
+                    rival.title,
+                    n_images,
+                    [roc_aucs(data.test_labels, given["scores"], masks, given["maps"]) for given in outputs],
+                )
 
 
 def cell(found: Sequence[Sequence[float]]) -> str:
@@ -169,14 +170,14 @@ def main() -> None:
     commands[options.set] = list(dict.fromkeys([*commands.get(options.set, []), command_line(options)]))
     data, done = some_of_the_test(load(options.set, options.root), options.n_test), values.setdefault(options.set, {})
 
-    def measured() -> Iterator[tuple[str, dict[str, list[list[float]]]]]:
-        yield from ours(options, data, set(done))
+    def measured() -> Iterator[tuple[str, int, list[list[float]]]]:
+        yield from ours(options, data, done)
         if options.rival_python:
-            yield from rivals(options, data, set(done))
+            yield from rivals(options, data, done)
 
-    for method, results in measured():
-        done[method] = results
-        print(options.set, method, {n: cell(found) for n, found in results.items()}, file=sys.stderr)
+    for method, n_images, found in measured():
+        done.setdefault(method, {})[str(n_images)] = found
+        print(options.set, method, n_images, cell(found), file=sys.stderr)
         results_of_all = {"environment": environment(), "commands": commands, "sets": values}
         write_results(options, "few_images", report(values, commands), results_of_all, show=False)
     print(report(values, commands))

@@ -89,7 +89,7 @@ def test_an_interrupt_at_any_line_leaves_the_old_or_the_new_estimator(make: Any,
     assert n_lines > 40 and old != new
     ends = []
     # Every line at the end, where results are stored, and some of the others (IPCA_SKLEARN_HYPOTHESIS=thorough: all).
-    stride = max(1, n_lines // 60) if settings().max_examples < 500 else 1
+    stride = max(1, n_lines // 30) if settings().max_examples < 500 else 1
     for at in [*range(0, n_lines - 40, stride), *range(n_lines - 40, n_lines)]:
         estimator = copy.copy(start)
         lines_of(partial(getattr(estimator, method), argument), at)

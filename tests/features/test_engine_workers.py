@@ -64,7 +64,12 @@ def used(request: pytest.FixtureRequest) -> tuple[str, PatchFeatureExtractor, np
     return request.param, extractor.set_params(engine=request.param), expected
 
 
-@pytest.mark.parametrize("backend", ["loky", "threading"])
+# Each kind of process takes seconds to start: it is tried with one of the engines, and threads with both.
+@pytest.mark.parametrize(
+    ("used", "backend"),
+    [("openvino", "loky"), ("openvino", "threading"), ("onnxruntime", "threading")],
+    indirect=["used"],
+)
 def test_workers_of_joblib(used: tuple[str, PatchFeatureExtractor, np.ndarray], backend: str) -> None:
     engine, extractor, expected = used
     folder = _store.cache_folder()
@@ -80,13 +85,16 @@ def test_workers_of_joblib(used: tuple[str, PatchFeatureExtractor, np.ndarray], 
     assert len(list(folder.iterdir())) == n_compiled
 
 
-@pytest.mark.parametrize("processes", [False, True], ids=["threads", "processes"])
+@pytest.mark.parametrize(
+    ("used", "processes"), [("openvino", False), ("onnxruntime", True)], indirect=["used"], ids=["threads", "processes"]
+)
 def test_workers_of_dask(used: tuple[str, PatchFeatureExtractor, np.ndarray], processes: bool) -> None:
     distributed = pytest.importorskip("distributed", reason="Dask is not installed: pip install distributed")
     engine, extractor, expected = used
     options = {"n_workers": 1, "threads_per_worker": 2, "processes": processes, "dashboard_address": None}
     with distributed.LocalCluster(**options) as cluster, distributed.Client(cluster) as client:
         tasks = [client.submit(seen, extractor, pure=False) for _ in range(3)]
+        distributed.wait(tasks, timeout=PATIENCE)
         results = client.gather(tasks)
     for result in results:
         check(result, expected, engine, result[3])
@@ -114,6 +122,7 @@ distributed.destroy_process_group()
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
+@pytest.mark.parametrize("used", ["openvino"], indirect=True)
 def test_ranks_of_torch_distributed(used: tuple[str, PatchFeatureExtractor, np.ndarray], tmp_path: Path) -> None:
     engine, _, expected = used
     here = str(Path(__file__).parent)

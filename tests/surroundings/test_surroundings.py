@@ -194,17 +194,23 @@ def bfloat16_and_double() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def both(first: AbstractContextManager[Any], second: AbstractContextManager[Any]) -> Iterator[None]:
+    with first, second:
+        yield
+
+
 # Each takes all public calls once more, so settings that do not hide each other are made together. Threads are not
 # among them: their number changes the rounding of products (docs/guide_operations.md).
 SURROUNDINGS: dict[str, Callable[[Path], AbstractContextManager[Any]]] = {
-    "autocast to bfloat16, default dtype float64": lambda _: bfloat16_and_double(),
-    "autocast to float16, default dtype float16": lambda _: half_precision(),
+    "autocast to bfloat16, default dtype float64, settings of what we import": lambda folder: both(
+        bfloat16_and_double(), settings_of_others(folder)
+    ),
+    "autocast to float16, default dtype float16, no gradients, how torch computes": lambda _: both(
+        half_precision(), settings_of_torch()
+    ),
     "another default device": lambda _: default_device("meta"),  # like a GPU, and it holds no values
-    "inference mode": lambda _: torch.inference_mode(),
-    "no gradients, and how torch computes": lambda _: settings_of_torch(),
     "warnings are errors, and anomaly detection": lambda _: errors(),
-    "settings of what we import": settings_of_others,
-    "a decimal comma": decimal_comma,
 }
 
 
@@ -268,23 +274,22 @@ def state_of_the_program() -> dict[str, Any]:
 def test_every_public_call_gives_the_same_bits_and_changes_no_setting(
     name: str, world: World, plain: dict[str, str], tmp_path: Path
 ) -> None:
-    with ExitStack() as stack:
-        if name == "a decimal comma":  # compiled once
-            stack.enter_context(SURROUNDINGS[name](tmp_path))
-            assert not differences(world, plain, contextlib.nullcontext)
-            return
-        assert not differences(world, plain, lambda: SURROUNDINGS[name](tmp_path))
+    assert not differences(world, plain, lambda: SURROUNDINGS[name](tmp_path))
 
 
 def test_a_plain_program_is_left_as_it_was_too(world: World, plain: dict[str, str]) -> None:
     assert not differences(world, plain, contextlib.nullcontext)
 
 
-def test_every_public_call_gives_the_same_bits_in_another_thread(world: World, plain: dict[str, str]) -> None:
+def test_every_public_call_gives_the_same_bits_in_another_thread_with_a_decimal_comma(
+    world: World, plain: dict[str, str], tmp_path: Path
+) -> None:
+    """In inference mode, which belongs to a thread; a locale belongs to the process."""
     found: list[str] = []
-    thread = threading.Thread(target=lambda: found.extend(differences(world, plain, contextlib.nullcontext)))
-    thread.start()
-    thread.join()
+    thread = threading.Thread(target=lambda: found.extend(differences(world, plain, torch.inference_mode)))
+    with decimal_comma(tmp_path):
+        thread.start()
+        thread.join()
     assert not found
 
 

@@ -240,6 +240,7 @@ class FittedPCA(Fitted):
     @own_surroundings()
     def __setstate__(self, stored: dict[str, Any]) -> None:
         settings = dict(stored)
-        arrays = (as_tensor(np.asarray(settings.pop(name))) for name in ("rows", "mean", "sum_of_squares"))
-        state = linalg.State(*arrays, settings.pop("count"), settings.pop("weight"))
+        names = ("rows", "mean", "sum_of_squares")
+        rows, mean, squares = (as_tensor(np.asarray(settings.pop(name))) for name in names)
+        state = linalg.State(rows, mean, squares, settings.pop("count"), settings.pop("weight"))
         self.__init__(state, array_type="numpy", **settings)  # type: ignore[misc]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -221,7 +220,9 @@ def patch_distances(operator: DistanceOperator, step: Samples) -> Tensor:
     return distances
 
 
-def _part(operator: DistanceOperator, patches: slice) -> tuple[Any, ...]:
+def _part(
+    operator: DistanceOperator, patches: slice
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
     some = operator[patches]
     return some.mean, some.rows.to(some.mean), some.transform, some.scale, some.precision
 

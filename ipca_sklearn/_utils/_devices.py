@@ -11,11 +11,8 @@ import torch
 
 
 def resolve_device(device: Any, default: torch.device, *, required: bool = True) -> torch.device:
-    """Return the device that a `device` parameter means; None is `default`, `"auto"` a GPU where there is one.
-
-    A GPU that is not there is an error where it is `required`, for learning. A fitted model that was brought to a
-    machine without one goes on with the CPU, and a warning says so.
-    """
+    """Return the device that a `device` parameter means: None is `default`, `"auto"` a GPU where there is one."""
+    # A fitted model that was brought to a machine without a GPU (not `required`) goes on with the CPU.
     if device is None:
         return default
     if device == "auto":
@@ -49,11 +46,8 @@ def resolve_dtype(dtype: Any, default: torch.dtype) -> torch.dtype:
 
 
 def resolve_amp(amp: bool | str, device: torch.device) -> torch.dtype | None:
-    """Return the dtype of mixed precision that an `amp` parameter means, None for none.
-
-    True is bfloat16, which has the range of float32, so that no map overflows. GPUs older than Ampere only emulate it:
-    there it is float16.
-    """
+    """Return the dtype of mixed precision that an `amp` parameter means, None for none."""
+    # True is bfloat16, in which no map overflows; GPUs older than Ampere only emulate it, so there it is float16.
     if not amp:
         return None
     if isinstance(amp, str):

@@ -16,16 +16,12 @@ from ipca_sklearn._utils._versions import VersionedMixin
 
 
 class TableOutputMixin:
-    """Mixin for transformers whose output becomes a data frame only if it is a numpy array without patches.
-
-    scikit-learn's own wrapper takes every output for a table, and fails on patches, tensors and lazily read features.
-    The class has `patch_shape_` and names this one before `TransformerMixin`.
-    """
+    """Mixin for transformers whose output becomes a data frame only if it is a numpy array without patches."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         for name in ("transform", "fit_transform"):
-            # scikit-learn has just wrapped the methods of the class in its own way.
+            # scikit-learn has just wrapped the methods, and fails on patches, tensors and lazily read features.
             if name in vars(cls) and "transform" in cls._sklearn_auto_wrap_output_keys:  # type: ignore[attr-defined]
                 setattr(cls, name, _tables_in_containers(vars(cls)[name].__wrapped__))
 
@@ -67,10 +63,7 @@ class PatchTransformer(
 
 
 def set_learnt(estimator: Any, learnt: dict[str, Any]) -> None:
-    """Replace all fitted attributes (names that end in `_`) of an estimator by one assignment; keep everything else.
-
-    An interrupt at any line leaves all of the old attributes or all of the new ones.
-    """
+    """Replace all fitted attributes of an estimator by one assignment: an interrupt leaves all old or all new ones."""
     kept = {name: value for name, value in vars(estimator).items() if name.startswith("_") or not name.endswith("_")}
     estimator.__dict__ = {**kept, **learnt}
 

@@ -95,9 +95,8 @@ def naming(path: PathLike) -> Iterator[None]:
 def replacing(path: PathLike, *, durable: bool = True) -> Iterator[BinaryIO]:
     """Open a file for writing bytes that replaces `path`, with its permissions, when the block ends without an error.
 
-    The old file is intact after an error, Ctrl-C, `kill -9` or a power cut in the block. The new file is written beside
-    it under a random name; a kill leaves it there, and the next writer of the same path removes it. Links are followed.
-    OSErrors name the path. `durable=False`, for many small files that can be made anew, skips syncing and that removal.
+    Else, after `kill -9` or a power cut too, the old file is intact; the next writer of the path removes what a kill
+    has left beside it. Links are followed. `durable=False`, for many small files, skips syncing and that removal.
     """
     target = writable_target(path)
     if durable:

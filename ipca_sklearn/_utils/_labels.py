@@ -28,10 +28,7 @@ def check_labels(y: Any, name: str = "y") -> np.ndarray:
 
 
 def normal_rows(y: Any, n_samples: int, *, is_table: bool) -> np.ndarray | None:
-    """Return the rows of the samples that are not labelled -1, or None if that is all; warn of what is left out.
-
-    For tables (n, m), 1 beside 0 is read as anomalous, and labels other than +1 and -1 are ignored with a warning.
-    """
+    """Return the rows of the samples that are not labelled -1, or None if that is all; warn of what is left out."""
     if y is None:
         return None
     labels = np.asarray(y)

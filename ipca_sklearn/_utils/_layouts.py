@@ -32,10 +32,7 @@ def check_mergeable(estimator: Any, other: Any) -> None:
 
 
 def check_same_columns(first: np.ndarray | None, second: np.ndarray | None, a: str, b: str, remedy: str) -> None:
-    """Refuse different column names, in an error that ends in `remedy`; warn, as scikit-learn, if one side has none.
-
-    `a` and `b` are what messages call the owners of the two sides; None is a side without names.
-    """
+    """Refuse different columns of `a` and `b`, as messages call them; warn, as scikit-learn, if one has no names."""
     if first is None or second is None:
         if first is not second:
             named, nameless = (b, a) if first is None else (a, b)

@@ -45,7 +45,6 @@ def takes_images(model: Any) -> bool:
 def choose(model: Any, partition: Any, index: int) -> Choices | ImageReadError:
     """Return what a partition decides; or the reason, if no image of it can be read and such images are skipped."""
     X = read_partition(partition)
-    learner = _learner(model)
     of_steps: list[Any] = []
     layout, dtype = (None, None) if takes_images(model) else (Layout.of(X), _floating(X))
     n_samples = num_samples(X)
@@ -60,7 +59,7 @@ def choose(model: Any, partition: Any, index: int) -> Choices | ImageReadError:
             break  # later steps see no images
         X, learnt = _fit_step(clone(step), X)
         of_steps.append(learnt)
-    parameters = learner.get_params()
+    parameters = (model[-1] if isinstance(model, Pipeline) else model).get_params()
     seed = 0
     if parameters.get("n_random_features") is not None:  # else nothing is drawn, also not by one fit
         seed = int(check_random_state(parameters["random_state"]).randint(2**31 - 1))
@@ -116,10 +115,7 @@ def check_layouts(model: Any, partitions: Sequence[Any]) -> None:
 
 
 def fit_first_steps(model: Any, X: Any, choices: Choices | None, index: int, word: str = "partition") -> Any:
-    """Fit the steps before the last as `choices` say, and return the features of X for training.
-
-    A ValueError says that a step learns from X, and has learnt something else from the partition that decided.
-    """
+    """Fit the steps before the last as `choices` say, and return the features of X for training."""
     for number, step in enumerate(_first_steps(model)):
         known = choices.of_steps[number] if choices is not None and number < len(choices.of_steps) else None
         if hasattr(step, "training_features"):
@@ -173,10 +169,6 @@ def warn_of_skipped(skipped: dict[int, str], n_all: int, word: str) -> None:
 def _first_steps(model: Any) -> list[Any]:
     steps = [step for _, step in model.steps[:-1]] if isinstance(model, Pipeline) else []
     return [step for step in steps if step is not None and step != "passthrough"]
-
-
-def _learner(model: Any) -> Any:
-    return model[-1] if isinstance(model, Pipeline) else model
 
 
 def merge_tree(learners: Iterable[Any], merge: Callable[[Any, Any], Any]) -> Any:

@@ -9,11 +9,7 @@ from torch import Tensor, tensor
 
 
 def below(values: Any, threshold: float) -> Any:
-    """Return where `values < threshold`, without rounding the threshold to the dtype of the values; NaN is not below.
-
-    A float32 score compared with a float64 threshold is otherwise compared with another threshold, which may be the
-    score itself.
-    """
+    """Return where `values < threshold` (not NaN), without rounding the threshold to the dtype of the values."""
     nearest = _nearest(values, threshold)
     return values <= nearest if nearest < threshold else values < nearest
 

@@ -26,26 +26,6 @@ except ImportError:  # before scikit-learn 1.9
         """Stands for the class that takes callbacks, where scikit-learn has none."""
 
 
-__all__ = [
-    "CallbackSupportMixin",
-    "FitProgress",
-    "Interval",
-    "LokyBackend",
-    "ProcessPoolExecutor",
-    "RealNotInt",
-    "StrOptions",
-    "check_matplotlib_support",
-    "feature_names",
-    "fit_context",
-    "fit_transform",
-    "get_active_backend",
-    "in_container",
-    "num_samples",
-    "validate_parameters",
-    "validate_params",
-]
-
-
 fit_transform = TransformerMixin.fit_transform.__wrapped__  # without the wrapper that makes data frames
 
 
@@ -55,10 +35,7 @@ def validate_parameters(estimator: Any) -> None:
 
 
 class FitProgress:
-    """Report a fit and its steps (at most `n_steps`) to scikit-learn's callbacks; does nothing if there are none.
-
-    The `fit` of the estimator is decorated with `fit_context`, which ends what begins here, also after an error.
-    """
+    """Report a fit, decorated with `fit_context`, and at most `n_steps` of it to scikit-learn's callbacks, if any."""
 
     def __init__(self, estimator: Any, n_steps: int, X: Any, y: Any) -> None:
         self._callback_data = {"estimator": estimator, "X": X, "y": y}

@@ -15,7 +15,6 @@ from typing import Any, Self
 
 from joblib import Parallel, delayed
 from sklearn.base import clone, is_classifier
-from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV, ParameterGrid, check_cv
 from sklearn.model_selection._validation import (
     _fit_and_score,
@@ -25,16 +24,13 @@ from sklearn.model_selection._validation import (
 )
 from sklearn.utils import indexable
 from sklearn.utils.metaestimators import _safe_split
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils.validation import _is_fitted
 
 from ipca_sklearn._utils._sklearn_compat import FitProgress, fit_context, num_samples
 
 
 class JointGridSearch(GridSearchCV):
-    """GridSearchCV that fits the candidates of a split together.
-
-    A subclass says which candidates (`_groups`), and how they are fitted (`_fit_jointly`).
-    """
+    """GridSearchCV that fits the candidates of a split together."""
 
     @abstractmethod
     def _groups(self, candidates: list[dict[str, Any]]) -> list[list[int]]:
@@ -43,10 +39,7 @@ class JointGridSearch(GridSearchCV):
     @staticmethod
     @abstractmethod
     def _fit_jointly(estimators: Sequence[Any], X: Any, y: Any) -> int:
-        """Fit estimators in place, with the result of separate fits; return how many fits it took.
-
-        Those that are left unfitted, or all if there is an exception, are then fitted alone, each with its own error.
-        """
+        """Fit estimators in place, as alone, and return how many fits it took; the others are then fitted alone."""
 
     @fit_context(prefer_skip_nested_validation=False)
     def fit(self, X: Any, y: Any = None, **params: Any) -> Self:
@@ -93,7 +86,6 @@ class JointGridSearch(GridSearchCV):
         return self
 
     def _choose(self, X: Any, y: Any, results: dict[str, Any], first_score: Any, refit_metric: Any) -> None:
-        """Choose the best candidate from the table of results, and fit it to all samples."""
         self.multimetric_ = isinstance(first_score, dict)
         if callable(self.scoring) and self.multimetric_:
             self._check_refit_for_multimetric(first_score)
@@ -116,14 +108,6 @@ class JointGridSearch(GridSearchCV):
 def _candidate(estimator: Any, parameters: dict[str, Any]) -> Any:
     """Return an unfitted estimator with the parameters of a candidate, which may be estimators themselves."""
     return clone(estimator).set_params(**clone(parameters, safe=False))
-
-
-def _is_fitted(estimator: Any) -> bool:
-    try:
-        check_is_fitted(estimator)
-    except NotFittedError:
-        return False
-    return True
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,7 @@ _AUTOCAST_DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 @contextmanager
 def without_autocast() -> Iterator[None]:
-    """Compute in the dtypes of the operands until the end of the block: the caller's `torch.autocast` does not count.
-
-    It is a setting of the calling thread, so our workers never have it. Blocks may nest, and autocast may be switched
-    on again within one.
-    """
+    """Compute in the dtypes of the operands in the block: the caller's `torch.autocast` does not count."""
     enabled = [device for device in _AUTOCAST_DEVICES if torch.is_autocast_enabled(device)]
     for device in enabled:
         torch.set_autocast_enabled(device, False)
@@ -37,11 +33,8 @@ def without_autocast() -> Iterator[None]:
 
 @contextmanager
 def own_surroundings() -> Iterator[None]:
-    """Calculate with numpy's usual treatment of overflow and underflow, and make ordinary tensors, until the end.
-
-    `np.seterr(all="raise")` would turn an infinity that is meant into an error, and a tensor made in inference mode can
-    be neither changed nor used in training. As a decorator it does not serve generators.
-    """
+    """Calculate with numpy's usual treatment of overflow, and make ordinary tensors; no decorator for generators."""
+    # Tensors made in inference mode can be neither changed nor used in training.
     with np.errstate(divide="warn", over="warn", under="ignore", invalid="warn"):
         if not torch.is_inference_mode_enabled():
             yield
@@ -52,10 +45,7 @@ def own_surroundings() -> Iterator[None]:
 
 @contextmanager
 def default_device(device: torch.device) -> Iterator[None]:
-    """Make tensors on `device` where a program has set another default device; without one nothing is changed.
-
-    For code that may make tensors and name no device, such as a network.
-    """
+    """Make tensors on `device` where a program has set another default: for code that names none, such as a network."""
     current = torch.get_default_device()
     if current.type == "cpu" or current.type == device.type:
         yield
@@ -73,10 +63,9 @@ _default_dtype = ProcessSetting(
 
 @contextmanager
 def as_in_a_fresh_process(device: torch.device) -> Iterator[None]:
-    """Run code of others as in a program that has set nothing, with `device` as the default.
+    """Run code of others that may name no dtype and device as in a program that has set nothing but `device`.
 
-    It is for code that draws random numbers or makes tensors and names no dtype: new layers, augmentations. If the
-    program has another default dtype than float32, all its threads see float32 meanwhile: torch has one per process.
+    The default dtype is one for the process: all threads of a program with another one see float32 meanwhile.
     """
     with own_surroundings(), without_autocast(), default_device(device), _default_dtype.needed():
         yield

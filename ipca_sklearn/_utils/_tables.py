@@ -14,11 +14,7 @@ _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
 class Column(NamedTuple):
-    """A column of the tables that `ipca-sklearn predict` and `watch` write.
-
-    `tables` has the commands that always write it, and "products" or "align" if models of several products or with an
-    alignment have it in `predict`.
-    """
+    """A column of the tables that the commands in `tables` write, or models of several "products" or with "align"."""
 
     name: str
     kind: type
@@ -72,10 +68,7 @@ def columns_in_words(*tables: str) -> str:
 
 
 class RowFormat:
-    """Rows as CSV or JSON lines, as the suffix of a file says.
-
-    Bytes of file names that are not UTF-8 are surrogates in CSV (to be encoded with "surrogateescape") and in JSON.
-    """
+    """Rows as CSV or JSON lines, as the suffix says; bytes of names that are not UTF-8 are surrogates in both."""
 
     def __init__(self, suffix: str, columns: Sequence[Column]) -> None:
         self.is_csv = suffix.lower() != ".jsonl"

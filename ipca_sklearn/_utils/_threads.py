@@ -32,18 +32,16 @@ if hasattr(os, "register_at_fork"):
 
 
 class Visit:
-    """One run of a block that sets something for the whole process; only the block's frame holds it.
+    """One run of a block that sets something for the whole process; only the block's frame holds it."""
 
-    Counted by weak references, so that an interrupt at the begin or end of a block, where no `finally` helps, is safe.
-    """
+    # Counted by weak references: an interrupt at the begin or end of a block, where no `finally` helps, is safe.
 
 
 class ProcessSetting:
-    """A setting of the whole process that has one certain value while at least one thread needs it.
+    """A setting of the whole process that has one certain value (`is_set`, `change`) while a thread needs it.
 
-    The first visit saves and changes the setting, the last one restores it. What is saved stays until it is restored:
-    after a visit whose end was interrupted, the next one restores it. `is_set` returns whether the setting has that
-    value, `change` gives it that value, and `save` returns a function that restores the present one.
+    The first visit saves and changes the setting, the last one restores it with what `save` returned. That stays until
+    it is restored: after a visit whose end was interrupted, the next one restores it.
     """
 
     def __init__(
@@ -113,8 +111,7 @@ def single_threaded_workers(n_workers: int) -> Iterator[ThreadPoolExecutor]:
 def kept_workers(n_workers: int) -> Iterator[ThreadPoolExecutor]:
     """Yield a pool like `single_threaded_workers`, whose threads wait for the next user when the block ends.
 
-    Starting threads and setting their numbers takes longer than a small job. Whoever uses the pool waits in the block
-    for all that was submitted. After an error the threads are not kept.
+    Starting them takes longer than a small job. Whoever uses the pool waits in the block for all that was submitted.
     """
     try:
         n_kept, pool = _kept_pools.pop()  # of one user at a time: another one starts a pool of its own
@@ -133,7 +130,6 @@ def kept_workers(n_workers: int) -> Iterator[ThreadPoolExecutor]:
 
 
 def _make_single_threaded(pool: ThreadPoolExecutor, n_workers: int) -> None:
-    """Start the workers of a pool, and let each use one thread of torch."""
     with _SETTING:
         torch.get_num_threads()  # a thread takes its number at its first use of torch: before workers set theirs
         # Each worker waits for the others, so that each is set once, and none starts after the number is restored.
@@ -173,11 +169,7 @@ def _set_for_new_threads(n_threads: int) -> None:
 
 @contextmanager
 def seeded_torch(seed: int) -> Iterator[None]:
-    """Seed torch's global generator on the CPU until the end of the block, for one thread of this package at a time.
-
-    Code that draws from the global generator (the initialisation of layers, the user's transforms) has no other. What
-    threads of the user draw at the same time is not repeatable.
-    """
+    """Seed torch's global generator on the CPU in the block, for one thread of this package at a time."""
     with _DRAWING, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
@@ -202,8 +194,7 @@ def calling_modules() -> Iterator[None]:
 def tracing_modules() -> Iterator[None]:
     """Trace a module in the block, alone: `torch.fx` replaces the call of all modules, in all threads, while it traces.
 
-    A network in another thread would raise `NameError: module is not installed as a submodule`. Sources that torch.fx
-    keeps of what it has traced, for tracebacks and for ever, are forgotten at the end.
+    Sources that torch.fx keeps of what it has traced, for tracebacks and for ever, are forgotten at the end.
     """
     visit = Visit()
     known = set(_TRACED_SOURCES)

@@ -16,10 +16,7 @@ _KEY = "_ipca_sklearn_version"
 
 
 class VersionedMixin:
-    """Store the package's version with an estimator, and warn when another version loads it.
-
-    `BaseEstimator` does so only for modules of scikit-learn. Name this class before it among the bases.
-    """
+    """Store the package's version with an estimator, and warn when another loads it; named before `BaseEstimator`."""
 
     def __getstate__(self) -> dict[str, Any]:
         state: Any = super().__getstate__()  # BaseEstimator's is a dict

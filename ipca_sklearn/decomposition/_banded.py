@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -22,46 +23,32 @@ class BandedSource(Protocol):
         ...
 
     def read_bands(self, size: int) -> Iterator[tuple[list[Iterable[Tensor] | None], dict[int, str]]]:
-        """Yield what `read` yields, each sample as bands (p, m) of its patches, in their order; None if it is skipped.
-
-        Bands may be iterated over as often as wanted; each time they are computed.
-        """
+        """Yield as `read`, each sample as bands (p, m), computed whenever they are iterated over; None if skipped."""
         ...
 
 
+@dataclass(frozen=True, eq=False)
 class BandedStep:
-    """A step (b, P, m) of which only a band exists at a time; it does what a detector does with a tensor.
+    """A step (b, P, m) of which only a band exists at a time; it does what a detector does with a tensor."""
 
-    `samples` are the bands of each sample, None for zeros; `columns` are the features that the step has, None for all.
-    """
-
+    samples: Sequence[Iterable[Tensor] | None]  # bands of each, None for zeros
+    sample_shape: tuple[int, int]  # (P, m)
+    device: torch.device
+    columns: np.ndarray | None  # the features that the step has, None for all
+    owner: str  # the estimator, for messages
     ndim = 3
     dtype = torch.float32
 
-    def __init__(
-        self,
-        samples: Sequence[Iterable[Tensor] | None],
-        shape: tuple[int, int],
-        device: torch.device,
-        columns: np.ndarray | None,
-        owner: str,
-    ) -> None:
-        self.samples = samples
-        self.device = device
-        self.shape = (len(samples), *shape)
-        self._columns = None if columns is None else torch.from_numpy(columns).to(device)
-        self._owner = owner
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(b, P, m)."""
+        return (len(self.samples), *self.sample_shape)
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, rows: Tensor) -> BandedStep:
-        return self._with([self.samples[row] for row in rows.tolist()])
-
-    def _with(self, samples: Sequence[Any]) -> BandedStep:
-        other = object.__new__(BandedStep)
-        vars(other).update(vars(self), samples=samples, shape=(len(samples), *self.shape[1:]))
-        return other
+        return replace(self, samples=[self.samples[row] for row in rows.tolist()])
 
     def bands(self) -> Iterator[Iterator[Tensor]]:
         """Yield the bands (p, m) of each sample; a ValueError says where one is not finite."""
@@ -69,12 +56,13 @@ class BandedStep:
 
     def _bands_of(self, sample: Iterable[Tensor] | None) -> Iterator[Tensor]:
         if sample is None:
-            yield torch.zeros(1, 1, dtype=self.dtype, device=self.device).expand(self.shape[1:])
+            yield torch.zeros(1, 1, dtype=self.dtype, device=self.device).expand(self.sample_shape)
             return
+        columns = slice(None) if self.columns is None else torch.from_numpy(self.columns).to(self.device)
         for band in sample:
             if not torch.isfinite(torch.stack(torch.aminmax(band))).all():
-                raise ValueError(f"X passed to {self._owner} contains NaN or infinity; remove these samples")
-            yield band if self._columns is None else band[:, self._columns]
+                raise ValueError(f"X passed to {self.owner} contains NaN or infinity; remove these samples")
+            yield band[:, columns]
 
     def clone(self) -> BandedStep:
         """Return the step, which nothing overwrites."""
@@ -82,36 +70,32 @@ class BandedStep:
 
     def split(self, size: int) -> list[BandedStep]:
         """Return the step in parts of so many samples."""
-        return [self._with(self.samples[start : start + size]) for start in range(0, len(self), size)]
+        return [replace(self, samples=self.samples[start : start + size]) for start in range(0, len(self), size)]
 
     def tensor_split(self, n_parts: int) -> list[BandedStep]:
         """Return the step in so many parts, the first ones longer."""
         parts = np.array_split(np.arange(len(self)), n_parts)
-        return [self._with([self.samples[row] for row in part]) for part in parts]
+        return [replace(self, samples=[self.samples[row] for row in part]) for part in parts]
 
 
 def joined(steps: Sequence[Any]) -> Any:
     """Return steps of one kind as one."""
     if isinstance(steps[0], BandedStep):
-        return steps[0]._with([sample for step in steps for sample in step.samples])
+        return replace(steps[0], samples=[sample for step in steps for sample in step.samples])
     return torch.cat(list(steps))
 
 
 def update_scatter(state: linalg.ScatterState, step: Any, *, forgetting_factor: float, in_place: bool) -> Any:
-    """Do what `linalg.update_scatter` does, also with samples that come in parts.
-
-    `step.parts()` yields, image by image, all Gaussians in slices, each with its samples.
-    """
-    options: dict[str, Any] = {"forgetting_factor": forgetting_factor}
+    """Do what `linalg.update_scatter` does, also with samples that come in parts: slices of the Gaussians, by image."""
     if not hasattr(step, "parts"):
-        return linalg.update_scatter(state, step, **options, in_place=in_place)
+        return linalg.update_scatter(state, step, forgetting_factor=forgetting_factor, in_place=in_place)
     matrix = state.matrix if in_place else state.matrix.clone()
     mean = state.mean.clone()
     count, weight = state.count, state.weight
     for parts in step.parts():
         for gaussians, samples in parts:
             part = linalg.ScatterState(matrix[gaussians], mean[gaussians], count, weight)
-            learnt = linalg.update_scatter(part, samples, **options, in_place=True)
+            learnt = linalg.update_scatter(part, samples, forgetting_factor=forgetting_factor, in_place=True)
             mean[gaussians] = learnt.mean
         count, weight = learnt.count, learnt.weight
     return linalg.ScatterState(matrix, mean, count, weight)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -14,17 +14,33 @@ from torch import Tensor
 
 from ipca_sklearn import linalg
 from ipca_sklearn._utils._arrays import at_patches
-from ipca_sklearn._utils._devices import resolve_device, resolve_dtype
+from ipca_sklearn._utils._devices import memory_of, resolve_device, resolve_dtype
 from ipca_sklearn._utils._estimators import PatchTransformer, set_learnt
+from ipca_sklearn._utils._files import shown_bytes
 from ipca_sklearn._utils._layouts import check_mergeable
 from ipca_sklearn._utils._sklearn_compat import FitProgress, fit_context, validate_parameters
 from ipca_sklearn._utils._turns import in_turn, of_one_state, snapshot
 from ipca_sklearn._utils._typing import ArrayLike, DeviceLike, DTypeLike
 from ipca_sklearn.decomposition._batches import StepReader, read_steps, same_region
 from ipca_sklearn.decomposition._fitted import Fitted
-from ipca_sklearn.decomposition._memory import MemoryNeed, refuse_too_large
 
 _Self = TypeVar("_Self", bound="BasePCA")
+
+
+class MemoryNeed(NamedTuple):
+    """Memory that learning takes, about, in bytes.
+
+    Parameters
+    ----------
+    model : int
+        What is learnt: it is kept, and stored in files.
+    learning : int
+        All that a fit holds at once: the model, its next version, what scores a step, the step, and what computes the
+        features (the network with a batch of images).
+    """
+
+    model: int
+    learning: int
 
 
 class BasePCA(PatchTransformer):
@@ -179,9 +195,11 @@ class BasePCA(PatchTransformer):
         return self._map_steps(steps, linalg.reconstruct, self.n_features_in_)
 
     def _map_steps(self, steps: StepReader, function: Callable[..., Tensor], width: int) -> Any:
+        whiten = getattr(self, "whiten", False)
+
         def step_result(step: Tensor) -> Tensor:
             device = resolve_device(self.device, step.device, required=False)
-            return function(self.fitted_.basis(device), step.to(device), whiten=self._whitens)
+            return function(self.fitted_.basis(device), step.to(device), whiten=whiten)
 
         joined = steps.map_steps(step_result, self.step_size)
         if self.region_ is None:
@@ -273,11 +291,6 @@ class BasePCA(PatchTransformer):
         return self._read(self._known("noise_variance_").basis().noise_variance)
 
     @property
-    def _whitens(self) -> bool:
-        """Whether transformed values are divided by the standard deviations."""
-        return False
-
-    @property
     def _n_features_out(self) -> int:
         return self.n_components_
 
@@ -286,10 +299,7 @@ class BasePCA(PatchTransformer):
 
 
 class Learning(ABC):
-    """A fit in progress: what is known so far, and the PCA that says how more is learnt.
-
-    `group` consecutive samples are not independent: those of an image, where its patches share a Gaussian.
-    """
+    """A fit in progress: what is known so far, and the PCA that says how more is learnt, in groups as of `Fitted`."""
 
     def __init__(self, pca: Any, fitted: Any, group: int) -> None:
         self.fitted = fitted
@@ -322,10 +332,7 @@ class Learning(ABC):
 
 
 def memory_needed(pca: BasePCA, steps: StepReader, *, n_kept: int = 0, n_gaussians: int | None = None) -> MemoryNeed:
-    """Return the memory that learning from steps takes.
-
-    `n_kept` samples are kept besides. `n_gaussians` (None: one for each patch) are shared by the patches.
-    """
+    """Return the memory that learning takes, if `n_kept` samples are kept besides and patches share `n_gaussians`."""
     dtype = resolve_dtype(pca.dtype, steps.dtype)
     n_in_step = steps.n_samples if pca.step_size is None else min(pca.step_size, steps.n_samples)
     n_gaussians = n_gaussians or steps.n_patches
@@ -342,14 +349,21 @@ def memory_needed(pca: BasePCA, steps: StepReader, *, n_kept: int = 0, n_gaussia
 
 
 def check_memory(pca: BasePCA, steps: StepReader, *, n_kept: int = 0, n_gaussians: int | None = None) -> None:
-    """Raise a MemoryError if learning from steps needs more memory than there is; parameters of `memory_needed`."""
+    """Raise a MemoryError if learning from steps needs more memory than is known to be there; see `memory_needed`."""
     need = memory_needed(pca, steps, n_kept=n_kept, n_gaussians=n_gaussians)
-    what = f"{steps.owner}: learning P = {steps.n_patches} patches of m = {steps.n_features} features"
-    refuse_too_large(need, resolve_device(pca.device, steps.device), what)
+    device = resolve_device(pca.device, steps.device)
+    there_is = memory_of(device)  # all of it, not what is free: other programs may give theirs back
+    if there_is is not None and need.learning > there_is:
+        raise MemoryError(
+            f"{steps.owner}: learning P = {steps.n_patches} patches of m = {steps.n_features} features needs about "
+            f"{shown_bytes(need.learning)} of memory, {shown_bytes(need.model)} of it for the model; "
+            f"{'this machine' if device.type == 'cpu' else device} has {shown_bytes(there_is)}. Lower n_components or "
+            "step_size or, of PatchFeatureExtractor, image_size, grid_size or batch_size; inspect a region=; or take "
+            "fewer features (layers, n_random_features of PatchGaussianDetector)"
+        )
 
 
 def _attributes(fitted: Fitted, array_type: str) -> dict[str, Any]:
-    """Return the attributes of an estimator that follow from what was learnt."""
     return {
         "fitted_": fitted.read_as(array_type),
         "n_components_": fitted.n_components,

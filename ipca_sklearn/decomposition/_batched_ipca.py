@@ -219,17 +219,10 @@ class BatchedIncrementalPCA(BasePCA):
         self.dtype = dtype
         self.device = device
 
-    @property
-    def _whitens(self) -> bool:
-        return self.whiten
-
     def _keeps_scatter(self, n_samples: int, n_features: int, group: int) -> bool:
-        """Return whether the scatter matrices are kept, if the first step has `n_samples` samples for each Gaussian.
-
-        For samples in groups, whose step is many updates, unless m^2 numbers are far more than an update holds. A sum
-        of squares does not resolve deviations below sqrt(eps) times the largest; an update does. So others keep them
-        only on demand.
-        """
+        """Return whether the scatter matrices are kept, if the first step has `n_samples` samples for each Gaussian."""
+        # Without being asked only for samples in groups, whose step would be many updates: sums of squares do not
+        # resolve deviations below sqrt(eps) times the largest, as an update does.
         n_rows = self._n_rows(self._initial_n_components(n_samples, n_features), n_features)
         if self.solver != "auto" or self.centering != "incremental":
             return self.solver == "covariance"

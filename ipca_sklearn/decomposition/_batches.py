@@ -31,10 +31,9 @@ _SCORED_BYTES = 16 << 20
 class LazySource(Protocol):
     """What an X must offer to be read in batches instead of slices. `PatchFeatures` is one.
 
-    Its `shape` is `(n, P, m)` or `(n, H, W, m)`; `may_skip` says that some of the n samples may be unreadable. It may
-    also have a `region` (H, W), the patches that `read` yields as (b, P, m) (None is all, as (b, H, W, m)),
-    `memory_needed`, the bytes that reading takes besides the batch, and `n_copies` augmented copies of each sample,
-    which `read_copies(size, reuse=...)` yields after it.
+    `may_skip` says that some of its samples may be unreadable. It may also have a `region` (H, W), the patches that
+    `read` yields as (b, P, m) (None is all, as (b, H, W, m)), `memory_needed`, the bytes that reading takes besides the
+    batch, and `n_copies` augmented copies of each sample, which `read_copies(size, reuse=...)` yields after it.
     """
 
     @property
@@ -53,8 +52,8 @@ class LazySource(Protocol):
     def read(self, size: int, *, reuse: bool = False) -> Iterator[tuple[Tensor, dict[int, str]]]:
         """Yield `(batch, skipped)` for consecutive batches of `size` samples, the last one shorter.
 
-        `skipped` maps the rows of the batch that could not be read to the reasons. It belongs to this pass. The reader
-        may write to the batch. With `reuse` a batch may overwrite the memory of the batches before it.
+        `skipped` maps rows that could not be read in this pass to reasons. The reader may write to the batch. With
+        `reuse` a batch may overwrite the memory of those before it.
         """
         ...
 
@@ -69,9 +68,8 @@ def _floating(dtype: Any) -> torch.dtype:
 class StepReader:
     """A checked X of shape `(n_samples, *patch_shape, n_features)`, and the marks of one pass over it.
 
-    `patch_shape` is `()` for one PCA. Steps are (b, P, m), of the patches of the `region` if there is one and of the
-    features `columns` if they were chosen (`take`). With `by_bands` they are `BandedStep`. `owner`, the estimator, is
-    for messages.
+    Steps are (b, P, m), of the patches of a `region` and the features `columns` if there are some (`take`). With
+    `by_bands` they are `BandedStep`. `owner`, the estimator, is for messages.
     """
 
     source: Any
@@ -145,10 +143,9 @@ class StepReader:
     def read(self, size: int | None, *, copies: bool = False) -> Iterator[Tensor]:
         """Yield X in steps of `size` samples, the last one shorter; None yields all of them at once.
 
-        With `copies`, steps of a source that has some are (b, 1 + n_copies, P, m), else (b, P, m). A step is shorter by
-        the images that could not be read and are skipped: the samples of a step do not depend on where reading began.
-        The error for NaN and infinity says between which samples. On a GPU it is raised when all steps have been read,
-        or by `check_finite`, so that the host does not wait for each step.
+        With `copies`, steps of a source that has some are (b, 1 + n_copies, P, m), else (b, P, m). Images that could
+        not be read are left out of their step. On a GPU the error for NaN and infinity is raised when all steps have
+        been read, or by `check_finite`, so that the host does not wait for each step.
         """
         n_of_each = 1 + self.n_copies if copies else 1
         for step, skipped in self._read(size, n_of_each):
@@ -163,10 +160,7 @@ class StepReader:
     def _read(
         self, size: int | None, n_of_each: int = 1, *, checked: bool = True
     ) -> Iterator[tuple[Tensor, dict[int, str]]]:
-        """Yield steps with zeros for skipped images, and their numbers with the reasons.
-
-        Each image has `n_of_each` consecutive rows. NaN and infinity raise an error, if `checked`.
-        """
+        """Yield steps with `n_of_each` rows for each image, zeros if skipped, and numbers and reasons of these."""
         if self.by_bands:
             shape = self.n_patches, self.n_features
             for samples, skipped in self.source.read_bands(self.n_samples if size is None else size):
@@ -176,7 +170,10 @@ class StepReader:
             return
         start = 0
         for batch, skipped in self._batches(self.n_samples if size is None else size, copies=n_of_each > 1):
-            step = self._patches_of(batch)
+            if self.region is None or isinstance(self.source, LazySource):  # which has left out the other patches
+                step = batch.reshape(batch.shape[0], self.n_patches, -1)
+            else:
+                step = batch[:, torch.from_numpy(self.region).to(batch.device)]
             if self.columns is not None:
                 step = step[..., torch.from_numpy(self.columns).to(step.device)]
             step = step.to(_floating(step.dtype))
@@ -194,12 +191,6 @@ class StepReader:
         self._unchecked.append((start, length, torch.isfinite(torch.stack(torch.aminmax(step))).all()))
         if self._checks_at_once(step):
             self.check_finite()
-
-    def _patches_of(self, batch: Tensor) -> Tensor:
-        """Return the patches that are looked at, (b, P, m)."""
-        if self.region is None or isinstance(self.source, LazySource):  # which has left out the others
-            return batch.reshape(batch.shape[0], self.n_patches, -1)
-        return batch[:, torch.from_numpy(self.region).to(batch.device)]
 
     def _batches(self, size: int, *, copies: bool) -> Iterator[tuple[Tensor, dict[int, str]]]:
         if isinstance(self.source, LazySource):
@@ -247,11 +238,8 @@ class StepReader:
         )
 
     def map_steps(self, function: Callable[[Tensor], Tensor], size: int | None) -> Any:
-        """Return `function` of all steps, joined along the first axis, in the type of array that X is.
-
-        Rows of images that could not be read and are skipped are NaN. On a CPU a step is checked for NaN and infinity
-        only if its result is not finite.
-        """
+        """Return `function` of all steps as one array of the type of X; rows of images that were skipped are NaN."""
+        # On a CPU a step is checked for NaN and infinity only if its result is not finite.
         parts: list[Any] = []
         for step, skipped in self._read(self._scored_at_once(size), checked=self.device.type != "cpu"):
             result = function(step)
@@ -294,10 +282,7 @@ class _Rows:
 
 
 def read_steps(estimator: Any, X: Any, *, reset: bool) -> StepReader:
-    """Check the type and the shape of X; with `reset=False` also against what the estimator was fitted on.
-
-    Two-dimensional input that is not a tensor goes through scikit-learn's own validation (feature names, messages).
-    """
+    """Check the type and the shape of X; with `reset=False` also against what the estimator was fitted on."""
     owner = type(estimator).__name__
     # Validation records names and widths. A blank estimator takes them: if the fit fails, the old one is unchanged.
     checked = _blank(estimator) if reset else estimator

@@ -18,17 +18,12 @@ _Self = TypeVar("_Self", bound="Fitted")
 
 
 class Fitted(ABC):
-    """A learnt state and the form in which the user reads it.
+    """A learnt state and the form in which the user reads it. Immutable: a failed call leaves the old one in its place.
 
-    An object is never changed after it is made. An estimator keeps the old one until the new one is complete, so a
-    failed call leaves it as it was. Pickles as numpy arrays. Components and distance operators are not pickled: they
-    are made from the state when they are first read, and kept per device. `group` consecutive samples are not
-    independent: those of an image, where its patches share a Gaussian.
+    Pickles as numpy arrays, without components and distance operators: they are made from the state when they are first
+    read, and kept per device. `group` consecutive samples are not independent: those of an image, where its patches
+    share a Gaussian.
     """
-
-    # Arrays of the state that are pickled, and the class that they are given to.
-    _ARRAYS: tuple[str, ...]
-    _STATE: type
 
     def __init__(self, state: Any, array_type: str, group: int = 1) -> None:
         self.state = state
@@ -53,9 +48,10 @@ class Fitted(ABC):
         """Number of components, k."""
 
     @property
-    @abstractmethod
     def dtype(self) -> torch.dtype:
         """The dtype of what is read; sums over all samples are float64."""
+        state = self.state
+        return (state.matrix if isinstance(state, linalg.ScatterState) else state.rows).dtype
 
     def basis(self, device: torch.device | None = None) -> linalg.Basis:
         """Return the components on a device (None: that of the state)."""
@@ -68,9 +64,16 @@ class Fitted(ABC):
                 self._bases[device] = self._bases[home].to(device)
         return self._bases[device]
 
-    @abstractmethod
     def distance_operator(self, device: torch.device, settings: Any) -> linalg.DistanceOperator:
         """Return what `linalg.patch_distances` needs, on a device; `settings` are `ScoreSettings` of a detector."""
+        key = device, settings.distance, settings.noise_shrinkage, settings.ridge
+        if key not in self._operators:
+            with own_surroundings():
+                self._operators[key] = self._make_operator(device, settings)
+        return self._operators[key]
+
+    @abstractmethod
+    def _make_operator(self, device: torch.device, settings: Any) -> linalg.DistanceOperator: ...
 
     @property
     def fewest_samples(self) -> float:
@@ -126,17 +129,6 @@ class Fitted(ABC):
     def __deepcopy__(self: _Self, memo: Any) -> _Self:
         return self  # it never changes, and a pickle may round it
 
-    def __getstate__(self) -> dict[str, Any]:
-        arrays = {name: getattr(self.state, name).cpu().numpy() for name in self._ARRAYS}
-        return {**self._settings(), "count": self.state.count, "weight": self.state.weight, **arrays}
-
-    @own_surroundings()
-    def __setstate__(self, stored: dict[str, Any]) -> None:
-        settings = dict(stored)
-        arrays = [as_tensor(np.asarray(settings.pop(name))) for name in self._ARRAYS]
-        state = self._STATE(*arrays, settings.pop("count"), settings.pop("weight"))
-        self.__init__(state, array_type="numpy", **settings)  # type: ignore[misc]
-
 
 # Patches over which the features of a network depend on each other, as an area: a value of the coarsest layer covers 16
 # of them with the default network. Measured with cells of 16, 64 and all patches (docs/dev_notes.md).
@@ -150,9 +142,6 @@ def independent_samples(group: int) -> float:
 
 class FittedPCA(Fitted):
     """P truncated PCAs."""
-
-    _ARRAYS = ("rows", "mean", "sum_of_squares")
-    _STATE = linalg.State
 
     def __init__(
         self,
@@ -172,11 +161,6 @@ class FittedPCA(Fitted):
         """Number of components, k; of a share, what most of the PCAs need at the most."""
         return self.wanted if isinstance(self.wanted, int) else self.basis().variance.shape[1]
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the rows."""
-        return self.state.rows.dtype
-
     def check_share(self) -> None:
         """Raise a ValueError if `n_components` is a share of the variance that the directions kept do not reach."""
         if isinstance(self.wanted, int):
@@ -194,8 +178,7 @@ class FittedPCA(Fitted):
     def n_scoring_components(self) -> int:
         """Number of components that distances and likelihoods use: k from 2 k + 1 samples on, else fewer.
 
-        n samples span n - 1 directions. The noise is estimated from what the components leave: nothing, if k of them
-        take all directions, and distances would be divided by zero. So at least half of the directions are left.
+        The noise is estimated from the directions that components leave of those that samples span: at least half.
         Samples of a group depend on each other, and count as fewer (`independent_samples`).
         """
         return min(self.n_components, self._most_scoring_components)
@@ -237,17 +220,11 @@ class FittedPCA(Fitted):
         """Return some of the components; `most` of them are ever read with this share (None: all)."""
         return linalg.finalize(self.state, n_components=n_components, centering=self.centering)
 
-    def distance_operator(self, device: torch.device, settings: Any) -> linalg.DistanceOperator:
-        """Return the operator of one of the `linalg.DISTANCES`."""
+    def _make_operator(self, device: torch.device, settings: Any) -> linalg.DistanceOperator:
         distance, noise_shrinkage = settings.distance, settings.noise_shrinkage
-        key = device, distance, noise_shrinkage
-        if key not in self._operators:
-            needs_noise = distance in ("ppca", "factor_analysis")
-            with own_surroundings():
-                basis = self.scoring_basis(device) if needs_noise else self.basis(device)
-                operator = linalg.distance_operator(basis, distance=distance, noise_shrinkage=noise_shrinkage)
-            self._operators[key] = operator
-        return self._operators[key]
+        needs_noise = distance in ("ppca", "factor_analysis")
+        basis = self.scoring_basis(device) if needs_noise else self.basis(device)
+        return linalg.distance_operator(basis, distance=distance, noise_shrinkage=noise_shrinkage)
 
     def _sums(self) -> tuple[Tensor, ...]:
         # Uncentred rows may overflow where the centred sums do not.
@@ -255,3 +232,15 @@ class FittedPCA(Fitted):
 
     def _settings(self) -> dict[str, Any]:
         return {**super()._settings(), "n_components": self.wanted, "centering": self.centering}
+
+    def __getstate__(self) -> dict[str, Any]:
+        stored = self._settings() | vars(self.state)
+        return {name: value.cpu().numpy() if isinstance(value, Tensor) else value for name, value in stored.items()}
+
+    @own_surroundings()
+    def __setstate__(self, stored: dict[str, Any]) -> None:
+        settings = dict(stored)
+        names = ("rows", "mean", "sum_of_squares")
+        rows, mean, squares = (as_tensor(np.asarray(settings.pop(name))) for name in names)
+        state = linalg.State(rows, mean, squares, settings.pop("count"), settings.pop("weight"))
+        self.__init__(state, array_type="numpy", **settings)  # type: ignore[misc]

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from ipca_sklearn import linalg
 from ipca_sklearn._utils._arrays import as_tensor
-from ipca_sklearn._utils._surroundings import own_surroundings
 from ipca_sklearn.decomposition._fitted import Fitted, FittedPCA
 from ipca_sklearn.decomposition._singular import whitening_operator
 
@@ -57,7 +56,6 @@ def _arrived(content: bytes) -> Travelling:
 
 
 def _packed_state(fitted: Fitted) -> dict[str, Any]:
-    """Return what is pickled of Gaussians that are kept as scatter matrices."""
     state = fitted.state
     matrices = {"matrix": state.matrix.cpu().numpy()} if pickles_are_exact() else linalg.pack(state.matrix)
     mean = state.mean.cpu().numpy()
@@ -85,25 +83,14 @@ class _Decomposition:
 
 
 class FittedExactPCA(FittedPCA):
-    """P truncated PCAs that are computed from their scatter matrices: exact, with any number of components.
-
-    Pickles take 2.5 bytes for each correlation (`linalg.pack`), unless `exact_pickles` is in force.
-    """
+    """P truncated PCAs that are computed from their scatter matrices: exact, with any number of components."""
 
     def __init__(self, state: linalg.ScatterState, array_type: str, n_components: int | float, group: int = 1) -> None:
         super().__init__(state, array_type, n_components, group=group)  # type: ignore[arg-type]
         self._decomposition = _Decomposition(self._most_wanted)
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the matrices."""
-        return self.state.matrix.dtype
-
     def with_components(self, n_components: int | float) -> FittedExactPCA:
-        """Return the same Gaussians with another number of components; nothing is learnt.
-
-        Their eigendecomposition is one, with the most components that any of them wants when it is done.
-        """
+        """Return the same Gaussians, and their one eigendecomposition, with another number of components."""
         if n_components == self.wanted:
             return self
         other = FittedExactPCA(self.state, self.array_type, n_components, self.group)
@@ -157,22 +144,12 @@ class FittedCovariance(Fitted):
         """Number of components: m."""
         return self.state.mean.shape[1]
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the matrices."""
-        return self.state.matrix.dtype
-
     def _make_basis(self) -> linalg.Basis:
         return linalg.finalize_scatter(self.state)
 
-    def distance_operator(self, device: torch.device, settings: Any) -> linalg.DistanceOperator:
-        """Return the operator of the Mahalanobis distance."""
+    def _make_operator(self, device: torch.device, settings: Any) -> linalg.DistanceOperator:
         check_full_distance(settings.distance)
-        key = device, settings.ridge
-        if key not in self._operators:
-            with own_surroundings():
-                self._operators[key] = whitening_operator(self.state, ridge=settings.ridge).to(device)
-        return self._operators[key]
+        return whitening_operator(self.state, ridge=settings.ridge).to(device)
 
 
 def check_full_distance(distance: str) -> None:

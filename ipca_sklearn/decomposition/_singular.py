@@ -27,15 +27,7 @@ def check_regular(basis: linalg.Basis, patch_shape: tuple[int, ...], region: np.
 
 
 def whitening_operator(state: linalg.ScatterState, *, ridge: float) -> linalg.DistanceOperator:
-    """Return `linalg.whitening_operator`, or refuse covariances that the ridge does not make regular.
-
-    Raises
-    ------
-    numpy.linalg.LinAlgError
-        A ValueError. The message names the first such patch, and the ridge.
-    torch.linalg.LinAlgError
-        A covariance is not finite.
-    """
+    """Return `linalg.whitening_operator`; numpy's LinAlgError names a covariance that the ridge leaves singular."""
     n_patches, n_features = state.mean.shape
     eps = _ROUNDING * torch.finfo(state.matrix.dtype).eps
     variances = state.sum_of_squares / state.degrees_of_freedom + ridge

@@ -50,22 +50,13 @@ def split_for_calibration(steps: StepReader, calibration: float | str) -> tuple[
     return learnt, held_out if n_held_out else None
 
 
-def first_scored_image(n_learnt: int, steps: StepReader) -> float:
-    """Return the number of the first image to score before it is learnt: earlier scores would be dropped in the end."""
-    if steps.may_skip:  # the total is not known
-        return 0
-    total = n_learnt + steps.n_samples
-    return total - total // 2
-
-
 def leave_out(
     learn: Callable[[Any, Tensor], Any], fitted: Any, images: Tensor, n_blocks: int
 ) -> Iterator[tuple[Any, Tensor]]:
     """Yield a model of all images (n, P, m) but a block, and this block, for consecutive blocks that cover the images.
 
     What is outside of a block is learnt half by half, so that blocks share most of the work: with 8 blocks an image is
-    learnt 3 times instead of 7. `learn(fitted, images)` returns a model that has learnt more images than `fitted`,
-    which has learnt none of these; it is None if it has learnt nothing.
+    learnt 3 times instead of 7. `learn(fitted, images)` adds images; `fitted` is None if nothing has been learnt.
     """
     return _descend(learn, fitted, images, size=-(-len(images) // n_blocks))
 
@@ -87,14 +78,9 @@ class LearningCurve:
     """By which factor new images are farther from a model of n images than from one of very many.
 
     With h directions of k that n images use, ``log factor = -log(1 - h / (n - 1)) / 2 - c log(h / k) + a (h + 1) / n``.
-    The first term, for distances that are divided by a variance, is known: h of n - 1 degrees of freedom went into the
-    directions, so the variance is estimated too small. The second one is what more directions explain, and the third
-    comes from the errors of mean and directions, which are of relative size 1 / n. What a is tell images that two
-    models have scored and, less exactly, different ones of several models; as long as they are few, what it was on
-    others (docs/dev_notes.md).
-
-    A Gaussian of n < f samples takes its covariance by n / f from them and the rest from all Gaussians, of which the
-    errors are small: it is as precise as one of more samples. The errors of its mean remain, 1 / number of images.
+    The first term, for distances that are divided by a variance, is known; what a is tell images that two models have
+    scored and, less exactly, different ones of several models (docs/dev_notes.md). A Gaussian of n < f samples borrows
+    from all Gaussians, and is as precise as one of more samples; the errors of its mean remain.
     """
 
     n_directions: int  # h at most: k, or m for a full covariance
@@ -130,10 +116,7 @@ class LearningCurve:
     def correction(
         self, learnt: np.ndarray, distances: np.ndarray, weight: float, falls: np.ndarray | None = None
     ) -> np.ndarray:
-        """Return the factors that turn distances by models of weights `learnt` into those by a model of `weight`.
-
-        `falls` (r, 4) are those of this kind of distance: weights of two models, difference of logarithms, variance.
-        """
+        """Return the factors that turn distances by models of weights `learnt` into those by a model of `weight`."""
         known, x = self._terms(learnt)
         known_now, x_now = self._terms(np.array([weight]))
         falls = np.empty((0, 4)) if falls is None else falls
@@ -177,10 +160,7 @@ class LearningCurve:
 
 @lru_cache(maxsize=32)
 def _order_statistics(n_values: int) -> tuple[list[int], np.ndarray]:
-    """Return ranks (0 is the largest) that represent `n_values` sorted values, and the share that each represents.
-
-    The largest value represents itself. Ranks get sparser towards small values, from which no threshold is made.
-    """
+    """Return ranks (0: largest), sparser towards small values, that represent `n_values`, and the share of each."""
     edges = np.unique(np.geomspace(1, n_values, 48).round().astype(int))  # the last rank, plus one, of each group
     starts = np.concatenate([[0], edges[:-1]])
     return list((starts + edges - 1) // 2), (edges - starts) / n_values
@@ -267,9 +247,8 @@ class Summaries:
         """Return those that still tell something about a model of `count` samples and this weight.
 
         Models of less than half the weight are too far off to be corrected, unless there are no others. Without
-        `renewed` the model that scores is not a new one for each step, and may have half of the weight that was known:
-        a quarter, when the later half of the images is scored. With forgetting (`weight` below `count`) only the latest
-        images are like those to come. Falls are those of the models that have scored what is kept.
+        `renewed` a model scores until it has half of the weight that was known: a quarter, when the later half of the
+        images is scored. With forgetting (`weight` below `count`) only the latest images are like those to come.
         """
         largest = self.weights.max(initial=0)
         if renewed:
@@ -341,11 +320,7 @@ class ReferenceScores:
 
 
 def _lower_threshold(scores: np.ndarray, rate: Any) -> float:
-    """Return the score that a share `rate` of new scores falls below, or three robust standard deviations ("auto").
-
-    With "weibull" the k-th smallest of n scores is the quantile k / (n + 1): that is the expected share of new scores
-    below it, for any distribution. Without scores the threshold is minus infinity: nothing falls below it.
-    """
+    """Return the score that a share `rate` of new scores falls below, or three robust standard deviations ("auto")."""
     if not len(scores):
         return -np.inf
     if rate != "auto":

@@ -8,17 +8,13 @@ from typing import Any
 from ipca_sklearn.decomposition._fitted import Fitted
 from ipca_sklearn.decomposition._fitted_scatter import FittedExactPCA, pickles_are_exact
 from ipca_sklearn.detection._calibration import FEW_IMAGES, LearningCurve, ReferenceScores, Summaries
-from ipca_sklearn.detection._settings import ScoreSettings
+from ipca_sklearn.detection._map_ops import ScoreSettings
 from ipca_sklearn.detection._unseen import ScoringModel
 
 
 @dataclass(frozen=True)
 class Calibrator:
-    """Scores of normal images that were not learnt, and the reference that thresholds and p-values are made from.
-
-    Pickles hold arrays; the model that scores the next images is left out, unless they are exact (`exact_pickles`): it
-    is as large as the components.
-    """
+    """Scores of normal images that were not learnt, and the reference that thresholds and p-values are made from."""
 
     settings: ScoreSettings  # what the scores were computed with
     unseen: Summaries  # of each image by a model of earlier ones, or as `calibrate` was given
@@ -43,11 +39,6 @@ class Calibrator:
         best = left_out if len(left_out) else unseen
         reference = best.corrected_to(fitted.weight, LearningCurve.of_model(settings.distance, fitted))
         return cls(settings, unseen, left_out, reference, model)
-
-    @property
-    def n_patches(self) -> int:
-        """Number of values of a map."""
-        return self.unseen.n_patches
 
     def with_scores_of(self, other: Calibrator) -> tuple[Summaries, Summaries]:
         """Return `unseen` and `left_out` of two models together: of `other` first."""

@@ -75,13 +75,10 @@ class ThresholdRule:
     def offset(self, normal: np.ndarray, anomalous: np.ndarray) -> float:
         """Return the score below which an image is anomalous, from scores of labelled images.
 
-        The k-th smallest of n normal scores has an expected share k / (n + 1) of new normal scores below it, so the
-        threshold for `false_positive_rate` lies just below the largest such score with no more than that. The threshold
-        for `recall` lies just above the score of the anomalous image that completes that share.
-
-        "Just" is half of the way to the next score, at most 1e-4 and at least a few units in the last place: the last
-        digits of a score depend on what its image is computed with, and must not decide. The threshold has the
-        precision of the scores.
+        The k-th smallest of n normal scores has an expected share k / (n + 1) of new normal scores below it: the
+        threshold for `false_positive_rate` lies just below the largest such score with no more than that. That for
+        `recall` lies just above the score of the anomalous image that completes that share. "Just" is half of the way
+        to the next score, at most 1e-4: the last digits of a score depend on what its image is computed with.
         """
         if self.score is not None:
             return float(self.score)
@@ -126,11 +123,6 @@ class LabelledScores:
     anomalous: np.ndarray
     normal_maps: np.ndarray
     anomalous_maps: np.ndarray
-
-    @classmethod
-    def none(cls) -> LabelledScores:
-        """Return the scores of no image."""
-        return cls(*(np.empty(0),) * 4)
 
     @classmethod
     def of(cls, columns: np.ndarray, labels: np.ndarray) -> LabelledScores:
@@ -180,10 +172,7 @@ class ChosenThreshold:
         return cls(offset, map_threshold, str(rule), false_positives, missed, confidence, source, weight, rates)
 
     def carried_to(self, weight: float, curve: LearningCurve, falls: np.ndarray) -> ChosenThreshold:
-        """Return the threshold for a model that has learnt images of another weight.
-
-        Distances shrink while a model learns, as its learning curve and `falls` of scores say, and the threshold too.
-        """
+        """Return the threshold for a model of images of another weight: distances shrink while a model learns."""
         old = np.array([self.weight])
         factor = float(curve.correction(old, np.array([-self.offset]), weight, falls)[0])
         if abs(factor - 1) > LARGEST_CORRECTION:
@@ -218,11 +207,8 @@ def _rank(rate: float, n_images: int) -> int:
 
 
 def asked_rate(false_positive_rate: float | str, calibration_scores: np.ndarray, offset: float) -> float:
-    """Return the share of new normal images that a model expects to call anomalous.
-
-    With `"auto"` no share is asked for. It is then the share of the calibration scores below the threshold, counted
-    with one more that is: few scores cannot tell a small share from none.
-    """
+    """Return the share of new normal images that a model expects to call anomalous."""
+    # Of "auto", one more than the calibration scores below the threshold: few cannot tell a small share from none.
     if not isinstance(false_positive_rate, str):
         return float(false_positive_rate)
     return float((np.sum(below(calibration_scores, offset)) + 1) / (len(calibration_scores) + 1))

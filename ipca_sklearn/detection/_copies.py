@@ -13,8 +13,7 @@ from torch import Tensor
 from ipca_sklearn.decomposition._banded import BandedStep
 from ipca_sklearn.decomposition._base import BasePCA, Learning
 from ipca_sklearn.decomposition._fitted import Fitted
-from ipca_sklearn.detection._bands import BandedCellSamples
-from ipca_sklearn.detection._cells import Cells
+from ipca_sklearn.detection._cells import BandedCellSamples, Cells
 from ipca_sklearn.linalg import GroupedSamples
 
 
@@ -38,10 +37,8 @@ def group_size(cells: Cells | None, n_copies: int) -> int:
 
 
 def images_per_step(step_size: int | None, n_copies: int) -> int | None:
-    """Return how many images, with their copies, make a step of about `step_size`.
-
-    A divisor of it, so that parts of X which are whole steps without copies are whole steps with them.
-    """
+    """Return how many images, with their copies, make a step of about `step_size`: a divisor of it."""
+    # So parts of X which are whole steps without copies are whole steps with them.
     if not n_copies or step_size is None:
         return step_size
     return max(n for n in range(1, step_size + 1) if step_size % n == 0 and (n == 1 or n * (1 + n_copies) <= step_size))

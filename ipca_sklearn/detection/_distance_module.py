@@ -10,10 +10,7 @@ from ipca_sklearn.detection._cells import Cells
 
 
 class DistanceModule(nn.Module):
-    """Distances (n, P) of features (P, n, m): C k m numbers, and C m or 2 C m more; C m^2 for full covariances.
-
-    Components are kept as `components_dtype`, which must be able to hold them, and computed with in float32.
-    """
+    """Distances (n, P) of features (P, n, m), in float32; components are stored as `components_dtype`."""
 
     _mean: Tensor
     _rows: Tensor
@@ -65,5 +62,4 @@ def register(module: nn.Module, name: str, values: Tensor | None) -> None:
 
 
 def _float_copy(values: Tensor) -> Tensor:
-    """Return a float32 copy that shares no memory with the detector."""
     return values.to(torch.float32, copy=True)

@@ -1,4 +1,4 @@
-"""The pass of a fit: what it begins with, and that each step is scored before it is learnt."""
+"""The pass of a fit: what is decided from the shape of X, and that each step is scored before it is learnt."""
 
 from __future__ import annotations
 
@@ -8,20 +8,63 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from sklearn.utils import check_random_state
 
 from ipca_sklearn._utils._labels import normal_rows
 from ipca_sklearn._utils._sklearn_compat import FitProgress
 from ipca_sklearn.decomposition._base import BasePCA, Learning, check_memory
+from ipca_sklearn.decomposition._batched_ipca import BatchedIncrementalPCA
 from ipca_sklearn.decomposition._batches import StepReader, read_steps
-from ipca_sklearn.decomposition._fitted_scatter import FittedExactPCA
-from ipca_sklearn.detection._bands import in_bands
+from ipca_sklearn.decomposition._fitted_scatter import FittedExactPCA, check_full_distance
+from ipca_sklearn.decomposition._full_covariance import FullCovariance
 from ipca_sklearn.detection._calibration import split_for_calibration
-from ipca_sklearn.detection._cells import Cells
+from ipca_sklearn.detection._cells import Cells, in_bands, partition
 from ipca_sklearn.detection._copies import check_copies, group_size, images_per_step, samples_of
-from ipca_sklearn.detection._gaussians import choose_cells, choose_features, new_pca
-from ipca_sklearn.detection._map_ops import check_smoothing, is_aligned
-from ipca_sklearn.detection._settings import ScoreSettings
+from ipca_sklearn.detection._map_ops import ScoreSettings, check_smoothing, is_aligned
 from ipca_sklearn.detection._unseen import ScoringModel, UnseenScores
+
+# Parameters of the detector that its PCA takes.
+PCA_PARAMETERS = set(BatchedIncrementalPCA().get_params()) - {"whiten"}
+_FULL_PARAMETERS = set(FullCovariance().get_params())
+
+# n_components="auto": of patches that have a Gaussian each (the paper's choice), and of those that share one.
+_N_COMPONENTS, _N_SHARED_COMPONENTS = 16, 96
+
+
+def choose_features(n_random_features: int | None, random_state: Any, n_features: int) -> np.ndarray | None:
+    """Return the indices of the features that are learnt, ascending; None for all."""
+    if n_random_features is None:
+        return None
+    if n_random_features > n_features:
+        raise ValueError(f"n_random_features={n_random_features} of n_features={n_features}: lower it")
+    rng = check_random_state(random_state)
+    return np.sort(rng.choice(n_features, n_random_features, replace=False))
+
+
+def choose_cells(n_gaussians: int | None, steps: StepReader) -> np.ndarray | None:
+    """Return the cell of each patch (see `partition`); None is a Gaussian for each."""
+    if n_gaussians is None or n_gaussians >= steps.n_patches:
+        return None
+    return partition(steps.patch_shape, steps.region, n_gaussians)
+
+
+def pca_parameters(parameters: dict[str, Any], n_features: int, group: int) -> dict[str, Any]:
+    """Return the parameters of the PCA of a detector for m features, of `group` patches that share a Gaussian."""
+    mine = dict(parameters)
+    if mine["n_components"] == "auto":
+        most = _N_COMPONENTS if group == 1 else _N_SHARED_COMPONENTS
+        mine["n_components"] = max(1, min(most, (mine["n_random_features"] or n_features) // 2))
+    mine["forgetting_factor"] **= 1 / group  # the user counts images
+    return {name: mine[name] for name in (_FULL_PARAMETERS if mine["covariance"] == "full" else PCA_PARAMETERS)}
+
+
+def new_pca(parameters: dict[str, Any], n_features: int, group: int) -> BasePCA:
+    """Return an unfitted PCA of a detector; arguments as of `pca_parameters`."""
+    kind: type[BasePCA] = BatchedIncrementalPCA
+    if parameters["covariance"] == "full":
+        check_full_distance(parameters["distance"])
+        kind = FullCovariance
+    return kind(**pca_parameters(parameters, n_features, group))
 
 
 @dataclass(frozen=True)
@@ -67,8 +110,8 @@ def learn(
 ) -> Pass:
     """Score each step before it is learnt, learn it, and store the Gaussians in `pca` when all steps are done.
 
-    `detector` says what is held out and how images are learnt, and `shape` how X is read; `pca` goes on from what it
-    has learnt. `model` has scored the images of an earlier call. Callbacks get `callback_data`, X and y.
+    `detector` says what is held out, `shape` how X is read; `pca` goes on from what it has learnt, and `model` has
+    scored the images of an earlier call. Callbacks get `callback_data`, X and y.
     """
     for each in settings:
         check_smoothing(each.smoothing, steps.patch_shape)

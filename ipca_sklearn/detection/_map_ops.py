@@ -1,8 +1,8 @@
-"""From the distances of patches to smooth maps and image scores."""
+"""From the distances of patches to smooth maps and image scores, and the parameters that these depend on."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any
 
@@ -15,9 +15,9 @@ from ipca_sklearn import linalg
 from ipca_sklearn._utils._arrays import at_patches
 from ipca_sklearn._utils._surroundings import own_surroundings
 from ipca_sklearn.decomposition._banded import BandedStep
-from ipca_sklearn.detection._bands import banded_distances
+from ipca_sklearn.decomposition._batches import StepReader
 from ipca_sklearn.detection._calibration import upper_quantiles
-from ipca_sklearn.detection._cells import Cells
+from ipca_sklearn.detection._cells import Cells, banded_distances
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,32 @@ class MapScorer:
         return torch.cat([-image_scores(maps, self.image_score)[:, None], upper_quantiles(maps)], dim=1)
 
 
+@dataclass(frozen=True)
+class ScoreSettings:
+    """Parameters of a detector that its scores depend on: a threshold belongs to scores of the same settings."""
+
+    n_components: Any
+    distance: str
+    noise_shrinkage: float
+    ridge: float
+    image_score: Any
+    smoothing: float
+
+    @classmethod
+    def of(cls, detector: Any) -> ScoreSettings:
+        """Return the settings of a detector as they are now."""
+        return cls(*(getattr(detector, field.name) for field in fields(cls)))
+
+    def differences(self, earlier: ScoreSettings) -> str:
+        """Return which settings were others earlier, in words; nothing if none was."""
+        pairs = ((field.name, getattr(earlier, field.name), getattr(self, field.name)) for field in fields(self))
+        return ", ".join(f"{name}={then!r}, now {now!r}" for name, then, now in pairs if then != now)
+
+    def scorer(self, operator: linalg.DistanceOperator, steps: StepReader, cells: Cells | None) -> MapScorer:
+        """Return what scores steps by a model."""
+        return MapScorer(operator, steps.patch_shape, self.smoothing, self.image_score, steps.region, cells)
+
+
 def check_smoothing(smoothing: float, patch_shape: tuple[int, ...]) -> None:
     """Raise a ValueError if maps are to be blurred that have no rows and columns."""
     if smoothing > 0 and len(patch_shape) != 2:
@@ -74,10 +100,7 @@ def inspected(maps: Tensor, region: np.ndarray | None) -> Tensor:
 
 
 def smooth_maps(maps: Tensor, sigma: float) -> Tensor:
-    """Blur maps (n, H, W) by a Gaussian, as scipy.ndimage.gaussian_filter does, each side mirrored with its edge.
-
-    torchvision mirrors without the edge only, which repeats the neighbours of a corner in place of the corner.
-    """
+    """Blur maps (n, H, W) as scipy.ndimage.gaussian_filter does: mirrored with their edges, unlike torchvision's."""
     rows, columns = (blur_matrix(side, sigma).to(maps) for side in maps.shape[1:])
     with linalg.full_precision():
         return rows @ maps @ columns.T
@@ -101,10 +124,7 @@ def on_images(maps: Any, X: Any) -> Any:
 
 
 def image_scores(values: Tensor, image_score: Any, n_inspected: int | None = None) -> Tensor:
-    """Return one value per row of (n, P): the largest (`"max"`), the mean, or the mean of a share of the largest.
-
-    `n_inspected` is how many of the P are inspected, where the others are 0; None for all.
-    """
+    """Return the largest value (`"max"`), mean or mean of the largest share of rows (n, P), 0 where not inspected."""
     n_values = n_inspected or values.shape[1]
     if image_score == "max":
         return values.amax(1)

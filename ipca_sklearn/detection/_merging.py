@@ -17,10 +17,7 @@ RECORDS = ("learnt_from_", "learnt_images_")
 
 
 def check_same_kind(mine: Any, theirs: Any) -> None:
-    """Raise a ValueError if two fitted detectors differ in more than the images that they have learnt.
-
-    What their PCAs must share is compared when these are merged.
-    """
+    """Raise a ValueError if two fitted detectors differ in more than their images and what their PCAs compare."""
     for detector in (mine, theirs):
         refuse_trim(detector.trim, "merge")
     for name in _SHARED:

@@ -21,25 +21,30 @@ from ipca_sklearn._utils._precision import above, below, difference
 from ipca_sklearn._utils._sklearn_compat import Interval, StrOptions, fit_context, validate_parameters
 from ipca_sklearn._utils._turns import in_turn, of_one_state, snapshot
 from ipca_sklearn._utils._typing import ArrayLike, DeviceLike, DTypeLike
-from ipca_sklearn.decomposition._base import BasePCA, memory_needed
+from ipca_sklearn.decomposition._base import BasePCA, MemoryNeed, memory_needed
 from ipca_sklearn.decomposition._batched_ipca import BatchedIncrementalPCA
 from ipca_sklearn.decomposition._batches import read_steps
 from ipca_sklearn.decomposition._fitted import Fitted
-from ipca_sklearn.decomposition._memory import MemoryNeed
-from ipca_sklearn.detection._bands import in_bands
 from ipca_sklearn.detection._calibration import LearningCurve, ReferenceScores, Summaries
 from ipca_sklearn.detection._calibrator import Calibrator
-from ipca_sklearn.detection._cells import Cells
+from ipca_sklearn.detection._cells import Cells, in_bands
 from ipca_sklearn.detection._chosen import ChosenThreshold, LabelledScores, ThresholdRule
 from ipca_sklearn.detection._copies import group_size
 from ipca_sklearn.detection._few_images import what_few_images_do
-from ipca_sklearn.detection._gaussians import PCA_PARAMETERS, choose_features, new_pca, pca_parameters
-from ipca_sklearn.detection._learning import Pass, begin, learn, normal_steps
-from ipca_sklearn.detection._map_ops import MapScorer, image_scores, inspected, on_images
+from ipca_sklearn.detection._learning import (
+    PCA_PARAMETERS,
+    Pass,
+    begin,
+    choose_features,
+    learn,
+    new_pca,
+    normal_steps,
+    pca_parameters,
+)
+from ipca_sklearn.detection._map_ops import MapScorer, ScoreSettings, image_scores, inspected, on_images
 from ipca_sklearn.detection._merging import RECORDS, check_same_kind, records_of_both
 from ipca_sklearn.detection._regions import Defect, predict_regions
 from ipca_sklearn.detection._scoring import ImageScorer, on_host
-from ipca_sklearn.detection._settings import ScoreSettings
 from ipca_sklearn.detection._suspects import HELD_MODELS, refuse_trim, without_suspects
 from ipca_sklearn.detection._unseen import n_kept
 from ipca_sklearn.exceptions import FewImagesWarning
@@ -334,10 +339,9 @@ class PatchGaussianDetector(OutlierMixin, PatchTransformer):
                 UserWarning,
                 stacklevel=4,
             )
-            done = learn(self, [settings], steps, shape, pca, None, (X, y))
-            return self._store_pass(done, settings, shape, pca)
-        done = learn(self, [settings], steps, shape, pca, known.model, (X, y))
-        return self._store_pass(done, settings, shape, pca, known.unseen, known.left_out, self._chosen())
+        earlier = () if changed else (known.unseen, known.left_out, self._chosen())
+        done = learn(self, [settings], steps, shape, pca, None if changed else known.model, (X, y))
+        return self._store_pass(done, settings, shape, pca, *earlier)
 
     def _store_pass(
         self,
@@ -349,7 +353,6 @@ class PatchGaussianDetector(OutlierMixin, PatchTransformer):
         left_out: Summaries | None = None,
         chosen: ChosenThreshold | None = None,
     ) -> PatchGaussianDetector:
-        """Store what a pass has learnt; its scores and those of earlier images set the thresholds."""
         new_unseen, new_left_out = done.scores.summaries(0)
         unseen = new_unseen if unseen is None else unseen.extended(new_unseen)
         left_out = new_left_out if left_out is None else left_out.extended(new_left_out)
@@ -492,9 +495,8 @@ class PatchGaussianDetector(OutlierMixin, PatchTransformer):
         should look, and scikit-learn's scorers take no NaN. `model_selection.ReadableScorer` leaves them out.
         """
         decision = difference(self.score_samples(X), self.offset_)
-        if isinstance(decision, Tensor):
-            return torch.where(decision.isnan(), torch.finfo(decision.dtype).min, decision)
-        return np.where(np.isnan(decision), np.finfo(decision.dtype).min, decision)
+        xp: Any = torch if isinstance(decision, Tensor) else np
+        return xp.where(xp.isnan(decision), xp.finfo(decision.dtype).min, decision)
 
     @of_one_state
     def predict(self, X: ArrayLike) -> Any:
@@ -503,9 +505,7 @@ class PatchGaussianDetector(OutlierMixin, PatchTransformer):
         Images that could not be read (`on_error="skip"`) are -1: someone should look.
         """
         decision = self.decision_function(X)
-        if isinstance(decision, Tensor):
-            return torch.where(decision >= 0, 1, -1)
-        return np.where(decision >= 0, 1, -1)
+        return (torch if isinstance(decision, Tensor) else np).where(decision >= 0, 1, -1)
 
     @of_one_state
     def predict_masks(self, X: ArrayLike) -> Any:
@@ -739,8 +739,9 @@ class PatchGaussianDetector(OutlierMixin, PatchTransformer):
         self._checked_calibrator()
         rule = ThresholdRule(false_positive_rate, recall, score)
         rule.check(X, confidence)
-        images = LabelledScores.none()
-        if X is not None:
+        if X is None:
+            images = LabelledScores.of(np.empty((0, 2)), np.empty(0))
+        else:
             scorer = ImageScorer.of(self)
             steps = scorer.read(X)
             labels = np.ones(steps.n_samples) if y is None else check_labels(y)
@@ -926,7 +927,7 @@ class PatchGaussianDetector(OutlierMixin, PatchTransformer):
     def calibration_medians_(self) -> np.ndarray:
         """About the medians of the maps of the same images: how far their patches lie from the model as a rule."""
         calibrator = self._checked_calibrator()
-        return calibrator.reference.medians(calibrator.n_patches)
+        return calibrator.reference.medians(calibrator.unseen.n_patches)
 
     def set_params(self, **params: Any) -> PatchGaussianDetector:
         """Set parameters; those of the threshold take effect at once, and a warning says if scores are too few."""

@@ -15,8 +15,7 @@ from ipca_sklearn._utils._arrays import as_real_array
 from ipca_sklearn._utils._precision import above
 from ipca_sklearn._utils._surroundings import own_surroundings
 from ipca_sklearn._utils._typing import ArrayLike, Size
-from ipca_sklearn.detection._linkage import merge_near
-from ipca_sklearn.detection._outlines import outlines_of
+from ipca_sklearn.detection._region_ops import merge_near, outlines_of
 from ipca_sklearn.exceptions import SkippedImagesWarning
 
 Box = tuple[float, float, float, float]
@@ -248,7 +247,6 @@ def _find(
     normal_maxima: ArrayLike | None,
     connectivity: int,
 ) -> Iterator[list[Defect] | None]:
-    """Check everything, then yield the defects of each map."""
     if np.isnan(threshold):
         raise ValueError(f"threshold={threshold} is no number: pass map_threshold_ of the detector")
     for name, value in (("min_area", min_area), ("merge_distance", merge_distance)):
@@ -284,7 +282,6 @@ def _find(
 def _measured(
     anomaly_map: NDArray[Any], labels: NDArray[Any], n_regions: int, box: Box, size: Size, maxima: NDArray[Any] | None
 ) -> Iterator[Defect]:
-    """Yield the regions of a map, measured in pixels of its image."""
     if not n_regions:
         return
     rows, columns = (
@@ -337,7 +334,6 @@ def _as_maps(maps: Any) -> NDArray[Any]:
 
 
 def _sizes(image_sizes: Any, n_images: int, grid: Size) -> list[Size | None]:
-    """Return the size of each image."""
     if image_sizes is None:
         return [grid] * n_images
     given = list(image_sizes)

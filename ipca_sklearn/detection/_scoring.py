@@ -18,8 +18,7 @@ from ipca_sklearn._utils._sklearn_compat import validate_parameters
 from ipca_sklearn.decomposition._batches import StepReader, read_steps
 from ipca_sklearn.decomposition._fitted import Fitted
 from ipca_sklearn.detection._cells import Cells
-from ipca_sklearn.detection._map_ops import MapScorer
-from ipca_sklearn.detection._settings import ScoreSettings
+from ipca_sklearn.detection._map_ops import MapScorer, ScoreSettings
 from ipca_sklearn.detection._unseen import cut_to
 
 
@@ -59,11 +58,8 @@ class ImageScorer:
         return steps.map_steps(partial(function, self.scorer(steps)), self.detector.step_size)
 
     def summaries(self, steps: StepReader) -> np.ndarray:
-        """Return the columns (n, 1 + q) of `Summaries`; images that could not be read are NaN.
-
-        They are scored as `score_samples` does: in the same steps, because the last digits depend on what an image is
-        computed with, and in the dtype of X.
-        """
+        """Return the columns (n, 1 + q) of `Summaries`; images that could not be read are NaN."""
+        # In the steps and the dtype of `score_samples`: the last digits depend on what an image is computed with.
         return on_host(steps.map_steps(self.scorer(steps).summaries, self.detector.step_size))
 
     def log_likelihood(self, X: Any) -> float:

@@ -21,10 +21,9 @@ from ipca_sklearn.decomposition._fitted import Fitted
 from ipca_sklearn.detection._calibration import FEW_IMAGES, LearningCurve, Summaries, leave_out
 from ipca_sklearn.detection._cells import Cells
 from ipca_sklearn.detection._copies import learn_images
-from ipca_sklearn.detection._map_ops import MapScorer, check_smoothing
-from ipca_sklearn.detection._near_duplicates import Describer, near_duplicates
+from ipca_sklearn.detection._learning import choose_cells
+from ipca_sklearn.detection._map_ops import MapScorer, ScoreSettings, check_smoothing
 from ipca_sklearn.detection._scoring import on_host
-from ipca_sklearn.detection._settings import ScoreSettings
 from ipca_sklearn.exceptions import AspectRatioWarning, MultiPageImageWarning, SkippedImagesWarning
 
 # Share of false ones among the images that are called suspects.
@@ -41,6 +40,15 @@ _N_BLOCKS, _N_BLOCKS_OF_MANY = 8, 4
 
 # Models that are held at a time while blocks are left out, besides the one that learns.
 HELD_MODELS = 3
+
+# Parts of an image that are compared with the same ones of another, and the cosine between descriptors from which
+# images are nearly the same. Measured on leather: at least 0.55 for JPEG of quality 80, 0.64 after a shift by 4 of 256
+# pixels, 0.47 by 16, and at most 0.33 for images of other places.
+_N_PARTS = 16
+_NEARLY_SAME = 0.45
+
+# Features of parts from which images have no such cosine by chance.
+_FEWEST_SIGNS = 256
 
 _RECORD = np.dtype(
     [
@@ -66,12 +74,7 @@ def refuse_trim(trim: Any, what: str) -> None:
 def without_suspects(
     detector: Any, pca: BasePCA, steps: StepReader, shape: dict[str, Any], rows: np.ndarray | None
 ) -> tuple[StepReader, np.ndarray, Summaries]:
-    """Return the images that a fit shall learn, a record of all, and the scores that make its thresholds.
-
-    `detector` says how images are scored and which are left out, `pca` how they are learnt, and `shape` how X is read;
-    `rows` are the places of the images in X (None: all). A ValueError says that there are too few images, or that a
-    share of them is held out for the threshold.
-    """
+    """Return the images to learn, a record of all (`rows` of X), and the scores that make the thresholds."""
     trim = detector.trim
     if trim and detector.calibration != "prequential":
         raise ValueError(
@@ -104,7 +107,7 @@ class Ranking:
     p_values: np.ndarray  # (n,)
     q_values: np.ndarray  # (n,)
     trimmed: np.ndarray  # (n,), the images that no model has learnt
-    descriptors: np.ndarray  # (n, d), of `Describer`
+    descriptors: np.ndarray  # (n, d), of `_Describer`
 
     @classmethod
     def of(
@@ -141,7 +144,7 @@ class Ranking:
         for name in ("score", "p_value", "q_value"):
             found[name] = getattr(self, f"{name}s")
         readable = np.flatnonzero(np.isfinite(self.scores))
-        firsts = near_duplicates(self.descriptors[readable])
+        firsts = _near_duplicates(self.descriptors[readable])
         found["near_duplicate_of"][readable[firsts >= 0]] = rows[readable[firsts[firsts >= 0]]]
         return found[readable[np.argsort(self.scores[readable], kind="stable")]]
 
@@ -156,11 +159,8 @@ class _Others:
     cells: Cells | None
 
     def rank(self) -> Ranking:
-        """Leave out what is farthest from models without it, until these images stay the same.
-
-        The first round looks at one feature at a time: images that are alike, but not as the others, make directions of
-        their own, along which nothing is far.
-        """
+        """Leave out what is farthest from models without it, until these images stay the same."""
+        # First by one feature at a time: bad images that are alike make directions, along which nothing is far.
         check_memory(self.pca, self.steps, n_gaussians=None if self.cells is None else len(self.cells.slots))
         trim, trimmed = self.detector.trim, np.zeros(self.steps.n_samples, bool)
         if not trim:
@@ -192,9 +192,9 @@ class _Others:
             device = resolve_device(self.detector.device, fitted.state.mean.device, required=False)
             operator = _by_feature(fitted) if without_directions else fitted.distance_operator(device, settings)
             scorer = settings.scorer(operator, steps, self.cells)
-            describe = describe or Describer(steps, fitted, self.cells)
+            describe = describe or _Describer(steps, fitted, self.cells)
 
-            def summarized(step: Tensor, scorer: MapScorer = scorer, describe: Describer = describe) -> Tensor:
+            def summarized(step: Tensor, scorer: MapScorer = scorer, describe: _Describer = describe) -> Tensor:
                 summaries = scorer.summaries(step)
                 return torch.cat([summaries, describe(step).to(summaries)], 1)
 
@@ -202,10 +202,10 @@ class _Others:
             columns.append(on_host(block.map_steps(summarized, self.pca.step_size)))
             weights.append(np.full(len(rows), fitted.weight))
         values = np.concatenate(columns)
-        summaries = Summaries.of(values[:, : -Describer.size], np.concatenate(weights), steps.n_patches)
+        summaries = Summaries.of(values[:, : -_Describer.size], np.concatenate(weights), steps.n_patches)
         curve = LearningCurve.of_model(settings.distance, fitted)
         weight = fitted.weight / fitted.count * (len(values) - trimmed.sum())
-        descriptors = values[:, -Describer.size :].astype(np.float64)
+        descriptors = values[:, -_Describer.size :].astype(np.float64)
         return Ranking.of(summaries, weight, curve, trimmed, descriptors)
 
 
@@ -222,11 +222,52 @@ def _by_feature(fitted: Fitted) -> linalg.DistanceOperator:
 def tail_probabilities(distances: np.ndarray) -> np.ndarray:
     """Return how often a normal image is as far, if most of these are normal.
 
-    The logarithm of the mean of the largest values of a map has about a Gumbel distribution: it is fitted to the median
-    and the lower decile, which hardly change with up to half of the images far away.
+    The logarithm of the mean of the largest values of a map has about a Gumbel distribution, fitted to the median and
+    the lower decile: they hardly change with up to half of the images far away.
     """
     logs = np.log(np.maximum(distances, np.finfo(distances.dtype).tiny))
     median, decile = np.quantile(logs, [0.5, 0.1])
     of_median, of_decile = (-np.log(-np.log(share)) for share in (0.5, 0.1))  # of the standard distribution
     scale = max((median - decile) / (of_median - of_decile), np.finfo(distances.dtype).eps)
     return gumbel_r.sf(of_median + (logs - median) / scale)
+
+
+class _Describer:
+    """Signs of the features in 16 parts of an image, without what all parts share (JPEG changes it), as 256 numbers."""
+
+    size = 256
+
+    def __init__(self, steps: StepReader, fitted: Fitted, cells: Cells | None) -> None:
+        labels = choose_cells(_N_PARTS, steps)
+        of_patch = np.arange(steps.n_patches) if labels is None else labels[labels >= 0]
+        members = np.equal.outer(np.unique(of_patch), of_patch)
+        weights = members / members.sum(1, keepdims=True)
+        enough = len(weights) * steps.n_features >= _FEWEST_SIGNS
+        self._weights = torch.from_numpy(weights * enough)  # with fewer signs all look alike
+        means = fitted.state.mean.cpu().double()
+        self._means = self._weights @ (means if cells is None else means[cells.place.cpu() // cells.size])
+        directions = np.random.default_rng(0).normal(size=(len(weights) * steps.n_features, self.size))
+        self._directions = torch.from_numpy(directions)
+
+    def __call__(self, step: Tensor) -> Tensor:
+        """Return the descriptors (b, 256) of a step (b, P, m)."""
+        parts = self._weights.to(step) @ step - self._means.to(step)
+        own = parts - parts.median(1, keepdim=True).values
+        return own.sign().flatten(1) @ self._directions.to(step)
+
+
+def _near_duplicates(descriptors: np.ndarray) -> np.ndarray:
+    """Return for each image the number of the first one that has nearly the same descriptors (n, d); -1 is none."""
+    centred = descriptors - descriptors.mean(0)
+    firsts = np.full(len(centred), -1)
+    lengths = np.linalg.norm(centred, axis=1)
+    varied = np.flatnonzero(lengths > 1e-6 * np.linalg.norm(descriptors, axis=1))
+    if len(varied) < 2:
+        return firsts
+    from sklearn.neighbors import NearestNeighbors  # a tenth of a second, which scoring does not need
+
+    search = NearestNeighbors(radius=1 - _NEARLY_SAME, metric="cosine").fit(centred[varied])
+    for number, found in enumerate(search.radius_neighbors(return_distance=False)):
+        if len(found) and found.min() < number:
+            firsts[varied[number]] = varied[found.min()]
+    return firsts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 from ipca_sklearn._utils._sklearn_compat import validate_parameters
@@ -15,34 +15,21 @@ from ipca_sklearn.decomposition._batches import read_steps
 from ipca_sklearn.detection._calibrator import Calibrator
 from ipca_sklearn.detection._cells import Cells
 from ipca_sklearn.detection._copies import group_size
-from ipca_sklearn.detection._gaussians import choose_cells, new_pca, pca_parameters
-from ipca_sklearn.detection._learning import begin, learn
+from ipca_sklearn.detection._learning import begin, choose_cells, learn, new_pca, pca_parameters
+from ipca_sklearn.detection._map_ops import ScoreSettings
 from ipca_sklearn.detection._patch_gaussian import PatchGaussianDetector
-from ipca_sklearn.detection._settings import ScoreSettings
 from ipca_sklearn.detection._suspects import refuse_trim
 
-# Parameters of scores and thresholds: learning does not depend on them.
-_NOT_LEARNT = {
-    "distance",
-    "noise_shrinkage",
-    "ridge",
-    "false_positive_rate",
-    "pixel_false_positive_rate",
-    "image_score",
-    "smoothing",
-    "verbose",
-}
+# Parameters that learning does not depend on.
+_NOT_LEARNT = {field.name for field in fields(ScoreSettings)} - {"n_components"}
+_NOT_LEARNT |= {"false_positive_rate", "pixel_false_positive_rate", "verbose"}
 
 
 def fit_together(detectors: Sequence[PatchGaussianDetector], X: ArrayLike, y: Any = None) -> int:
-    """Fit detectors to the same images in place, each as its `fit` would; learn once for those that learn the same.
+    """Fit detectors to the same images in place, each as its `fit` would, and return how often these were learnt.
 
-    These are detectors that differ in what scores and thresholds are made with (`distance`, `noise_shrinkage`, `ridge`,
-    `image_score`, `smoothing` and the false positive rates) and, where scatter matrices are kept, in `n_components`.
-    What they have learnt is then shared in memory.
-
-    Returns how often the images were learnt. A detector that cannot be fitted, or not with the others, is left as it
-    was: its own `fit` says why.
+    Once for detectors that differ in what scores and thresholds are made with and, where scatter matrices are kept, in
+    `n_components`. A detector that cannot be fitted, or not with the others, is left as it was: its `fit` says why.
     """
     groups: list[tuple[dict[str, Any], list[PatchGaussianDetector]]] = []
     for detector in detectors:
@@ -86,7 +73,6 @@ def _what_is_learnt(detector: PatchGaussianDetector, X: ArrayLike) -> dict[str, 
 
 
 def _fit_members(members: Sequence[PatchGaussianDetector], X: ArrayLike, y: Any) -> None:
-    """Fit detectors that learn the same: each step is scored by all of them before it is learnt."""
     first = PatchGaussianDetector(**members[0].get_params())  # without its callbacks
     steps, _, shape, pca = begin(first, X, y)
     group = group_size(Cells.of(shape["cells_"]), steps.n_copies)

@@ -18,16 +18,10 @@ from ipca_sklearn.decomposition._base import BasePCA
 from ipca_sklearn.decomposition._batches import StepReader
 from ipca_sklearn.decomposition._fitted import Fitted, independent_samples
 from ipca_sklearn.decomposition._fitted_scatter import FittedExactPCA
-from ipca_sklearn.detection._calibration import (
-    FEW_IMAGES,
-    MAX_IMAGES,
-    Summaries,
-    first_scored_image,
-    leave_out,
-)
+from ipca_sklearn.detection._calibration import FEW_IMAGES, MAX_IMAGES, Summaries, leave_out
 from ipca_sklearn.detection._cells import Cells
 from ipca_sklearn.detection._copies import images_of, images_per_step, learn_images
-from ipca_sklearn.detection._settings import ScoreSettings
+from ipca_sklearn.detection._map_ops import ScoreSettings
 
 # Logarithm by which distances fall from one independent sample to very many, with 96 directions, times that number; and
 # by how much those of the model that scores may differ from those of a new one.
@@ -36,18 +30,12 @@ _FALL, _LARGEST_FALL = 120, 0.1
 # Blocks of few images that are left out in turn, and from how many images on fewer of them may do.
 _N_BLOCKS, _FEWEST_IN_LARGE_BLOCKS = 8, 16
 
-_OPERATOR_TENSORS = ("mean", "rows", "transform", "scale", "precision")
-
 # Steps of images with the weight of the model that has scored them: (b, 1 + q) for each of the settings.
 _Scored = tuple[float, list[Tensor]]
 
 
 class ScoringModel:
-    """What scores images that are learnt next: distance operators of a model, made when they are first used.
-
-    There is one operator for each of the settings that images are scored with; `count` and `weight` are those of the
-    images that the model has learnt.
-    """
+    """Scores what is learnt next: a model's distance operator for each of the settings, made when first used."""
 
     def __init__(
         self, count: int, weight: float, make_operators: Callable[[], list[linalg.DistanceOperator]] | None
@@ -58,12 +46,9 @@ class ScoringModel:
         self._operators: list[linalg.DistanceOperator] = []
 
     def outdated(self, count: float, weight: float, per_image: float) -> bool:
-        """Return whether a model of so many images, and this weight of them, should score in place of this one.
-
-        When distances by a new model would be a tenth smaller (the learning curve, linear in 1 / n, of as many
-        directions as are kept by default), or as many images have come as count in this one: it has doubled, unless it
-        forgets. `per_image` is the number of independent samples that a Gaussian gets of an image.
-        """
+        """Return whether a model of so many images, and this weight of them, should score in place of this one."""
+        # When distances would be a tenth smaller (the learning curve, linear in 1 / n, with the default directions), or
+        # as many images have come as count in this one: it has doubled, unless it forgets.
         fall = _FALL / per_image * (1 / max(self.weight, 1) - 1 / max(weight, 1))
         return fall > _LARGEST_FALL or count - self.count >= self.weight
 
@@ -89,8 +74,12 @@ class ScoringModel:
         return self  # it never changes
 
     def __getstate__(self) -> dict[str, Any]:
-        operators = [operator.folded() for operator in self.operators()] if self.count else []
-        return {"count": self.count, "weight": self.weight, "operators": [_as_arrays(each) for each in operators]}
+        operators = [vars(operator.folded()) for operator in self.operators()] if self.count else []
+        arrays = [
+            {name: None if tensor is None else tensor.cpu().numpy() for name, tensor in tensors.items()}
+            for tensors in operators
+        ]
+        return {"count": self.count, "weight": self.weight, "operators": arrays}
 
     def __setstate__(self, stored: dict[str, Any]) -> None:
         self.__init__(  # type: ignore[misc]
@@ -99,22 +88,16 @@ class ScoringModel:
         self.operators()
 
 
-def _as_arrays(operator: linalg.DistanceOperator) -> dict[str, np.ndarray | None]:
-    tensors = {name: getattr(operator, name) for name in _OPERATOR_TENSORS}
-    return {name: None if tensor is None else tensor.cpu().numpy() for name, tensor in tensors.items()}
-
-
 def _as_operator(arrays: dict[str, np.ndarray | None]) -> linalg.DistanceOperator:
     tensors: Any = {name: None if array is None else torch.from_numpy(array) for name, array in arrays.items()}
     return linalg.DistanceOperator(**tensors)
 
 
 class UnseenScores:
-    """Scores each step of a fit before it is learnt; few images are kept, and scored by models of the others.
+    """Scores each step of a fit by each of the `settings`, if `prequential` before it is learnt.
 
-    Each of the `settings` gives scores of its own. `start` is what is known before the first step. Unless
-    `prequential`, steps are not scored before they are learnt. `model` is what scored the last step, at first that of
-    an earlier call.
+    Few images are kept, and scored by models of the others. `start` is what is known before the first step, `model`
+    what scored the last one, at first that of an earlier call.
     """
 
     def __init__(
@@ -135,7 +118,9 @@ class UnseenScores:
         self._cells = cells
         self._prequential = prequential
         n_before = 0 if start is None else start.count
-        self._first_scored = first_scored_image(n_before, steps)
+        total = n_before + steps.n_samples
+        # Scores of earlier images would be dropped in the end; of a total that is not known all are kept.
+        self._first_scored = 0 if steps.may_skip else total - total // 2
         self.n_kept = n_kept(n_before, steps, prequential=prequential)
         self.model = model or self._model_of(start)
         # Tensors stay on their device until the end, so that the host does not wait for a GPU at every step.
@@ -182,10 +167,7 @@ class UnseenScores:
                 self._scored.extend(self._by(self.model, step))
 
     def summaries(self, number: int) -> tuple[Summaries, Summaries]:
-        """Return what one of the settings gives: of images in their order, and of few images by models of the others.
-
-        The first are by models of earlier images, or of all that were learnt where images are held out.
-        """
+        """Return the scores by one of the settings: of images in order, and of few images by models of the others."""
         in_pairs = [each for pair in self._falls for each in pair]
         known = self._on_host([*self._scored, *in_pairs], number)
         scored = known.take(slice(len(known) - sum(len(columns[number]) for _, columns in in_pairs)))
@@ -205,11 +187,7 @@ class UnseenScores:
         return Summaries.of(columns, weights, self._steps.n_patches)
 
     def _renew(self, fitted: FittedExactPCA, first_scored: float) -> None:
-        """Take what is learnt so far as the model that scores, where it differs enough (`ScoringModel.outdated`).
-
-        Decomposing scatter matrices costs as much as learning a hundred images. When that is does not depend on how
-        images are divided among calls: a loop of `partial_fit` gives the scores of `fit`.
-        """
+        """Take what is learnt so far as the model that scores, in `fit` and `partial_fit` after the same images."""
         self.model = self._model_of(fitted)
         grows = fitted.weight == fitted.count  # what forgets may keep its weight, and so its model, for long
         weight = first_scored if grows else fitted.weight
@@ -254,11 +232,8 @@ class UnseenScores:
 
 
 def _n_blocks(fitted: Fitted, n_images: int) -> int:
-    """Return how many blocks of few images are left out in turn: each takes a decomposition of all Gaussians.
-
-    Where patches share Gaussians, these are as few as leave enough images to models that borrow nothing, as `fitted`:
-    their scores are corrected as well as those of models of more images.
-    """
+    """Return how many blocks of few images are left out in turn: each takes a decomposition of all Gaussians."""
+    # Where patches share Gaussians, as few as leave enough images to models that, as `fitted`, borrow nothing.
     if isinstance(fitted, FittedExactPCA) and fitted.group > 1 and n_images >= _FEWEST_IN_LARGE_BLOCKS:
         enough = fitted.fewest_samples / independent_samples(fitted.group)
         for n_blocks in (2, 4):

@@ -79,10 +79,7 @@ def _search(reference: bytes, shape: Size, rigid: bool) -> Search:
 
 
 def learn_aligner(pictures: Sequence[Floats], rigid: bool) -> Aligner:
-    """Return what aligns images to the mean of some pictures (`grey`), each brought to where one of them lies.
-
-    That one is the first, unless most of the others are not found by it and another finds more.
-    """
+    """Return what aligns images to the mean of pictures (`grey`) brought to where the first, or a better one, lies."""
     best, most = None, -1
     for start in pictures[:_STARTS]:
         aligner, n_found = _learn_from(start, pictures, rigid)
@@ -95,11 +92,8 @@ def learn_aligner(pictures: Sequence[Floats], rigid: bool) -> Aligner:
 
 
 def _learn_from(start: Floats, pictures: Sequence[Floats], rigid: bool) -> tuple[Aligner, int]:
-    """Return what aligns images to the mean of pictures, each brought to where one of them lies, and how many it finds.
-
-    That one is the reference of the first round, as the plain mean of parts at any angle shows none. In the next round
-    it is the mean of those that were found.
-    """
+    """Return what aligns images to the mean of pictures brought to where `start` lies, and how many it finds."""
+    # The plain mean of parts at any angle shows none: it is the mean of those that were found from the second round on.
     reference = start
     for _ in range(_ROUNDS):
         finder = Aligner(reference, rigid, 0.0)
@@ -149,8 +143,8 @@ def _middles(pose: Pose, grid_size: Size, crop_size: Size) -> tuple[NDArray[np.f
 def map_to_image(values: NDArray[Any], pose: Pose, crop_size: Size) -> NDArray[Any]:
     """Return a map (H, W) of an aligned image as a map of the image: 0 where that shows what was not inspected.
 
-    Each place has the value of the nearest patch. A patch that is nearest to none, as some are where an image was
-    turned, is put where its middle lies, so that no value above a threshold is lost.
+    Each place has the value of the nearest patch. A patch that is nearest to none is put where its middle lies, so that
+    no value above a threshold is lost.
     """
     if pose == Pose():
         return values

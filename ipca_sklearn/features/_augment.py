@@ -46,11 +46,7 @@ def _names(augment: Augment) -> tuple[str, ...]:
 
 
 def augmented(image: Tensor, settings: ImageSettings, index: int, copy: int) -> Tensor:
-    """Return a resized image (3, height, width), or copy number `copy` of it, augmented; its centre is to be cut out.
-
-    `settings` are the `ImageSettings`. Random numbers depend on the seed, the position `index` of the image in X, and
-    the number of the copy alone. The angles and sides of the copies of an image are spread evenly.
-    """
+    """Return a resized image, or a `copy` of it, augmented by the seed, its position `index` in X and the copy."""
     n_copies = settings.n_augmented
     entropy = [settings.seed, index, copy] if n_copies else [settings.seed, index]
     sequence = np.random.SeedSequence(entropy)

@@ -129,7 +129,6 @@ class FeatureCache:
         return False
 
     def _warn_once(self, error: OSError) -> None:
-        """Warn that nothing can be written, once for a folder."""
         if self.location in _warned_of:
             return
         _warned_of.add(self.location)
@@ -148,10 +147,7 @@ class FeatureCache:
 
 
 class StoredFeatures:
-    """The files of the images of one pass: those that exist, and those that will be written.
-
-    `shape` is that of what is kept of an image, `(H, W, m)` or `(P, m)`.
-    """
+    """The files of the images of one pass, of which arrays of `shape` are kept: (H, W, m), or (P, m) of a region."""
 
     def __init__(
         self, cache: FeatureCache, images: Any, indices: np.ndarray, settings_digest: str, shape: tuple[int, ...]

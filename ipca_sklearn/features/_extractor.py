@@ -25,7 +25,6 @@ from ipca_sklearn.features import engines
 from ipca_sklearn.features._alignment import ALIGNMENTS
 from ipca_sklearn.features._augment import AUGMENTATIONS, check_augment
 from ipca_sklearn.features._cache import FeatureCache
-from ipca_sklearn.features._copies import AugmentedFeatures
 from ipca_sklearn.features._fitting import make_network
 from ipca_sklearn.features._geometry import covered_box, cut_masks, first_size, fitted_sizes
 from ipca_sklearn.features._lazy import PatchFeatures
@@ -401,7 +400,7 @@ class PatchFeatureExtractor(VersionedMixin, CallbackSupportMixin, TableOutputMix
         augmented, indices = replace(settings, images=changed), np.arange(len(images))
         cache, record = self._feature_cache(), self._training_record
         if self.n_augmented:
-            return AugmentedFeatures(images, indices, settings, augmented, cache, record)
+            return PatchFeatures(images, indices, settings, cache, record, augmented)
         return features_of(images, indices, augmented, cache, record)
 
     def _device_for(self, images: Any) -> DeviceLike:

@@ -151,11 +151,9 @@ def _warn(text: str) -> None:
 def foreground(features: NDArray[Any], seen: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Return the patches (H, W) of the part that lies alike in some images, with its holes and one patch around it.
 
-    The first principal component of the patches tells the part from the background (Damm et al., "AnomalyDINO", WACV
-    2025): its values are cut in two where the classes are farthest apart (Otsu), and background is the class that most
-    patches at the edge are in. The part is the largest connected region of what at least half of the images have as
-    foreground; none if nothing differs from the background. Patches that not all images show (`seen`) count for
-    nothing.
+    The first principal component of the patches that all images show (`seen`) tells the part from the background (Damm
+    et al., "AnomalyDINO", WACV 2025): Otsu cuts its values in two, and most of the edge is background. The part is the
+    largest connected region of what is foreground in at least half of the images, or nothing.
     """
     samples = features[:, seen].astype(np.float64)
     centred = samples - samples.mean((0, 1))

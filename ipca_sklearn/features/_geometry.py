@@ -178,7 +178,6 @@ class Geometry:
 
 
 def _margin(extractor: Any, crop_size: Size) -> int:
-    """Return the margin of an extractor with parameters, for inspected parts of this size."""
     if isinstance(extractor.margin, str):
         is_whole = extractor.crop_size is None and not takes_patches(extractor.backbone)
         return min(AUTO_MARGIN, min(crop_size) // 2) if is_whole else 0

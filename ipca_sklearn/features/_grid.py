@@ -25,8 +25,7 @@ def resize_matrix(
 ) -> Tensor:
     """Return the matrix (patches, side) that resizes a row of values and averages each patch with its neighbours.
 
-    The values cover `length` pixels and a margin of `margin` pixels at both ends, the patches the `length` pixels.
-    Neighbours in the margin count for the average, those outside of the values do not.
+    The values cover `length` pixels, as the patches do, and `margin` pixels at both ends, which count for the average.
     """
     reach = pooling_size // 2
     patch = torch.arange(-reach, patches + reach, device="cpu")
@@ -50,10 +49,7 @@ def resize_matrix(
 
 
 def on_grid(layer: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Return maps (n, C, h, w) on the grid (n, H, W, C), with matrices (H, h) for the rows and (W, w) for the columns.
-
-    Both products are of one matrix and long contiguous rows.
-    """
+    """Return maps (n, C, h, w) on the grid (n, H, W, C), by matrices (H, h) for rows and (W, w) for columns."""
     maps = layer.permute(0, 2, 3, 1)
     resized = torch.matmul(rows, maps.float().flatten(2))  # (n, H, w * C)
     return torch.matmul(columns, resized.unflatten(2, (layer.shape[-1], -1)))

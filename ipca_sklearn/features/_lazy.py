@@ -68,12 +68,14 @@ class PatchFeatures:
         settings: FeatureSettings,
         cache: FeatureCache | None = None,
         record: SkippedImages | None = None,
+        of_copies: FeatureSettings | None = None,
     ) -> None:
         self._images = images
         self._indices = indices
         self._settings = settings
         self._cache = cache
         self._record = SkippedImages() if record is None else record
+        self._of_copies = of_copies  # how augmented copies of training images become features
         self._placements: dict[int, Placement] = {}  # of images that were read; slices share it
 
     @property
@@ -112,6 +114,14 @@ class PatchFeatures:
         :meta private:
         """
         return self._settings.images.on_error == "skip"
+
+    @property
+    def n_copies(self) -> int:
+        """Augmented copies of each image, which `read_copies` yields besides.
+
+        :meta private:
+        """
+        return 0 if self._of_copies is None else self._of_copies.images.n_augmented
 
     @property
     def skipped(self) -> dict[int, str]:
@@ -176,7 +186,6 @@ class PatchFeatures:
         return np.stack([map_to_image(values, placement.pose, crop_size) for values, placement in pairs])
 
     def _placed(self) -> list[Placement]:
-        """Return where the part lies in each image."""
         missing = np.array([index for index in self._indices.tolist() if index not in self._placements], dtype=int)
         size = self._settings.images.batch_size
         batches = [missing[start : start + size] for start in range(0, len(missing), size)]
@@ -272,8 +281,23 @@ class PatchFeatures:
         remarks = Remarks()
         return self._with_remarks(self._read(size, reuse, remarks), remarks)
 
+    def read_copies(self, size: int, *, reuse: bool = False) -> Iterator[tuple[Tensor, dict[int, str]]]:
+        """Yield, as `read`, the features of each image, followed by those of its copies, for `size` images at a time.
+
+        :meta private:
+        """
+        assert self._of_copies is not None
+        n_copies = self.n_copies
+        repeated = PatchFeatures(self._images, np.repeat(self._indices, n_copies), self._of_copies)
+        # The pass over the images themselves warns of them.
+        reading: Any = repeated._read(size * n_copies, reuse, Remarks())
+        with closing(reading) as copies:
+            for batch, skipped in self.read(size, reuse=reuse):
+                of_copies, unreadable = next(copies)
+                together = torch.cat([batch[:, None], of_copies.unflatten(0, (-1, n_copies))], dim=1)
+                yield together.flatten(0, 1), {row // n_copies: why for row, why in unreadable.items()} | skipped
+
     def _with_remarks(self, reading: Iterator[tuple[Any, dict[int, str]]], remarks: Remarks) -> Iterator[Any]:
-        """Yield what is read, and at the end warn of what was noticed of the images."""
         reasons: dict[int, str] = {}
         start = 0
         for batch, skipped in reading:
@@ -286,7 +310,6 @@ class PatchFeatures:
         )
 
     def _read(self, size: int, reuse: bool, remarks: Remarks) -> Iterator[tuple[Tensor, dict[int, str]]]:
-        """Yield batches and skipped rows, and add to the remarks."""
         settings, device, limit = self._settings, self.device, self._settings.images.batch_size
         with own_surroundings():
             settings.backbone.move(device)  # another reader may have moved it, or it comes from a pickle

@@ -42,20 +42,14 @@ _Stream: TypeAlias = torch.cuda.Stream | None
 
 
 class Batch(NamedTuple):
-    """A batch of images (b, 3, *crop_size), float32 in [0, 1], and remarks about some of its rows.
+    """A batch of images on the device, and by their rows what is to be said of some."""
 
-    With `on_error="skip"`, rows of `skipped` could not be read and are black; the texts are the reasons. Files of
-    several pages or frames, of which only the first is there, are in `pages`, with their names and numbers. Images of
-    another aspect ratio than the settings' are in `stretched`, with their names and sizes. With an aligner,
-    `placements` has where the part lies in each image that could be read, and `unaligned` names those without it.
-    """
-
-    images: Tensor
-    skipped: dict[int, str]
-    pages: dict[int, str]
-    stretched: dict[int, str]
-    placements: dict[int, Placement]
-    unaligned: dict[int, str]
+    images: Tensor  # (b, 3, *crop_size), float32 in [0, 1]
+    skipped: dict[int, str]  # why images could not be read: they are black
+    pages: dict[int, str]  # names of files of several pages or frames, of which the first is there
+    stretched: dict[int, str]  # names and sizes of images of another aspect ratio
+    placements: dict[int, Placement]  # with an aligner, of all images that could be read
+    unaligned: dict[int, str]  # names of images in which it has not found the part
 
 
 class _Prepared(NamedTuple):
@@ -78,18 +72,18 @@ def read_batches(images: Any, batches: Sequence[np.ndarray], settings: ImageSett
     """Yield each batch of images on the device; `batches` are the indices of its images, copies one after the other.
 
     `n_jobs` workers decode, resize and crop: in a list each image, of an array or a tensor a batch. One more thread
-    puts batches together and moves them, while the network works on earlier ones. At most `2 * batch_size` images wait.
-    For a GPU all of it happens in a stream beside the network's, and the host waits for neither. No more than
-    `batch_size` images in one piece are prepared by the reader itself: to start threads for a frame takes longer. An
+    puts batches together and moves them, for a GPU in a stream of its own. At most `2 * batch_size` images wait. An
     image that cannot be read is an error when the reader comes to it; floats on a GPU are checked together.
     """
     device = settings.device
     stream = torch.cuda.Stream(device) if device.type == "cuda" else None
     if stream is not None:
         stream.wait_stream(torch.cuda.current_stream(device))  # it may still be computing the images
-    if settings.on_error == "skip" and _may_fail(images):
+    is_float = isinstance(images, Tensor) and images.is_floating_point()  # others cannot leave [0, 1]
+    is_float = is_float or (isinstance(images, np.ndarray) and images.dtype.kind == "f")
+    if is_float and settings.on_error == "skip":
         images = list(images)  # one by one, so that one that cannot be read does not fail its batch
-    elif batches and isinstance(images, Tensor) and images.is_cuda and images.is_floating_point():
+    elif batches and is_float and isinstance(images, Tensor) and images.is_cuda:
         ranges = torch.cat([value_range(_take(images, batch)) for batch in batches], dim=1)
         check_range(ranges.cpu(), [f"X[{index}]" for batch in batches for index in batch])
     waiting: deque[tuple[int, list[Future[Any]], Callable[[], _Staged]]] = deque()
@@ -135,18 +129,11 @@ class _SameThreadExecutor(Executor):
 
 
 def _is_one_piece(images: Any, batches: Sequence[np.ndarray], settings: ImageSettings) -> bool:
-    """Whether little can be prepared at the same time: not two images, and few while the network works."""
+    """Whether there is so little to prepare that starting threads takes longer."""
     n_images = sum(map(len, batches))
     if n_images > settings.batch_size or settings.processes:
         return False
     return settings.n_jobs == 1 or not isinstance(images, list) or n_images <= 1
-
-
-def _may_fail(images: Any) -> bool:
-    """Whether images in one array or tensor can be wrong: integers cannot, floats may leave [0, 1]."""
-    if isinstance(images, Tensor):
-        return images.is_floating_point()
-    return isinstance(images, np.ndarray) and images.dtype.kind == "f"
 
 
 def _submit(
@@ -270,7 +257,6 @@ def _stage(
 
 
 def _name(images: Any, index: int) -> str:
-    """Return how messages name an image."""
     return name_of(images[index] if isinstance(images, list) else None, f"X[{index}]")
 
 

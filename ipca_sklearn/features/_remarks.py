@@ -11,12 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ipca_sklearn._utils._messages import first_few
-from ipca_sklearn.exceptions import (
-    AlignmentWarning,
-    AspectRatioWarning,
-    MultiPageImageWarning,
-    SkippedImagesWarning,
-)
+from ipca_sklearn.exceptions import AlignmentWarning, AspectRatioWarning, MultiPageImageWarning, SkippedImagesWarning
 from ipca_sklearn.features._loader import Batch
 from ipca_sklearn.features._settings import FeatureSettings
 
@@ -24,10 +19,7 @@ _Value = TypeVar("_Value")
 
 
 class SkippedImages:
-    """Which images could not be read by the last complete pass over them, and why: reasons by position in X.
-
-    Slices of the same features share it. A pass over a slice replaces only what is known of its images.
-    """
+    """Reasons, by position in X, why the last complete pass over images could not read them; slices share it."""
 
     def __init__(self, reasons: Mapping[int, str] | tuple[()] = ()) -> None:
         self._lock = threading.Lock()
@@ -68,12 +60,7 @@ class Remarks:
         """Warn of all that was noticed in a pass; `reasons` are those of images that were skipped."""
         height, width = settings.images.image_size
         remarks: tuple[tuple[Collection[str], str, str, type[Warning]], ...] = (
-            (
-                reasons,
-                "could not be read",
-                "They are not learnt from, and their scores are NaN",
-                SkippedImagesWarning,
-            ),
+            (reasons, "could not be read", "They are not learnt from, and their scores are NaN", SkippedImagesWarning),
             (
                 self.pages.values(),
                 "have several pages or frames",
@@ -96,15 +83,12 @@ class Remarks:
         )
         for texts, remark, advice, category in remarks:
             if texts:
-                _warn(list(texts), n_images, remark, advice, category)
+                shown = first_few(list(texts), separator="; ")
+                warning: Any = category(f"{len(texts)} of {n_images} images {remark}: {shown}. {advice}")
+                warning.n_images, warning.remark = len(texts), remark
+                warnings.warn(warning, stacklevel=3)
 
 
 def zip_rows(by_row: Mapping[int, _Value], indices: np.ndarray) -> dict[int, _Value]:
     """Return values of rows of a batch by the positions in X of its images."""
     return {int(indices[row]): value for row, value in by_row.items()}
-
-
-def _warn(texts: list[str], n_images: int, remark: str, advice: str, category: type[Warning]) -> None:
-    warning: Any = category(f"{len(texts)} of {n_images} images {remark}: {first_few(texts, separator='; ')}. {advice}")
-    warning.n_images, warning.remark = len(texts), remark
-    warnings.warn(warning, stacklevel=4)

@@ -109,11 +109,7 @@ class FeatureSettings:
         return self.shape if self.region is None else (int(self.region.sum()), self.n_features)
 
     def digest(self, rounded_by: str = "") -> str:
-        """Return a digest of all that the features of an unaugmented image depend on besides its pixels.
-
-        In float32, engines differ by no more than batches of other sizes do. In mixed precision `rounded_by` names
-        the one.
-        """
+        """Return a digest of what unaugmented features depend on besides pixels, with amp also `rounded_by`."""
         images = self.images
         parts = (
             (torch.__version__, version("torchvision"), images.device.type, self.amp_dtype, self.compile, rounded_by),
@@ -142,10 +138,7 @@ def decodes_in_processes() -> bool:
 
 
 def settings_of(extractor: Any, device: DeviceLike = None) -> FeatureSettings:
-    """Return how a fitted `PatchFeatureExtractor` turns images into features, without augmentation.
-
-    None is its own device, or the CPU. The network is the extractor's own: copy it before you change it.
-    """
+    """Return how a fitted extractor makes features, not augmented; the device None is its own, or the CPU."""
     check_is_fitted(extractor)
     device = extractor.device if device is None else device
     chosen = resolve_device(device, torch.device("cpu"), required=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,24 +20,21 @@ from ipca_sklearn.features._remarks import Remarks
 from ipca_sklearn.features._tiling import Tiling
 
 
+@dataclass(frozen=True, eq=False)
 class Bands:
     """The features of one picture, as bands (p, m) of its patches from the first row on, computed when read."""
 
-    def __init__(self, features: TiledFeatures, index: int, stored: list[StoredFeatures], remarks: Remarks) -> None:
-        self._features = features
-        self._index = index
-        self._stored = stored
-        self._remarks = remarks
+    features: TiledFeatures
+    index: int
+    stored: list[StoredFeatures]
+    remarks: Remarks
 
     def __iter__(self) -> Iterator[Tensor]:
-        return self._features._bands(self._index, self._stored, self._remarks)
+        return self.features._bands(self.index, self.stored, self.remarks)
 
 
 class TiledFeatures(PatchFeatures):
-    """Features of large pictures: those of `PatchFeatures`, of which only a band exists at a time.
-
-    `read` gives the whole grids of its images, as for any PatchFeatures. `read_bands` gives each picture as `Bands`.
-    """
+    """Features of large pictures, of which only a band exists at a time (`read_bands`)."""
 
     @property
     def memory_needed(self) -> int:
@@ -56,10 +53,7 @@ class TiledFeatures(PatchFeatures):
         return 1
 
     def read_bands(self, size: int) -> Iterator[tuple[list[Bands | None], dict[int, str]]]:
-        """Yield the pictures like `read`, `size` at a time; None is one that could not be read.
-
-        :meta private:
-        """
+        """Yield the pictures like `read`, `size` at a time; None is one that could not be read."""
         remarks = Remarks()
         return self._with_remarks(self._pictures(size, remarks), remarks)
 

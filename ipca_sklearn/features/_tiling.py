@@ -21,12 +21,7 @@ _STRIDES_OF_OVERLAP = 4
 
 @dataclass(frozen=True)
 class Tiling:
-    """Tiles over the inspected part of a picture.
-
-    A tile describes `inner` pixels and shows the network `context` more at each side: those of the picture, mirrored at
-    its edges. Of what the network returns only the patches of the inner pixels are kept, so there is no seam where the
-    context is as large as what the network looks at.
-    """
+    """Tiles of `inner` pixels; the network sees `context` more at each side, mirrored at the picture's edges."""
 
     inner: Size  # height and width of the part of a tile that is kept, multiples of the strides of the network
     context: int  # half of the overlap
@@ -72,12 +67,7 @@ class Tiling:
         return self.inner[0] + 2 * self.context, self.inner[1] + 2 * self.context
 
     def on_patches(self, finest: Size, grid_size: Size | None, *, fixed: bool) -> tuple[Tiling, Size]:
-        """Return the tiling of a picture that patches fill, and the rows and columns of patches.
-
-        The rows and columns of the largest map of a tile, `finest`, give the size of a patch. `grid_size` is what the
-        user wants for the whole picture. Unless the size of the picture is `fixed` by the user, up to a patch is cut
-        off at its edges.
-        """
+        """Return the tiling of a picture, cut (unless `fixed`) to whole patches, and the rows and columns of these."""
         wanted = grid_size or (None, None)
         patch = [
             whole / n if n else side / count

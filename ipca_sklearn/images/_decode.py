@@ -47,10 +47,7 @@ def reporting_decoded(listener: Callable[[PathLike, Tensor], None]) -> Iterator[
 
 
 def check_images(X: Images) -> Any:
-    """Check what needs no decoding, and return X as a sequence of images: a list, an array or a tensor.
-
-    Grey images `(n, H, W)` get their channel axis.
-    """
+    """Return X as a list, an array or a tensor of images, grey ones with channels; check what needs no decoding."""
     X = _single_column(X)
     if isinstance(X, (str, bytes, os.PathLike, Image.Image)):
         raise TypeError(
@@ -111,11 +108,7 @@ def _check_batch(X: np.ndarray | Tensor) -> np.ndarray | Tensor:
 
 
 def _with_channels(X: np.ndarray | Tensor) -> np.ndarray | Tensor:
-    """Return grey images (n, H, W) with a channel axis, unless X looks like one image: that would be a guess.
-
-    The first axis of a tensor and the last one of an array would hold the channels. A tensor (1, H, W) is one grey
-    image either way.
-    """
+    """Return grey images (n, H, W) with a channel axis, unless X looks like one image: that would be a guess."""
     if isinstance(X, Tensor):
         is_one, one, many = X.shape[0] in (3, 4), "(C, H, W)", "X[:, None]"
     else:
@@ -142,9 +135,8 @@ def to_rgb(
 ) -> Tensor:
     """Return an image as a (3, H, W) tensor: uint8, or float32 in [0, 1] if it is transparent or has more than 8 bits.
 
-    The notes of `PatchFeatureExtractor` say how. Several arrays or tensors of one size, (n, H, W, C) or (n, C, H, W),
-    become (n, 3, H, W); `name`, for messages, has then one for each. `in_range` skips the check of floats, which makes
-    the host wait for a GPU. `max_pixels` is for files. Errors are ImageReadErrors with the name.
+    Several arrays or tensors of one size become (n, 3, H, W); `name`, for messages, has then one for each. `in_range`
+    skips the check of floats, which makes the host wait for a GPU. `max_pixels` is for files.
     """
     if isinstance(image, (Tensor, np.ndarray)):
         return _from_values(image, name, in_range)
@@ -205,7 +197,8 @@ def _from_values(image: np.ndarray | Tensor, name: str | Sequence[str], in_range
             f"{name} has shape {tuple(image.shape)}, expected 1, 3 or 4 channels and at least one pixel"
         )
     in_range = in_range or not tensor.is_floating_point()
-    tensor = _unit_range(tensor)
+    if tensor.dtype != torch.uint8:
+        tensor = tensor.float().div_(65535) if tensor.dtype == torch.uint16 else tensor.float()
     if not in_range:
         check_range(value_range(tensor).cpu(), name)
     if tensor.shape[-3] == 4:
@@ -243,13 +236,6 @@ def _from_array(array: np.ndarray) -> Tensor:
     return as_tensor(np.ascontiguousarray(native)).movedim(-1, max(array.ndim - 3, 0))
 
 
-def _unit_range(tensor: Tensor) -> Tensor:
-    """Return uint8 unchanged, and everything else as float32, with 16 bits scaled to [0, 1]."""
-    if tensor.dtype == torch.uint8:
-        return tensor
-    return tensor.to(torch.float32).div_(65535) if tensor.dtype == torch.uint16 else tensor.to(torch.float32)
-
-
 def size_of(image: ImageLike, max_pixels: int = MAX_PIXELS) -> Size:
     """Return height and width of an upright image. Of a file only the header is read."""
     if isinstance(image, Image.Image):
@@ -267,10 +253,7 @@ def _upright_size(image: Image.Image) -> Size:
 
 
 def resize_and_crop(image: Tensor, image_size: Size, crop_size: Size, interpolation: str) -> Tensor:
-    """Return the (..., C, *crop_size) part of images (..., C, H, W) that the network sees.
-
-    uint8 stays uint8 only if no value is new (see `resize`), and is float32 in [0, 1] otherwise.
-    """
+    """Return the (..., C, *crop_size) part of images (..., C, H, W) that the network sees; dtypes as of `resize`."""
     return center_crop(resize(image, image_size, interpolation), crop_size)
 
 
@@ -288,11 +271,7 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def load_batch(images: Sequence[Tensor] | Tensor, device: torch.device) -> Tensor:
-    """Return images (3, S, S) of uint8 or float32, or a tensor of them, as (n, 3, S, S) float32 in [0, 1] on `device`.
-
-    uint8 becomes float on the device, so that a quarter of the bytes moves. Channels are last in memory: convolutions
-    are faster so.
-    """
+    """Return images (3, S, S), or a tensor of them, as (n, 3, S, S) float32 in [0, 1] on `device`, channels last."""
     if not isinstance(images, Tensor):
         if len({(image.dtype, image.device) for image in images}) > 1:
             images = [to_unit_floats(to_device(image, device)) for image in images]

@@ -24,11 +24,7 @@ _LOW_BYTE = {"B": "L", "L": "B", "N": "B" if _NATIVE == "L" else "L"}
 
 
 def read_deep(image: Image.Image, name: str) -> np.ndarray | None:
-    """Return the channels (H, W, 3 or 4) of an image as uint16; None if Pillow keeps all of its bits.
-
-    The image is not decoded by this call, so that it can be read again. An ImageReadError says that it has more than 8
-    bits a channel, of which Pillow would keep 8 and which are not read here.
-    """
+    """Return the channels (H, W, 3 or 4) of an undecoded image as uint16; None if Pillow keeps all of its bits."""
     tiles = getattr(image, "tile", None)
     if not tiles or image.mode.startswith("I") or image.mode == "F":  # decoded already, or in full
         return None
@@ -90,7 +86,6 @@ def _read_ppm(image: Image.Image, offset: int, largest: int) -> np.ndarray:
 
 
 def _stretched(values: np.ndarray, largest: int) -> np.ndarray:
-    """Return values up to `largest` as 16 bits."""
     return ((values.astype(np.uint32) * 65535 + largest // 2) // largest).astype(np.uint16)
 
 
@@ -103,10 +98,8 @@ def _over_black(values: np.ndarray, transparent: Any) -> np.ndarray:
 
 
 def as_stored(values: np.ndarray, image: Image.Image) -> np.ndarray:
-    """Return the values (H, W, 1) of a grey image of 16 bits or floats as light, which Pillow leaves as they are.
-
-    In TIFF files white may be 0, or 4095 (12 bits); in PNG files one value may be transparent.
-    """
+    """Return the values (H, W, 1) of a grey image of 16 bits or floats as light, which Pillow leaves as they are."""
+    # In TIFF files white may be 0, or 4095 (12 bits); in PNG files one value may be transparent.
     if tuple(_tag(image, _BITS_PER_SAMPLE, ())) == (12,):
         values = _stretched(values, 4095)
     if _tag(image, _PHOTOMETRIC, 1) == 0:

@@ -48,11 +48,7 @@ FORMATS = {
     "PNG": Format(PngImagePlugin.PngImageFile, (".png",), (b"\x89PNG\r\n\x1a\n",)),
     "JPEG": Format(JpegImagePlugin.JpegImageFile, (".jfif", ".jpe", ".jpeg", ".jpg"), (b"\xff\xd8\xff",)),
     "BMP": Format(BmpImagePlugin.BmpImageFile, (".bmp",), (b"BM",)),
-    "TIFF": Format(
-        TiffImagePlugin.TiffImageFile,
-        (".tif", ".tiff"),
-        (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
-    ),
+    "TIFF": Format(TiffImagePlugin.TiffImageFile, (".tif", ".tiff"), (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")),
     "WebP": Format(WebPImagePlugin.WebPImageFile, (".webp",), (b"RIFF",)),
     "PPM/PGM": Format(
         PpmImagePlugin.PpmImageFile, (".pbm", ".pgm", ".pnm", ".ppm"), (b"P1", b"P2", b"P3", b"P4", b"P5", b"P6")
@@ -107,9 +103,8 @@ _OTHERS = (
 def open_image(path: PathLike | bytes, max_pixels: int = MAX_PIXELS, name: str | None = None) -> Iterator[Image.Image]:
     """Open an image file or its bytes; the header is read and the pixels are not yet; the image is closed at the end.
 
-    An ImageReadError names the file (`name` for bytes) and says what is wrong: no regular file or link to one, another
-    format, a broken header, more than `max_pixels`, before memory for them is taken; it is a MissingImageError if there
-    is no file.
+    An ImageReadError names the file (`name` for bytes) and says what is wrong, before memory for the pixels is taken;
+    it is a MissingImageError if there is no file.
     """
     name = (name or "image") if isinstance(path, bytes) else printable(path)
     with io.BytesIO(path) if isinstance(path, bytes) else _open_regular(path, name) as file:
@@ -203,10 +198,7 @@ def _too_large(what: str, limit: str) -> ImageReadError:
 
 
 def check_opened(image: Image.Image, name: str, max_pixels: int) -> None:
-    """Raise an ImageReadError for an image that the user has opened if another program decodes it or it is too large.
-
-    Its size does not count if its pixels are in memory already.
-    """
+    """Raise an ImageReadError for a PIL image that another program decodes, or too large and not in memory yet."""
     if image.format in _FOREIGN_DECODERS:
         raise ImageReadError(
             f"{name} is of the format {image.format}, which Pillow decodes with another program; convert it to PNG, or "

@@ -23,14 +23,7 @@ from ipca_sklearn._utils._proportions import same_proportions
 from ipca_sklearn._utils._typing import Image as ImageLike
 from ipca_sklearn._utils._typing import Size
 from ipca_sklearn.exceptions import ImageReadError, MaskWarning
-from ipca_sklearn.images._formats import (
-    MAX_PIXELS,
-    check_opened,
-    count_pages,
-    open_image,
-    undecodable,
-    upright,
-)
+from ipca_sklearn.images._formats import MAX_PIXELS, check_opened, count_pages, open_image, undecodable, upright
 
 # Compression as of JPEG leaves small values within its blocks of 8 x 8.
 _BLOCK, _NOISE = 8, 8
@@ -50,13 +43,10 @@ class Mask(NamedTuple):
 def read_mask(mask: ImageLike, name: str, max_pixels: int = MAX_PIXELS) -> Tensor:
     """Return a mask as a bool tensor (H, W) on the CPU, True where it marks something.
 
-    Marked is what is not zero, in any channel: True, 1, 2, 255, any colour but black. A mask with smoothed edges is cut
-    at half (marked is more than 127 of 255): it has values on both sides of half, and those below lie along larger ones
-    and nowhere fill 3 x 3 pixels evenly. A MaskWarning says so if a spot is dropped by that. Transparent pixels are not
-    marked. Of a palette the index counts, 0 is not marked. Arrays hold bool, any integers, or floats: whole numbers, or
-    from 0 to 1.
-
-    An ImageReadError says that it is no mask, or that background and defect cannot be told apart.
+    Marked is what is not zero, in any channel, and not transparent; of a palette the index counts. A mask with smoothed
+    edges is cut at half: it has values on both sides of half, and those below lie along larger ones and nowhere fill
+    3 x 3 pixels evenly. A MaskWarning says so if a spot is dropped by that. Arrays hold bool, any integers, or floats:
+    whole numbers, or from 0 to 1. An ImageReadError says that background and defect cannot be told apart.
     """
     ((_, read, _),) = read_masks([mask], name, max_pixels)
     return torch.from_numpy(read)
@@ -222,7 +212,6 @@ def _one_channel(values: NDArray[np.float32], name: str) -> NDArray[np.float32]:
 
 
 def _marked(values: NDArray[np.float32], name: str, lossy: bool) -> Mask:
-    """Return what is marked of values from 0 to 255; see `read_mask`."""
     low, high = float(values.min()), float(values.max())
     strong = values > _HALF
     soft = (values > 0) & ~strong
@@ -279,10 +268,9 @@ def _check_background(low: float, high: float, name: str) -> None:
 def shrink_mask(mask: NDArray[np.bool_], size: Size) -> NDArray[np.bool_]:
     """Return a mask resized to `size` (height, width), in which each defect is still there, and in one piece.
 
-    A cell is marked if at least half of its area is marked: the area of large defects stays what it was, which is what
-    measures of pixels need. Thin and small defects reach half nowhere: a cell of which any part is marked is marked as
-    well if no cell around it is marked by half, and so are all such cells of a defect that would have none. Measures of
-    regions count connected cells, so where a defect has fallen apart the cells between its pieces are marked too.
+    A cell is marked if at least half of its area is. Thin and small defects reach half nowhere: a cell of which any
+    part is marked is marked as well if no cell around it is marked by half, and so are all such cells of a defect that
+    would have none. Where a defect has fallen apart the cells between its pieces are marked too.
     """
     if mask.shape == tuple(size):
         return mask.copy()

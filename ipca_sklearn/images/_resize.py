@@ -27,11 +27,7 @@ INTERPOLATIONS = ("nearest", "bilinear")
 
 
 def resize(image: Tensor, size: Size, interpolation: str) -> Tensor:
-    """Return images (..., C, H, W) of uint8 or float32 with another height and width.
-
-    The dtype stays if no value is new: with `"nearest"`, and for images that have this size. Otherwise it is float32,
-    with 255 of 8 bits as 1. `"bilinear"` averages pixels where an image shrinks (antialiased).
-    """
+    """Return images (..., C, H, W) resized: antialiased as float32 in [0, 1], or as they are if no value is new."""
     if tuple(image.shape[-2:]) == tuple(size):
         return image
     if interpolation == "nearest":
@@ -55,9 +51,8 @@ def _by_torch(image: Tensor, size: Size, **options: Any) -> Tensor:
 def to_unit_floats(images: Tensor) -> Tensor:
     """Return uint8 as shares of 255, and everything else as it is, in float32.
 
-    The bits are those of the same picture in 16 bits or floats. torchvision's to_dtype(scale=True) multiplies by
-    1 / 255, which rounds 126 of the 256 values differently. numpy, because torch's threads would look for more work for
-    milliseconds, on the cores that an engine or the distances need next.
+    torchvision's to_dtype(scale=True) rounds 126 of the 256 values differently. By numpy, because torch's threads would
+    look for more work for milliseconds, on the cores that an engine or the distances need next.
     """
     if images.dtype == torch.uint8 and images.device.type == "cpu":
         return torch.from_numpy(np.divide(images.numpy(), np.float32(255), dtype=np.float32))
@@ -98,11 +93,8 @@ class _Band(NamedTuple):
 
 @lru_cache(64)  # sizes of images, of which a line has few
 def _bands(side: int, new_side: int, shortest: int) -> list[_Band]:
-    """Return the matrix of torch's bilinear interpolation with antialiasing in blocks of rows without their zeros.
-
-    If both sides are equal, the weights are 1. A block has at least `shortest` rows; more where few pixels make one, so
-    that a block is worth a call (measured).
-    """
+    """Return torch's bilinear antialiased interpolation as blocks of at least `shortest` rows without their zeros."""
+    # More rows where few pixels make one, so that a block is worth a call (measured).
     scale = side / new_side
     reach = max(scale, 1.0)
     length = min(32, max(shortest, round(32 / scale)))

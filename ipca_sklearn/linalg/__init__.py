@@ -40,9 +40,8 @@ from ipca_sklearn.linalg._distances import (
     patch_distances,
 )
 from ipca_sklearn.linalg._execution import full_precision
-from ipca_sklearn.linalg._finalize import Basis, finalize, keep_share, leading_components
+from ipca_sklearn.linalg._finalize import Basis, finalize, keep_share, leading_components, project, reconstruct
 from ipca_sklearn.linalg._grouped import GroupedSamples
-from ipca_sklearn.linalg._projection import project, reconstruct
 from ipca_sklearn.linalg._rounded import pack, unpack
 from ipca_sklearn.linalg._scatter import (
     ScatterState,

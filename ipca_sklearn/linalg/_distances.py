@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from ipca_sklearn.linalg._execution import NUMBA_BATCH, for_each_chunk, full_precision, numba_works
-from ipca_sklearn.linalg._finalize import Basis
+from ipca_sklearn.linalg._finalize import Basis, inverse_scale
 from ipca_sklearn.linalg._grouped import GroupedSamples
-from ipca_sklearn.linalg._projection import inverse_scale
 from ipca_sklearn.linalg._update import Samples
 
 DISTANCES = ("mahalanobis", "residual", "ppca", "factor_analysis")
@@ -194,11 +193,19 @@ def patch_distances(operator: DistanceOperator, step: Samples) -> Tensor:
     mean = operator.mean
     n_together = step.slots.shape[1] if isinstance(step, GroupedSamples) else 1
     with_numba = mean.device.type == "cpu" and n_patches * n_together >= NUMBA_BATCH and numba_works()
+    compute: Callable[..., Tensor] = _by_matrix_products
+    if with_numba:
+        from ipca_sklearn.linalg._numba_distances import distances_of_chunk as compute  # numba is optional
+        from ipca_sklearn.linalg._numba_distances import distances_of_groups
     if with_numba and isinstance(step, GroupedSamples):
-        distances, task = _by_groups(operator, step)
+        images, slots = step.images.to(mean).contiguous(), step.slots
+        by_gaussian = mean.new_empty(n_patches, n_samples)
+        distances = by_gaussian.mT
+
+        def task(patches: slice) -> None:
+            distances_of_groups(images, slots[patches], *_part(operator, patches), by_gaussian[patches])
     else:
         distances = mean.new_empty(n_samples, n_patches)
-        compute = _by_numba() if with_numba else _by_matrix_products
 
         def task(patches: slice) -> None:
             distances[:, patches] = compute(step[:, patches].to(mean), *_part(operator, patches))
@@ -213,32 +220,11 @@ def patch_distances(operator: DistanceOperator, step: Samples) -> Tensor:
     return distances
 
 
-def _by_groups(operator: DistanceOperator, step: GroupedSamples) -> tuple[Tensor, Callable[[slice], None]]:
-    """Return where the distances (n * s, C) of groups will be, and what computes those from some Gaussians by numba."""
-    from ipca_sklearn.linalg._numba_distances import distances_of_groups  # numba is optional
-
-    images = step.images.to(operator.mean).contiguous()
-    by_gaussian = operator.mean.new_empty(step.shape[1], len(step))
-
-    def task(patches: slice) -> None:
-        distances_of_groups(images, step.slots[patches], *_part(operator, patches), by_gaussian[patches])
-
-    return by_gaussian.mT, task
-
-
 def _part(
     operator: DistanceOperator, patches: slice
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """Return mean, rows, transform, scale and precision of some Gaussians, in the dtype of the mean."""
-    optional = (operator.transform, operator.scale, operator.precision)
-    transform, scale, precision = (None if factor is None else factor[patches] for factor in optional)
-    return operator.mean[patches], operator.rows[patches].to(operator.mean), transform, scale, precision
-
-
-def _by_numba() -> Callable[..., Tensor]:
-    from ipca_sklearn.linalg._numba_distances import distances_of_chunk  # numba is optional
-
-    return distances_of_chunk
+    some = operator[patches]
+    return some.mean, some.rows.to(some.mean), some.transform, some.scale, some.precision
 
 
 def _by_matrix_products(samples: Tensor, mean: Tensor, rows: Tensor, *factors: Tensor | None) -> Tensor:
@@ -296,12 +282,11 @@ def _distances_here(
         return residual
     projected *= scale[:, None]
     whitened = torch.linalg.vector_norm(projected, dim=-1)
-    return whitened if residual is None else _hypotenuse(whitened, residual)
-
-
-def _hypotenuse(a: Tensor, b: Tensor) -> Tensor:
-    # torch.onnx cannot translate hypot (torch 2.15). The squares may overflow, but so may those of the norms a and b.
-    return (a.square() + b.square()).sqrt() if torch.compiler.is_compiling() else torch.hypot(a, b)
+    if residual is None:
+        return whitened
+    if torch.compiler.is_compiling():  # torch.onnx cannot translate hypot (torch 2.15); the norms may overflow, too
+        return (whitened.square() + residual.square()).sqrt()
+    return torch.hypot(whitened, residual)
 
 
 def log_likelihood(basis: Basis, step: Samples) -> Tensor:

@@ -68,12 +68,10 @@ def for_each_chunk(
 ) -> None:
     """Call `task(slice)` on consecutive chunks of the patch axis until all patches are done.
 
-    On a CPU the chunks run on as many threads as torch may use, with one BLAS/LAPACK thread in each: LAPACK releases
-    the GIL, and two threads inside one small decomposition are slower than one. `with_caller`, for short tasks without
-    BLAS, makes the calling thread one of them: a thread that is woken may wait milliseconds for a core.
-
-    A chunk that does not fit the memory of a device is halved until it fits, and so are all later chunks; a warning
-    says so once. A task therefore writes to its own patches only, and calling it again is harmless.
+    On a CPU the chunks run on as many threads as torch may use, with one BLAS/LAPACK thread in each: two threads inside
+    one small decomposition are slower than one. `with_caller`, for short tasks without BLAS, makes the calling thread
+    one of them. A chunk that does not fit the memory of a device is halved until it fits, and so are all later chunks:
+    a task writes to its own patches only, and calling it again is harmless.
     """
     size = chunk_size(n_patches, bytes_per_patch, device, group)
     left = deque(slice(start, min(start + size, n_patches)) for start in range(0, n_patches, size))
@@ -86,7 +84,9 @@ def for_each_chunk(
             task(chunk)
             continue
         except RuntimeError as error:
-            if chunk.stop - chunk.start <= group or not _is_out_of_memory(error):
+            # Libraries that allocate their own memory have an error of their own.
+            is_out = isinstance(error, torch.OutOfMemoryError) or "STATUS_ALLOC_FAILED" in str(error)
+            if chunk.stop - chunk.start <= group or not is_out:
                 raise
         # Outside of the except clause the traceback no longer keeps the tensors of the failed attempt alive.
         left.extendleft(reversed(_halves(chunk, bytes_per_patch, device, group)))
@@ -129,11 +129,6 @@ def _halves(chunk: slice, bytes_per_patch: int, device: torch.device, group: int
         )
     _smaller_chunks[device] = min(_smaller_chunks.get(device, CUDA_CHUNK_BYTES), half * bytes_per_patch)
     return slice(chunk.start, chunk.start + half), slice(chunk.start + half, chunk.stop)
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    """Return whether torch, or a library that allocates its own memory, has none left."""
-    return isinstance(error, torch.OutOfMemoryError) or "STATUS_ALLOC_FAILED" in str(error)
 
 
 # Each of these has a precision of its own, which `get_float32_matmul_precision` may not know.

@@ -204,11 +204,10 @@ def keep_share(basis: Basis, share: float) -> tuple[Basis, Tensor]:
 
 
 def _orthonormalize(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Return T (P, r, r) such that T @ rows are orthonormal, and their norms (P, r), largest first.
+    """Return T (P, r, r) such that T @ rows are orthonormal, or zero for rounding alone, and norms (P, r), descending.
 
     The rows of a state are orthogonal only to about eps * s_1 / s_i. A Cholesky factor of the Gram matrix of the unit
-    rows is a Gram-Schmidt in order of size. Unlike QR, it is batched on every device. Rows that are nothing but
-    rounding become zero rows of T.
+    rows is a Gram-Schmidt in order of size. Unlike QR, it is batched on every device.
     """
     gram = torch.bmm(rows, rows.mT)
     squares = gram.diagonal(dim1=1, dim2=2)
@@ -242,10 +241,7 @@ def _orthonormalize(rows: Tensor) -> tuple[Tensor, Tensor]:
 def _remove_mean(
     projected_mean: Tensor, norms: Tensor, weight: float, eigensolver: Eigensolver
 ) -> tuple[Tensor, Tensor]:
-    """Return the rotation (P, r, r) from directions of the raw Gram matrix to those of the scatter, and their norms.
-
-    `projected_mean` (P, r) is the mean in the basis of the raw Gram matrix (paper, Eq. 7-9).
-    """
+    """Return the rotation (P, r, r) from the raw Gram matrix to the scatter, and norms (paper, Eq. 7-9)."""
     largest = norms[:, :1]
     unit = torch.where(largest > 0, 1 / largest, 0)  # squares of the norms may underflow
     projected_mean, norms = projected_mean * unit, norms * unit
@@ -326,3 +322,74 @@ def finalize(state: State, *, n_components: int, centering: str = "incremental")
         bytes_per_patch = 2 * max(n_rows, 1) * n_features * state.rows.element_size()
         for_each_chunk(task, n_patches, bytes_per_patch, device, group=eigensolver.group)
     return Basis(state.rows, transforms, variance, mean, noise_variance, feature_variance)
+
+
+def project(basis: Basis, step: Tensor, *, whiten: bool = False) -> Tensor:
+    """Return the coordinates of samples in the basis of the components.
+
+    Parameters
+    ----------
+    basis : Basis
+        P PCAs with k components of m features.
+    step : Tensor of shape (n, P, m)
+        Samples in any strides; not changed.
+    whiten : bool, default=False
+        Divide by the standard deviations of the components.
+
+    Returns
+    -------
+    Tensor of shape (n, P, k)
+        In the basis' dtype and on its device.
+
+    Notes
+    -----
+    Cost per sample and PCA: k m, and once per basis that of its `components`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from ipca_sklearn import linalg
+    >>> samples = torch.randn(40, 3, 8, generator=torch.Generator().manual_seed(0))
+    >>> basis = linalg.finalize(linalg.update(linalg.empty_state(3, 8), samples, n_rows=8), n_components=8)
+    >>> coordinates = linalg.project(basis, samples, whiten=True)
+    >>> coordinates.std(0).round(decimals=4).unique()
+    tensor([1.])
+    >>> torch.allclose(linalg.reconstruct(basis, coordinates, whiten=True), samples, atol=1e-4)
+    True
+    """
+    with full_precision():
+        projected = torch.einsum("npm,pkm->npk", step.to(basis.mean) - basis.mean, basis.components)
+    return projected * inverse_scale(basis) if whiten else projected
+
+
+def reconstruct(basis: Basis, coordinates: Tensor, *, whiten: bool = False) -> Tensor:
+    """Return the samples that belong to coordinates: the inverse of `project`, at the same cost.
+
+    Parameters
+    ----------
+    basis : Basis
+        P PCAs with k components of m features.
+    coordinates : Tensor of shape (n, P, k)
+        From `project`, or any others.
+    whiten : bool, default=False
+        Whether the coordinates were divided by the standard deviations.
+
+    Returns
+    -------
+    Tensor of shape (n, P, m)
+        In the basis' dtype and on its device.
+
+    Examples
+    --------
+    See `project`.
+    """
+    coordinates = coordinates.to(basis.mean)
+    if whiten:
+        coordinates = coordinates * basis.variance.sqrt()
+    with full_precision():
+        return torch.einsum("npk,pkm->npm", coordinates, basis.components) + basis.mean
+
+
+def inverse_scale(basis: Basis) -> Tensor:
+    """Return 1 / standard deviation (P, k), and 1 for components without variance: they are zero rows."""
+    return torch.where(basis.variance > 0, basis.variance, 1).rsqrt()

@@ -183,10 +183,7 @@ def distances_of_groups(
     precision: Tensor | None,
     distances: Tensor,
 ) -> None:
-    """Write the distances (C, n * s) of `GroupedSamples` from C Gaussians; arguments as in `DistanceOperator`.
-
-    A result depends on neither the number of images nor that of Gaussians.
-    """
+    """Write the distances (C, n * s) of `GroupedSamples`, each on its own, from C Gaussians of `DistanceOperator`."""
     if transform is not None:
         rows = transform @ rows
     n_gaussians, n_rows, n_features = rows.shape
@@ -208,10 +205,7 @@ def distances_of_chunk(
     scale: Tensor | None,
     precision: Tensor | None,
 ) -> Tensor:
-    """Return the distances (n, P) of samples (n, P, m) from P Gaussians; arguments as in `DistanceOperator`.
-
-    A result depends on neither the number of samples nor that of Gaussians.
-    """
+    """Return the distances (n, P), each on its own, of samples (n, P, m) from P Gaussians of `DistanceOperator`."""
     n_samples, n_gaussians, n_features = samples.shape
     n_components = rows.shape[1] if transform is None else transform.shape[1]
     if scale is not None:

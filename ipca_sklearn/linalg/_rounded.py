@@ -18,10 +18,8 @@ _LARGEST = 2**19 - 1
 
 
 def share_of_rounding(n_features: int, dtype: torch.dtype) -> float:
-    """Return the largest eigenvalue that is nothing but rounding, as a share of the largest one of m x m.
-
-    Independent errors of size e in a symmetric matrix have a spectral norm of about 2 e sqrt(m).
-    """
+    """Return the largest eigenvalue that is nothing but rounding, as a share of the largest one of m x m."""
+    # Independent errors of size e in a symmetric matrix have a spectral norm of about 2 e sqrt(m).
     error = 0.5 / _LARGEST if dtype == torch.float32 else 8 * torch.finfo(dtype).eps
     return 2 * error * math.sqrt(n_features)
 

@@ -16,15 +16,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ipca_sklearn.linalg.eigh import (
-    EIGENSOLVERS,
-    Decomposition,
-    choose_eigensolver,
-    failures,
-    one_at_a_time,
-    solve_failures_alone,
-    svd_alone,
-)
+from ipca_sklearn.linalg.eigh import EIGENSOLVERS, choose_eigensolver
+from ipca_sklearn.linalg.eigh._alone import Decomposition, failures, one_at_a_time, solve_failures_alone, svd_alone
 
 SOLVERS = ("auto", "gram_eigh", "gram_svd", "svd")
 SVD_DRIVERS = ("gesvd", "gesvdj", "gesvda")
@@ -43,11 +36,8 @@ class Solver:
 
 
 def rounding_share(shape: Sequence[int], dtype: torch.dtype) -> float:
-    """Return the largest norm of a row that is nothing but rounding, as a share of the largest row of W, of n x m.
-
-    An entry of a rotated row is a sum of n products, and rounding errors of m entries add up in its norm. They are
-    independent, so the share grows like a square root (docs/dev_notes.md has what was measured).
-    """
+    """Return the largest norm of a row that is nothing but rounding, as a share of the largest row of W, of n x m."""
+    # Rounding errors of n products, and of m entries in a norm, are independent: a square root (docs/dev_notes.md).
     return math.sqrt(max(shape)) * torch.finfo(dtype).eps
 
 
@@ -58,10 +48,8 @@ def out_of_range(squares: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _by_gram(blocks: Sequence[Tensor], out: Tensor, decompose: Decomposition) -> None:
-    """Decompose the Gram matrix of the shorter side of W (paper, Sec. 3.3).
-
-    On a GPU, W is not formed. On a CPU, a chunk of W stays in the cache, and one product is faster than several.
-    """
+    """Decompose the Gram matrix of the shorter side of W (paper, Sec. 3.3)."""
+    # On a GPU, W is not formed. On a CPU, a chunk of W stays in the cache, and one product is faster than several.
     if blocks[0].device.type == "cpu":
         blocks = [torch.cat(list(blocks), dim=1)]
     heights = [block.shape[1] for block in blocks]
@@ -108,9 +96,8 @@ def _refining(
 ) -> tuple[Tensor, Tensor]:
     """Return the matrices (P, k, k) that decompose the weak rows a second time, and the norms (P, k) of the new rows.
 
-    `images` (P, k, m or n) are the rows of diag(s) U^T, or of diag(s) V^T, of nearly right directions and norms. The
-    weak ones are not orthogonal to the `strong` (P, k), which stay as they are. `shape` is n and m of W. Norms are 0
-    where a row is nothing but rounding.
+    `images` (P, k, m or n) are the rows of diag(s) U^T, or of diag(s) V^T. The weak ones are not orthogonal to the
+    `strong` (P, k), which stay as they are. `shape` is n and m of W. Norms are 0 where a row is nothing but rounding.
     """
     size = images.shape[1]
     kept = images * strong[..., None]

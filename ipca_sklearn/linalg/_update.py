@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import TypeAlias
 
 import torch
 from scipy.linalg import helmert
@@ -13,20 +13,14 @@ from torch import Tensor
 
 from ipca_sklearn._utils._surroundings import own_surroundings
 from ipca_sklearn.linalg._execution import for_each_chunk, full_precision
+from ipca_sklearn.linalg._grouped import GroupedSamples
 from ipca_sklearn.linalg._solvers import get_solver
 
 CENTERINGS = ("incremental", "deferred")
 
 
-class Samples(Protocol):
-    """Samples (b, P, m): a tensor, or anything that makes those of some patches when they are asked for."""
-
-    @property
-    def shape(self) -> Any:
-        """`(b, P, m)`."""
-
-    def __getitem__(self, key: tuple[slice, slice], /) -> Tensor:
-        """Return the samples (b, p, m) of a slice of patches."""
+# Samples (b, P, m): a tensor, or what makes those of some patches when they are asked for.
+Samples: TypeAlias = Tensor | GroupedSamples
 
 
 @dataclass(frozen=True)
@@ -133,8 +127,7 @@ def _helmert(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 def _centre(deviations: Tensor, remainder: Tensor, old_weight: float) -> tuple[Tensor, Tensor]:
     """Return the mean of deviations (b, P, m) from a running mean of weight `old_weight`, and the rows they add to W.
 
-    Row 0 stands for the shift of the mean, the others for the scatter around the step's own mean. `deviations` may
-    be overwritten. They lack `remainder` (P, m), the same for all.
+    Row 0 is the shift of the mean. The deviations lack `remainder` (P, m), and may be overwritten.
     """
     n_samples, _, n_features = deviations.shape
     weight = math.sqrt(old_weight / (old_weight + n_samples))

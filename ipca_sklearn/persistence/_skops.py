@@ -34,7 +34,7 @@ _TRUSTED_TYPES = (
     "ipca_sklearn.detection._chosen.ChosenThreshold",
     "ipca_sklearn.detection._chosen.ErrorRate",
     "ipca_sklearn.detection._patch_gaussian.PatchGaussianDetector",
-    "ipca_sklearn.detection._settings.ScoreSettings",
+    "ipca_sklearn.detection._map_ops.ScoreSettings",
     "ipca_sklearn.features.backbones._backbone.Backbone",
     "ipca_sklearn.features._extractor.PatchFeatureExtractor",
     "ipca_sklearn.features._tiling.Tiling",

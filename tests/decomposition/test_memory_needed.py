@@ -106,7 +106,7 @@ def test_what_cannot_fit_is_an_error_before_the_first_step(make, method):
 def test_a_failed_check_leaves_what_was_learnt(monkeypatch):
     detector = PatchGaussianDetector(2).fit(X)
     before = detector.pca_.components_.copy(), detector.offset_
-    monkeypatch.setattr("ipca_sklearn.decomposition._memory.memory_of", lambda device: 1000)
+    monkeypatch.setattr("ipca_sklearn.decomposition._base.memory_of", lambda device: 1000)
     with pytest.raises(MemoryError, match=r"needs about 0 MB.*has 0 MB"):
         detector.partial_fit(X)
     np.testing.assert_array_equal(detector.pca_.components_, before[0])
@@ -124,12 +124,12 @@ def test_the_limit_of_a_container_counts(monkeypatch, tmp_path):
 
 
 def test_a_system_that_does_not_say_is_not_checked(monkeypatch):
-    monkeypatch.setattr("ipca_sklearn.decomposition._memory.memory_of", lambda device: None)
+    monkeypatch.setattr("ipca_sklearn.decomposition._base.memory_of", lambda device: None)
     assert PatchGaussianDetector(2).fit(X).n_samples_seen_ == 80
 
 
 def test_a_pipeline_is_checked_too(monkeypatch):
-    monkeypatch.setattr("ipca_sklearn.decomposition._memory.memory_of", lambda device: 1000)
+    monkeypatch.setattr("ipca_sklearn.decomposition._base.memory_of", lambda device: 1000)
     extractor = PatchFeatureExtractor("resnet18", weights=None, layers=["layer1"], image_size=32)
     with pytest.raises(MemoryError, match="batch_size"):
         Pipeline([("f", extractor), ("d", PatchGaussianDetector(2))]).fit(np.zeros((70, 32, 32, 3), dtype=np.uint8))

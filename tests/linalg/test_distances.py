@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import types
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -216,7 +218,8 @@ def test_many_patches_take_the_kernel_if_numba_works(
         return lambda samples, *others: taken.add(name) or samples[..., 0]
 
     monkeypatch.setattr(_distances, "numba_works", lambda: works)
-    monkeypatch.setattr(_distances, "_by_numba", lambda: standing_for("numba"))
+    kernels = types.SimpleNamespace(distances_of_chunk=standing_for("numba"), distances_of_groups=None)
+    monkeypatch.setitem(sys.modules, "ipca_sklearn.linalg._numba_distances", kernels)
     monkeypatch.setattr(_distances, "_by_matrix_products", standing_for("products"))
     axis, one = torch.ones(n_patches, 1, 1), torch.ones(n_patches, 1)
     operator = linalg.DistanceOperator(one, axis, None, one, None)

@@ -149,7 +149,7 @@ def test_triton_kernel_in_the_interpreter():
     pytest.importorskip("triton", reason="triton comes with torch on Linux with CUDA")
     script = """
 import torch
-from ipca_sklearn.linalg.eigh import solve_failures_alone
+from ipca_sklearn.linalg.eigh._alone import solve_failures_alone
 from ipca_sklearn.linalg.eigh._triton import leading_eigh
 from test_eigh import assert_leading, grams, graded
 for dtype in (torch.float32, torch.float64):

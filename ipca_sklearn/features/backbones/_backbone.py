@@ -47,12 +47,10 @@ _BUILDING = threading.RLock()
 class Backbone(nn.Module):
     """A frozen network, cut off after the last layer that is used. Pickles as a name and weights in numpy arrays.
 
-    A module of the user's is copied: it is neither frozen nor moved, and later changes to it have no effect here. It is
-    pickled as it is, with the weights of the copy. Networks that torch.fx can trace are cut and their batch norms
-    folded; of others, hooks read the layers. The parameters are those of `PatchFeatureExtractor`; `seed` is for random
-    weights. A pass gives a map for each of `map_names`: the `layers`, or `"mean"`. The weights were trained with `mean`
-    and `std` of each channel; `is_own` says that the network is a module of the user's. `engines` has what
-    `engines.choose` has compiled or decided; copies and pickles have none.
+    A module of the user's is copied, and pickled as it is with the weights of the copy. Networks that torch.fx can
+    trace are cut and their batch norms folded; of others, hooks read the layers. The parameters are those of
+    `PatchFeatureExtractor`; `seed` is for random weights. A pass gives a map for each of `map_names`: the `layers`, or
+    `"mean"`.
     """
 
     def __init__(
@@ -74,7 +72,7 @@ class Backbone(nn.Module):
         self._orders: dict[str | int, str] = {}  # of the axes of each layer, once the shapes are known
         self.name = source if isinstance(source, str) else type(source).__name__
         self.is_own = not isinstance(source, str)
-        self.engines: dict[Any, Any] = {}
+        self.engines: dict[Any, Any] = {}  # what `engines.choose` has compiled or decided
         with _BUILDING, tracing_modules(), as_in_a_fresh_process(torch.device("cpu")), seeded_torch(seed):
             cut = _build(source, layers, weights, self._input_size)
             self.layers, self.mean, self.std = cut.layers, cut.mean, cut.std
@@ -103,10 +101,7 @@ class Backbone(nn.Module):
             self.to(device)
 
     def forward(self, images: Tensor, *, compiled: bool = False) -> list[Tensor]:
-        """Return the maps (n, C, H, W) of normalised images (n, 3, *crop_size), and their margin: `map_names`.
-
-        With `compiled=True` the network is compiled first, unless it has been.
-        """
+        """Return the maps (n, C, H, W), with margin, of normalised images (n, 3, *crop_size): one per `map_names`."""
         if next((parameter.dtype for parameter in self.network.parameters()), None) == torch.float64:
             images = images.double()  # of a program whose default dtype it is
         if self.margin:
@@ -173,7 +168,9 @@ class Backbone(nn.Module):
                 raise self._no_map(layer, shapes[layer])
         orders = {layer: choices[0] for layer, choices in possible.items() if len(choices) == 1}
         unclear = possible.keys() - orders.keys()
-        for size in _other_sizes(self._input_size):
+        height, width = self._input_size
+        larger = [(height + more, width + more) for more in (64, 32)]  # by steps of its strides
+        for size in (*larger, (2 * height, 2 * width), (height // 2, width // 2)):
             if not unclear:
                 break
             try:
@@ -281,21 +278,10 @@ def _with_margin(size: Size, margin: int) -> Size:
     return size[0] + 2 * margin, size[1] + 2 * margin
 
 
-def _other_sizes(size: Size) -> list[Size]:
-    """Return sizes with other sides of which a network may take one: by steps of its strides, twice, and half."""
-    height, width = size
-    return [(height + 64, width + 64), (height + 32, width + 32), (2 * height, 2 * width), (height // 2, width // 2)]
-
-
 def _check_shapes(source: str | nn.Module, layers: Sequence[Any], crop_size: Size, weights: dict[str, Any]) -> None:
-    """Refuse weights that do not fit a network, before memory for the network is taken.
-
-    A small file may name a network of any size, and a crop for which a transformer takes gigabytes. On torch's device
-    "meta" a network has shapes and no memory; but torch loads its compiler there, which takes a second.
-    EfficientNet-Lite is small, whatever the crop: it is compared when it is built.
-    """
+    """Refuse weights that do not fit a network, before memory is taken: a small file may name one of any size."""
     if isinstance(source, nn.Module) or source in LITE_NAMES:
-        return
+        return  # EfficientNet-Lite is small: it is compared when it is built, as "meta" takes a second to load
     place = torch.device("meta")
     try:
         with _BUILDING, tracing_modules(), as_in_a_fresh_process(place), seeded_torch(0), place:
@@ -310,7 +296,6 @@ def _check_shapes(source: str | nn.Module, layers: Sequence[Any], crop_size: Siz
 def _compare_shapes(
     source: str, layers: Sequence[Any], crop_size: Size, network: nn.Module, weights: dict[str, Any]
 ) -> None:
-    """Refuse weights of other names or shapes than those of a network."""
     expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     given = {name: np.shape(value) for name, value in weights.items()}
     if expected != given:

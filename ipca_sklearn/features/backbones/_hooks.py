@@ -12,12 +12,10 @@ from torch import Tensor, nn
 
 
 class HookedNetwork(nn.Module):
-    """A network that returns what some of its modules return, and stops after the last of them.
+    """A network that returns what some of its modules return at their first calls, and stops after the last of them.
 
-    Of a module that is called several times in a pass, the first call counts. Threads may run the network at the same
-    time. `torch.compile` compiles the parts between the hooks. `torch.export` follows the pass to its end, because it
-    keeps account of the modules that are entered and left; what is not used is no part of its result. `network` gets
-    the hooks; the layer "" is the network itself.
+    `torch.compile` compiles the parts between the hooks. `torch.export` follows the pass to its end, because it keeps
+    account of the modules that are entered and left. The layer "" is the network itself.
     """
 
     def __init__(self, network: nn.Module, layers: Sequence[str]) -> None:

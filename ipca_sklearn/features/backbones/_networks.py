@@ -225,10 +225,7 @@ def known_layers(name: str) -> tuple[str, ...] | None:
 
 
 def middle_blocks(depth: int) -> list[int]:
-    """Return the blocks of a transformer, counted from 0, whose tokens describe parts of an image best.
-
-    Half of the depth to two thirds; of 40 blocks those that SubspaceAD takes, 22 to 28 counted from 1.
-    """
+    """Return the middle blocks of a transformer: their tokens describe parts best (of 40: SubspaceAD's, 21 to 27)."""
     return list(range(max(11 * depth // 20 - 1, 0), max(7 * depth // 10, 1)))
 
 
@@ -279,11 +276,7 @@ def shown(size: Size) -> int | Size:
 
 
 def fold_batch_norms(network: torch.fx.GraphModule) -> None:
-    """Fold every batch norm into the convolution before it.
-
-    Where others read that convolution too, because it is a layer that is kept, it stays and the folded one comes
-    beside it: a layer has the same bits whichever others are kept.
-    """
+    """Fold every batch norm into the convolution before it; that stays where it is itself a layer that is kept."""
     modules = dict(network.named_modules())
     calls = Counter(node.target for node in network.graph.nodes if node.op == "call_module")
     for node in list(network.graph.nodes):

@@ -10,6 +10,7 @@ import copy
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -42,24 +43,17 @@ def shape_of(value: Any) -> tuple[int, ...] | str:
 
 
 def shapes_of(network: nn.Module, run: Run, size: Size) -> Shapes:
-    """Return the shapes for a blank image; `run(network, images)` returns layers by name.
-
-    Large images are not passed through the network. Their shapes come from torch's device "meta", which holds no
-    numbers. A network that asks for numbers is given four smaller images instead: the sides of maps, and the number of
-    tokens, grow evenly with the sides of an image. One that takes neither gets the large image.
-    """
+    """Return the shapes for a blank image, without a pass of a large one; `run(network, images)` returns layers."""
     if math.prod(size) > _MOST_PIXELS:
-        try:
+        with suppress(Exception):  # it may raise anything, and what it raises for the image itself is what counts
             return shapes_of_copy(network, run, size)
-        except Exception:  # it may raise anything, and what it raises for the image itself is what counts
-            return _pass(network, run, size)
     return _pass(network, run, size)
 
 
 def shapes_of_copy(network: nn.Module, run: Run, size: Size) -> Shapes:
     """Return the shapes for a blank image of any size; the network itself sees none, which it could remember."""
     tensors = [*network.parameters(), *network.buffers()]
-    try:
+    try:  # on torch's device "meta", which holds no numbers
         return _pass(_copy(network, [_without_numbers(tensor) for tensor in tensors]), run, size)
     except Exception:  # whatever "meta" does not do
         copied = _copy(network, tensors)
@@ -120,10 +114,7 @@ def _pass(network: nn.Module, run: Run, size: Size) -> Shapes:
 
 
 def possible_orders(shape: Sequence[int] | str, image_size: Size) -> list[str]:
-    """Return the orders in which a layer of this shape is a map of images of this size; the most usual one first.
-
-    The name of a type, of what is no tensor, has none.
-    """
+    """Return the orders in which a layer of this shape (or type) is a map of such images; the most usual one first."""
     if isinstance(shape, str):
         return []
     if len(shape) == 4:
@@ -158,10 +149,7 @@ def as_map(value: Tensor, order: str, image_size: Size) -> Tensor:
 
 
 def token_grid(n_tokens: int, image_size: Size) -> Size:
-    """Return rows and columns of tokens: the largest grid with the proportions of the image.
-
-    The tokens that are left over, in front, are those of the class and registers.
-    """
+    """Return rows and columns of the last tokens: the largest grid with the proportions of the image."""
     divisor = math.gcd(*image_size)
     rows, columns = (side // divisor for side in image_size)
     times = math.isqrt(n_tokens // (rows * columns))

@@ -64,11 +64,6 @@ def build_timm(name: str, layers: Sequence[Any] | None, weights: Weights, crop_s
 
 
 def _default_layers(name: str, info: Any) -> tuple[list[int], str]:
-    """Return the layers used where the user names none, and how they are combined.
-
-    Of a pyramid those of strides 4 to 16, as of other networks; of a transformer the mean of the middle ones; timm's
-    own choice of other networks of one stride.
-    """
     strides = dict(zip(info.out_indices, info.reduction(), strict=True))
     if len(set(strides.values())) > 1:
         return [layer for layer, stride in strides.items() if 4 <= stride <= 16], "concat"

@@ -63,11 +63,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def choose(settings: FeatureSettings) -> Choice:
-    """Return the engine for a network on the caller's number of threads; it is compiled at the first call.
-
-    A warning says where torch takes the place of an engine that the user has named: of a model that was brought to
-    another machine.
-    """
+    """Return the engine for a network, compiled at the first call; warn where torch replaces one that was named."""
     n_known = len(settings.backbone.engines)
     choice = _choice(settings)
     if choice.engine is None and settings.engine in ENGINES and len(settings.backbone.engines) > n_known:
@@ -107,7 +103,6 @@ def require(settings: FeatureSettings) -> None:
 
 
 def _compile_settings(settings: FeatureSettings) -> tuple[Any, ...]:
-    """Return the settings that a compiled network depends on."""
     return settings.amp_dtype, settings.compile, settings.backbone.crop_size
 
 
@@ -127,7 +122,6 @@ def _first_suitable(wanted: str, settings: FeatureSettings) -> Choice:
 
 
 def _check(settings: FeatureSettings) -> None:
-    """Refuse what no engine does."""
     device, network = settings.images.device, settings.backbone.network
     if device.type != "cpu":
         raise Unsuitable(f"the device is {device}")
@@ -143,7 +137,6 @@ def _check(settings: FeatureSettings) -> None:
 
 
 def _engine(name: str, settings: FeatureSettings) -> tuple[Engine, str]:
-    """Return the engine of a name for a network, compiled or found, and the version."""
     try:
         module = import_module(f"ipca_sklearn.features.engines._{name}")
         version = module.version()

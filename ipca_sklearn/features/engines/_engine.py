@@ -37,10 +37,7 @@ class Layers(nn.Module):
 
 
 class Engine(ABC):
-    """A network compiled for one image of one size; images of a batch go through it one after another.
-
-    So there is one size to compile, and the features of an image have the same bits in any batch.
-    """
+    """A network compiled for one image of one size: the features of an image have the same bits in any batch."""
 
     def __init__(self) -> None:
         self._free: list[Any] = []  # requests that no thread uses at present
@@ -49,8 +46,8 @@ class Engine(ABC):
     def run(self, images: Tensor, mean: Any, std: Any) -> Iterator[list[Tensor]]:
         """Yield the layers (1, C, h, w) of each image (3, *crop_size); the next image overwrites their memory.
 
-        Images are normalised here, on one thread: those of OpenMP, which torch would take, look for more work for
-        milliseconds before they sleep, on the cores that the engine needs. Threads may call it together.
+        Images are normalised here, on one thread: torch's would look for more work for milliseconds, on the cores that
+        the engine needs. Threads may call it together.
         """
         try:
             request = self._free.pop()

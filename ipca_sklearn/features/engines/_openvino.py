@@ -76,11 +76,9 @@ def _options(amp_dtype: torch.dtype | None, n_threads: int) -> dict[str, Any]:
 
 
 def _converted(program: torch.export.ExportedProgram) -> Any:
-    """Return OpenVINO's model of an exported network.
-
-    Not `openvino.convert_model`, which reports its use over the network, nor `from_exported_program`, which writes to
-    the root logger (2026.4).
-    """
+    """Return OpenVINO's model of an exported network."""
+    # Not by `openvino.convert_model`, which reports its use over the network, nor by `from_exported_program`, which
+    # writes to the root logger (2026.4).
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
     from openvino.frontend.pytorch.torchdynamo.export_decompositions import ops_to_not_decompose

@@ -20,10 +20,7 @@ Decomposition = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 
 
 def solve_failures_alone(gram: Tensor, values: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what a routine has found for `gram`, where NaN marks a matrix that it failed on: it is solved alone.
-
-    It raises :class:`torch.linalg.LinAlgError` only if a matrix holds NaN or infinity, or its eigenvalues overflow.
-    """
+    """Return what was found for `gram`; where that is NaN it is solved alone, unless its numbers are infinite."""
     failed = failures(values, vectors)
     for index in failed:
         largest, leading = _solve_alone(gram[index], values.shape[1])
@@ -42,10 +39,7 @@ def failures(values: Tensor, vectors: Tensor) -> list[int]:
 def one_at_a_time(
     solve: Callable[[Tensor], tuple[Tensor, Tensor]], matrices: Tensor, n_values: int
 ) -> tuple[Tensor, Tensor]:
-    """Return the values (P, k) and vectors that `solve`, which has raised for all matrices, gives for each alone.
-
-    They are NaN where it raises again. One at a time, results do not depend on their neighbours.
-    """
+    """Return the values (P, k) and vectors that `solve`, which has raised for all, gives for each alone, or NaN."""
     values = matrices.new_full((len(matrices), n_values), torch.nan)
     vectors = matrices.new_full((len(matrices), n_values, matrices.shape[2]), torch.nan)
     for index in range(len(matrices)):
@@ -90,7 +84,6 @@ def _scaled(matrix: Tensor) -> tuple[np.ndarray, float]:
 
 
 def _first_finite(routines: Sequence[Callable[[], tuple]]) -> tuple[Tensor, Tensor]:
-    """Return the first result that is finite, of routines for the same finite matrix."""
     for routine in routines:
         try:
             result = [part if isinstance(part, Tensor) else torch.from_numpy(part) for part in routine()]

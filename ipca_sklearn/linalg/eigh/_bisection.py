@@ -125,11 +125,7 @@ def _bisect(diagonal, squares, low, high, smallest):
 
 @_exact
 def _correct(diagonal, beside, values, z, down, up, twist, least, smallest):
-    """Set the columns of `z` to unit vectors of `values`, correct these, and set `least` to the residuals.
-
-    `down` and `up` hold the pivots of the factorisations that begin at the first and at the last row. They meet at row
-    `twist`, where what is left of the equation is least.
-    """
+    """Set columns of `z` to unit vectors of corrected `values`, by pivots `down` and `up` that meet at `twist`."""
     n, k = z.shape
     for s in range(k):
         q = diagonal[0] - values[s]
@@ -182,10 +178,8 @@ def _correct(diagonal, beside, values, z, down, up, twist, least, smallest):
 
 @_sums
 def _reflect(vectors, reflectors, weights):
-    """Take vectors (k, width), k a multiple of 4, from the basis of the tridiagonal matrix to that of the matrix.
-
-    Four vectors go through two reflectors at a time, so that each is read and written half as often.
-    """
+    """Take vectors (k, width), k a multiple of 4, from the basis of the tridiagonal matrix to that of the matrix."""
+    # Four vectors go through two reflectors at a time, so that each is read and written half as often.
     n = len(weights)
     zero = vectors.dtype.type(0)
     between = np.zeros(n, vectors.dtype)  # products of the reflectors of a pair
@@ -294,13 +288,11 @@ class _Workspace:
 
 
 def leading_eigh(gram: Tensor, n_vectors: int, *, negligible: float = 0.0) -> tuple[Tensor, Tensor]:
-    """Return the largest eigenvalues (P, k), descending, and their eigenvectors as rows (P, k, n).
+    """Return the k largest eigenvalues (P, k) and eigenvectors as rows, of float32 lower triangles (P, n, n).
 
-    Of the symmetric float32 matrices `gram` (P, n, n) on the CPU the lower triangle is read. Vectors of eigenvalues
-    below about a share `negligible` of the largest one may be zero: they are not computed. Results are NaN for a matrix
-    that holds NaN or infinity, or eigenvalues so near to each other that their vectors are not orthogonal. Cost per
-    matrix: 4/3 n^3 for the tridiagonal form, some 40 n k divisions, 2 n^2 k for the vectors. No result depends on the
-    other matrices, nor on k where the vectors are orthogonal.
+    Vectors of eigenvalues below about a share `negligible` of the largest one may be zero. Results are NaN for a matrix
+    that holds NaN or infinity, or eigenvalues too near to each other. Cost: 4/3 n^3, some 40 n k divisions, 2 n^2 k. No
+    result depends on the other matrices, nor on k where the vectors are orthogonal.
     """
     n_matrices, n = gram.shape[:2]
     work = _Workspace(n, gram.new_empty(0).numpy().dtype)

@@ -59,22 +59,17 @@ class Eigensolver:
     group: int = 1
 
 
-def _leading(values: Tensor, vectors: Tensor, n_vectors: int) -> tuple[Tensor, Tensor]:
-    """Return the last eigenvalues, in descending order, and the last columns of the eigenvectors as rows."""
+def _torch_as_it_is(gram: Tensor, n_vectors: int, *, each_alone: bool = False) -> tuple[Tensor, Tensor]:
+    values, vectors = one_at_a_time(torch.linalg.eigh, gram, gram.shape[1]) if each_alone else torch.linalg.eigh(gram)
     return values.flip(-1)[:, :n_vectors], vectors.flip(-1)[..., :n_vectors].mT.contiguous()
 
 
 def _torch(gram: Tensor, n_vectors: int) -> tuple[Tensor, Tensor]:
     try:
-        values, vectors = torch.linalg.eigh(gram, UPLO="L")
+        found = _torch_as_it_is(gram, n_vectors)
     except torch.linalg.LinAlgError:
-        values, vectors = one_at_a_time(torch.linalg.eigh, gram, gram.shape[1])
-    return solve_failures_alone(gram, *_leading(values, vectors, n_vectors))
-
-
-def _torch_as_it_is(gram: Tensor, n_vectors: int) -> tuple[Tensor, Tensor]:
-    values, vectors = torch.linalg.eigh(gram, UPLO="L")
-    return _leading(values, vectors, n_vectors)
+        found = _torch_as_it_is(gram, n_vectors, each_alone=True)
+    return solve_failures_alone(gram, *found)
 
 
 def _numba(gram: Tensor, n_vectors: int) -> tuple[Tensor, Tensor]:
@@ -172,9 +167,8 @@ def choose_eigensolver(device: torch.device, dtype: torch.dtype, size: int, n_pa
 def scatter_eigensolver(device: torch.device, dtype: torch.dtype, size: int, n_patches: int) -> Eigensolver:
     """Return the fastest routine for scatter matrices, of which the leading vectors alone are wanted.
 
-    That of numba for many float32 matrices of some hundred rows on a CPU, else that of torch. Vectors of eigenvalues
-    below `share_of_rounding` of the largest one may be zero. As in `choose_eigensolver`, the choice does not depend on
-    the number of vectors: a model of fewer components has the bits of one with more.
+    Vectors of eigenvalues below `share_of_rounding` of the largest one may be zero. The choice does not depend on the
+    number of vectors: a model of fewer components has the bits of one with more.
     """
     if device.type != "cpu":
         return Eigensolver("torch", _torch_as_it_is)  # as it is: a look for failures makes the host wait for the device
@@ -191,11 +185,8 @@ def bisection(negligible: float = 0.0) -> Eigensolver:
 
 
 def torch_batches_any_size(torch_version: str, cuda_version: str | None) -> bool:
-    """Return whether `torch.linalg.eigh` makes one cuSOLVER call of a batch of matrices larger than 32 x 32.
-
-    True from torch 2.12 on, built for CUDA 12.6 Update 2 or later (cusolverDnXsyevBatched). Builds for 12.6 may lack
-    that update, so they count as older.
-    """
+    """Return whether `torch.linalg.eigh` makes one cuSOLVER call (XsyevBatched) of matrices larger than 32 x 32."""
+    # From torch 2.12 on, built for CUDA 12.6 Update 2 or later; builds for 12.6 may lack that update.
     if cuda_version is None:
         return False
     # ".dev0" lets in pre-releases too, such as the 2.12.0a0 of builds from source.

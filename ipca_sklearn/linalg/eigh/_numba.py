@@ -33,10 +33,8 @@ _jit = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contra
 
 @_jit
 def _tridiagonalize(a, t, reflectors, weights, w, scratch, n, faint, lanes):
-    """Reduce the lower triangles `a` to `t` (diagonal and off-diagonal rows in turn), largest rows last.
-
-    Row j of `reflectors` becomes the j-th reflector I - weight v v^T: columns of `a` have the worst stride for a cache.
-    """
+    """Reduce the lower triangles `a` to `t` (diagonal and off-diagonal rows in turn), largest rows last."""
+    # Row j of `reflectors` becomes the j-th reflector: columns of `a` have the worst stride for a cache.
     half = a.dtype.type(0.5)
     zero = a.dtype.type(0)
     two = a.dtype.type(2)
@@ -329,10 +327,7 @@ def _leading(gram, values, vectors, relative, floor, faint, lanes):
 
 
 def leading_eigh(gram: Tensor, n_vectors: int) -> tuple[Tensor, Tensor]:
-    """Return the k largest eigenvalues (P, k), descending, and eigenvectors as rows, of the lower triangles (P, n, n).
-
-    Results are NaN for a matrix whose iteration does not converge, or that holds NaN or infinity.
-    """
+    """Return the k largest eigenvalues (P, k) and eigenvectors as rows of lower triangles (P, n, n), or NaN."""
     values = gram.new_empty(gram.shape[0], n_vectors)
     vectors = gram.new_empty(gram.shape[0], n_vectors, gram.shape[1])
     array = gram.contiguous().numpy()

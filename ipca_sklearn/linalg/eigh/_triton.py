@@ -150,8 +150,7 @@ def _reflect(vectors, reflectors, weights, n, k, ROWS: tl.constexpr, SIZE: tl.co
 def leading_eigh(gram: Tensor, n_vectors: int) -> tuple[Tensor, Tensor]:
     """Return the k largest eigenvalues (P, k), descending, and eigenvectors as rows, of the lower triangles (P, n, n).
 
-    n is at most `TRITON_SIZE`. Memory: 2 n^2 numbers per matrix besides the result. Results are NaN for a matrix whose
-    iteration does not converge, or that holds NaN or infinity.
+    n is at most `TRITON_SIZE`. Results are NaN for a matrix that does not converge, or that holds NaN or infinity.
     """
     count, n = gram.shape[0], gram.shape[1]
     gram = gram.contiguous()

@@ -257,16 +257,10 @@ def _check_member(archive: zipfile.ZipFile, member: str, name: str, limit: int) 
                     _check_member(inner, one, name, limit)
         elif start.startswith(np.lib.format.MAGIC_PREFIX):
             content.seek(0)
-            version = np.lib.format.read_magic(content)
-            read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(
-                version
-            )
-            _require(read is not None, name, f"has an array {printable(member)} of an unknown version")
-            assert read is not None
+            major, minor = np.lib.format.read_magic(content)
+            read: Any = getattr(np.lib.format, f"read_array_header_{major}_{minor}", None)
+            array = f"has an array {printable(member)}"
+            _require(read is not None, name, f"{array} of an unknown version")
             shape, _, dtype = read(content)
             claimed, there = math.prod(shape) * dtype.itemsize, archive.getinfo(member).file_size - content.tell()
-            _require(
-                claimed == there,
-                name,
-                f"has an array {printable(member)} of {there} bytes that claims to have {claimed}",
-            )
+            _require(claimed == there, name, f"{array} of {there} bytes that claims to have {claimed}")

@@ -17,16 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ipca_sklearn._utils._files import printable
-from ipca_sklearn.cli._arguments import (
-    DefectsFile,
-    Device,
-    MergeDistance,
-    MinArea,
-    ModelFile,
-    Product,
-    check_finite,
-    open_model,
-)
+from ipca_sklearn.cli import _arguments as options
 from ipca_sklearn.cli._outputs import LINES, REPORTS, TABLES, Output, check_outputs, optional_output
 from ipca_sklearn.cli._terminal import threshold_in_words, warn
 
@@ -40,12 +31,12 @@ PICTURE_SIZE = 320
 
 
 def watch(
-    model: ModelFile,
+    model: options.ModelFile,
     folder: Annotated[
         Path, typer.Argument(metavar="DIR", help="Folder in which images appear, searched through all levels.")
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Table to append to, or to begin: .csv or .jsonl.")],
-    defects: DefectsFile = None,
+    defects: options.DefectsFile = None,
     report: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help=f"Write an HTML page of the latest {N_IMAGES} images, once a minute."),
@@ -73,10 +64,10 @@ def watch(
     poll: Annotated[
         bool, typer.Option("--poll", help="List DIR every second, for network drives without change events.")
     ] = False,
-    min_area: MinArea = 0,
-    merge_distance: MergeDistance = 0,
-    product: Product = None,
-    device: Device = "auto",
+    min_area: options.MinArea = 0,
+    merge_distance: options.MergeDistance = 0,
+    product: options.Product = None,
+    device: options.Device = "auto",
 ) -> None:
     """Score images as they appear in a folder, and append a row for each to a table.
 
@@ -91,14 +82,14 @@ def watch(
     from ipca_sklearn.watching import FolderWatcher, RowFile, run_command
     from ipca_sklearn.watching import watch as watch_folder
 
-    check_finite("pixels", {"--min-area": min_area, "--merge-distance": merge_distance})
+    options.check_finite("pixels", {"--min-area": min_area, "--merge-distance": merge_distance})
     outputs = [Output("--output", output, TABLES), *optional_output("--defects", defects, LINES)]
     outputs += optional_output("--report", report, REPORTS)
     check_outputs(outputs, files=[model], folders=[folder])
     arguments = None if command is None else _arguments(command)
-    check_finite("seconds", {"--command-seconds": command_seconds})
+    options.check_finite("seconds", {"--command-seconds": command_seconds})
     watcher = FolderWatcher(folder, settle=settle, tries=tries, events=not poll)
-    pipe = open_model(model, device, on_error="skip", product=product)
+    pipe = options.open_model(model, device, on_error="skip", product=product)
     watcher.batch_size = pipe[-1].step_size or watcher.batch_size
     # The same random state with each start: the scores of the table bring the monitor to where it was.
     monitor = DriftMonitor.from_detector(pipe, random_state=0) if drift_alarm or stop_on_drift else None

@@ -39,7 +39,7 @@ _PICTURE = rb"data:image/jpeg;base64,[A-Za-z0-9+/=]+"
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """An image as the page holds it: what `HtmlReport.encode` returns and `HtmlReport.add_encoded` takes."""
+    """An image as the page holds it."""
 
     row: dict[str, Any]
     picture: bytes | None
@@ -186,40 +186,6 @@ class HtmlReport:
         error : str, Exception or None, default=None
             Why there is no score.
         """
-        encoded = self.encode(
-            name,
-            score,
-            p_value=p_value,
-            image=image,
-            heat_map=heat_map,
-            boxes=boxes,
-            size=size,
-            note=note,
-            is_anomalous=is_anomalous,
-            error=error,
-        )
-        self.add_encoded(encoded)
-
-    def encode(
-        self,
-        name: PathLike,
-        score: float | None = None,
-        *,
-        p_value: float | None = None,
-        image: Image.Image | None = None,
-        heat_map: Image.Image | None = None,
-        boxes: Sequence[tuple[int, int, int, int]] = (),
-        size: tuple[int, int] | None = None,
-        note: str | None = None,
-        is_anomalous: bool = False,
-        error: object = None,
-    ) -> EncodedImage:
-        """Return an image as the page holds it, to be added to this page or to others of the same sizes.
-
-        :meta private:
-
-        The parameters are those of `add`.
-        """
         score = _number(score)
         if image is not None and size is None:
             size = image.height, image.width
@@ -239,10 +205,10 @@ class HtmlReport:
         picture = None
         if self.picture_size and image is not None and max(image.size) > self.thumbnail_size:
             picture = _jpeg(image, self.picture_size, 80).encode()
-        return EncodedImage(row, picture)
+        self.add_encoded(EncodedImage(row, picture))
 
     def add_encoded(self, image: EncodedImage) -> None:
-        """Add what `encode` has returned.
+        """Add an image as a page of the same sizes holds it.
 
         :meta private:
         """

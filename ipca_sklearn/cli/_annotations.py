@@ -82,7 +82,6 @@ class DefectLines:
         self._stream = stack.enter_context(path.open("a" if append else "w", encoding="ascii"))
 
     def write(self, row: dict[str, Any]) -> None:
-        """Write the line of an image."""
         defects = row.get("defects")
         line = {
             "path": row["path"],

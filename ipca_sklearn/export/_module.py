@@ -89,7 +89,6 @@ class PatchGaussianModule(nn.Module):
 
     @property
     def input_size(self) -> Size | None:
-        """Height and width of all images, or None."""
         return self._features.input_size
 
     def fix_size(self, size: Size) -> None:

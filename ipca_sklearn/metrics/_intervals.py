@@ -160,7 +160,6 @@ def confidence_interval(
 
 
 def check_resampling(n_resamples: int, confidence_level: float) -> None:
-    """Raise a ValueError if there can be no interval with these parameters."""
     if n_resamples < 1:
         raise ValueError(f"n_resamples={n_resamples!r} must be at least 1")
     if not 0 < confidence_level < 1:

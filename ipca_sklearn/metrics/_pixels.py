@@ -308,7 +308,6 @@ def aupro(normal: Reals, anomalous: Reals, regions: NDArray[np.integer], n_regio
 
 
 def check_max_fpr(max_fpr: float) -> None:
-    """Raise a ValueError if this is no false positive rate to integrate up to."""
     if not 0 < max_fpr <= 1:
         raise ValueError(f"max_fpr={max_fpr!r} must lie in (0, 1]: it is the false positive rate to integrate up to.")
 

@@ -200,11 +200,7 @@ class ClaimedSizeError(ValueError):
 
 
 def _check_sizes(file: BinaryIO, path: PathLike) -> None:
-    """Refuse a skops file whose content would take far more memory than the file has bytes; the position is kept at 0.
-
-    A ClaimedSizeError says that members, or arrays that are used many times, are together larger than 20 times the file
-    (and 64 MB), that an array has another size than its header says, or that the description is larger than 16 MB.
-    """
+    """Refuse a file whose content would take far more memory than it has bytes; the position is kept at 0."""
     limit = max(_ALWAYS_ALLOWED, _MAX_RATIO * file.seek(0, 2))
     name = printable(path)
     with zipfile.ZipFile(file) as archive:

@@ -186,5 +186,5 @@ def test_what_a_listed_method_takes_and_returns_is_in_the_reference_too() -> Non
             if types and not is_internal(of):
                 found[f"{room}.{name}.{member}"] = types
     assert found == {}
-    internal = public_members(importlib.import_module("ipca_sklearn.inspection").HtmlReport)["encode"]
+    internal = public_members(importlib.import_module("ipca_sklearn.inspection").HtmlReport)["read_encoded"]
     assert undocumented_types(internal) == ["EncodedImage"]

@@ -6,11 +6,12 @@ import os
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import count
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -39,37 +40,30 @@ def picture_names(images: Sequence[Path], end: str = ".png") -> list[str]:
 
 
 @contextmanager
-def picture_folder(option: str, folder: Path) -> Iterator[PictureFolder]:
-    """Write pictures into a folder; a warning counts those of earlier runs, which somebody may want to keep."""
+def picture_folder(option: str, folder: Path) -> Iterator[Callable[[Image.Image | np.ndarray, str], None]]:
+    """Yield what saves a picture under a name; at the end a warning counts those of earlier runs, which stay."""
     files = folder.iterdir() if folder.is_dir() else ()
-    pictures = PictureFolder(folder, {file.name for file in files if _OURS.fullmatch(file.name)})
-    try:
-        yield pictures
-    finally:
-        if pictures.old:
-            warn(
-                f"{option} {folder} also holds {len(pictures.old)} pictures of an earlier run, such as "
-                f"{printable(min(pictures.old))}: remove them, or name a new folder for each run"
-            )
+    old = {file.name for file in files if _OURS.fullmatch(file.name)}
 
-
-class PictureFolder:
-    """A folder of pictures, and the names of old ones that are not written again."""
-
-    def __init__(self, folder: Path, old: set[str]) -> None:
-        self._folder, self.old = folder, old
-
-    def save(self, picture: Image.Image | np.ndarray, name: str) -> None:
-        """Write a picture, or a map of numbers as its name ends in .npy or .tiff."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with naming(self._folder / name):
+    def save(picture: Image.Image | np.ndarray, name: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        with naming(folder / name):
             if isinstance(picture, Image.Image):
-                picture.save(self._folder / name)
+                picture.save(folder / name)
             elif name.endswith(".npy"):
-                np.save(self._folder / name, picture)
+                np.save(folder / name, picture)
             else:
-                Image.fromarray(picture).save(self._folder / name, compression="tiff_deflate")
-        self.old.discard(name)
+                Image.fromarray(picture).save(folder / name, compression="tiff_deflate")
+        old.discard(name)
+
+    try:
+        yield save
+    finally:
+        if old:
+            warn(
+                f"{option} {folder} also holds {len(old)} pictures of an earlier run, such as "
+                f"{printable(min(old))}: remove them, or name a new folder for each run"
+            )
 
 
 class DefectLines:
@@ -81,12 +75,13 @@ class DefectLines:
     def __init__(self, path: Path, stack: ExitStack, *, append: bool = False) -> None:
         self._path = path
         stack.enter_context(naming(path))
-        if append and path.exists():
-            _cut_last_line(path)
+        if append and path.exists() and path.stat().st_size:
+            with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
+                end_of_last_line = content.rfind(b"\n") + 1
+            os.truncate(path, end_of_last_line)
         self._stream = stack.enter_context(path.open("a" if append else "w", encoding="ascii"))
 
     def write(self, row: dict[str, Any]) -> None:
-        """Write the line of an image."""
         defects = row.get("defects")
         line = {
             "path": row["path"],
@@ -100,54 +95,47 @@ class DefectLines:
 
 
 @contextmanager
-def coco_file(path: Path, images: Sequence[Path]) -> Iterator[CocoFile]:
-    """Write a file that replaces an older one when the block ends without an error; `images` are all of them."""
+def coco_file(
+    path: Path, images: Sequence[Path]
+) -> Iterator[Callable[[Path, tuple[int, int], Sequence[Defect]], None]]:
+    """Yield what adds an image of a height and width, and its defects, to a file in the format of COCO.
+
+    The file replaces an older one when the block ends without an error. Annotations have a `score`, the largest value
+    of the map in the defect, and a `p_value`. Names are relative to the folder that all `images` are in.
+    """
+    root, image_numbers, numbers = _common_folder(images), count(1), count(1)
     about = {"description": f"Defects found by ipca_sklearn {__version__}", "version": "1.0"}
     categories = to_json([{"id": 1, "name": _CATEGORY, "supercategory": _CATEGORY}])
     # In a file of its own, so that memory does not grow with the images.
     with replacing(path) as file, tempfile.TemporaryFile() as annotations:
         start = f'{{"info": {to_json(about)},\n"licenses": [],\n"categories": {categories},\n"images": ['
         file.write(start.encode())
-        yield CocoFile(file, annotations, _common_folder(images))
+
+        def add(image: Path, size: tuple[int, int], defects: Sequence[Defect]) -> None:
+            image_id = next(image_numbers)
+            facts = {"id": image_id, "file_name": _relative(image, root), "height": size[0], "width": size[1]}
+            file.write(_listed(facts))
+            for defect in defects:
+                top, left, height, width = defect.box
+                annotation = {
+                    "id": next(numbers),
+                    "image_id": image_id,
+                    "category_id": 1,
+                    "bbox": [left, top, width, height],
+                    "area": defect.area,
+                    "segmentation": [polygon.ravel().tolist() for polygon in defect.outlines],
+                    "iscrowd": 0,
+                    "score": defect.max_value,
+                    "p_value": defect.p_value,
+                }
+                with naming(tempfile.gettempdir()):
+                    annotations.write(_listed(annotation))
+
+        yield add
         file.write(b'\n],\n"annotations": [')
         annotations.seek(0)
         file.writelines(annotations)
         file.write(b"\n]}\n")
-
-
-class CocoFile:
-    """Images and their defects in the format of COCO: boxes, areas and polygons.
-
-    Annotations have a `score`, the largest value of the map in the defect, and a `p_value`. Names of images are
-    relative to the folder that all of them are in. Images that could not be read are left out.
-    """
-
-    def __init__(self, file: IO[bytes], annotations: IO[bytes], root: Path | None) -> None:
-        self._file, self._annotations, self._root = file, annotations, root
-        self._n_images = self._n_annotations = 0
-
-    def add(self, path: Path, size: tuple[int, int], defects: Sequence[Defect]) -> None:
-        """Add an image of this height and width."""
-        self._n_images += 1
-        name = _relative(path, self._root)
-        image = {"id": self._n_images, "file_name": name, "height": size[0], "width": size[1]}
-        self._file.write(f"{_comma(self._n_images)}{to_json(image)}".encode())
-        for defect in defects:
-            self._n_annotations += 1
-            top, left, height, width = defect.box
-            annotation = {
-                "id": self._n_annotations,
-                "image_id": self._n_images,
-                "category_id": 1,
-                "bbox": [left, top, width, height],
-                "area": defect.area,
-                "segmentation": [polygon.ravel().tolist() for polygon in defect.outlines],
-                "iscrowd": 0,
-                "score": defect.max_value,
-                "p_value": defect.p_value,
-            }
-            with naming(tempfile.gettempdir()):
-                self._annotations.write(f"{_comma(self._n_annotations)}{to_json(annotation)}".encode())
 
 
 def write_labelme(file: Path, image: Path, size: tuple[int, int], defects: Sequence[Defect]) -> None:
@@ -189,16 +177,9 @@ def labelme_names(images: Sequence[Path]) -> list[str]:
     ]
 
 
-def _cut_last_line(path: Path) -> None:
-    """Remove what follows the last line break of a file."""
-    if path.stat().st_size:
-        with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
-            end = content.rfind(b"\n") + 1
-        os.truncate(path, end)
-
-
-def _comma(number: int) -> str:
-    return "\n" if number == 1 else ",\n"
+def _listed(element: dict[str, Any]) -> bytes:
+    """Return an element of a list of JSON by its number."""
+    return f"{'' if element['id'] == 1 else ','}\n{to_json(element)}".encode()
 
 
 def _common_folder(images: Sequence[Path]) -> Path | None:

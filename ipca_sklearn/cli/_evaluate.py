@@ -239,7 +239,6 @@ def _labelled_images(root: Path | None, reviewed: Path | None, *models: Pipeline
 
 
 def _maps_of(pipe: Pipeline, paths: list[Path]) -> np.ndarray:
-    """Return the maps of images, and show the progress."""
     import numpy as np
 
     features = pipe[0].transform(paths)

@@ -18,6 +18,11 @@ from ipca_sklearn._utils._files import naming, printable, shown_bytes
 from ipca_sklearn.cli._arguments import ModelFile, Product, find_images, open_model
 from ipca_sklearn.cli._outputs import ONNX, OPENVINO, Output, check_outputs
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
 if TYPE_CHECKING:
     import numpy as np
     from sklearn.pipeline import Pipeline
@@ -26,19 +31,8 @@ ENGINES = ("torch", "openvino", "onnxruntime")
 _N_FRAMES = 20  # one at a time
 
 
-class Format(StrEnum):
-    """What kind of file."""
-
-    ONNX = "onnx"
-    OPENVINO = "openvino"
-
-
-class Precision(StrEnum):
-    """What OpenVINO's file stores."""
-
-    FP32 = "FP32"
-    FP16 = "FP16"
-    INT8 = "INT8"
+Format = StrEnum("Format", ["ONNX", "OPENVINO"])
+Precision = StrEnum("Precision", {"FP32": "FP32", "FP16": "FP16", "INT8": "INT8"})
 
 
 def export(
@@ -121,8 +115,8 @@ def bench(
                 continue
             learning, maps, frame = _measure(pipe, frames)
         typer.echo(f"{label:<20}{learning:>8.0f} img/s{maps:>8.0f} img/s{1000 * frame:>11.1f} ms")
-    peak = _peak_memory()
-    if peak is not None:
+    if resource is not None:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         typer.echo(f"peak memory, all of it: {shown_bytes(peak)}")
 
 
@@ -141,12 +135,3 @@ def _seconds(call: Callable[[], Any]) -> float:
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
-
-
-def _peak_memory() -> int | None:
-    """Return the largest memory of this process so far, in bytes; None where the system does not say."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

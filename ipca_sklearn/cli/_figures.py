@@ -30,10 +30,8 @@ _TABLES = {
     "regions": {"aupro": "AUPRO", "aupro_0.05": "AUPRO 5 %", "aupimo": "AUPIMO"},
     "defects": {"pro": "PRO", "region_f1": "F1 of defects"},
 }
-_PERCENT = ("found",)
-_HEADINGS = {key: heading for columns in _TABLES.values() for key, heading in columns.items()}
 # Where the heading of a column needs its table to be understood.
-_NAMES = _HEADINGS | {
+_NAMES = {key: heading for columns in _TABLES.values() for key, heading in columns.items()} | {
     "image_average_precision": "image average precision",
     "image_f1_max": "image F1 max",
     "false_positive_rate": "false alarms",
@@ -55,7 +53,14 @@ def print_report(report: dict[str, Any]) -> None:
             cells = (f"  {_cell(row, key):<18}" for key in columns)
             typer.echo(f"{name:{width}}  {row[counted]:5d}{''.join(cells)}".rstrip())
         typer.echo("")
-    _print_sizes(rows[0]["found_by_size"])
+    classes = rows[0]["found_by_size"]
+    if classes is not None:
+        typer.echo("defects found, by the side of a square of their area in pixels of the resized image:")
+        for row in classes:
+            name = f"{row['from']:g} to {row['to']:g}" if row["to"] is not None else f"{row['from']:g} and more"
+            share = "" if row["found"] is None else " ({:.0%}, {:.0%}-{:.0%})".format(row["found"], *row["interval"])
+            typer.echo(f"  {name:<12} {row['n_found']} of {row['n_defects']}{share}")
+        typer.echo("")
     typer.echo(
         f"after each figure its {report['confidence_level']:.0%} interval, from {report['n_resamples']} resamples of "
         "the images; of shares of images, that of Clopper and Pearson"
@@ -70,24 +75,13 @@ def print_report(report: dict[str, Any]) -> None:
     )
 
 
-def _print_sizes(classes: list[dict[str, Any]] | None) -> None:
-    """Print how many defects of each size are found."""
-    if classes is None:
-        return
-    typer.echo("defects found, by the side of a square of their area in pixels of the resized image:")
-    for row in classes:
-        name = f"{row['from']:g} to {row['to']:g}" if row["to"] is not None else f"{row['from']:g} and more"
-        share = "" if row["found"] is None else " ({:.0%}, {:.0%}-{:.0%})".format(row["found"], *row["interval"])
-        typer.echo(f"  {name:<12} {row['n_found']} of {row['n_defects']}{share}")
-    typer.echo("")
-
-
 def _cell(row: dict[str, Any], key: str) -> str:
     if row[key] is None:
         return "-"
-    form = ".0%" if key in _PERCENT else ".3f"
     low, high = row["intervals"][key]
-    return f"{row[key]:{form}} ({low:{form.replace('3', '2')}}-{high:{form.replace('3', '2')}})"
+    if key == "found":
+        return f"{row[key]:.0%} ({low:.0%}-{high:.0%})"
+    return f"{row[key]:.3f} ({low:.2f}-{high:.2f})"
 
 
 def print_comparison(report: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from enum import StrEnum
-from itertools import pairwise
+from itertools import chain, pairwise
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,29 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ipca_sklearn._utils._files import printable, shown_bytes
-from ipca_sklearn.cli._arguments import (
-    ABOVE_0,
-    BELOW_HALF,
-    DEFAULT_BACKBONE,
-    DEFAULT_GAUSSIANS,
-    ChangedModel,
-    Components,
-    Device,
-    ModelFile,
-    OnError,
-    Product,
-    ReviewedFile,
-    check_common,
-    choose_backbone,
-    find_images,
-    folders_of,
-    of_product,
-    open_file,
-    parse_components,
-    parse_number,
-    parse_size,
-    read_ticks,
-)
+from ipca_sklearn.cli import _arguments as options
 from ipca_sklearn.cli._outputs import (
     MODELS,
     REPORTS,
@@ -59,11 +37,7 @@ _STEPS_AT_ONCE = 16  # of `update`, between lines of the progress
 _PIXELS = "a number of pixels from 0 on"
 
 
-class Align(StrEnum):
-    """What `--align` is."""
-
-    TRANSLATION = "translation"
-    RIGID = "rigid"
+Align = StrEnum("Align", ["TRANSLATION", "RIGID"])
 
 
 def fit(
@@ -77,17 +51,17 @@ def fit(
     backbone: Annotated[
         str,
         typer.Option(
-            callback=choose_backbone,
+            callback=options.choose_backbone,
             is_eager=True,  # the list needs no images
             help="Network, as in PatchFeatureExtractor; `list` prints which there are and where their weights come "
             "from, and a pattern such as 'timm:*resnet*' those that match.",
         ),
-    ] = DEFAULT_BACKBONE,
-    k: Components = "auto",
+    ] = options.DEFAULT_BACKBONE,
+    k: options.Components = "auto",
     gaussians: Annotated[
         str,
         typer.Option(help="Gaussians, at most: neighbouring patches share one. patch is one for each, 1 one for all."),
-    ] = str(DEFAULT_GAUSSIANS),
+    ] = str(options.DEFAULT_GAUSSIANS),
     step: Annotated[int, typer.Option(min=1, help="Images per update.")] = 16,
     false_positive_rate: Annotated[
         str,
@@ -134,7 +108,7 @@ def fit(
             "(false discovery rate 5 %). The images are read several times, and no checkpoint is kept."
         ),
     ] = "0",
-    reviewed: ReviewedFile = None,
+    reviewed: options.ReviewedFile = None,
     report: Annotated[
         Path | None,
         typer.Option(
@@ -147,9 +121,9 @@ def fit(
         bool,
         typer.Option(help="Learn in a fixed random order, as folders are often sorted by time or light."),
     ] = True,
-    on_error: OnError = "raise",
+    on_error: options.OnError = "raise",
     checkpoint_every: Annotated[int, typer.Option(min=1, help="Images between checkpoints.")] = 1000,
-    device: Device = "auto",
+    device: options.Device = "auto",
     jobs: Annotated[int, typer.Option(help="Threads that decode images; -1: all cores.")] = -1,
 ) -> None:
     """Learn a model from normal images, in one pass.
@@ -173,22 +147,23 @@ def fit(
         write_report,
     )
 
-    check_common(device, on_error)
+    options.check_common(device, on_error)
     if jobs == 0:
         raise ValueError("--jobs 0: use a number of threads, or -1 for all cores")
-    crop, tile = parse_size("--crop-size", crop_size, "all"), parse_size("--tile-size", tile_size, "none")
+    crop = options.parse_size("--crop-size", crop_size, "all")
+    tile = options.parse_size("--tile-size", tile_size, "none")
     whole_number, word = "a whole number from 1 on", "patch: a Gaussian for each patch"
-    n_gaussians = parse_number("--gaussians", gaussians, int, whole_number, 1, inf, word)
+    n_gaussians = options.parse_number("--gaussians", gaussians, int, whole_number, 1, inf, word)
     share_words = "a share above 0 and at most 0.5"
-    trimmed = parse_number("--trim", trim, float, "a share from 0 on and below 0.5", 0, BELOW_HALF)
+    trimmed = options.parse_number("--trim", trim, float, "a share from 0 on and below 0.5", 0, options.BELOW_HALF)
     is_automatic = str(region) == "auto"
     extractor = PatchFeatureExtractor(
         backbone,
-        image_size=parse_size("--image-size", image_size, "auto"),
+        image_size=options.parse_size("--image-size", image_size, "auto"),
         crop_size=None if crop == "all" else crop,
-        margin=parse_number("--margin", margin, int, _PIXELS, 0, inf),
+        margin=options.parse_number("--margin", margin, int, _PIXELS, 0, inf),
         tile_size=None if tile == "none" else tile,
-        tile_overlap=parse_number("--tile-overlap", tile_overlap, int, _PIXELS, 0, inf),
+        tile_overlap=options.parse_number("--tile-overlap", tile_overlap, int, _PIXELS, 0, inf),
         region="auto" if is_automatic else region,
         align=None if align is None else align.value,
         on_error=on_error,
@@ -196,11 +171,11 @@ def fit(
         n_jobs=jobs,
     )
     detector = PatchGaussianDetector(
-        parse_components("--k", k),
+        options.parse_components("--k", k),
         n_gaussians=None if n_gaussians == "patch" else n_gaussians,
         step_size=step,
-        false_positive_rate=parse_number(
-            "--false-positive-rate", false_positive_rate, float, share_words, ABOVE_0, 0.5
+        false_positive_rate=options.parse_number(
+            "--false-positive-rate", false_positive_rate, float, share_words, options.ABOVE_0, 0.5
         ),
         trim=trimmed,
     )
@@ -214,22 +189,22 @@ def fit(
             )
     if products and (trimmed or report is not None or reviewed is not None):
         raise ValueError("--products with --trim, --report or --reviewed: look at the images of each product by itself")
-    of_products = images_of_products(folders) if products else {"": find_images(folders)}
-    paths = _joined(of_products)
+    of_products = images_of_products(folders) if products else {"": options.find_images(folders)}
+    paths = list(chain.from_iterable(of_products.values()))
     checkpoint = output.parent / f"{output.name}.checkpoint"
     files = [Output("--output", output, MODELS), Output("the checkpoint", checkpoint)]
     page = optional_output("--report", report, REPORTS)
-    check_outputs([*files, *page], files=[*paths, reviewed], folders=folders_of(folders))
-    refuse_test_images([] if products else folders_of(folders), paths)
+    check_outputs([*files, *page], files=[*paths, reviewed], folders=options.folders_of(folders))
+    refuse_test_images([] if products else options.folders_of(folders), paths)
     if not products:
-        print_if_products(folders_of(folders), paths)
+        print_if_products(options.folders_of(folders), paths)
     warn_of_copies(paths)
     if reviewed is not None:
-        of_products = {"": with_ticks(pipe, read_ticks(reviewed), paths)}
+        of_products = {"": with_ticks(pipe, options.read_ticks(reviewed), paths)}
     if shuffle:  # the threshold comes from the scores of the later half
         for name, images in of_products.items():
             of_products[name] = [images[index] for index in np.random.default_rng(0).permutation(len(images))]
-    paths = _joined(of_products)
+    paths = list(chain.from_iterable(of_products.values()))
     features = extractor.fit_transform(paths)
     need = detector.memory_needed(features)
     n_others = (len(of_products) - 1) * need.model
@@ -242,9 +217,9 @@ def fit(
         with Progress(len(paths)) as progress, persistence.noting_pixels():
             if products:
                 router = ProductRouter(detector)
-                labels = np.repeat(np.array([*of_products], object), list(map(len, of_products.values())))
-                stops = np.cumsum(list(map(len, of_products.values()))).tolist()
-                _learn(router, features, labels, stops, progress.show)
+                numbers = [len(images) for images in of_products.values()]
+                labels = np.repeat(np.array([*of_products], object), numbers)
+                _learn(router, features, labels, np.cumsum(numbers).tolist(), progress.show)
                 pipe = Pipeline([("features", extractor), ("products", router)])
             elif trimmed:
                 detector.fit(features)
@@ -276,16 +251,16 @@ def fit(
 
 
 def update(
-    model: ModelFile,
+    model: options.ModelFile,
     folders: Annotated[
         list[Path] | None,
         typer.Argument(metavar="DIR", help="Folders or files of normal images; `-` reads paths from stdin."),
     ] = None,
-    reviewed: ReviewedFile = None,
-    output: ChangedModel = None,
-    product: Product = None,
-    on_error: OnError = "raise",
-    device: Device = "auto",
+    reviewed: options.ReviewedFile = None,
+    output: options.ChangedModel = None,
+    product: options.Product = None,
+    on_error: options.OnError = "raise",
+    device: options.Device = "auto",
 ) -> None:
     """Learn more normal images with a model, as if they had come at the end of its training.
 
@@ -300,13 +275,13 @@ def update(
     if not folders and reviewed is None:
         raise ValueError("nothing to learn is named: give folders of normal images, or --reviewed with a file of ticks")
     folders = folders or []
-    paths = find_images(folders) if folders else []
-    refuse_test_images(folders_of(folders), paths)
-    ticks = None if reviewed is None else read_ticks(reviewed)
+    paths = options.find_images(folders) if folders else []
+    refuse_test_images(options.folders_of(folders), paths)
+    ticks = None if reviewed is None else options.read_ticks(reviewed)
     target = changed_model(model, output)
-    check_outputs([target], files=[*paths, reviewed], folders=folders_of(folders))
-    whole = open_file(model, device, on_error=on_error)
-    pipe = of_product(whole, product, model)
+    check_outputs([target], files=[*paths, reviewed], folders=options.folders_of(folders))
+    whole = options.open_file(model, device, on_error=on_error)
+    pipe = options.of_product(whole, product, model)
     pipe[-1].set_params(trim=0)  # which is for all images of a fit
     if ticks is not None:
         paths = with_ticks(pipe, ticks, paths)
@@ -345,10 +320,6 @@ def _learn(
         skipped.update(part.skipped)
         show(stop)
     return skipped
-
-
-def _joined(of_products: dict[str, list[Path]]) -> list[Path]:
-    return [path for images in of_products.values() for path in images]
 
 
 def _check_region(region: Path) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -14,9 +17,12 @@ from sklearn.pipeline import Pipeline
 from ipca_sklearn import ProductRouter, SkippedImagesWarning
 from ipca_sklearn._utils._precision import below
 from ipca_sklearn._utils._tables import COLUMNS
-from ipca_sklearn.cli._terminal import one_line
+from ipca_sklearn.cli._terminal import one_line, warn
 from ipca_sklearn.detection import find_defects
 from ipca_sklearn.inspection import HtmlReport, heat_layer, hottest_box, open_upright, overlay
+
+_SECONDS_BETWEEN_PAGES = 60.0
+_LATEST_SIZE = 320  # of the pictures of a page that is written again and again
 
 
 def score_images(
@@ -158,3 +164,53 @@ def _why_unreadable(path: Path, max_pixels: int) -> str:
 
 def _unreadable(error: object) -> str:
     return f"scored, but then it could not be read again: {one_line(error)}"
+
+
+class LatestReport(HtmlReport):
+    """The page of the latest images, written again at most once a minute; one that cannot be written is a warning.
+
+    Images are kept as the page holds them: measured on leather of 1024 x 1024 pixels, 27 kB each.
+    """
+
+    def __init__(self, path: Path, *, title: str, n_images: int, **settings: Any) -> None:
+        super().__init__(path, title=f"{title}, the latest {n_images} images", picture_size=_LATEST_SIZE, **settings)
+        self._latest: deque[Any] = deque(maxlen=n_images)
+        self._n_new = 0
+        self._written_at = -_SECONDS_BETWEEN_PAGES
+
+    def go_on(self, paths: Iterable[str]) -> None:
+        """Begin with the images of the page that is there, as far as they are among these paths."""
+        if not os.path.exists(self.path):
+            return
+        try:
+            earlier = self.read_encoded()
+        except (OSError, ValueError) as error:
+            warn(f"the report begins anew: {error}")
+            return
+        known = {image.row["name"] for image in earlier}.intersection(paths)
+        self._latest.extend(image for image in earlier if image.row["name"] in known)
+
+    def add_encoded(self, image: Any) -> None:
+        """Keep an image for the next page."""
+        self._latest.append(image)
+        self._n_new += 1
+        self.write_if_due()
+
+    def write_if_due(self) -> None:
+        """Write the page if it has news and is a minute old."""
+        if time.monotonic() - self._written_at >= _SECONDS_BETWEEN_PAGES:
+            self.write()
+
+    def write(self) -> None:
+        """Write the page if it has news."""
+        if not self._n_new:
+            return
+        self._written_at = time.monotonic()
+        try:
+            with self:
+                for image in self._latest:
+                    super().add_encoded(image)
+        except OSError as error:
+            warn(f"the report is not written: {error}")
+        else:
+            self._n_new = 0

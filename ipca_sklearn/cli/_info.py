@@ -11,22 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ipca_sklearn._utils._files import naming, printable
-from ipca_sklearn.cli._arguments import (
-    ChangedModel,
-    Components,
-    Device,
-    ModelFile,
-    OnError,
-    Product,
-    ReviewedFile,
-    Ticks,
-    find_images,
-    folders_of,
-    of_product,
-    open_file,
-    parse_components,
-    read_ticks,
-)
+from ipca_sklearn.cli import _arguments as options
 from ipca_sklearn.cli._outputs import PICTURES, Output, changed_model, check_outputs
 from ipca_sklearn.cli._terminal import WORSE, threshold_in_words
 
@@ -34,26 +19,19 @@ if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
 
 
-class Format(StrEnum):
-    """How the card is printed."""
-
-    TEXT = "text"
-    JSON = "json"
-    MARKDOWN = "markdown"
-
-
+Format = StrEnum("Format", ["TEXT", "JSON", "MARKDOWN"])
 _FORMAT = typer.Option("--format", help="text: a line for each fact; json: null is infinity, or not known; markdown.")
 
 
 def info(
-    model: ModelFile,
+    model: options.ModelFile,
     card_format: Annotated[Format, _FORMAT] = Format.TEXT,
     as_json: Annotated[bool, typer.Option("--json", help="Short for --format json.")] = False,
     figures: Annotated[
         Path | None,
         typer.Option(metavar="JSON", help="What `evaluate MODEL ROOT --json` has printed, for the card."),
     ] = None,
-    product: Product = None,
+    product: options.Product = None,
 ) -> None:
     """Print the card of a model: its training, settings, thresholds, versions, size and licence.
 
@@ -64,9 +42,9 @@ def info(
     from ipca_sklearn.inspection import model_card
 
     measured = None if figures is None else _read_figures(figures)
-    pipe = open_file(model, None)
+    pipe = options.open_file(model, None)
     if product is not None or not isinstance(pipe[-1], ProductRouter):
-        pipe = of_product(pipe, product, model)
+        pipe = options.of_product(pipe, product, model)
     if measured is not None:
         of = measured.get("model")
         of_figures = of.get("product") if isinstance(of, dict) else None
@@ -99,12 +77,12 @@ def _read_figures(path: Path) -> dict[str, Any]:
 
 
 def threshold(
-    model: ModelFile,
+    model: options.ModelFile,
     good: Annotated[
         list[Path] | None, typer.Option("--good", metavar="DIR", help="Normal images that were not learnt.")
     ] = None,
     bad: Annotated[list[Path] | None, typer.Option("--bad", metavar="DIR", help="Images with defects.")] = None,
-    reviewed: ReviewedFile = None,
+    reviewed: options.ReviewedFile = None,
     false_positive_rate: Annotated[
         float | None, typer.Option(help="Share of new normal images that may be called anomalous.")
     ] = None,
@@ -113,10 +91,10 @@ def threshold(
         float | None, typer.Option(help="Score, as in the rows of `predict`, below which images are anomalous.")
     ] = None,
     confidence: Annotated[float, typer.Option(help="Of the intervals of both errors.")] = 0.95,
-    output: ChangedModel = None,
-    product: Product = None,
-    on_error: OnError = "raise",
-    device: Device = "auto",
+    output: options.ChangedModel = None,
+    product: options.Product = None,
+    on_error: options.OnError = "raise",
+    device: options.Device = "auto",
 ) -> None:
     """Choose the threshold of a model with images that it has not learnt.
 
@@ -133,14 +111,14 @@ def threshold(
     if sum(value is not None for value in (false_positive_rate, recall, score)) != 1:
         raise ValueError("name one of --false-positive-rate, --recall and --score")
     images = {
-        label: find_images(folders, option) if folders else []
+        label: options.find_images(folders, option) if folders else []
         for label, folders, option in ((1, good, "--good"), (-1, bad, "--bad"))
     }
-    ticks = None if reviewed is None else read_ticks(reviewed)
+    ticks = None if reviewed is None else options.read_ticks(reviewed)
     target, folders = changed_model(model, output), [*(good or []), *(bad or [])]
-    check_outputs([target], files=[*images[1], *images[-1], reviewed], folders=folders_of(folders))
-    whole = open_file(model, device, on_error=on_error)
-    pipe = of_product(whole, product, model)
+    check_outputs([target], files=[*images[1], *images[-1], reviewed], folders=options.folders_of(folders))
+    whole = options.open_file(model, device, on_error=on_error)
+    pipe = options.of_product(whole, product, model)
     if ticks is not None:
         _add_ticks(pipe, images, ticks)
     images[1] = without_learnt(pipe, images[1])
@@ -169,7 +147,7 @@ def threshold(
     typer.echo(f"missed defects: {chosen.missed}")
 
 
-def _add_ticks(pipe: Pipeline, images: dict[int, list[Path]], ticks: Ticks) -> None:
+def _add_ticks(pipe: Pipeline, images: dict[int, list[Path]], ticks: options.Ticks) -> None:
     """Add ticked images to those of the options by label, each once: images of the same pixels are one."""
     from ipca_sklearn.cli._training_images import pixels_of
 
@@ -192,7 +170,7 @@ def demo(
     material: Annotated[str, typer.Option(help="fabric, leather, metal, part, stone or wood.")] = "fabric",
     n_train: Annotated[int, typer.Option(min=1, help="Normal images to learn from.")] = 96,
     n_test: Annotated[int, typer.Option(min=2, help="Images to score, half of them with a defect.")] = 48,
-    k: Components = "auto",
+    k: options.Components = "auto",
     seed: Annotated[int, typer.Option(min=0, help="Seed of the images.")] = 0,
 ) -> None:
     """Learn generated textures, score others, and draw the heat maps. Needs no data or connection."""
@@ -206,7 +184,7 @@ def demo(
     from ipca_sklearn.inspection import AnomalyMapDisplay
     from ipca_sklearn.metrics import aupro_score, image_roc_auc_score, pixel_roc_auc_score
 
-    n_components = parse_components("--k", k)
+    n_components = options.parse_components("--k", k)
     check_outputs([Output("--output", output, PICTURES)])
     matplotlib.use("Agg")  # to write a file without opening a window
     data = make_textures(n_train, n_test, material=material, random_state=seed)

@@ -69,7 +69,7 @@ class Commands(TyperGroup):
         if name in COMMANDS:
             command = load_command(name)
             # Later commands tell what `fit` should have been asked for. Made once, when there is a first message.
-            names = cache(lambda: OptionNames([*load_command("fit").params, *command.params]))
+            names = cache(lambda: to_options([*load_command("fit").params, *command.params]))
             self._translate = lambda text: names()(text)
         return name, command, rest
 
@@ -159,29 +159,25 @@ def _is_or_follows(error: BaseException | None, kind: type[BaseException]) -> bo
     return error is not None
 
 
-class OptionNames:
-    """Puts options in the place of parameters in a message: `step_size=0` is `--step 0`."""
+def to_options(parameters: Iterable[Any]) -> Callable[[object], str]:
+    """Return what puts options in the place of parameters in a message: `step_size=0` is `--step 0`."""
+    options: dict[str, str] = {}
+    for parameter in parameters:
+        long = [name for name in parameter.opts if name.startswith("--")]
+        if long:  # else it is an argument
+            options[_IN_PYTHON.get(parameter.name, parameter.name)] = long[0]
+    names = "|".join(options)
+    # Names alone are words of the language too, unless they have an underscore; and no path is changed.
+    long_names = "|".join(name for name in options if "_" in name)
+    pattern = re.compile(
+        rf"(?<![\w./\\-])(?:features__|detector__)?(?:({names})=([^\s,;.)]?)|({long_names})(?![\w/]|\.\w))"
+    )
 
-    def __init__(self, parameters: Iterable[Any]) -> None:
-        self._options: dict[str, str] = {}
-        for parameter in parameters:
-            long = [name for name in parameter.opts if name.startswith("--")]
-            if long:  # else it is an argument
-                self._options[_IN_PYTHON.get(parameter.name, parameter.name)] = long[0]
-        names = "|".join(self._options)
-        # Names alone are words of the language too, unless they have an underscore; and no path is changed.
-        long_names = "|".join(name for name in self._options if "_" in name)
-        self._pattern = re.compile(
-            rf"(?<![\w./\\-])(?:features__|detector__)?(?:({names})=([^\s,;.)]?)|({long_names})(?![\w/]|\.\w))"
-        )
-
-    def __call__(self, text: object) -> str:
-        """Return a message with the names of options."""
-        return self._pattern.sub(self._option, one_line(text))
-
-    def _option(self, match: re.Match[str]) -> str:
+    def option(match: re.Match[str]) -> str:
         given, value, alone = match.groups()
-        return self._options[given or alone] + (f" {value}" if value else "")
+        return options[given or alone] + (f" {value}" if value else "")
+
+    return lambda text: pattern.sub(option, one_line(text))
 
 
 class _WarningPrinter:

@@ -14,19 +14,7 @@ import typer
 from ipca_sklearn._utils._files import printable
 from ipca_sklearn._utils._messages import first_few
 from ipca_sklearn._utils._tables import columns_of
-from ipca_sklearn.cli._arguments import (
-    DefectsFile,
-    Device,
-    MergeDistance,
-    MinArea,
-    ModelFile,
-    Product,
-    check_finite,
-    find_images,
-    folders_of,
-    of_product,
-    open_file,
-)
+from ipca_sklearn.cli import _arguments as options
 from ipca_sklearn.cli._outputs import COCO, LINES, REPORTS, TABLES, Output, check_outputs, optional_output
 from ipca_sklearn.cli._terminal import WORSE, Progress, Table, threshold_in_words, warn
 
@@ -46,21 +34,16 @@ ADVICE = (
 )
 
 
-class MapsFormat(StrEnum):
-    """What `--maps` writes."""
-
-    PNG = "png"
-    NPY = "npy"
-    TIFF = "tiff"
+MapsFormat = StrEnum("MapsFormat", ["PNG", "NPY", "TIFF"])
 
 
 def predict(
-    model: ModelFile,
+    model: options.ModelFile,
     paths: Annotated[list[Path], typer.Argument(metavar="PATH", help="Images or folders; `-` reads paths from stdin.")],
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Table to write: .csv or .jsonl; `-` is CSV on stdout.")
     ] = Path("-"),
-    defects: DefectsFile = None,
+    defects: options.DefectsFile = None,
     maps: Annotated[Path | None, typer.Option(metavar="DIR", help="Write heat maps over the images.")] = None,
     maps_format: Annotated[
         MapsFormat,
@@ -84,10 +67,10 @@ def predict(
             f"{PICTURE_SIZE}, and 0 for more than {MANY_IMAGES} images]",
         ),
     ] = None,
-    min_area: MinArea = 0,
-    merge_distance: MergeDistance = 0,
-    product: Product = None,
-    device: Device = "auto",
+    min_area: options.MinArea = 0,
+    merge_distance: options.MergeDistance = 0,
+    product: options.Product = None,
+    device: options.Device = "auto",
 ) -> None:
     """Score images, and write tables, defects, heat maps, masks and a report.
 
@@ -108,10 +91,10 @@ def predict(
     from ipca_sklearn.cli._images import draw, score_images
     from ipca_sklearn.inspection import defect_mask, map_of_pixels
 
-    check_finite("pixels", {"--min-area": min_area, "--merge-distance": merge_distance})
+    options.check_finite("pixels", {"--min-area": min_area, "--merge-distance": merge_distance})
     if maps is None and maps_format != MapsFormat.PNG:
         raise ValueError(f"--maps-format {maps_format.value} is what --maps writes: name a folder with --maps DIR")
-    images = find_images(paths)
+    images = options.find_images(paths)
     names, map_names = picture_names(images), picture_names(images, f".{maps_format.value}")
     json_names = labelme_names(images)
     outputs = [] if str(output) == "-" else [Output("--output", output, TABLES)]
@@ -121,11 +104,11 @@ def predict(
     outputs += optional_output("--masks", masks, names=names)
     outputs += optional_output("--export-coco", export_coco, COCO)
     outputs += optional_output("--export-labelme", export_labelme, names=json_names, replaces=False)
-    check_outputs(outputs, files=[model, *images], folders=folders_of(paths))
-    pipe = open_file(model, device, on_error="skip")
+    check_outputs(outputs, files=[model, *images], folders=options.folders_of(paths))
+    pipe = options.open_file(model, device, on_error="skip")
     routed = isinstance(pipe[-1], ProductRouter)
     if not routed or product is not None:
-        of_product(pipe, product, model)  # an error if there is none
+        options.of_product(pipe, product, model)  # an error if there is none
     n_failed = n_alarms = n_unknown = 0
     with ExitStack() as stack:
         kinds = ["predict", *(["products"] if routed else []), *([] if pipe[0].align is None else ["align"])]
@@ -138,10 +121,10 @@ def predict(
                     report, pipe, title=title, n_images=len(images), model=model, sources=paths, side=picture_size
                 )
             )
-        map_folder = None if maps is None else stack.enter_context(picture_folder("--maps", maps))
+        save_map = None if maps is None else stack.enter_context(picture_folder("--maps", maps))
         lists = None if defects is None else DefectLines(defects, stack)
-        coco = None if export_coco is None else stack.enter_context(coco_file(export_coco, images))
-        mask_folder = None if masks is None else stack.enter_context(picture_folder("--masks", masks))
+        add_to_coco = None if export_coco is None else stack.enter_context(coco_file(export_coco, images))
+        save_mask = None if masks is None else stack.enter_context(picture_folder("--masks", masks))
         rows_in_terminal = str(output) == "-" and sys.stdout.isatty()
         progress = stack.enter_context(Progress(len(images), plain=rows_in_terminal))
         for index, row in enumerate(score_images(pipe, images, min_area, merge_distance, product)):
@@ -152,16 +135,16 @@ def predict(
             n_unknown += row["error"] is None and not row.get("is_known", True)
             if lists is not None:
                 lists.write(row)
-            if map_folder is not None and "map" in pictures:
-                map_folder.save(pictures["map"], map_names[index])
+            if save_map is not None and "map" in pictures:
+                save_map(pictures["map"], map_names[index])
             if "size" in row:
                 size = row["size"]
-                if map_folder is not None and maps_format != MapsFormat.PNG:
-                    map_folder.save(map_of_pixels(pipe, row["anomaly_map"], size), map_names[index])
-                if mask_folder is not None:
-                    mask_folder.save(defect_mask(row["defects"], size), names[index])
-                if coco is not None:
-                    coco.add(images[index], size, row["defects"])
+                if save_map is not None and maps_format != MapsFormat.PNG:
+                    save_map(map_of_pixels(pipe, row["anomaly_map"], size), map_names[index])
+                if save_mask is not None:
+                    save_mask(defect_mask(row["defects"], size), names[index])
+                if add_to_coco is not None:
+                    add_to_coco(images[index], size, row["defects"])
                 if export_labelme is not None:
                     write_labelme(export_labelme / json_names[index], images[index], size, row["defects"])
             if page is not None:

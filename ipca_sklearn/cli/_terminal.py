@@ -55,7 +55,6 @@ class Table:
         self._stream.write(self._format.header)
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Write one row."""
         with naming(self._path):
             self._stream.write(self._format.line(row, self._shown))
 
@@ -96,7 +95,6 @@ class Progress:
             self._bar.stop()
 
     def show(self, done: int) -> None:
-        """Show how many images are done."""
         (task,) = self._bar.tasks
         self._bar.update(task.id, completed=done)
         # The speed of rich needs two updates; until then it is the one since the start.

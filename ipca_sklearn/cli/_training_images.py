@@ -208,18 +208,17 @@ def write_report(
     with open_page(report, pipe, title=title, n_images=len(ranked), model=model, sources=folders) as page:
         for suspect, row in zip(suspects, score_images(pipe, ranked), strict=True):
             pictures = draw(pipe, row, False, page)["report"]
+            other = suspect["near_duplicate_of"]
+            notes = (
+                "left out by --trim" if suspect["trimmed"] else None,
+                f"nearly the same as {paths[other]}" if other >= 0 else None,
+                note_of(row),
+            )
             page.add(
                 row["path"],
                 suspect["score"],
                 p_value=suspect["p_value"],
-                note="; ".join(filter(None, (_finding(suspect, paths), note_of(row)))) or None,
+                note="; ".join(filter(None, notes)) or None,
                 error=row["error"],
                 **pictures,
             )
-
-
-def _finding(suspect: Any, paths: Sequence[Path]) -> str:
-    """Return whether a training image was left out, and which it nearly is."""
-    left_out = "left out by --trim" if suspect["trimmed"] else ""
-    other = suspect["near_duplicate_of"]
-    return "; ".join(filter(None, (left_out, f"nearly the same as {paths[other]}" if other >= 0 else "")))

@@ -5,10 +5,9 @@ from __future__ import annotations
 import shlex
 import shutil
 import signal
-import time
 import warnings
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
@@ -17,16 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ipca_sklearn._utils._files import printable
-from ipca_sklearn.cli._arguments import (
-    DefectsFile,
-    Device,
-    MergeDistance,
-    MinArea,
-    ModelFile,
-    Product,
-    check_finite,
-    open_model,
-)
+from ipca_sklearn.cli import _arguments as options
 from ipca_sklearn.cli._outputs import LINES, REPORTS, TABLES, Output, check_outputs, optional_output
 from ipca_sklearn.cli._terminal import threshold_in_words, warn
 
@@ -34,18 +24,16 @@ if TYPE_CHECKING:
     from ipca_sklearn.watching import FolderWatcher
 
 DRIFTED = 4  # exit code
-SECONDS_BETWEEN_PAGES = 60.0
 N_IMAGES = 500  # of the report
-PICTURE_SIZE = 320
 
 
 def watch(
-    model: ModelFile,
+    model: options.ModelFile,
     folder: Annotated[
         Path, typer.Argument(metavar="DIR", help="Folder in which images appear, searched through all levels.")
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Table to append to, or to begin: .csv or .jsonl.")],
-    defects: DefectsFile = None,
+    defects: options.DefectsFile = None,
     report: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help=f"Write an HTML page of the latest {N_IMAGES} images, once a minute."),
@@ -73,10 +61,10 @@ def watch(
     poll: Annotated[
         bool, typer.Option("--poll", help="List DIR every second, for network drives without change events.")
     ] = False,
-    min_area: MinArea = 0,
-    merge_distance: MergeDistance = 0,
-    product: Product = None,
-    device: Device = "auto",
+    min_area: options.MinArea = 0,
+    merge_distance: options.MergeDistance = 0,
+    product: options.Product = None,
+    device: options.Device = "auto",
 ) -> None:
     """Score images as they appear in a folder, and append a row for each to a table.
 
@@ -84,21 +72,21 @@ def watch(
     after a kill or a power cut. An image that cannot be read is a row with its error.
     """
     from ipca_sklearn.cli._annotations import DefectLines
-    from ipca_sklearn.cli._images import draw, score_images
+    from ipca_sklearn.cli._images import LatestReport, draw, score_images
     from ipca_sklearn.exceptions import AspectRatioWarning, MultiPageImageWarning
     from ipca_sklearn.inspection import model_card
     from ipca_sklearn.monitoring import DriftMonitor
     from ipca_sklearn.watching import FolderWatcher, RowFile, run_command
     from ipca_sklearn.watching import watch as watch_folder
 
-    check_finite("pixels", {"--min-area": min_area, "--merge-distance": merge_distance})
+    options.check_finite("pixels", {"--min-area": min_area, "--merge-distance": merge_distance})
     outputs = [Output("--output", output, TABLES), *optional_output("--defects", defects, LINES)]
     outputs += optional_output("--report", report, REPORTS)
     check_outputs(outputs, files=[model], folders=[folder])
     arguments = None if command is None else _arguments(command)
-    check_finite("seconds", {"--command-seconds": command_seconds})
+    options.check_finite("seconds", {"--command-seconds": command_seconds})
     watcher = FolderWatcher(folder, settle=settle, tries=tries, events=not poll)
-    pipe = open_model(model, device, on_error="skip", product=product)
+    pipe = options.open_model(model, device, on_error="skip", product=product)
     watcher.batch_size = pipe[-1].step_size or watcher.batch_size
     # The same random state with each start: the scores of the table bring the monitor to where it was.
     monitor = DriftMonitor.from_detector(pipe, random_state=0) if drift_alarm or stop_on_drift else None
@@ -107,6 +95,7 @@ def watch(
         card = model_card(pipe, file=model)
         page = LatestReport(
             report,
+            n_images=N_IMAGES,
             threshold=pipe[-1].offset_,
             title=f"{model.name}, {folder}",
             normal_scores=pipe[-1].calibration_scores_,
@@ -147,7 +136,8 @@ def watch(
                 if failure is not None:
                     warn(f"--command {arguments[0]}: {failure} ({printable(row['path'])})")
             if page is not None:
-                page.add(row, draw(pipe, row, False, page.page)["report"])
+                pictures = draw(pipe, row, False, page)["report"]
+                page.add(row["path"], row["score"], p_value=row["p_value"], error=row["error"], **pictures)
             if row.get("drift") and not counts["drift"]:
                 counts["drift"] += 1
                 assert monitor is not None
@@ -199,59 +189,3 @@ def _arguments(command: str) -> list[str]:
             "a script, and name that"
         )
     return arguments
-
-
-class LatestReport:
-    """The page of `HtmlReport` for the latest images, written again at most once a minute.
-
-    Images are kept as the page holds them: measured on leather of 1024 x 1024 pixels, 27 kB each. A page that cannot be
-    written is a warning. The settings are those of `HtmlReport`.
-    """
-
-    def __init__(self, path: Path, *, title: str, **settings: Any) -> None:
-        from ipca_sklearn.inspection import HtmlReport
-
-        title = f"{title}, the latest {N_IMAGES} images"
-        self.page = HtmlReport(path, title=title, picture_size=PICTURE_SIZE, **settings)
-        self._path = path
-        self._latest: deque[Any] = deque(maxlen=N_IMAGES)
-        self._n_new = 0
-        self._written_at = -SECONDS_BETWEEN_PAGES
-
-    def go_on(self, paths: Iterable[str]) -> None:
-        """Begin with the images of the page that is there, as far as they are among these paths."""
-        if not self._path.exists():
-            return
-        try:
-            earlier = self.page.read_encoded()
-        except (OSError, ValueError) as error:
-            warn(f"the report begins anew: {error}")
-            return
-        known = {image.row["name"] for image in earlier}.intersection(paths)
-        self._latest.extend(image for image in earlier if image.row["name"] in known)
-
-    def add(self, row: Mapping[str, Any], pictures: Mapping[str, Any]) -> None:
-        """Add the row of an image, with the pictures for `HtmlReport.add` if there are any."""
-        encoded = self.page.encode(row["path"], row["score"], p_value=row["p_value"], error=row["error"], **pictures)
-        self._latest.append(encoded)
-        self._n_new += 1
-        self.write_if_due()
-
-    def write_if_due(self) -> None:
-        """Write the page if it has news and is a minute old."""
-        if time.monotonic() - self._written_at >= SECONDS_BETWEEN_PAGES:
-            self.write()
-
-    def write(self) -> None:
-        """Write the page if it has news."""
-        if not self._n_new:
-            return
-        self._written_at = time.monotonic()
-        try:
-            with self.page as page:
-                for image in self._latest:
-                    page.add_encoded(image)
-        except OSError as error:
-            warn(f"the report is not written: {error}")
-        else:
-            self._n_new = 0

@@ -49,9 +49,10 @@ def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
 
 
 def _spot(
-    rng: np.random.Generator, size: int, centre: FloatArray, radius: float, roughness: float, soft: float
-) -> tuple[FloatArray, FloatArray]:
-    """Draw an irregular, slightly oblong disc: depth (1 at the centre, 0 at the edge) and cover of each pixel."""
+    rng: np.random.Generator, size: int, centre: FloatArray, radii: tuple[float, float], roughness: float, soft: float
+) -> tuple[float, FloatArray, FloatArray]:
+    """Draw an irregular, slightly oblong disc: radius, depth (1 at the centre, 0 at the edge), cover of each pixel."""
+    radius = size * _log_uniform(rng, *radii)
     y, x = grid(size)
     angle, stretch = rng.uniform(0, np.pi), rng.uniform(1.0, 1.7)
     dy, dx = y - centre[0], x - centre[1]
@@ -60,7 +61,7 @@ def _spot(
     depth = 1 - np.hypot(along, across) / radius + roughness * smooth_noise(rng, size, max(1.0, 0.35 * radius))
     # Far from the centre noise alone may exceed the edge; it is cut off there.
     depth = np.where(np.hypot(along, across) < 1.6 * radius, depth, -1.0)
-    return depth, smoothstep(depth * radius, -soft, soft)
+    return radius, depth, smoothstep(depth * radius, -soft, soft)
 
 
 def _walk(
@@ -88,8 +89,7 @@ def _stroke(size: int, path: FloatArray, half_width: FloatArray | float, soft: f
 def _blob(rng: np.random.Generator, colour: FloatArray, centre: FloatArray, strength: float) -> Damage:
     """Draw a half transparent drop with a highlight at its upper left."""
     size = len(colour)
-    radius = size * _log_uniform(rng, 0.022, 0.07)
-    depth, shown = _spot(rng, size, centre, radius, 0.12, 1.0)
+    radius, depth, shown = _spot(rng, size, centre, (0.022, 0.07), 0.12, 1.0)
     height = radius * np.sqrt(np.clip(depth, 0, 1))
     tint = rng.uniform(0.35, 0.9, size=3) * 0.3 + rng.uniform(0.4, 0.85) * 0.7
     drop = _paint(colour, 0.25 + 0.6 * strength * np.ones_like(shown), np.broadcast_to(tint, colour.shape))
@@ -118,9 +118,7 @@ def _crack(rng: np.random.Generator, colour: FloatArray, centre: FloatArray, str
 
 def _dent(rng: np.random.Generator, colour: FloatArray, centre: FloatArray, strength: float) -> Damage:
     """Draw a smooth hollow: only the shading changes."""
-    size = len(colour)
-    radius = size * _log_uniform(rng, 0.035, 0.09)
-    depth, shown = _spot(rng, size, centre, radius, 0.06, 1.5)
+    radius, depth, shown = _spot(rng, len(colour), centre, (0.035, 0.09), 0.06, 1.5)
     hollow = -radius * smoothstep(depth, 0.0, 0.9)
     shade = emboss(hollow, 0.2 + 0.4 * strength) - 0.10 * strength * smoothstep(depth, 0.0, 0.6)
     return _paint(colour, shown, colour * shade[..., None]), shown
@@ -128,9 +126,7 @@ def _dent(rng: np.random.Generator, colour: FloatArray, centre: FloatArray, stre
 
 def _hole(rng: np.random.Generator, colour: FloatArray, centre: FloatArray, strength: float) -> Damage:
     """Draw a pit with a dark floor and a rim lit on the far side."""
-    size = len(colour)
-    radius = size * _log_uniform(rng, 0.016, 0.045)
-    depth, shown = _spot(rng, size, centre, radius, 0.15, 0.8)
+    _, depth, shown = _spot(rng, len(colour), centre, (0.016, 0.045), 0.15, 0.8)
     pit = smoothstep(depth, 0.0, 0.45)
     floor = colour * (1 - (0.35 + 0.55 * strength) * pit)[..., None]
     return _paint(colour, shown, floor * emboss(-2.0 * ndimage.gaussian_filter(pit, 1.0), 0.5)[..., None]), shown
@@ -157,8 +153,7 @@ def _scratch(rng: np.random.Generator, colour: FloatArray, centre: FloatArray, s
 def _stain(rng: np.random.Generator, colour: FloatArray, centre: FloatArray, strength: float) -> Damage:
     """Draw a dried liquid: a tint through which the texture shows, darkest along its edge."""
     size = len(colour)
-    radius = size * _log_uniform(rng, 0.05, 0.14)
-    depth, shown = _spot(rng, size, centre, radius, 0.22, 2.0)
+    radius, depth, shown = _spot(rng, size, centre, (0.05, 0.14), 0.22, 2.0)
     ring = np.exp(-((depth * radius / (2.5 * size / 256)) ** 2))
     absorbed = rng.uniform(0.3, 1.0, size=3)
     amount = (0.10 + 0.40 * strength) * (1 + 0.5 * ring + 0.10 * smooth_noise(rng, size, 4))
@@ -182,9 +177,7 @@ def _thread(rng: np.random.Generator, colour: FloatArray, centre: FloatArray, st
 
 def _wear(rng: np.random.Generator, colour: FloatArray, centre: FloatArray, strength: float) -> Damage:
     """Draw a rubbed area: its texture is smoothed, and a little paler."""
-    size = len(colour)
-    radius = size * _log_uniform(rng, 0.05, 0.12)
-    depth, shown = _spot(rng, size, centre, radius, 0.25, 2.0)
+    _, depth, shown = _spot(rng, len(colour), centre, (0.05, 0.12), 0.25, 2.0)
     rubbed = ndimage.gaussian_filter(colour, (2.5, 2.5, 0))
     paler = rubbed * (1.04 + 0.16 * strength) + 0.02
     amount = (0.55 + 0.40 * strength) * smoothstep(depth, -0.2, 0.3)

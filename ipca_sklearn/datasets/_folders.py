@@ -144,14 +144,21 @@ def existing_root(root: str | os.PathLike[str], layout: str) -> Path:
     raise FileNotFoundError(f"root={str(path)!r} does not exist; pass the folder that holds {layout}.")
 
 
-def make_bunch(train_paths: list[Path], tests: list[Sample], descr: str) -> Bunch:
-    """Return the Bunch of a loader of folders."""
+def make_bunch(train_paths: list[Path], tests: list[Sample], descr: str, **facts: str) -> Bunch:
+    """Return the Bunch of a loader of folders; its description is filled in with numbers of images and `facts`."""
     defect_types = np.array([test.defect_type for test in tests], dtype=str)
+    is_normal = defect_types == NORMAL_TYPE
     return Bunch(
         train_paths=train_paths,
         test_paths=[test.path for test in tests],
-        test_labels=np.where(defect_types == NORMAL_TYPE, 1, -1),
+        test_labels=np.where(is_normal, 1, -1),
         mask_paths=[test.mask_path for test in tests],
         defect_types=defect_types,
-        DESCR=descr,
+        DESCR=descr.format(
+            n_train=len(train_paths),
+            n_normal=is_normal.sum(),
+            n_anomalous=(~is_normal).sum(),
+            types=", ".join(np.unique(defect_types[~is_normal])) or "none",
+            **facts,
+        ),
     )

@@ -12,14 +12,7 @@ from sklearn.utils import Bunch
 
 from ipca_sklearn._utils._files import naming, printable
 from ipca_sklearn._utils._messages import first_few
-from ipca_sklearn.datasets._folders import (
-    NORMAL_TYPE,
-    Sample,
-    existing_root,
-    list_images,
-    make_bunch,
-    require_images,
-)
+from ipca_sklearn.datasets._folders import NORMAL_TYPE, Sample, existing_root, list_images, make_bunch, require_images
 from ipca_sklearn.exceptions import ImageReadError
 from ipca_sklearn.images._formats import IMAGE_SUFFIXES, open_image
 
@@ -111,16 +104,8 @@ def load_magnetic_tile(root: str | os.PathLike[str], *, test_prefix: str = "exp1
             f"are {', '.join(prefixes)}."
         )
     train_paths = [path for path in normals if not path.name.startswith(test_prefix)]
-    defective = _defective_images(folder)
-    tests = [Sample(path, NORMAL_TYPE, None) for path in held_out] + defective
-    descr = _DESCR.format(
-        n_train=len(train_paths),
-        n_normal=len(held_out),
-        n_anomalous=len(defective),
-        test_prefix=test_prefix,
-        types=", ".join(sorted({test.defect_type for test in defective})),
-    )
-    return make_bunch(train_paths, tests, descr)
+    tests = [Sample(path, NORMAL_TYPE, None) for path in held_out] + _defective_images(folder)
+    return make_bunch(train_paths, tests, _DESCR, test_prefix=test_prefix)
 
 
 def photos_and_masks(folder: Path) -> tuple[list[Path], dict[str, Path]]:

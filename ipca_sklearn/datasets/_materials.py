@@ -57,10 +57,6 @@ def grid(size: int) -> tuple[FloatArray, FloatArray]:
     return y, x
 
 
-def _mix(fraction: FloatArray, low: tuple[float, ...], high: tuple[float, ...]) -> FloatArray:
-    return np.asarray(low) + fraction[..., None] * (np.asarray(high) - np.asarray(low))
-
-
 def _surface(colour: FloatArray) -> Surface:
     return Surface(colour, np.ones(colour.shape[:2], dtype=bool))
 
@@ -119,7 +115,8 @@ def _wood(rng: np.random.Generator, size: int) -> Surface:
     fibre = 0.5 * smooth_noise(rng, size, 25, 0.8) + 0.5 * smooth_noise(rng, size, 8, 0.6)
     pores = smoothstep(smooth_noise(rng, size, 6, 0.6) + 0.5 * (1 - phase), 2.1, 2.7)
     shade = (1 + 0.045 * fibre + 0.03 * smooth_noise(rng, size, 60, 30)) * (1 - 0.35 * pores)
-    return _surface(_mix(0.95 * late, (0.78, 0.60, 0.40), (0.50, 0.31, 0.17)) * shade[..., None])
+    early, dark = np.asarray((0.78, 0.60, 0.40)), np.asarray((0.50, 0.31, 0.17))
+    return _surface((early + (0.95 * late)[..., None] * (dark - early)) * shade[..., None])
 
 
 def _leather(rng: np.random.Generator, size: int) -> Surface:

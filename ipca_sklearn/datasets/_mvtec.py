@@ -7,14 +7,7 @@ from pathlib import Path
 
 from sklearn.utils import Bunch
 
-from ipca_sklearn.datasets._folders import (
-    NORMAL_TYPE,
-    Sample,
-    existing_root,
-    list_images,
-    make_bunch,
-    require_images,
-)
+from ipca_sklearn.datasets._folders import NORMAL_TYPE, Sample, existing_root, list_images, make_bunch, require_images
 
 _LAYOUT = "<category>/{train/good, test/<type>, ground_truth/<type>/<name>_mask.png}"
 
@@ -77,17 +70,8 @@ def load_mvtec_ad(root: str | os.PathLike[str], category: str) -> Bunch:
     """
     folder = _category_folder(existing_root(root, _LAYOUT), category)
     train_paths = require_images(folder / "train" / NORMAL_TYPE, "normal training image")
-    tests = list_test_images(folder)
-    types = sorted({test.defect_type for test in tests} - {NORMAL_TYPE})
-    n_normal = sum(test.defect_type == NORMAL_TYPE for test in tests)
-    descr = _DESCR.format(
-        category=category,
-        n_train=len(train_paths),
-        n_normal=n_normal,
-        n_anomalous=len(tests) - n_normal,
-        types=", ".join(types) or "none",
-    )
-    return make_bunch(train_paths, tests, descr)
+    tests = _list_test_images(folder)
+    return make_bunch(train_paths, tests, _DESCR, category=category)
 
 
 def load_test_images(folder: str | os.PathLike[str]) -> Bunch:
@@ -117,7 +101,7 @@ def load_test_images(folder: str | os.PathLike[str]) -> Bunch:
     >>> images = load_test_images("mvtec/leather")  # doctest: +SKIP
     >>> pipe.score_samples(images.test_paths)  # doctest: +SKIP
     """
-    return make_bunch([], list_test_images(Path(folder), all_masks=False), "")
+    return make_bunch([], _list_test_images(Path(folder), all_masks=False), "")
 
 
 def _category_folder(root: Path, category: str) -> Path:
@@ -135,7 +119,7 @@ def _category_folder(root: Path, category: str) -> Path:
     raise FileNotFoundError(f"category={category!r} is not in root={str(root)!r}: {advice}.")
 
 
-def list_test_images(folder: Path, *, all_masks: bool = True) -> list[Sample]:
+def _list_test_images(folder: Path, *, all_masks: bool = True) -> list[Sample]:
     """List the test images of a category, at least one: the normal ones, then the defects by name of their type.
 
     Unless `all_masks`, anomalous images without a mask have ``mask_path`` None.

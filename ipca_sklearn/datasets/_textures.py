@@ -184,10 +184,7 @@ def _expose(colour: FloatArray, light: FloatArray, noise: FloatArray) -> NDArray
 def _keep_change_visible(
     clean: NDArray[np.uint8], damaged: NDArray[np.uint8], mask: NDArray[np.bool_]
 ) -> NDArray[np.uint8]:
-    """Change the pixels in the mask that are (nearly) as before, so that the mask is exact.
-
-    Otherwise a mask would have pinholes wherever the damage has the colour of the surface by chance.
-    """
+    """Change the pixels in the mask that are (nearly) as before by chance: else the mask would have pinholes."""
     before, after = clean.astype(np.int16), damaged.astype(np.int16)
     weak = mask & (np.abs(after - before).max(axis=-1) < _MIN_CHANGE)
     sign = np.where((after - before).sum(axis=-1, keepdims=True) > 0, 1, -1)

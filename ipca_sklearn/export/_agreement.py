@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,6 +47,14 @@ class Expected(NamedTuple):
     map: np.ndarray
     score: float
     is_normal: bool
+
+
+def imported(package: str, need: str) -> Any:
+    """Import a package that is installed for `need`."""
+    try:
+        return import_module(package)
+    except ImportError as error:
+        raise ImportError(f"{need} needs {package}; pip install {package}") from error
 
 
 def pixels_of(images: Any, index: int, dtype: str) -> np.ndarray:

@@ -61,8 +61,9 @@ class PatchGaussianModule(nn.Module):
         self._image_score = detector.image_score
         self._grid_size = settings.grid_size
         region = None if settings.region is None else torch.from_numpy(settings.region)
-        register(self, "_inside", None if region is None else region.flatten().nonzero()[:, 0])
-        register(self, "_place", None if region is None else _places(region))
+        flat = None if region is None else region.flatten()
+        register(self, "_inside", None if flat is None else flat.nonzero()[:, 0])
+        register(self, "_place", None if flat is None else torch.where(flat, flat.cumsum(0) - 1, flat.sum()))
         sigma = detector.smoothing
         rows, columns = (blur_matrix(side, sigma).float() if sigma > 0 else None for side in settings.grid_size)
         register(self, "_blur_rows", rows)
@@ -88,7 +89,6 @@ class PatchGaussianModule(nn.Module):
 
     @property
     def input_size(self) -> Size | None:
-        """Height and width of all images, or None."""
         return self._features.input_size
 
     def fix_size(self, size: Size) -> None:
@@ -191,12 +191,6 @@ def _antialiased(positions: Tensor, side: int, new_side: int) -> Tensor:
     pixels = torch.arange(side, device=positions.device, dtype=positions.dtype) + 0.5
     weights = (1 - (pixels - ((positions + 0.5) * scale)[:, None]).abs() / width).clamp(min=0)
     return weights / weights.sum(1, keepdim=True)
-
-
-def _places(region: Tensor) -> Tensor:
-    """Return for each patch of the grid its number among those of the region, and their number for the others."""
-    flat = region.flatten()
-    return torch.where(flat, flat.cumsum(0) - 1, flat.sum())
 
 
 def to_torch(pipe: Pipeline, *, components_dtype: str = "float32") -> PatchGaussianModule:

@@ -11,7 +11,14 @@ from sklearn.pipeline import Pipeline
 from ipca_sklearn._utils._files import replacing
 from ipca_sklearn._utils._surroundings import as_in_a_fresh_process
 from ipca_sklearn._utils._typing import Image, PathLike, Size
-from ipca_sklearn.export._agreement import HINT_OF_16_BITS, LARGEST_DIFFERENCE, Agreement, compare, expected_results
+from ipca_sklearn.export._agreement import (
+    HINT_OF_16_BITS,
+    LARGEST_DIFFERENCE,
+    Agreement,
+    compare,
+    expected_results,
+    imported,
+)
 from ipca_sklearn.export._module import PatchGaussianModule, to_torch
 from ipca_sklearn.features.backbones._catalogue import warn_of_license
 
@@ -78,14 +85,13 @@ def to_onnx(
     returns, and `dtype`. Size: 4 bytes for each of the C (k + 2) m numbers of C Gaussians (`n_gaussians_`) and each
     weight of the network, and 16 for each patch where patches share a Gaussian; PaDiM's inverse covariances are P m^2.
     """
-    if check is not None:
-        _import_onnxruntime()
+    onnxruntime = None if check is None else imported("onnxruntime", "check=")
     module = checked_module(pipe, dtype, input_size)
     expected = expected_results(pipe, check, dtype, input_size)
     content, _ = onnx_bytes(module, dtype, opset_version)
     agreement = None
-    if expected:
-        session = _import_onnxruntime().InferenceSession(content, providers=["CPUExecutionProvider"])
+    if onnxruntime is not None and expected:
+        session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
         agreement = compare(
             lambda pixels: session.run(None, {"images": pixels}),
             expected,
@@ -104,10 +110,8 @@ def checked_module(pipe: Pipeline, dtype: str, input_size: Size | None) -> Patch
     """Return the module that is written, or raise what `to_onnx` raises before it computes anything."""
     if dtype not in ("uint8", "float32"):
         raise ValueError(f"dtype={dtype!r}: the input of the file is 'uint8' or 'float32'")
-    try:
-        import onnxscript  # noqa: F401  (torch.onnx needs it)
-    except ImportError as error:
-        raise ImportError("writing ONNX needs onnx and onnxscript; pip install onnx onnxscript") from error
+    for package in ("onnx", "onnxscript"):  # torch.onnx needs them
+        imported(package, "writing ONNX")
     module = to_torch(pipe)
     n_bytes = sum(value.nbytes for value in module.state_dict().values())
     if n_bytes > _MAX_BYTES:
@@ -149,11 +153,3 @@ def onnx_bytes(module: PatchGaussianModule, dtype: str, opset_version: int = 18)
     program.model.metadata_props.update(module.metadata, dtype=dtype)
     outside = [node.name for node in program.model.graph if ".backbone" not in node.metadata_props.get("namespace", "")]
     return bytes(program.model_proto.SerializeToString()), outside
-
-
-def _import_onnxruntime() -> Any:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise ImportError("check= runs the file with onnxruntime; pip install onnxruntime") from error
-    return onnxruntime

@@ -6,12 +6,9 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-import numpy as np
 from sklearn.pipeline import Pipeline
 
 from ipca_sklearn._utils._files import replacing
@@ -22,6 +19,7 @@ from ipca_sklearn.export._agreement import (
     Agreement,
     compare,
     expected_results,
+    imported,
     pixels_of,
 )
 from ipca_sklearn.export._onnx import checked_module, onnx_bytes
@@ -104,18 +102,21 @@ def to_openvino(
         raise ValueError(f"precision={precision!r} is none of {', '.join(map(repr, LARGEST_DIFFERENCES))}")
     if (precision == "INT8") != (images is not None):
         raise ValueError("precision='INT8' takes images=, good images that show the ranges of values; others take none")
-    openvino = _imported("openvino")
-    if precision == "INT8":
-        _import_nncf()
+    openvino = imported("openvino", "writing an OpenVINO model")
+    nncf = _import_nncf() if precision == "INT8" else None
     module = checked_module(pipe, dtype, input_size)
     expected = expected_results(pipe, check, dtype, input_size)
     content, outside = onnx_bytes(module, dtype)
     core = openvino.Core()
     model = core.read_model(content)
-    if images is not None:
+    if images is not None and nncf is not None:
         images = check_images(images)
         pixels = [pixels_of(images, index, dtype) for index in range(len(images))]
-        model = _quantized(model, pixels, outside)
+        operations = model.get_ordered_ops()
+        convolutions = [op for op in operations if op.get_type_name() in ("Convolution", "GroupConvolution")]
+        first = [op.get_friendly_name() for op in convolutions[:N_FLOAT_CONVOLUTIONS]]
+        scope = nncf.IgnoredScope(names=[*outside, *first], validate=False)
+        model = nncf.quantize(model, nncf.Dataset(pixels), subset_size=len(pixels), ignored_scope=scope)
     facts = module.metadata | {"dtype": dtype, "precision": precision, "weights_sha256": _NO_DIGEST}
     for name, value in facts.items():
         model.set_rt_info(value, ["ipca_sklearn", name])
@@ -148,30 +149,14 @@ def _replace_both(path: Path, description: bytes, weights: bytes) -> None:
         path.resolve().unlink(missing_ok=True)
 
 
-def _quantized(model: Any, pixels: list[np.ndarray], outside: list[str]) -> Any:
-    """Return a model whose network computes with 8-bit integers; the nodes named in `outside` stay as they are."""
-    nncf = _import_nncf()
-    convolutions = [op for op in model.get_ordered_ops() if op.get_type_name() in ("Convolution", "GroupConvolution")]
-    first = [op.get_friendly_name() for op in convolutions[:N_FLOAT_CONVOLUTIONS]]
-    scope = nncf.IgnoredScope(names=[*outside, *first], validate=False)
-    return nncf.quantize(model, nncf.Dataset(pixels), subset_size=len(pixels), ignored_scope=scope)
-
-
-def _import_nncf() -> ModuleType:
+def _import_nncf() -> Any:
     """Import NNCF; unless NNCF_CI is set then, it reports its use over the network (3.4)."""
     before = os.environ.get("NNCF_CI")
     os.environ["NNCF_CI"] = "1"
     try:
-        return _imported("nncf")
+        return imported("nncf", "precision='INT8'")
     finally:
         if before is None:
             del os.environ["NNCF_CI"]
         else:
             os.environ["NNCF_CI"] = before
-
-
-def _imported(name: str) -> ModuleType:
-    try:
-        return import_module(name)
-    except ImportError as error:
-        raise ImportError(f"writing this OpenVINO model needs {name}; pip install {name}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ _SIDE = 2.3  # inches
 _ROOM_FOR_TITLE = 1.8  # inches that a title of several words needs when it stands on its end
 
 
+@dataclass(eq=False, repr=False)
 class AnomalyMapDisplay:
     """Images, ground truth and heat maps side by side (paper, Fig. 2): one row per image.
 
@@ -55,22 +57,13 @@ class AnomalyMapDisplay:
     AnomalyMapDisplay.from_false_positives : The normal images that look most anomalous.
     """
 
-    def __init__(
-        self,
-        images: Sequence[np.ndarray],
-        maps: np.ndarray,
-        boxes: Sequence[tuple[float, float, float, float]],
-        *,
-        masks: Sequence[np.ndarray | None] | None = None,
-        titles: Sequence[str] | None = None,
-        region: np.ndarray | None = None,
-    ) -> None:
-        self.images = images
-        self.maps = maps
-        self.boxes = boxes
-        self.masks = masks
-        self.titles = titles
-        self.region = region
+    images: Sequence[np.ndarray]
+    maps: np.ndarray
+    boxes: Sequence[tuple[float, float, float, float]]
+    _: KW_ONLY
+    masks: Sequence[np.ndarray | None] | None = None
+    titles: Sequence[str] | None = None
+    region: np.ndarray | None = None
 
     @classmethod
     def from_estimator(

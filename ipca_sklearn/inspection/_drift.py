@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +19,7 @@ _DECADES_ABOVE = 3
 _INSET = 0.05
 
 
+@dataclass(eq=False, repr=False)
 class DriftDisplay:
     """Evidence that a line drifts, frame by frame, and the limit at which there is an alarm.
 
@@ -53,20 +55,12 @@ class DriftDisplay:
     ipca_sklearn.monitoring.DriftMonitor : What is drawn.
     """
 
-    def __init__(
-        self,
-        frames: np.ndarray,
-        log_statistic: np.ndarray,
-        *,
-        alpha: float,
-        alarm_at: int | None = None,
-        changed_since: int | None = None,
-    ) -> None:
-        self.frames = frames
-        self.log_statistic = log_statistic
-        self.alpha = alpha
-        self.alarm_at = alarm_at
-        self.changed_since = changed_since
+    frames: np.ndarray
+    log_statistic: np.ndarray
+    _: KW_ONLY
+    alpha: float
+    alarm_at: int | None = None
+    changed_since: int | None = None
 
     @classmethod
     def from_monitor(cls, monitor: Any, *, ax: Axes | None = None) -> DriftDisplay:
@@ -108,14 +102,8 @@ class DriftDisplay:
             raise TypeError(f"{type(monitor).__name__} is no monitor; pass a DriftMonitor")
         check_is_fitted(monitor, "n_seen_")
         frames, log_statistic = monitor.history_.T
-        display = cls(
-            frames,
-            log_statistic,
-            alpha=monitor.alpha,
-            alarm_at=monitor.alarm_at_,
-            changed_since=monitor.changed_since_,
-        )
-        return display.plot(ax=ax)
+        changed = {"alarm_at": monitor.alarm_at_, "changed_since": monitor.changed_since_}
+        return cls(frames, log_statistic, alpha=monitor.alpha, **changed).plot(ax=ax)
 
     def plot(self, *, ax: Axes | None = None) -> DriftDisplay:
         """Draw the display.

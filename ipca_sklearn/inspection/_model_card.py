@@ -222,46 +222,30 @@ def _of_network(extractor: PatchFeatureExtractor) -> dict[str, Any]:
 
 
 def _of_detector(detector: PatchGaussianDetector) -> dict[str, dict[str, Any]]:
-    return {
-        "Training": _of_training(detector),
-        "Gaussians": _of_gaussians(detector),
-        "Thresholds": _of_thresholds(detector),
-    }
-
-
-def _of_training(detector: PatchGaussianDetector) -> dict[str, Any]:
     n_learnt = int(detector.n_samples_seen_)
     records = [dict(record) for record in getattr(detector, "learnt_from_", [])]
-    facts: dict[str, Any] = {
+    training: dict[str, Any] = {
         "images learnt": n_learnt,
         "images learnt without a record": n_learnt - sum(record["n_learnt"] for record in records),
         "learnt from": records,
     }
     if hasattr(detector, "suspects_"):
-        facts["images left out as suspects"] = int(detector.suspects_["trimmed"].sum())
-    return facts
-
-
-def _of_gaussians(detector: PatchGaussianDetector) -> dict[str, Any]:
+        training["images left out as suspects"] = int(detector.suspects_["trimmed"].sum())
     state = detector.pca_.fitted_.state
-    exact = isinstance(state, ScatterState)
     n_bytes = sum(part.nbytes for part in vars(state).values() if isinstance(part, Tensor))
-    return {
+    gaussians = {
         "patches": list(detector.patch_shape_),
         "patches in the region of interest": None if detector.region_ is None else int(detector.region_.sum()),
         "features": int(detector.n_features_in_),
         "gaussians": int(detector.n_gaussians_),
         "components": int(detector.pca_.n_components_),
-        "learnt by": "exact scatter matrices" if exact else "incremental updates",
+        "learnt by": "exact scatter matrices" if isinstance(state, ScatterState) else "incremental updates",
         "distance": detector.distance,
         "memory of the model, MB": round(n_bytes / 1e6, 1),
         **_changed("the detector", detector),
     }
-
-
-def _of_thresholds(detector: PatchGaussianDetector) -> dict[str, Any]:
-    chosen, scores = detector.chosen_threshold_, detector.calibration_scores_
-    return {
+    chosen = detector.chosen_threshold_
+    thresholds = {
         "offset": float(detector.offset_),
         "worse scores": "lower",
         "map threshold": float(detector.map_threshold_),
@@ -270,10 +254,11 @@ def _of_thresholds(detector: PatchGaussianDetector) -> dict[str, Any]:
         "chosen threshold": None if chosen is None else str(chosen),
         "false positive rate": detector.false_positive_rate,
         "calibration": detector.calibration,
-        "calibrated with images": len(scores),
+        "calibrated with images": len(detector.calibration_scores_),
         "expected share of normal images called anomalous": expected_rate(detector),
         "warning": few_images_warning(detector) or None,
     }
+    return {"Training": training, "Gaussians": gaussians, "Thresholds": thresholds}
 
 
 def _source(detector: PatchGaussianDetector) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+@dataclass(eq=False, repr=False)
 class PimoDisplay:
     """Per-image overlap curves: a thin line for each image with a defect, and a thick one for their mean.
 
@@ -41,9 +43,9 @@ class PimoDisplay:
     ipca_sklearn.metrics.aupimo_score : The mean area.
     """
 
-    def __init__(self, curves: PimoCurves, *, groups: np.ndarray | None = None) -> None:
-        self.curves = curves
-        self.groups = groups
+    curves: PimoCurves
+    _: KW_ONLY
+    groups: np.ndarray | None = None
 
     @classmethod
     def from_predictions(

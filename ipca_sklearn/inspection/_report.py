@@ -13,7 +13,7 @@ import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from datetime import datetime
 from importlib import resources
 from types import TracebackType
@@ -30,8 +30,6 @@ from ipca_sklearn.inspection._pictures import in_8_bits
 
 # In the order in which they are read: each uses what those before it define.
 _SCRIPTS = ("words.js", "ticks.js", "histogram.js", "cards.js", "viewer.js", "report.js", "controls.js")
-
-
 _ROW = ("name", "score", "p", "note", "anomalous", "error", "image", "heat", "boxes", "n_boxes", "size")
 # Of an image: more outlines hide what they are around.
 _MOST_BOXES = 100
@@ -41,12 +39,13 @@ _PICTURE = rb"data:image/jpeg;base64,[A-Za-z0-9+/=]+"
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """An image as the page holds it: what `HtmlReport.encode` returns and `HtmlReport.add_encoded` takes."""
+    """An image as the page holds it."""
 
     row: dict[str, Any]
     picture: bytes | None
 
 
+@dataclass(eq=False, repr=False)
 class HtmlReport:
     """One HTML file with pictures, heat maps and scores; it needs no other file and no connection.
 
@@ -114,28 +113,18 @@ class HtmlReport:
     True
     """
 
-    def __init__(
-        self,
-        path: PathLike,
-        *,
-        threshold: float,
-        title: str = "Anomaly report",
-        thumbnail_size: int = 128,
-        picture_size: int | None = 640,
-        normal_scores: ArrayLike | None = None,
-        model: object = None,
-        source: str | None = None,
-        card: ModelCard | None = None,
-    ) -> None:
-        self.path = path
-        self.threshold = threshold
-        self.title = title
-        self.thumbnail_size = thumbnail_size
-        self.picture_size = picture_size
-        self.normal_scores = normal_scores
-        self.model = model
-        self.source = source
-        self.card = card
+    path: PathLike
+    _: KW_ONLY
+    threshold: float
+    title: str = "Anomaly report"
+    thumbnail_size: int = 128
+    picture_size: int | None = 640
+    normal_scores: ArrayLike | None = None
+    model: object = None
+    source: str | None = None
+    card: ModelCard | None = None
+
+    def __post_init__(self) -> None:
         self._rows: list[tuple[float, int, int, int]] = []  # score; start, length of the row, and of the large picture
         self._closing = ExitStack()
 
@@ -151,13 +140,11 @@ class HtmlReport:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        try:
-            if error is None:
+        if error is None:
+            with self._closing:
                 self._write()
-        except BaseException as own:
-            self._closing.__exit__(type(own), own, own.__traceback__)
-            raise
-        self._closing.__exit__(kind, error, traceback)
+        else:
+            self._closing.__exit__(kind, error, traceback)
 
     def add(
         self,
@@ -199,40 +186,6 @@ class HtmlReport:
         error : str, Exception or None, default=None
             Why there is no score.
         """
-        encoded = self.encode(
-            name,
-            score,
-            p_value=p_value,
-            image=image,
-            heat_map=heat_map,
-            boxes=boxes,
-            size=size,
-            note=note,
-            is_anomalous=is_anomalous,
-            error=error,
-        )
-        self.add_encoded(encoded)
-
-    def encode(
-        self,
-        name: PathLike,
-        score: float | None = None,
-        *,
-        p_value: float | None = None,
-        image: Image.Image | None = None,
-        heat_map: Image.Image | None = None,
-        boxes: Sequence[tuple[int, int, int, int]] = (),
-        size: tuple[int, int] | None = None,
-        note: str | None = None,
-        is_anomalous: bool = False,
-        error: object = None,
-    ) -> EncodedImage:
-        """Return an image as the page holds it, to be added to this page or to others of the same sizes.
-
-        :meta private:
-
-        The parameters are those of `add`.
-        """
         score = _number(score)
         if image is not None and size is None:
             size = image.height, image.width
@@ -252,10 +205,10 @@ class HtmlReport:
         picture = None
         if self.picture_size and image is not None and max(image.size) > self.thumbnail_size:
             picture = _jpeg(image, self.picture_size, 80).encode()
-        return EncodedImage(row, picture)
+        self.add_encoded(EncodedImage(row, picture))
 
     def add_encoded(self, image: EncodedImage) -> None:
-        """Add what `encode` has returned.
+        """Add an image as a page of the same sizes holds it.
 
         :meta private:
         """

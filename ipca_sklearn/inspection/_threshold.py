@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+@dataclass(eq=False, repr=False)
 class ThresholdDisplay:
     """Histogram of the scores of normal images that the model had not learnt from, and the threshold.
 
@@ -49,18 +51,11 @@ class ThresholdDisplay:
     ThresholdDisplay.from_estimator : Make the display from a fitted detector.
     """
 
-    def __init__(
-        self,
-        calibration_scores: np.ndarray,
-        offset: float,
-        *,
-        scores: np.ndarray | None = None,
-        y: np.ndarray | None = None,
-    ) -> None:
-        self.calibration_scores = calibration_scores
-        self.offset = offset
-        self.scores = scores
-        self.y = y
+    calibration_scores: np.ndarray
+    offset: float
+    _: KW_ONLY
+    scores: np.ndarray | None = None
+    y: np.ndarray | None = None
 
     @classmethod
     def from_estimator(
@@ -140,7 +135,12 @@ class ThresholdDisplay:
             This display.
         """
         ax = set_axes(self, ax, (6, 3.8))
-        groups = [("normal, not learnt from", self.calibration_scores, "tab:blue"), *self._new_groups()]
+        groups = [("normal, not learnt from", self.calibration_scores, "tab:blue")]
+        if self.scores is not None and self.y is None:
+            groups.append(("new", self.scores, "tab:orange"))
+        elif self.scores is not None:
+            groups.append(("new, normal", self.scores[self.y == 1], "tab:green"))
+            groups.append(("new, anomalous", self.scores[self.y == -1], "tab:red"))
         groups = [(name, values[np.isfinite(values)], colour) for name, values, colour in groups]
         together = np.concatenate([values for _, values, _ in groups])
         edges = np.histogram_bin_edges(together, bins).tolist() if len(together) else [0.0, 1.0]
@@ -152,11 +152,3 @@ class ThresholdDisplay:
         ax.set(xlabel="score (higher is more normal)", ylabel="share of the images")
         legend_above(ax)
         return self
-
-    def _new_groups(self) -> list[tuple[str, np.ndarray, str]]:
-        if self.scores is None:
-            return []
-        if self.y is None:
-            return [("new", self.scores, "tab:orange")]
-        named = [("new, normal", 1, "tab:green"), ("new, anomalous", -1, "tab:red")]
-        return [(name, self.scores[self.y == label], colour) for name, label, colour in named]

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ipca_sklearn._utils._surroundings import own_surroundings
 from ipca_sklearn._utils._typing import ArrayLike
 from ipca_sklearn.exceptions import FewImagesWarning
-from ipca_sklearn.metrics._inputs import Pixels
+from ipca_sklearn.metrics._inputs import Bools, Floats, Pixels, Reals
 from ipca_sklearn.metrics._pixels import counts_above
 
 FPR_BOUNDS = (1e-5, 1e-4)
@@ -43,10 +42,10 @@ class PimoCurves:
     ipca_sklearn.inspection.PimoDisplay : Draws them.
     """
 
-    thresholds: NDArray[Any]
-    shared_fpr: NDArray[np.float64]
-    tpr: NDArray[np.float64]
-    aupimo: NDArray[np.float64]
+    thresholds: Reals
+    shared_fpr: Floats
+    tpr: Floats
+    aupimo: Floats
     fpr_bounds: tuple[float, float]
 
 
@@ -209,7 +208,7 @@ def lack_of_normal_pixels(pixels: Pixels, fpr_bounds: tuple[float, float]) -> st
     )
 
 
-def normal_scores(pixels: Pixels, fpr_bounds: tuple[float, float]) -> NDArray[Any]:
+def normal_scores(pixels: Pixels, fpr_bounds: tuple[float, float]) -> Reals:
     """Check the bounds, and return the sorted scores of the pixels of normal images; warn if few lie between them."""
     if np.shape(fpr_bounds) != (2,) or not 0 < fpr_bounds[0] < fpr_bounds[1] <= 1:
         raise ValueError(f"fpr_bounds={fpr_bounds!r} must be two rates with 0 < lower < upper <= 1")
@@ -218,8 +217,7 @@ def normal_scores(pixels: Pixels, fpr_bounds: tuple[float, float]) -> NDArray[An
         raise ValueError(lack)
     if not pixels.defects.any():
         raise ValueError(f"masks of shape {pixels.defects.shape} have no anomalous pixel: there is nothing to find")
-    parts = [scores.ravel() for _, scores in pixels.only(pixels.is_normal).parts()]
-    normal = np.concatenate(parts)
+    normal = np.concatenate([scores.ravel() for _, scores in pixels.only(pixels.is_normal).parts()])
     normal.sort()
     first, last = (normal.size - round(bound * normal.size) for bound in reversed(fpr_bounds))
     n_scores = np.unique(normal[first : last + 1]).size
@@ -234,18 +232,13 @@ def normal_scores(pixels: Pixels, fpr_bounds: tuple[float, float]) -> NDArray[An
     return normal
 
 
-def _areas(pixels: Pixels, normal: NDArray[Any], fpr_bounds: tuple[float, float]) -> NDArray[np.float64]:
+def _areas(pixels: Pixels, normal: Reals, fpr_bounds: tuple[float, float]) -> Floats:
     """Return the area under the curve of each image, NaN for those without an anomalous pixel."""
     anomalous = np.concatenate([scores[defects] for defects, scores in pixels.parts()])
     return image_areas(normal, anomalous, pixels.defects, fpr_bounds)
 
 
-def image_areas(
-    normal: NDArray[Any],
-    anomalous: NDArray[Any],
-    defects: NDArray[np.bool_],
-    fpr_bounds: tuple[float, float],
-) -> NDArray[np.float64]:
+def image_areas(normal: Reals, anomalous: Reals, defects: Bools, fpr_bounds: tuple[float, float]) -> Floats:
     """Return the AUPIMO of each image; `normal` is sorted, `anomalous` in the order of the masks (n, height, width)."""
     sizes = defects.sum(axis=(1, 2))
     images = np.repeat(np.arange(len(defects)), sizes)

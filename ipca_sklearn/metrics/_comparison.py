@@ -6,15 +6,15 @@ import math
 from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.stats import norm, rankdata
 from sklearn.utils.validation import check_consistent_length
 
 from ipca_sklearn._utils._surroundings import own_surroundings
 from ipca_sklearn._utils._typing import ArrayLike
+from ipca_sklearn.metrics._inputs import Bools, Floats, Reals
 from ipca_sklearn.metrics._intervals import check_resampling
 from ipca_sklearn.metrics._report import kinds
-from ipca_sklearn.metrics._resampling import Floats, percentile_interval
+from ipca_sklearn.metrics._resampling import percentile_interval
 from ipca_sklearn.metrics._sample import TestedImages
 
 Pair: TypeAlias = "tuple[ArrayLike, ArrayLike] | None"
@@ -146,7 +146,7 @@ def compare_scores(
     }
 
 
-def delong_error(is_normal: NDArray[np.bool_], scores_a: NDArray[Any], scores_b: NDArray[Any]) -> float:
+def delong_error(is_normal: Bools, scores_a: Reals, scores_b: Reals) -> float:
     """Return the standard error of the difference of two areas under ROC curves of the same images.
 
     The area is the mean over normal images of the share of anomalous ones below each, and likewise the other way round:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -17,6 +17,10 @@ from ipca_sklearn._utils._proportions import same_proportions
 from ipca_sklearn._utils._surroundings import own_surroundings
 from ipca_sklearn._utils._typing import ArrayLike, Size
 from ipca_sklearn.exceptions import AspectRatioWarning
+
+Bools: TypeAlias = NDArray[np.bool_]
+Floats: TypeAlias = NDArray[np.float64]
+Reals: TypeAlias = NDArray[Any]
 
 # Pixels of maps that are resized at once: 16 MiB of float32 hide the overhead per call.
 _PIXELS_AT_ONCE = 2**22
@@ -72,7 +76,7 @@ def resize_maps(maps: ArrayLike, size: Size) -> NDArray[np.float32]:
     return resized
 
 
-def check_image_scores(y_true: ArrayLike, y_score: ArrayLike) -> tuple[NDArray[np.bool_], NDArray[Any]]:
+def check_image_scores(y_true: ArrayLike, y_score: ArrayLike) -> tuple[Bools, Reals]:
     """Return which images are normal, and finite scores; both kinds of images are there."""
     labels, scores = as_real_array(y_true, "y_true"), as_real_array(y_score, "y_score")
     if labels.ndim != 1 or labels.shape != scores.shape:
@@ -92,17 +96,17 @@ def check_image_scores(y_true: ArrayLike, y_score: ArrayLike) -> tuple[NDArray[n
 class Pixels:
     """Masks and maps, and which of their pixels count."""
 
-    defects: NDArray[np.bool_]  # (n, H, W), the anomalous pixels that count
-    maps: NDArray[Any]  # (n, h, w), larger = more anomalous; not resized and not checked for NaN yet
-    is_normal: NDArray[np.bool_]  # (n,), images without a defect, inside of the region or outside
-    region: NDArray[np.bool_] | None  # (H, W), the pixels that count; None if all do
-    patches: NDArray[np.bool_] | None  # (h, w), the region where it is given as patches
+    defects: Bools  # (n, H, W), the anomalous pixels that count
+    maps: Reals  # (n, h, w), larger = more anomalous; not resized and not checked for NaN yet
+    is_normal: Bools  # (n,), images without a defect, inside of the region or outside
+    region: Bools | None  # (H, W), the pixels that count; None if all do
+    patches: Bools | None  # (h, w), the region where it is given as patches
 
     @classmethod
     def of(cls, masks: ArrayLike, maps: ArrayLike, region: ArrayLike | None, name: str = "maps") -> Pixels:
         """Return the pixels of masks and maps as the measures take them; `name` is what messages call the maps."""
         defects, scores = _check_masks_and_maps(masks, maps, name)
-        is_normal: NDArray[np.bool_] = ~np.any(defects, axis=(1, 2))
+        is_normal: Bools = ~np.any(defects, axis=(1, 2))
         if region is None:
             return cls(defects, scores, is_normal, None, None)
         inside = as_binary(as_real_array(region, "region"), "region")
@@ -125,11 +129,11 @@ class Pixels:
         """How many pixels of an image count."""
         return int(self.defects[0].size if self.region is None else self.region.sum())
 
-    def only(self, images: NDArray[np.bool_]) -> Pixels:
+    def only(self, images: Bools) -> Pixels:
         """Return the pixels of some of the images, in their order."""
         return replace(self, defects=self.defects[images], maps=self.maps[images], is_normal=self.is_normal[images])
 
-    def parts(self) -> Iterator[tuple[NDArray[np.bool_], NDArray[Any]]]:
+    def parts(self) -> Iterator[tuple[Bools, Reals]]:
         """Yield defects and scores (b, p) of the p pixels that count, of a few images at a time.
 
         Smaller maps are resized: from the patches of the region alone, with weights that sum to 1.
@@ -144,7 +148,13 @@ class Pixels:
             else:
                 yield defects[:, self.region], part[:, self.region]
 
-    def split(self) -> tuple[NDArray[Any], NDArray[Any]]:
+    def marked(self) -> Iterator[tuple[Bools, Bools]]:
+        """Yield the defects of each image, and what its map, which is binary, marks of the pixels that count."""
+        for defects, patches in zip(self.defects, self.maps, strict=True):
+            marked = enlarge(patches[None], defects.shape)[0]
+            yield defects, marked if self.region is None else marked & self.region
+
+    def split(self) -> tuple[Reals, Reals]:
         """Return the sorted scores of normal pixels, and the scores of anomalous pixels in the order of the masks."""
         n_pixels = len(self) * self.n_per_image
         n_anomalous = np.count_nonzero(self.defects)
@@ -170,7 +180,7 @@ class Pixels:
         return normal, anomalous
 
 
-def enlarge(values: NDArray[Any], size: Size) -> NDArray[Any]:
+def enlarge(values: Reals, size: Size) -> Reals:
     """Return values (n, h, w) of patches as pixels (n, H, W): a pixel takes the patch in which its centre lies."""
     rows, columns = (
         ((np.arange(side) + 0.5) * n_patches / side).astype(np.intp)
@@ -179,7 +189,7 @@ def enlarge(values: NDArray[Any], size: Size) -> NDArray[Any]:
     return values[:, rows][:, :, columns]
 
 
-def as_binary(values: NDArray[Any], name: str) -> NDArray[np.bool_]:
+def as_binary(values: Reals, name: str) -> Bools:
     """Return masks as bool: from bool, 0/1, or 0/255 in uint8."""
     if values.dtype == bool:
         return values
@@ -192,7 +202,7 @@ def as_binary(values: NDArray[Any], name: str) -> NDArray[np.bool_]:
     return marked
 
 
-def _check_masks_and_maps(masks: ArrayLike, maps: ArrayLike, name: str) -> tuple[NDArray[np.bool_], NDArray[Any]]:
+def _check_masks_and_maps(masks: ArrayLike, maps: ArrayLike, name: str) -> tuple[Bools, Reals]:
     labels, scores = as_real_array(masks, "masks"), as_real_array(maps, name)
     if labels.ndim != 3 or scores.ndim != 3 or len(labels) != len(scores):
         raise ValueError(
@@ -206,30 +216,22 @@ def _check_masks_and_maps(masks: ArrayLike, maps: ArrayLike, name: str) -> tuple
             f"{name} of {scores.shape[1:]} are larger than masks of {labels.shape[1:]}: bring both to one size first, "
             "masks with `transform_masks` of the extractor, maps with `resize_maps`."
         )
-    _check_proportions(labels.shape[1:], scores.shape[1:], name)
+    size, grid = (labels.shape[1], labels.shape[2]), (scores.shape[1], scores.shape[2])
+    if not same_proportions(grid, size):
+        if same_proportions(grid[::-1], size):
+            raise ValueError(
+                f"masks of shape {size} are turned by 90 degrees against {name} of {grid}: turn them as the images are."
+            )
+        warnings.warn(
+            f"masks of shape {size} have other proportions than {name} of {grid}, which are stretched to them: that "
+            "is right only if both cover the same part of the images",
+            AspectRatioWarning,
+            stacklevel=4,
+        )
     return as_binary(labels, "masks"), scores
 
 
-def _check_proportions(size: tuple[int, ...], grid: tuple[int, ...], name: str) -> None:
-    """Raise if masks are turned against the maps, and warn if the maps are stretched to other proportions."""
-    masks, maps = (size[0], size[1]), (grid[0], grid[1])
-    if same_proportions(maps, masks):
-        return
-    if same_proportions(maps[::-1], masks):
-        raise ValueError(
-            f"masks of shape {masks} are turned by 90 degrees against {name} of {maps}: turn them as the images are."
-        )
-    warnings.warn(
-        f"masks of shape {masks} have other proportions than {name} of {maps}, which are stretched to them: that is "
-        "right only if both cover the same part of the images",
-        AspectRatioWarning,
-        stacklevel=5,
-    )
-
-
-def _iter_maps(
-    maps: NDArray[Any], size: Size, dtype: np.dtype[Any], patches: NDArray[np.bool_] | None
-) -> Iterator[tuple[slice, NDArray[Any]]]:
+def _iter_maps(maps: Reals, size: Size, dtype: np.dtype[Any], patches: Bools | None) -> Iterator[tuple[slice, Reals]]:
     """Yield slices of images with their maps, checked, cast, and resized, from `patches` (h, w) alone if given."""
     n_images = max(1, _PIXELS_AT_ONCE // (size[0] * size[1]))
     weights = None if patches is None else np.maximum(_resized(patches[None].astype(dtype), size), 1e-6)
@@ -249,6 +251,6 @@ def _iter_maps(
         yield images, part if weights is None else part / weights
 
 
-def _resized(maps: NDArray[Any], size: Size) -> NDArray[Any]:
+def _resized(maps: Reals, size: Size) -> Reals:
     tensor = torch.from_numpy(maps.copy())[:, None]  # torch takes neither read-only nor reversed arrays
     return torch.nn.functional.interpolate(tensor, size, mode="bilinear", align_corners=False)[:, 0].numpy()

@@ -15,7 +15,7 @@ from ipca_sklearn._utils._surroundings import own_surroundings
 from ipca_sklearn._utils._typing import ArrayLike
 from ipca_sklearn.metrics import _resampling
 from ipca_sklearn.metrics._aupimo import FPR_BOUNDS, aupimo_score, normal_scores
-from ipca_sklearn.metrics._inputs import Pixels, check_image_scores
+from ipca_sklearn.metrics._inputs import Floats, Pixels, check_image_scores
 from ipca_sklearn.metrics._pixels import (
     aupro_score,
     check_marked,
@@ -28,7 +28,7 @@ from ipca_sklearn.metrics._pixels import (
     pixel_roc_auc_score,
 )
 from ipca_sklearn.metrics._regions import RegionCounts, pro_score, region_f1_score
-from ipca_sklearn.metrics._resampling import Floats, PixelCounts, percentile_interval, resampled_weights, strata_of
+from ipca_sklearn.metrics._resampling import PixelCounts, percentile_interval, resampled_weights, strata_of
 from ipca_sklearn.metrics._sample import OF_IMAGES
 
 # From the sums of resamples to their measures, (R,).
@@ -129,55 +129,38 @@ def confidence_interval(
         curves = _resampling.image_curves(is_normal, scores, weights(is_normal))
         values = _OF_IMAGES[metric](*curves, **options)
     elif metric in _OF_PIXELS:
-        values = _of_pixels(metric, y_true, y_score, options, weights)
+        pixels = Pixels.of(y_true, y_score, options.pop("region", None))
+        connectivity = options.pop("connectivity", 2) if metric is aupro_score else 2
+        check_max_fpr(options.get("max_fpr", 0.3))
+        kinds = list(pixels.split())
+        kinds[1].sort()
+        if metric is aupimo_score:
+            kinds.append(normal_scores(pixels, options.get("fpr_bounds", FPR_BOUNDS)))
+        counts = PixelCounts.of(pixels, _resampling.shared_thresholds(*kinds), connectivity)
+        values = _OF_PIXELS[metric](counts.sums(weights(strata_of(pixels))), **options)
     elif metric is pixel_f1_score:
-        pixels, bits = check_marked(y_true, y_score, **{"region": None, **options})
-        values = f1(*(weights(strata_of(pixels)) @ mask_counts(pixels, bits)).T)
+        pixels = check_marked(y_true, y_score, **{"region": None, **options})
+        values = f1(*(weights(strata_of(pixels)) @ mask_counts(pixels)).T)
     elif metric in (pro_score, region_f1_score):
         metric(y_true, y_score, **options)  # it checks its options
-        pixels, bits = check_marked(y_true, y_score, options.pop("region", None))
-        counts = RegionCounts.of_pixels(pixels, bits, **options)
-        values = (counts.pro if metric is pro_score else counts.f1)(weights(strata_of(pixels)))
+        pixels = check_marked(y_true, y_score, options.pop("region", None))
+        regions = RegionCounts.of_pixels(pixels, **options)
+        values = (regions.pro if metric is pro_score else regions.f1)(weights(strata_of(pixels)))
     else:
-        values = _of_any(metric, y_true, y_score, options, weights)
+        true, scores = as_real_array(y_true, "y_true"), as_real_array(y_score, "y_score")
+        n_images = len(true)
+        if n_images != len(scores):
+            raise ValueError(
+                f"y_true has {n_images} images and y_score {len(scores)}: both must have one entry per image"
+            )
+        drawn = weights(true if true.ndim == 1 else ~np.any(true, axis=(1, 2))).astype(np.intp)
+        resamples = (np.repeat(np.arange(n_images), numbers) for numbers in drawn)
+        values = np.array([metric(true[images], scores[images], **options) for images in resamples], dtype=np.float64)
     return percentile_interval(values, confidence_level)
 
 
 def check_resampling(n_resamples: int, confidence_level: float) -> None:
-    """Raise a ValueError if there can be no interval with these parameters."""
     if n_resamples < 1:
         raise ValueError(f"n_resamples={n_resamples!r} must be at least 1")
     if not 0 < confidence_level < 1:
         raise ValueError(f"confidence_level={confidence_level!r} must lie between 0 and 1: 0.95 is the usual one")
-
-
-def _of_pixels(
-    metric: Any, masks: ArrayLike, maps: ArrayLike, options: dict[str, Any], weights: Callable[[Any], Floats]
-) -> Floats:
-    options = dict(options)
-    pixels = Pixels.of(masks, maps, options.pop("region", None))
-    connectivity = options.pop("connectivity", 2) if metric is aupro_score else 2
-    check_max_fpr(options.get("max_fpr", 0.3))
-    normal, anomalous = pixels.split()
-    anomalous.sort()
-    kinds = [normal, anomalous]
-    if metric is aupimo_score:
-        kinds.append(normal_scores(pixels, options.get("fpr_bounds", FPR_BOUNDS)))
-    counts = PixelCounts.of(pixels, _resampling.shared_thresholds(*kinds), connectivity)
-    return _OF_PIXELS[metric](counts.sums(weights(strata_of(pixels))), **options)
-
-
-def _of_any(
-    metric: Callable[..., float],
-    y_true: ArrayLike,
-    y_score: ArrayLike,
-    options: dict[str, Any],
-    weights: Callable[[Any], Floats],
-) -> Floats:
-    true, scores = as_real_array(y_true, "y_true"), as_real_array(y_score, "y_score")
-    if len(true) != len(scores):
-        raise ValueError(f"y_true has {len(true)} images and y_score {len(scores)}: both must have one entry per image")
-    strata: Any = true if true.ndim == 1 else ~np.any(true, axis=(1, 2))
-    rows = np.arange(len(true))
-    drawn = (np.repeat(rows, numbers.astype(np.intp)) for numbers in weights(strata))
-    return np.array([metric(true[images], scores[images], **options) for images in drawn], dtype=np.float64)

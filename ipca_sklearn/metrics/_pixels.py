@@ -18,7 +18,7 @@ from ipca_sklearn._utils._arrays import as_real_array
 from ipca_sklearn._utils._surroundings import own_surroundings
 from ipca_sklearn._utils._typing import ArrayLike
 from ipca_sklearn.detection._regions import label_regions
-from ipca_sklearn.metrics._inputs import Pixels, as_binary, enlarge
+from ipca_sklearn.metrics._inputs import Bools, Pixels, Reals, as_binary
 
 # Anomalous pixels that are counted at once: the counts take a few int64 and float64 arrays of this length.
 _COUNTS_AT_ONCE = 2**18
@@ -188,12 +188,12 @@ def pixel_f1_score(masks: ArrayLike, marked: ArrayLike, *, region: ArrayLike | N
     >>> pixel_f1_score([[[0, 0, 1, 1]]], [[[False, True]]])
     1.0
     """
-    pixels, bits = check_marked(masks, marked, region)
+    pixels = check_marked(masks, marked, region)
     if not pixels.defects.any():
         raise ValueError(
             f"masks of shape {pixels.defects.shape} have no anomalous pixel: F1 needs defects to be found."
         )
-    return float(f1(*mask_counts(pixels, bits).sum(axis=0)))
+    return float(f1(*mask_counts(pixels).sum(axis=0)))
 
 
 @own_surroundings()
@@ -263,7 +263,7 @@ def aupro_score(
     return aupro(normal, anomalous, *label_defects(pixels.defects, connectivity), max_fpr)
 
 
-def roc_auc(normal: NDArray[Any], anomalous: NDArray[Any]) -> float:
+def roc_auc(normal: Reals, anomalous: Reals) -> float:
     """Return the area under the ROC curve, from sorted scores of normal pixels and any of anomalous ones."""
     anomalous = np.sort(anomalous)
     wrong = sum(int((above + reached).sum()) for _, above, reached in counts_above(normal, anomalous))
@@ -271,13 +271,13 @@ def roc_auc(normal: NDArray[Any], anomalous: NDArray[Any]) -> float:
     return (2 * pairs - wrong) / (2 * pairs)
 
 
-def average_precision(normal: NDArray[Any], anomalous: NDArray[Any]) -> float:
+def average_precision(normal: Reals, anomalous: Reals) -> float:
     """Return the average precision, from scores as in `roc_auc`."""
     total = sum(float((found / (found + false)).sum()) for found, false in _confusions(normal, anomalous))
     return min(1.0, total / anomalous.size)
 
 
-def f1_max(normal: NDArray[Any], anomalous: NDArray[Any]) -> float:
+def f1_max(normal: Reals, anomalous: Reals) -> float:
     """Return the largest F1 score of all thresholds, from scores as in `roc_auc`."""
     return max(
         float((2 * found / (found + false + anomalous.size)).max()) for found, false in _confusions(normal, anomalous)
@@ -289,9 +289,7 @@ def f1(found: Any, false: Any, missed: Any) -> Any:
     return 2 * found / (2 * found + false + missed)
 
 
-def aupro(
-    normal: NDArray[Any], anomalous: NDArray[Any], regions: NDArray[np.integer], n_regions: int, max_fpr: float
-) -> float:
+def aupro(normal: Reals, anomalous: Reals, regions: NDArray[np.integer], n_regions: int, max_fpr: float) -> float:
     """Return the area under the per-region-overlap curve, from scores as in `roc_auc`, and the anomalous' regions."""
     # Sorted queries read the normal scores in order; in the order of the images every search would miss the cache.
     order = np.argsort(anomalous)
@@ -310,31 +308,25 @@ def aupro(
 
 
 def check_max_fpr(max_fpr: float) -> None:
-    """Raise a ValueError if this is no false positive rate to integrate up to."""
     if not 0 < max_fpr <= 1:
         raise ValueError(f"max_fpr={max_fpr!r} must lie in (0, 1]: it is the false positive rate to integrate up to.")
 
 
-def check_marked(masks: ArrayLike, marked: ArrayLike, region: ArrayLike | None) -> tuple[Pixels, NDArray[np.bool_]]:
-    """Return masks, and what a model has marked in its maps."""
-    bits = as_binary(as_real_array(marked, "marked"), "marked")
-    return Pixels.of(masks, bits, region, "marked"), bits
+def check_marked(masks: ArrayLike, marked: ArrayLike, region: ArrayLike | None) -> Pixels:
+    """Return masks with what a model has marked as the maps, for `Pixels.marked`."""
+    return Pixels.of(masks, as_binary(as_real_array(marked, "marked"), "marked"), region, "marked")
 
 
-def mask_counts(pixels: Pixels, marked: NDArray[np.bool_]) -> NDArray[np.int64]:
+def mask_counts(pixels: Pixels) -> NDArray[np.int64]:
     """Return for each image how many pixels are found, falsely marked, and missed, as an array (n, 3)."""
     counts = np.empty((len(pixels), 3), np.int64)
-    for index, defects in enumerate(pixels.defects):
-        called = enlarge(marked[index : index + 1], defects.shape)[0]
-        called = called if pixels.region is None else called & pixels.region
-        found = np.count_nonzero(called & defects)
-        counts[index] = found, np.count_nonzero(called) - found, np.count_nonzero(defects) - found
+    for index, (defects, marked) in enumerate(pixels.marked()):
+        found = np.count_nonzero(marked & defects)
+        counts[index] = found, np.count_nonzero(marked) - found, np.count_nonzero(defects) - found
     return counts
 
 
-def counts_above(
-    scores: NDArray[Any], thresholds: NDArray[Any]
-) -> Iterator[tuple[slice, NDArray[np.intp], NDArray[np.intp]]]:
+def counts_above(scores: Reals, thresholds: Reals) -> Iterator[tuple[slice, NDArray[np.intp], NDArray[np.intp]]]:
     """Yield slices of thresholds, with the numbers of sorted scores above each, and of those that reach it."""
     for start in range(0, thresholds.size, _COUNTS_AT_ONCE):
         part = slice(start, start + _COUNTS_AT_ONCE)
@@ -343,14 +335,14 @@ def counts_above(
         yield part, above, reached
 
 
-def _confusions(normal: NDArray[Any], anomalous: NDArray[Any]) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+def _confusions(normal: Reals, anomalous: Reals) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
     """Yield how many anomalous and how many normal pixels reach the score of each anomalous one, some at a time."""
     anomalous = np.sort(anomalous)
     for part, _, false in counts_above(normal, anomalous):
         yield anomalous.size - np.searchsorted(anomalous, anomalous[part], side="left"), false
 
 
-def label_defects(defects: NDArray[np.bool_], connectivity: int) -> tuple[NDArray[np.integer], int]:
+def label_defects(defects: Bools, connectivity: int) -> tuple[NDArray[np.integer], int]:
     """Return the region of each anomalous pixel, in the order of the masks, and the number of regions."""
     parts, n_regions = [np.empty(0, np.int32)], 0
     for mask in defects:

@@ -6,7 +6,7 @@ All of them follow from how many pixels each defect shares with each marked regi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from ipca_sklearn._utils._shares import clopper_pearson
 from ipca_sklearn._utils._surroundings import own_surroundings
 from ipca_sklearn._utils._typing import ArrayLike
 from ipca_sklearn.detection._regions import label_regions
-from ipca_sklearn.metrics._inputs import Pixels, enlarge
+from ipca_sklearn.metrics._inputs import Bools, Floats, Pixels, Reals
 from ipca_sklearn.metrics._pixels import check_marked
 
 MIN_OVERLAP = 0.25
@@ -168,8 +168,8 @@ class RegionCounts:
 
     image: NDArray[np.intp]  # (d,), of each defect
     area: NDArray[np.int64]  # (d,), in pixels
-    share: NDArray[np.float64]  # (d,), of its pixels that is marked
-    is_found: NDArray[np.bool_]  # (d,), whether it overlaps with marked regions by more than the limit
+    share: Floats  # (d,), of its pixels that is marked
+    is_found: Bools  # (d,), whether it overlaps with marked regions by more than the limit
     n_false: NDArray[np.int64]  # (n,), marked regions of each image that do not lie on defects
 
     @classmethod
@@ -177,47 +177,36 @@ class RegionCounts:
         cls, masks: ArrayLike, marked: ArrayLike, region: ArrayLike | None, min_overlap: float, connectivity: int
     ) -> RegionCounts:
         """Compare masks with what a model has marked, and refuse masks without a defect."""
-        pixels, bits = check_marked(masks, marked, region)
+        pixels = check_marked(masks, marked, region)
         if not pixels.defects.any():
             raise ValueError(
                 f"masks of shape {pixels.defects.shape} have no anomalous pixel: the measure needs defects to be found."
             )
-        return cls.of_pixels(pixels, bits, min_overlap, connectivity)
+        return cls.of_pixels(pixels, min_overlap, connectivity)
 
     @classmethod
-    def of_pixels(
-        cls, pixels: Pixels, marked: NDArray[np.bool_], min_overlap: float = MIN_OVERLAP, connectivity: int = 2
-    ) -> RegionCounts:
-        """Compare masks with what a model has marked; both are checked."""
+    def of_pixels(cls, pixels: Pixels, min_overlap: float = MIN_OVERLAP, connectivity: int = 2) -> RegionCounts:
+        """Compare masks with what a model has marked, as `check_marked` returns them."""
         parts, n_false = [], np.zeros(len(pixels), np.int64)
-        for index, defects in enumerate(pixels.defects):
-            called = enlarge(marked[index : index + 1], defects.shape)[0]
-            called = called if pixels.region is None else called & pixels.region
-            area, common, false, n_false[index] = _compared(defects, called, min_overlap, connectivity)
+        for index, (defects, marked) in enumerate(pixels.marked()):
+            area, common, false, n_false[index] = _compared(defects, marked, min_overlap, connectivity)
             parts.append((np.full(len(area), index), area, common / area, common / (area + false) > min_overlap))
         image, area, share, is_found = (np.concatenate(values) for values in zip(*parts, strict=True))
         return cls(image, area, share, is_found, n_false)
 
-    def only(self, images: NDArray[np.bool_]) -> RegionCounts:
+    def only(self, images: Bools) -> RegionCounts:
         """Return those of some of the images, numbered anew."""
         kept = images[self.image]
-        numbers = np.cumsum(images) - 1
-        return replace(
-            self,
-            image=numbers[self.image[kept]],
-            area=self.area[kept],
-            share=self.share[kept],
-            is_found=self.is_found[kept],
-            n_false=self.n_false[images],
-        )
+        image = (np.cumsum(images) - 1)[self.image[kept]]
+        return RegionCounts(image, self.area[kept], self.share[kept], self.is_found[kept], self.n_false[images])
 
-    def f1(self, weights: NDArray[Any] | None = None) -> Any:
+    def f1(self, weights: Reals | None = None) -> Any:
         """Return the F1 score of regions; of weights (r, n) of the images, that of each row."""
         found, missed = self._per_image(self.is_found), self._per_image(~self.is_found)
         found, missed, false = (_weighted(counts, weights) for counts in (found, missed, self.n_false))
         return _divided(2 * found, 2 * found + missed + false)
 
-    def pro(self, weights: NDArray[Any] | None = None) -> Any:
+    def pro(self, weights: Reals | None = None) -> Any:
         """Return the mean share of the defects that is marked, as `f1`."""
         shares, numbers = self._per_image(self.share), self._per_image(np.ones(len(self.share)))
         return _divided(_weighted(shares, weights), _weighted(numbers, weights))
@@ -235,13 +224,11 @@ class RegionCounts:
             rows.append(row)
         return rows
 
-    def _per_image(self, values: NDArray[Any]) -> NDArray[Any]:
+    def _per_image(self, values: Reals) -> Reals:
         return np.bincount(self.image, weights=values, minlength=len(self.n_false))
 
 
-def _compared(
-    defects: NDArray[np.bool_], marked: NDArray[np.bool_], min_overlap: float, connectivity: int
-) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], int]:
+def _compared(defects: Bools, marked: Bools, min_overlap: float, connectivity: int) -> tuple[Reals, Reals, Reals, int]:
     """Return pixels of each defect, how many are marked, the pixels beside it, and the number of false regions.
 
     Pixels beside a defect belong to the marked regions that touch it and lie on no defect. A region is false if no more
@@ -264,7 +251,7 @@ def _compared(
     )
 
 
-def _weighted(counts: NDArray[Any], weights: NDArray[Any] | None) -> Any:
+def _weighted(counts: Reals, weights: Reals | None) -> Any:
     return float(counts.sum()) if weights is None else weights @ counts
 
 

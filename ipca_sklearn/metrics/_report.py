@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from sklearn.utils.validation import check_consistent_length
 
 from ipca_sklearn._utils._shares import clopper_pearson
 from ipca_sklearn._utils._surroundings import own_surroundings
 from ipca_sklearn._utils._typing import ArrayLike
 from ipca_sklearn.exceptions import FewImagesWarning
+from ipca_sklearn.metrics._inputs import Bools
 from ipca_sklearn.metrics._intervals import check_resampling
 from ipca_sklearn.metrics._resampling import percentile_interval
 from ipca_sklearn.metrics._sample import FALSE_POSITIVES, FOUND, OF_IMAGES, OF_MAPS, OF_MARKED, TestedImages
@@ -139,9 +139,7 @@ def evaluation_report(
     }
 
 
-def kinds(
-    is_normal: NDArray[np.bool_], defect_types: ArrayLike | None, confidence_level: float
-) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+def kinds(is_normal: Bools, defect_types: ArrayLike | None, confidence_level: float) -> Iterator[tuple[str, Bools]]:
     """Yield "all" and each type of defect, with the images that belong to it: the normal ones, and its own.
 
     A warning comes first, of kinds of images that are too few for a figure that holds for others.

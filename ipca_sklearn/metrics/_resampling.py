@@ -8,16 +8,13 @@ sorting the pixels of each.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ipca_sklearn.metrics._aupimo import rising_area
-from ipca_sklearn.metrics._inputs import Pixels
+from ipca_sklearn.metrics._inputs import Bools, Floats, Pixels, Reals
 from ipca_sklearn.metrics._pixels import label_defects
-
-Floats: TypeAlias = NDArray[np.float64]
 
 # Bins of each spacing and kind of pixels; at most six times as many in all. A set with fewer pixels is counted exactly.
 _N_BINS = 400
@@ -25,7 +22,7 @@ _N_BINS = 400
 _IMAGES_AT_ONCE = 256
 
 
-def resampled_weights(strata: NDArray[Any], n_resamples: int, seed: int | None) -> Floats:
+def resampled_weights(strata: Reals, n_resamples: int, seed: int | None) -> Floats:
     """Return how often each of n images was drawn, (n_resamples, n): as many as there are from each stratum."""
     random = np.random.default_rng(seed)
     weights = np.zeros((n_resamples, len(strata)))
@@ -46,7 +43,7 @@ def percentile_interval(values: Floats, confidence_level: float) -> tuple[float,
     return float(low), float(high)
 
 
-def image_curves(is_normal: NDArray[np.bool_], scores: NDArray[Any], weights: Floats) -> tuple[Floats, Floats]:
+def image_curves(is_normal: Bools, scores: Reals, weights: Floats) -> tuple[Floats, Floats]:
     """Return the weights of normal and of anomalous images at each score, (R, K) each, the most anomalous first."""
     order = np.argsort(scores, kind="stable")
     starts = np.flatnonzero(np.r_[True, np.diff(scores[order]) != 0])
@@ -62,10 +59,10 @@ class PixelCounts:
     normal: NDArray[np.float32]  # (n, K), integers below 2 ** 24
     anomalous: NDArray[np.float32]  # (n, K), likewise
     overlap: NDArray[np.float32]  # (n, K), shares of regions, summed over the regions of an image
-    is_normal: NDArray[np.bool_]  # (n,), images without a defect
+    is_normal: Bools  # (n,), images without a defect
 
     @classmethod
-    def of(cls, pixels: Pixels, thresholds: NDArray[Any], connectivity: int = 2) -> PixelCounts:
+    def of(cls, pixels: Pixels, thresholds: Reals, connectivity: int = 2) -> PixelCounts:
         """Count pixels between thresholds, see `shared_thresholds`."""
         n, n_bins = len(pixels), len(thresholds)
         normal, anomalous, overlap = (np.zeros((n, n_bins), np.float32) for _ in range(3))
@@ -85,7 +82,7 @@ class PixelCounts:
                 index += 1
         return cls(normal, anomalous, overlap, pixels.is_normal)
 
-    def only(self, images: NDArray[np.bool_]) -> PixelCounts:
+    def only(self, images: Bools) -> PixelCounts:
         """Return the counts of some of the images, in their order."""
         return PixelCounts(**{name: values[images] for name, values in vars(self).items()})
 
@@ -113,7 +110,7 @@ class PixelSums:
     tpr: Floats  # of the shares of the anomalous pixels of an image
 
 
-def shared_thresholds(*scores: NDArray[Any]) -> NDArray[Any]:
+def shared_thresholds(*scores: Reals) -> Reals:
     """Return increasing thresholds among sorted scores: evenly spaced, and in the logarithm from the upper end."""
     chosen = []
     for values in scores:

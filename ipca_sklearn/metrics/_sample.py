@@ -19,9 +19,9 @@ from ipca_sklearn.exceptions import FewImagesWarning, MaskWarning
 from ipca_sklearn.metrics import _pixels, _resampling
 from ipca_sklearn.metrics._aupimo import FPR_BOUNDS, image_areas, lack_of_normal_pixels, normal_scores
 from ipca_sklearn.metrics._images import image_average_precision_score, image_f1_max_score, image_roc_auc_score
-from ipca_sklearn.metrics._inputs import Pixels
+from ipca_sklearn.metrics._inputs import Bools, Floats, Pixels, Reals
 from ipca_sklearn.metrics._regions import SIDES, RegionCounts
-from ipca_sklearn.metrics._resampling import Floats, PixelCounts, resampled_weights, strata_of
+from ipca_sklearn.metrics._resampling import PixelCounts, resampled_weights, strata_of
 
 # Each measure of images, and the same of the curves of resamples.
 OF_IMAGES: dict[str, tuple[Callable[..., float], Callable[[Floats, Floats], Floats]]] = {
@@ -45,10 +45,10 @@ FOUND, FALSE_POSITIVES = "found", "false_positive_rate"
 class TestedImages:
     """Images with labels, and the results of one model."""
 
-    labels: NDArray[Any]  # (n,), +1 normal, -1 anomalous
-    scores: NDArray[Any]  # (n,), higher is more normal
-    is_called: NDArray[np.bool_] | None  # (n,), which score below the threshold; None without one
-    has_mask: NDArray[np.bool_]  # (n,), images whose pixels are measured
+    labels: Reals  # (n,), +1 normal, -1 anomalous
+    scores: Reals  # (n,), higher is more normal
+    is_called: Bools | None  # (n,), which score below the threshold; None without one
+    has_mask: Bools  # (n,), images whose pixels are measured
     pixels: PixelSample | None  # of these images
 
     @classmethod
@@ -76,13 +76,11 @@ class TestedImages:
         return cls(labels, scores, None if offset is None else below(scores, offset), known, pixels)
 
     @property
-    def is_normal(self) -> NDArray[np.bool_]:
+    def is_normal(self) -> Bools:
         """Which images are normal."""
         return self.labels == 1
 
-    def measures(
-        self, chosen: NDArray[np.bool_], n_resamples: int, seed: int | None
-    ) -> tuple[dict[str, float], dict[str, Floats]]:
+    def measures(self, chosen: Bools, n_resamples: int, seed: int | None) -> tuple[dict[str, float], dict[str, Floats]]:
         """Return the measures of some of the images and of their resamples, which are the same for all models."""
         is_normal = self.is_normal[chosen]
         weights = resampled_weights(is_normal, n_resamples, seed)
@@ -111,7 +109,7 @@ class PixelSample:
     counts: PixelCounts | None  # None if there are only normal or only anomalous pixels
     of_marks: NDArray[np.int64] | None  # (n, 3), see `mask_counts`
     of_regions: RegionCounts | None
-    normal: NDArray[Any] | None  # sorted scores of the normal images' pixels; None if too few for AUPIMO
+    normal: Reals | None  # sorted scores of the normal images' pixels; None if too few for AUPIMO
 
     @classmethod
     def of(
@@ -119,8 +117,8 @@ class PixelSample:
         masks: ArrayLike,
         maps: ArrayLike,
         marked: ArrayLike | None,
-        known: NDArray[np.bool_],
-        is_normal: NDArray[np.bool_],
+        known: Bools,
+        is_normal: Bools,
         region: ArrayLike | None,
     ) -> PixelSample:
         whole = Pixels.of(masks, maps, region)
@@ -140,8 +138,8 @@ class PixelSample:
         of_marks = of_regions = None
         if marked is not None:
             checked = _pixels.check_marked(masks, marked, region)
-            of_marks = _pixels.mask_counts(*checked)[known]
-            of_regions = RegionCounts.of_pixels(*checked).only(known)
+            of_marks = _pixels.mask_counts(checked)[known]
+            of_regions = RegionCounts.of_pixels(checked).only(known)
         if not _has_both(pixels):
             return cls(pixels, None, of_marks, of_regions, None)
         normal, anomalous = pixels.split()
@@ -156,15 +154,13 @@ class PixelSample:
         counts = PixelCounts.of(pixels, _resampling.shared_thresholds(*kinds))
         return cls(pixels, counts, of_marks, of_regions, of_normal)
 
-    def found_by_size(self, chosen: NDArray[np.bool_], confidence_level: float) -> list[dict[str, Any]] | None:
+    def found_by_size(self, chosen: Bools, confidence_level: float) -> list[dict[str, Any]] | None:
         """Return how many defects of each size are found among some of the images."""
         if self.of_regions is None or not self.pixels.defects[chosen].any():
             return None
         return self.of_regions.only(chosen).by_size(SIDES, confidence_level)
 
-    def measures(
-        self, chosen: NDArray[np.bool_], n_resamples: int, seed: int | None
-    ) -> tuple[dict[str, float], dict[str, NDArray[np.float64]]]:
+    def measures(self, chosen: Bools, n_resamples: int, seed: int | None) -> tuple[dict[str, float], dict[str, Floats]]:
         """Return the measures of some of the images, and those of their resamples."""
         pixels = self.pixels.only(chosen)
         if not pixels.defects.any():

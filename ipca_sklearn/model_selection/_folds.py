@@ -95,7 +95,8 @@ class OneClassKFold(BaseCrossValidator):
             Other labels, `n_splits` below 2, fewer normal samples (or groups of them) than splits.
         """
         check_consistent_length(X, y, groups)
-        self._check_n_splits()
+        if not isinstance(self.n_splits, Integral) or self.n_splits < 2:
+            raise ValueError(f"n_splits={self.n_splits!r}: an integer of at least 2")
         n_samples = num_samples(X)
         labels = np.ones(n_samples, dtype=int) if y is None else check_labels(y)
         normal, anomalous = np.flatnonzero(labels == 1), np.flatnonzero(labels == -1)
@@ -114,14 +115,6 @@ class OneClassKFold(BaseCrossValidator):
         for train, test in grouped.split(normal, groups=of_group[normal]):
             apart = anomalous[~np.isin(of_group[anomalous], of_group[normal[train]])]
             yield normal[train], np.sort(np.concatenate([normal[test], apart]))
-
-    def _check_n_splits(self) -> None:
-        if not isinstance(self.n_splits, Integral) or self.n_splits < 2:
-            raise ValueError(f"n_splits={self.n_splits!r}: an integer of at least 2")
-
-    def _iter_test_indices(self, X: Any = None, y: Any = None, groups: Any = None) -> Iterator[np.ndarray]:
-        for _, test in self.split(X, y, groups):
-            yield test
 
 
 class RepeatedOneClassKFold(OneClassKFold):

@@ -74,9 +74,10 @@ class DetectorGridSearchCV(JointGridSearch):
 
     def _groups(self, candidates: list[dict[str, Any]]) -> list[list[int]]:
         """Return the positions of candidates that have the same parameters, but for those of the detector."""
+        prefix = f"{self.estimator.steps[-1][0]}__" if isinstance(self.estimator, Pipeline) else ""
         groups: list[tuple[dict[str, Any], list[int]]] = []
         for number, candidate in enumerate(candidates):
-            others = {name: value for name, value in candidate.items() if not self._is_of_detector(name)}
+            others = {name: value for name, value in candidate.items() if not name.startswith(prefix)}
             for known, group in groups:
                 if known.keys() == others.keys() and all(_same(known[name], others[name]) for name in known):
                     group.append(number)
@@ -84,11 +85,6 @@ class DetectorGridSearchCV(JointGridSearch):
             else:
                 groups.append((others, [number]))
         return [group for _, group in groups]
-
-    def _is_of_detector(self, name: str) -> bool:
-        if not isinstance(self.estimator, Pipeline):
-            return True
-        return name.startswith(f"{self.estimator.steps[-1][0]}__")
 
     @staticmethod
     def _fit_jointly(estimators: Sequence[Any], X: Any, y: Any) -> int:

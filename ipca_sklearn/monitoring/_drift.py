@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_left, bisect_right
 from numbers import Integral, Real
 from typing import Any
 
@@ -17,11 +18,19 @@ from ipca_sklearn._utils._sklearn_compat import Interval, validate_parameters
 from ipca_sklearn._utils._turns import in_turn
 from ipca_sklearn._utils._typing import ArrayLike
 from ipca_sklearn._utils._versions import VersionedMixin
-from ipca_sklearn.monitoring._bets import DIRECTIONS, log_payoffs, online_p_values
 
 # The share of the capital that is not yet bet after t frames is log(_PATIENCE) / log(_PATIENCE + t): it never ends, and
 # the price of a change after t frames is about a factor t.
 _PATIENCE = 100
+# Bets that p-values get smaller or larger, from an eighth of a standard deviation of theirs to nearly all at one end.
+_TILTS = np.array([0.5, 1, 2, 4, 8, 16])
+# Bets that p-values move to both ends, or to the middle: 1 + bend (6 p^2 - 6 p + 1), and their extremes.
+_BENDS = np.array([1.8, -0.9])
+_DIRECTIONS = ("lower",) * len(_TILTS) + ("higher",) * len(_TILTS) + ("more varied", "less varied")
+
+_LARGEST_TILTED, _SMALLEST_TILTED = _TILTS / -np.expm1(-_TILTS), _TILTS / np.expm1(_TILTS)
+_LARGEST = np.concatenate([_LARGEST_TILTED, _LARGEST_TILTED, [2.8, 1.45]])
+_SMALLEST = np.concatenate([_SMALLEST_TILTED, _SMALLEST_TILTED, [0.1, 0.1]])
 
 
 class DriftMonitor(VersionedMixin, BaseEstimator):
@@ -216,7 +225,7 @@ class DriftMonitor(VersionedMixin, BaseEstimator):
             raise ValueError(
                 f"{len(calibration)} calibration scores are more than max_scores={self.max_scores}: raise it"
             )
-        n_bets = len(DIRECTIONS)
+        n_bets = len(_DIRECTIONS)
         learnt = {
             "calibration_scores_": calibration,
             "history_": np.empty((0, 2)),
@@ -320,7 +329,7 @@ class DriftMonitor(VersionedMixin, BaseEstimator):
         # Sums of logarithms from the first frame on, one after the other: the same bits, however the frames are split.
         gains = log_payoffs(p_values, self.defect_rate)
         wealth = np.add.accumulate(np.concatenate([self._wealth[None], gains]))
-        stakes = np.log(staked / len(DIRECTIONS))[:, None] - wealth[:-1]
+        stakes = np.log(staked / len(_DIRECTIONS))[:, None] - wealth[:-1]
         sums = np.logaddexp.accumulate(np.concatenate([self._stakes[None], stakes]))[1:]
         running = np.logaddexp.reduce(wealth[1:] + sums, axis=1)
         logs = np.logaddexp(running, np.log(waiting))
@@ -369,10 +378,32 @@ class DriftMonitor(VersionedMixin, BaseEstimator):
     def direction_(self) -> str | None:
         """How the scores have changed, by the best of the bets."""
         check_is_fitted(self, "n_seen_")
-        return DIRECTIONS[self._best_bet()] if self.n_seen_ else None
+        return _DIRECTIONS[self._best_bet()] if self.n_seen_ else None
 
     def _best_bet(self) -> int:
         return int(np.argmax(self._wealth + self._largest_stake))
+
+
+def online_p_values(ranked: array, scores: np.ndarray, max_scores: int, rng: np.random.RandomState) -> np.ndarray:
+    """Return the smoothed conformal p-value of each score among those before it, and add the score to `ranked`."""
+    p_values = np.empty(len(scores))
+    chances = rng.random_sample((len(scores), 2)).tolist()
+    for row, (score, (tie, drop)) in enumerate(zip(scores.tolist(), chances, strict=True)):
+        below, up_to = bisect_left(ranked, score), bisect_right(ranked, score)
+        p_values[row] = (below + tie * (up_to - below + 1)) / (len(ranked) + 1)
+        ranked.insert(up_to, score)
+        if len(ranked) > max_scores:
+            del ranked[int(drop * len(ranked))]  # any, the newest included: else p-values would not be independent
+    return p_values
+
+
+def log_payoffs(p_values: np.ndarray, defect_rate: float) -> np.ndarray:
+    """Return the logarithms (n, K) of what the bets pay: a mean of at most 1, with up to `defect_rate` defects too."""
+    p = p_values[:, None]
+    scale = np.log(_LARGEST_TILTED)
+    bent = np.log1p(_BENDS * (6 * p**2 - 6 * p + 1))
+    payoffs = np.concatenate([scale - _TILTS * p, scale - _TILTS * (1 - p), bent], axis=1)
+    return payoffs - np.log1p(defect_rate * (_LARGEST - _SMALLEST))
 
 
 def _thinned(history: np.ndarray, rows: np.ndarray, n_most: int) -> np.ndarray:

@@ -119,7 +119,10 @@ def fit_resumable(
     n_samples = len(X)  # type: ignore[arg-type]
     if hasattr(learner, "calibration") and n_samples <= FEW_IMAGES:
         block = part = n_samples  # each one is scored by a model of the others, so all have to be there at once
-    done = _Done(clone(learner), 0, _new_digest(X))
+    digest = new_digest()
+    form = (getattr(X, "dtype", None), tuple(X.shape[1:])) if hasattr(X, "shape") else None
+    digest.update(f"{form}\n".encode())
+    done = _Done(clone(learner), 0, digest)
     if stored is not None:
         _check_same_fit(stored, parameters, n_samples, path)
         for start in range(0, stored.n_done, block):
@@ -132,6 +135,12 @@ def fit_resumable(
         done = _Done(stored.learner, stored.n_done, done.digest)
         adopt(learner, done.learner)
     n_saved = done.n_samples
+
+    def save() -> None:
+        facts = parameters, done.digest.hexdigest(), done.n_samples == n_samples
+        save_checkpoint(Checkpoint(done.learner, done.n_samples, *facts), path)
+        adopt(learner, done.learner)
+
     try:
         while done.n_samples < n_samples:
             stop = min(done.n_samples + part, n_saved + block, n_samples)
@@ -144,15 +153,13 @@ def fit_resumable(
             _add_samples(digest, X, done.n_samples, stop)
             done = _Done(advanced, stop, digest)
             if stop in (n_samples, n_saved + block):
-                save_checkpoint(done.checkpoint(parameters, complete=stop == n_samples), path)
+                save()
                 n_saved = stop
-                adopt(learner, done.learner)
                 if callback is not None:
                     callback(stop)
     except KeyboardInterrupt:
         if done.n_samples > n_saved:
-            save_checkpoint(done.checkpoint(parameters, complete=done.n_samples == n_samples), path)
-            adopt(learner, done.learner)
+            save()
         raise
     return model
 
@@ -179,9 +186,6 @@ class _Done(NamedTuple):
     learner: Any
     n_samples: int
     digest: Any
-
-    def checkpoint(self, parameters: dict[str, str], *, complete: bool) -> Checkpoint:
-        return Checkpoint(self.learner, self.n_samples, parameters, self.digest.hexdigest(), complete)
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: PathLike) -> None:
@@ -298,14 +302,6 @@ def _check_same_fit(stored: Checkpoint, parameters: dict[str, str], n_samples: i
             f"the checkpoint is of a fit that is complete, with {stored.n_done} samples, and X has {n_samples}: pass "
             f"those, and the others to partial_fit, or {again}"
         )
-
-
-def _new_digest(X: Any) -> Any:
-    """Return a digest of the dtype and the shape of samples, but of no sample yet."""
-    digest = new_digest()
-    form = (getattr(X, "dtype", None), tuple(X.shape[1:])) if hasattr(X, "shape") else None
-    digest.update(f"{form}\n".encode())
-    return digest
 
 
 def _add_samples(digest: Any, X: Any, start: int, stop: int) -> None:

@@ -200,11 +200,7 @@ class ClaimedSizeError(ValueError):
 
 
 def _check_sizes(file: BinaryIO, path: PathLike) -> None:
-    """Refuse a skops file whose content would take far more memory than the file has bytes; the position is kept at 0.
-
-    A ClaimedSizeError says that members, or arrays that are used many times, are together larger than 20 times the file
-    (and 64 MB), that an array has another size than its header says, or that the description is larger than 16 MB.
-    """
+    """Refuse a file whose content would take far more memory than it has bytes; the position is kept at 0."""
     limit = max(_ALWAYS_ALLOWED, _MAX_RATIO * file.seek(0, 2))
     name = printable(path)
     with zipfile.ZipFile(file) as archive:
@@ -257,16 +253,10 @@ def _check_member(archive: zipfile.ZipFile, member: str, name: str, limit: int) 
                     _check_member(inner, one, name, limit)
         elif start.startswith(np.lib.format.MAGIC_PREFIX):
             content.seek(0)
-            version = np.lib.format.read_magic(content)
-            read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(
-                version
-            )
-            _require(read is not None, name, f"has an array {printable(member)} of an unknown version")
-            assert read is not None
+            major, minor = np.lib.format.read_magic(content)
+            read: Any = getattr(np.lib.format, f"read_array_header_{major}_{minor}", None)
+            array = f"has an array {printable(member)}"
+            _require(read is not None, name, f"{array} of an unknown version")
             shape, _, dtype = read(content)
             claimed, there = math.prod(shape) * dtype.itemsize, archive.getinfo(member).file_size - content.tell()
-            _require(
-                claimed == there,
-                name,
-                f"has an array {printable(member)} of {there} bytes that claims to have {claimed}",
-            )
+            _require(claimed == there, name, f"{array} of {there} bytes that claims to have {claimed}")

@@ -45,9 +45,9 @@ def test_a_coco_file_gives_the_masks_back(tmp_path_factory, marked, scale):
     paths = [folder / "images" / name for name in ("a.png", "deep/b.png", "c.png")]
     size = 5 * scale, 6 * scale
     found = find_defects(marked, 0.5, image_sizes=size, normal_maxima=[0, 1, 2])
-    with coco_file(folder / "coco.json", paths) as file:
+    with coco_file(folder / "coco.json", paths) as add:
         for path, defects in zip(paths, found, strict=True):
-            file.add(path, size, defects)
+            add(path, size, defects)
     coco = json.loads((folder / "coco.json").read_text())
     assert [image["file_name"] for image in coco["images"]] == ["a.png", "deep/b.png", "c.png"]
     assert [annotation["id"] for annotation in coco["annotations"]] == list(range(1, sum(map(len, found)) + 1))
@@ -100,8 +100,8 @@ def test_files_of_labelme_have_the_names_of_the_images_unless_two_have_one():
 
 def test_names_that_are_no_text_are_written_as_json(tmp_path):
     path = tmp_path / "caf\udce9.png"
-    with coco_file(tmp_path / "coco.json", [path]) as coco, ExitStack() as stack:
-        coco.add(path, (4, 4), [])
+    with coco_file(tmp_path / "coco.json", [path]) as add, ExitStack() as stack:
+        add(path, (4, 4), [])
         DefectLines(tmp_path / "d.jsonl", stack).write(
             {"path": str(path), "size": (4, 4), "defects": [], "error": None}
         )

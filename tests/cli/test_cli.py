@@ -219,13 +219,13 @@ def test_a_full_disk_is_told_with_the_file(tmp_path, n_rows):
 def test_pictures_of_earlier_runs_stay_and_are_told(tmp_path, capsys):
     for name in ("000001_a.png", "000002_b.png", "mine.png"):
         (tmp_path / name).write_bytes(b"old")
-    with picture_folder("--maps", tmp_path) as folder:
-        folder.save(Image.new("L", (2, 2)), "000001_a.png")
+    with picture_folder("--maps", tmp_path) as save:
+        save(Image.new("L", (2, 2)), "000001_a.png")
     assert "also holds 1 pictures of an earlier run, such as 000002_b.png" in capsys.readouterr().err
     assert (tmp_path / "000002_b.png").read_bytes() == (tmp_path / "mine.png").read_bytes() == b"old"
     (tmp_path / "000002_b.png").unlink()
-    with picture_folder("--maps", tmp_path) as folder:
-        folder.save(Image.new("L", (2, 2)), "000001_a.png")
+    with picture_folder("--maps", tmp_path) as save:
+        save(Image.new("L", (2, 2)), "000001_a.png")
     assert capsys.readouterr().err == ""
 
 

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from ipca_sklearn.cli import _watch, app
+from ipca_sklearn.cli import _images, app
 from ipca_sklearn.datasets import make_textures
 from ipca_sklearn.inspection import HtmlReport
 
@@ -168,16 +168,20 @@ def test_errors_are_told_before_anything_is_scored(arguments, message, model, in
     assert done.exit_code == 1 and message in done.stderr and len(done.stderr.splitlines()) == 1
 
 
+def add(report, row, pictures):
+    report.add(row["path"], row["score"], p_value=row["p_value"], error=row["error"], **pictures)
+
+
 def test_the_report_is_written_now_and_then_and_never_ends_the_watch(tmp_path, monkeypatch, capsys):
     now = 1000.0
-    monkeypatch.setattr(_watch.time, "monotonic", lambda: now)
+    monkeypatch.setattr(_images.time, "monotonic", lambda: now)
     page = tmp_path / "page.html"
-    report = _watch.LatestReport(page, threshold=-1.0, title="line", normal_scores=np.zeros(9))
+    report = _images.LatestReport(page, n_images=500, threshold=-1.0, title="line", normal_scores=np.zeros(9))
     row = {"path": "/in/first.png", "score": -2.0, "p_value": 0.1, "error": None}
-    report.add(row, {"image": Image.new("RGB", (8, 8)), "heat_map": Image.new("RGBA", (8, 8))})
+    add(report, row, {"image": Image.new("RGB", (8, 8)), "heat_map": Image.new("RGBA", (8, 8))})
     assert "first.png" in page.read_text()
     now += 59
-    report.add(row | {"path": "/in/second.png"}, {})
+    add(report, row | {"path": "/in/second.png"}, {})
     assert "second.png" not in page.read_text()
     now += 1
     report.write_if_due()
@@ -187,10 +191,10 @@ def test_the_report_is_written_now_and_then_and_never_ends_the_watch(tmp_path, m
     report.write_if_due()  # no news
     assert not page.exists()
     page.mkdir()
-    report.add(row, {})
+    add(report, row, {})
     assert "the report is not written" in capsys.readouterr().err
     for _ in range(600):
-        report.add(row, {})
+        add(report, row, {})
     assert len(report._latest) == 500
 
 
@@ -198,18 +202,18 @@ def test_a_new_start_goes_on_with_the_images_of_the_page_that_are_in_the_table(t
     page = tmp_path / "page.html"
 
     def latest(title, paths):
-        report = _watch.LatestReport(page, threshold=-1.0, title=title, normal_scores=np.zeros(9))
+        report = _images.LatestReport(page, n_images=500, threshold=-1.0, title=title, normal_scores=np.zeros(9))
         report.go_on(paths)
         return [image.row["name"] for image in report._latest], capsys.readouterr().err
 
     assert latest("line", ["a.png"]) == ([], "")
-    report = _watch.LatestReport(page, threshold=-1.0, title="line", normal_scores=np.zeros(9))
+    report = _images.LatestReport(page, n_images=500, threshold=-1.0, title="line", normal_scores=np.zeros(9))
     for name, score in (("b.png", -2.0), ("a</script>.png", -3.0), ("c.png", None)):
         picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (200, 300, 3), dtype=np.uint8))
         row = {"path": name, "score": score, "p_value": 0.1, "error": "no image" if score is None else None}
-        report.add(row, {} if score is None else {"image": picture})
+        add(report, row, {} if score is None else {"image": picture})
     report.write()
-    assert report.page.read_encoded() == list(report._latest)
+    assert report.read_encoded() == list(report._latest)
     assert latest("line", ["b.png", "x.png", "a</script>.png"]) == (["b.png", "a</script>.png"], "")
     assert latest("line", []) == ([], "")  # a table that begins anew
     for damage, message in (

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from ipca_sklearn import persistence
 from ipca_sklearn.cli import app
-from ipca_sklearn.cli._parser import COMMANDS, Commands, OptionNames, _WarningPrinter, load_command
+from ipca_sklearn.cli._parser import COMMANDS, Commands, _WarningPrinter, load_command, to_options
 from ipca_sklearn.exceptions import AspectRatioWarning
 
 FIT = ("fit", "good", "-o", "new.joblib", "--device", "cpu", "--image-size", "32", "--crop-size", "32", "--k", "2")
@@ -275,7 +275,7 @@ def test_wishes_of_a_threshold_are_named_as_options(place, monkeypatch):
     ],
 )
 def test_only_names_of_parameters_are_put_in_other_words(message, expected):
-    assert OptionNames(load_command("fit").params)(message) == expected
+    assert to_options(load_command("fit").params)(message) == expected
 
 
 @pytest.mark.parametrize("columns", [40, 60, 80, 120])

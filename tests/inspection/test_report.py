@@ -121,12 +121,12 @@ def test_encoded_images_fit_any_page(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(_report, "_now", lambda: datetime(2026, 1, 2, 3, 4, tzinfo=UTC))
     direct, packed = tmp_path / "direct.html", tmp_path / "packed.html"
     write(direct, [-1.0, None, -5.0])
+    images = []
     template = HtmlReport(packed, threshold=-3.0)
-    images = [
-        template.encode(f"part{number}.png", score, p_value=0.25, image=noise(number), heat_map=noise(-number % 99))
-        for number, score in ((0, -1.0), (2, -5.0))
-    ]
-    images.insert(1, template.encode("broken1.png", error=NASTY))
+    monkeypatch.setattr(template, "add_encoded", images.append)
+    template.add("part0.png", -1.0, p_value=0.25, image=noise(0), heat_map=noise(0))
+    template.add("broken1.png", error=NASTY)
+    template.add("part2.png", -5.0, p_value=0.25, image=noise(2), heat_map=noise(97))
     with HtmlReport(packed, threshold=-3.0) as report:
         for image in images:
             report.add_encoded(image)

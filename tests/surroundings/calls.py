@@ -337,7 +337,7 @@ def _metric_calls(w: World) -> dict[str, Call]:
 def _picture_calls(w: World, fresh: Fresh) -> dict[str, Call]:
     box = (0.0, 0.0, 40.0, 40.0)
 
-    def in_report(method: str) -> str:
+    def in_report() -> str:
         path, picture = fresh("report.html"), Image.fromarray(w.images[0])
         noon = datetime(2026, 1, 2, 12, tzinfo=UTC)  # the page holds the time
         with (
@@ -345,10 +345,7 @@ def _picture_calls(w: World, fresh: Fresh) -> dict[str, Call]:
             inspection.HtmlReport(path, threshold=-3.0) as page,
         ):
             given: dict[str, Any] = {"p_value": 0.4, "image": picture, "boxes": [(20, 30, 10, 10)]}
-            if method == "add":
-                page.add("a.png", -2.5, **given)
-            else:
-                page.add_encoded(page.encode("a.png", -2.5, **given))
+            page.add("a.png", -2.5, **given)
         return path.read_text(encoding="utf-8")
 
     def a_map() -> np.ndarray:
@@ -373,9 +370,7 @@ def _picture_calls(w: World, fresh: Fresh) -> dict[str, Call]:
         "inspection.overlay": lambda: inspection.overlay(w["pipe"], a_map(), Image.fromarray(w.images[0])),
         "inspection.heat_layer": lambda: np.asarray(inspection.heat_layer(w["pipe"], a_map(), (64, 64))),
         "inspection.map_of_pixels": lambda: inspection.map_of_pixels(w["pipe"], a_map(), (64, 64)),
-        "HtmlReport.add": lambda: in_report("add"),
-        "HtmlReport.encode": lambda: in_report("encode"),
-        "HtmlReport.add_encoded": lambda: in_report("add_encoded"),
+        "HtmlReport.add": in_report,
     }
 
 

@@ -40,6 +40,7 @@ LEFT_OUT = {
     "datasets.list_images": "lists files; datasets.load_test_images calls it",
     "inspection.defect_mask": "draws what find_defects returns",
     "inspection.open_upright": "decodes a file as the extractor does",
+    "HtmlReport.add_encoded": "writes what HtmlReport.add has made of an image",
     "HtmlReport.read_encoded": "reads what HtmlReport.add_encoded has written",
     "persistence.new_images": "compares numbers of pixel_numbers",
     "persistence.noting_pixels": "keeps numbers of pixel_numbers",

@@ -33,7 +33,7 @@ def what_few_images_do(fitted: Fitted, reference: ReferenceScores, distance: str
             f"distances use {fitted.n_scoring_components} of {fitted.n_components} components, because the noise "
             f"is not known otherwise: {enough} images make all of them useful"
         )
-    elif 0 < n_scores < fitted.count // 2:  # those of a part of the images, or of others (`calibrate`)
+    elif 0 < n_scores < fitted.count // 4:  # of images that were held out or given; of those learnt about half
         few = f"{n_scores} calibration images"
     if n_scores == 0:
         what.append("there is no threshold, so predict calls everything normal")

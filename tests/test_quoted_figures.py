@@ -195,6 +195,7 @@ QUOTES = [
     ("docs/guide_tasks.md", f"of new normal images it rejected {AUTO} in the mean"),
     ("docs/coming_from.md", f"which {AUTO} of new normal images are below"),
     ("ipca_sklearn/detection/_patch_gaussian.py", f"{AUTO} of new normal images are below it"),
+    ("ipca_sklearn/cli/_fit.py", f"which has called {AUTO} of new normal images anomalous"),
     (
         "docs/guide_tasks.md",
         f"a frame took {latency(SPIN, 'p50', 'to_torch'):.0f} ms in place of {latency('', 'p50', 'to_torch'):.0f} by "

@@ -67,7 +67,7 @@ def fit(
         str,
         typer.Option(
             help="Share of new normal images that may be called anomalous, or auto: three robust standard "
-            "deviations below the median, which has called 2.4 to 6.5 % of new normal images anomalous."
+            "deviations below the median, which has called 1.2 to 3.4 % of new normal images anomalous."
         ),
     ] = "auto",
     image_size: Annotated[

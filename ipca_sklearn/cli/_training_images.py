@@ -123,26 +123,30 @@ def _refuse_root(folder: Path, parts: tuple[str, ...]) -> None:
         # The names of a data set, not of any folder that happens to be called "test".
         beside = [name for name in ("train", "test", "ground_truth") if (root / name).is_dir()]
         if good.is_dir() or (parts[depth] in beside and parts[depth] != "train" and len(beside) > 1):
-            advice = f"Name {printable(good)}" if good.is_dir() else "Name the folder of normal images alone"
             raise ValueError(
                 f"{printable(folder)} is or holds a data set ({printable(root / parts[depth])}): its test images, "
-                f"defects and masks would be learnt as normal. {advice}"
+                f"defects and masks would be learnt as normal. {_advice(good)}"
             )
 
 
 def _refuse_part(folder: Path) -> None:
-    """Refuse a folder of defects or masks of a data set: one that lies beside its train/good."""
+    """Refuse a folder of defects or masks of a data set: it lies beside train/good, or test beside ground_truth."""
     path = folder.resolve()
     for part in (path, *path.parents):
-        good = part.parent / "train" / "good"
+        root = part.parent
+        good = root / "train" / "good"
         is_for_learning = part.name != "ground_truth" and (
             part.name != "test" or path.relative_to(part).parts[:1] == ("good",)
         )
-        if not is_for_learning and good.is_dir():
+        if not is_for_learning and (good.is_dir() or all((root / name).is_dir() for name in ("test", "ground_truth"))):
             raise ValueError(
-                f"{printable(folder)} holds defects or masks of a data set, which would be learnt as normal. Name "
-                f"{printable(good)}"
+                f"{printable(folder)} holds defects or masks of a data set, which would be learnt as normal. "
+                f"{_advice(good)}"
             )
+
+
+def _advice(good: Path) -> str:
+    return f"Name {printable(good)}" if good.is_dir() else "Name the folder of normal images alone"
 
 
 def warn_of_copies(images: Sequence[Path]) -> None:

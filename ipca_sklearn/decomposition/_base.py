@@ -95,6 +95,7 @@ class BasePCA(PatchTransformer):
         `fit(X)` equals a loop of `partial_fit` over consecutive steps of `step_size` samples, bit for bit. If
         anything goes wrong the model stays as it was before the call.
         """
+        validate_parameters(self)  # fit_context does it before the first call only
         fitted = getattr(self, "fitted_", None)
         steps = read_steps(self, X, reset=fitted is None)
         return self._learn(steps, fitted, FitProgress(self, steps.count(self.step_size), X, y))

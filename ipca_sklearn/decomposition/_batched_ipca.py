@@ -17,7 +17,7 @@ from ipca_sklearn._utils._turns import of_one_state
 from ipca_sklearn._utils._typing import DeviceLike, DTypeLike
 from ipca_sklearn.decomposition._banded import update_scatter
 from ipca_sklearn.decomposition._base import BasePCA, Learning
-from ipca_sklearn.decomposition._fitted import FittedPCA
+from ipca_sklearn.decomposition._fitted import FittedPCA, check_n_components
 from ipca_sklearn.decomposition._fitted_scatter import FittedExactPCA
 from ipca_sklearn.decomposition._singular import check_regular
 
@@ -243,11 +243,7 @@ class BatchedIncrementalPCA(BasePCA):
 
     def _initial_n_components(self, n_samples: int, n_features: int) -> int | float:
         n_components = min(n_samples, n_features) if self.n_components is None else self.n_components
-        if n_components > n_features:
-            raise ValueError(
-                f"n_components={n_components} is larger than n_features={n_features}: a PCA of {n_features} feature(s) "
-                f"has no more than {n_features} component(s); lower n_components"
-            )
+        check_n_components(n_components, n_features)
         return n_components
 
     def _check_unchanged(self, fitted: FittedPCA) -> None:
@@ -379,7 +375,6 @@ def with_components(pca: BasePCA, n_components: int | float | None) -> BasePCA:
         and n_components is not None
     ):
         other.set_params(n_components=n_components)
-        other._initial_n_components(pca.n_samples_seen_, pca.n_features_in_)
         fitted = pca.fitted_.with_components(n_components)
         fitted.check_share()
         other.fitted_, other.n_components_ = fitted, fitted.n_components

@@ -140,6 +140,15 @@ def independent_samples(group: int) -> float:
     return 1 + (group - 1) / _DEPENDENT_PATCHES
 
 
+def check_n_components(n_components: int | float, n_features: int) -> None:
+    """Raise a ValueError for more components than features."""
+    if n_components > n_features:
+        raise ValueError(
+            f"n_components={n_components} is larger than n_features={n_features}: a PCA of {n_features} feature(s) "
+            f"has no more than {n_features} component(s); lower n_components"
+        )
+
+
 class FittedPCA(Fitted):
     """P truncated PCAs."""
 

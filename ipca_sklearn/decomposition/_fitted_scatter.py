@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ipca_sklearn import linalg
 from ipca_sklearn._utils._arrays import as_tensor
-from ipca_sklearn.decomposition._fitted import Fitted, FittedPCA
+from ipca_sklearn.decomposition._fitted import Fitted, FittedPCA, check_n_components
 from ipca_sklearn.decomposition._singular import whitening_operator
 
 # Independent samples below which the covariance of a cell is completed with the mean of all (docs/dev_notes.md).
@@ -93,6 +93,7 @@ class FittedExactPCA(FittedPCA):
         """Return the same Gaussians, and their one eigendecomposition, with another number of components."""
         if n_components == self.wanted:
             return self
+        check_n_components(n_components, self._most_components)
         other = FittedExactPCA(self.state, self.array_type, n_components, self.group)
         other._decomposition = self._decomposition
         other._decomposition.most = max(other._decomposition.most, other._most_wanted)

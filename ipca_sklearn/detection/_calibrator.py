@@ -7,7 +7,7 @@ from typing import Any
 
 from ipca_sklearn.decomposition._fitted import Fitted
 from ipca_sklearn.decomposition._fitted_scatter import FittedExactPCA, pickles_are_exact
-from ipca_sklearn.detection._calibration import FEW_IMAGES, LearningCurve, ReferenceScores, Summaries
+from ipca_sklearn.detection._calibration import FEW_IMAGES, MAX_IMAGES, LearningCurve, ReferenceScores, Summaries
 from ipca_sklearn.detection._map_ops import ScoreSettings
 from ipca_sklearn.detection._unseen import ScoringModel
 
@@ -39,6 +39,14 @@ class Calibrator:
         best = left_out if len(left_out) else unseen
         reference = best.corrected_to(fitted.weight, LearningCurve.of_model(settings.distance, fitted))
         return cls(settings, unseen, left_out, reference, model)
+
+    @classmethod
+    def of_given(cls, settings: ScoreSettings, fitted: Fitted, scores: Summaries) -> Calibrator:
+        """Return the calibrator of scores by the model of now: all count, also where the model forgets its past."""
+        scores = scores.take(slice(-MAX_IMAGES, None))
+        left_out = scores if fitted.count <= FEW_IMAGES else Summaries.empty(scores.n_patches)
+        reference = scores.corrected_to(fitted.weight, LearningCurve.of_model(settings.distance, fitted))
+        return cls(settings, scores, left_out, reference)
 
     def with_scores_of(self, other: Calibrator) -> tuple[Summaries, Summaries]:
         """Return `unseen` and `left_out` of two models together: of `other` first."""

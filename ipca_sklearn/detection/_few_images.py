@@ -26,13 +26,15 @@ def few_images_warning(detector: Any) -> str:
 def what_few_images_do(fitted: Fitted, reference: ReferenceScores, distance: str, rate: Any) -> str:
     """Return what a user should know of a model of few images; nothing if there are enough."""
     n_scores = len(reference.scores)
-    what = []
+    few, what = f"{fitted.count} images", []
     if fitted.n_scoring_components < fitted.n_components and distance in ("ppca", "factor_analysis"):
         enough = ceil((2 * fitted.n_components + 1) / independent_samples(fitted.group))
         what.append(
             f"distances use {fitted.n_scoring_components} of {fitted.n_components} components, because the noise "
             f"is not known otherwise: {enough} images make all of them useful"
         )
+    elif 0 < n_scores < fitted.count // 4:  # of images that were held out or given; of those learnt about half
+        few = f"{n_scores} calibration images"
     if n_scores == 0:
         what.append("there is no threshold, so predict calls everything normal")
     elif rate == "auto":
@@ -49,7 +51,7 @@ def what_few_images_do(fitted: Fitted, reference: ReferenceScores, distance: str
             "the thresholds are from scores of models that had learnt far fewer images; calibrate or choose them "
             "with normal images that were not learnt"
         )
-    return f"{fitted.count} images are few: {'; '.join(what)}" if what else ""
+    return f"{few} are few: {'; '.join(what)}" if what else ""
 
 
 def _realised_rates(rate: float, n_scores: int) -> tuple[float, float]:

@@ -67,6 +67,15 @@ def new_pca(parameters: dict[str, Any], n_features: int, group: int) -> BasePCA:
     return kind(**pca_parameters(parameters, n_features, group))
 
 
+def check_covariance(detector: Any) -> None:
+    """Raise a ValueError if a fitted detector has learnt another kind of covariance than is set now."""
+    learnt = "full" if isinstance(detector.pca_, FullCovariance) else "low_rank"
+    if detector.covariance != learnt:
+        raise ValueError(
+            f"covariance={detector.covariance!r} was set after the fit, which learnt covariance={learnt!r}: fit again"
+        )
+
+
 @dataclass(frozen=True)
 class Pass:
     """What a pass over the images of a fit has given."""

@@ -15,6 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from ipca_sklearn import linalg
+from ipca_sklearn._utils._arrays import as_tensor
 from ipca_sklearn._utils._estimators import PatchTransformer, set_learnt
 from ipca_sklearn._utils._labels import check_labels
 from ipca_sklearn._utils._precision import above, below, difference
@@ -35,6 +36,7 @@ from ipca_sklearn.detection._learning import (
     PCA_PARAMETERS,
     Pass,
     begin,
+    check_covariance,
     choose_features,
     learn,
     new_pca,
@@ -324,9 +326,11 @@ class PatchGaussianDetector(OutlierMixin, PatchTransformer):
     @fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self, X: ArrayLike, y: Any = None) -> PatchGaussianDetector:
         """Go on learning from >= 1 normal images, as `fit`; a call that fails leaves the detector as it was."""
+        validate_parameters(self)  # fit_context does it before the first call only
         refuse_trim(self.trim, "partial_fit")
         if not hasattr(self, "pca_"):
             return self.fit(X, y)
+        check_covariance(self)
         steps, _ = normal_steps(read_steps(self, X, reset=False), y)
         group = group_size(Cells.of(self.cells_), steps.n_copies)
         pca = copy.copy(self.pca_).set_params(**pca_parameters(self.get_params(), steps.n_features, group))
@@ -433,7 +437,7 @@ class PatchGaussianDetector(OutlierMixin, PatchTransformer):
         shape = self.patch_shape_ or (1,)
         if tuple(maps.shape[1:]) != shape:
             raise ValueError(f"maps of shape {tuple(maps.shape)}; expected (n, {', '.join(map(str, shape))})")
-        tensor = maps if isinstance(maps, Tensor) else torch.from_numpy(np.ascontiguousarray(maps))
+        tensor = maps if isinstance(maps, Tensor) else as_tensor(np.ascontiguousarray(maps))
         n_inspected = None if self.region_ is None else int(self.region_.sum())
         scores = -image_scores(inspected(tensor, self.map_region_), self.image_score, n_inspected)
         return scores if isinstance(maps, Tensor) else scores.numpy()
@@ -663,8 +667,9 @@ class PatchGaussianDetector(OutlierMixin, PatchTransformer):
             if not read.any():
                 raise steps.unreadable()
             scores = Summaries.of(columns[read], fitted.weight, steps.n_patches)
-        shape = self._learnt_shape() | {"n_calibrated_": len(scores)}
-        self._store(shape, self.pca_, Calibrator.of(scorer.settings, fitted, scores, scores))
+        calibrator = Calibrator.of_given(scorer.settings, fitted, scores)
+        shape = self._learnt_shape() | {"n_calibrated_": len(calibrator.reference.scores)}
+        self._store(shape, self.pca_, calibrator)
         return self
 
     @in_turn

@@ -18,6 +18,7 @@ from ipca_sklearn._utils._sklearn_compat import validate_parameters
 from ipca_sklearn.decomposition._batches import StepReader, read_steps
 from ipca_sklearn.decomposition._fitted import Fitted
 from ipca_sklearn.detection._cells import Cells
+from ipca_sklearn.detection._learning import check_covariance
 from ipca_sklearn.detection._map_ops import MapScorer, ScoreSettings
 from ipca_sklearn.detection._unseen import cut_to
 
@@ -36,6 +37,7 @@ class ImageScorer:
         """Return the scorer of a detector: a NotFittedError before it is fitted, a ValueError for its parameters."""
         check_is_fitted(detector)
         validate_parameters(detector)  # they may have been set after `fit`
+        check_covariance(detector)
         fitted = cut_to(detector.pca_.fitted_, detector.n_components)
         return cls(detector, ScoreSettings.of(detector), fitted, Cells.of(detector.cells_))
 

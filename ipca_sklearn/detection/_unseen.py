@@ -16,7 +16,7 @@ from ipca_sklearn._utils._devices import resolve_device
 from ipca_sklearn.decomposition._banded import joined
 from ipca_sklearn.decomposition._base import BasePCA
 from ipca_sklearn.decomposition._batches import StepReader
-from ipca_sklearn.decomposition._fitted import Fitted, independent_samples
+from ipca_sklearn.decomposition._fitted import Fitted, FittedPCA, independent_samples
 from ipca_sklearn.decomposition._fitted_scatter import FittedExactPCA
 from ipca_sklearn.detection._calibration import FEW_IMAGES, MAX_IMAGES, Summaries, leave_out
 from ipca_sklearn.detection._cells import Cells
@@ -244,8 +244,15 @@ def _n_blocks(fitted: Fitted, n_images: int) -> int:
 
 def cut_to(fitted: Fitted, n_components: Any) -> Fitted:
     """Return what is learnt with another number of components, where they are computed when they are read."""
-    if isinstance(fitted, FittedExactPCA) and n_components not in (None, "auto"):
+    if n_components in (None, "auto") or not isinstance(fitted, FittedPCA):
+        return fitted
+    if isinstance(fitted, FittedExactPCA):
         return fitted.with_components(n_components)
+    if n_components != fitted.wanted:
+        raise ValueError(
+            f"n_components={n_components} was set after the fit, which has kept {fitted.wanted} directions of each "
+            "Gaussian: fit again. Scatter matrices, as of shared Gaussians, give any number without a fit"
+        )
     return fitted
 
 

@@ -37,6 +37,14 @@ def test_a_data_set_and_its_defects_are_refused_and_the_good_images_named(tmp_pa
         check((root / named).resolve())
 
 
+@pytest.mark.parametrize("named", ["test", "test/crack", "ground_truth", "ground_truth/crack"])
+def test_defects_of_a_data_set_without_training_images_are_refused(tmp_path, named):
+    touch(tmp_path, "test/good/0.png", "test/crack/0.png", "ground_truth/crack/0_mask.png")
+    with pytest.raises(ValueError, match=r"defects or masks of a data set.* folder of normal images alone"):
+        check(tmp_path / named)
+    check(tmp_path / "test" / "good")
+
+
 def test_a_data_set_without_the_usual_place_of_good_images_is_refused_too(tmp_path):
     touch(tmp_path, "train/0.png", "test/crack/0.png")
     with pytest.raises(ValueError, match=r"test.*Name the folder of normal images alone$"):

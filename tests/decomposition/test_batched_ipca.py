@@ -519,3 +519,15 @@ def test_a_subclass_with_a_required_argument_can_be_fitted():
             self.name = name
 
     assert Named("line 3").fit(normal((20, 4))).n_samples_seen_ == 20
+
+
+@pytest.mark.parametrize("solver", ["auto", "covariance"])
+@pytest.mark.parametrize("bad", [{"forgetting_factor": 2.0}, {"n_components": -1}, {"step_size": 0}])
+def test_partial_fit_refuses_parameters_that_were_set_after_fit(solver, bad):
+    X = normal((20, 5))
+    pca = BatchedIncrementalPCA(3, solver=solver).fit(X)
+    before = pca.components_.copy()
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        pca.set_params(**bad).partial_fit(X)
+    assert pca.n_samples_seen_ == 20
+    np.testing.assert_array_equal(pca.components_, before)

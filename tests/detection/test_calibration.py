@@ -378,6 +378,26 @@ def test_few_images_are_told_how_many_it_takes(parameters, n, message):
         PatchGaussianDetector(**parameters).fit(X)
 
 
+def test_what_is_few_is_the_calibration_and_not_what_was_learnt():
+    X = np.random.default_rng(0).normal(size=(100, 3, 20))
+    detector = PatchGaussianDetector(2).fit(X)
+    with pytest.warns(FewImagesWarning, match="^12 calibration images are few: the threshold comes from 12 scores"):
+        detector.calibrate(X[:12])
+    with pytest.warns(FewImagesWarning, match="^10 calibration images are few: "):
+        PatchGaussianDetector(2, calibration=0.1).fit(X)
+
+
+@pytest.mark.parametrize("forgetting_factor", [1.0, 0.9])
+def test_calibrate_takes_all_scores_also_of_a_model_that_forgets(forgetting_factor):
+    X = np.random.default_rng(0).normal(size=(300, 3, 20))
+    detector = PatchGaussianDetector(2, forgetting_factor=forgetting_factor).fit(X[:200]).calibrate(X[200:])
+    np.testing.assert_array_equal(detector.calibration_scores_, detector.score_samples(X[200:]))
+    assert detector.n_calibrated_ == 100
+    detector.partial_fit(X[:20])
+    n_kept = 120 if forgetting_factor == 1 else 8  # the latest images, half of the weight
+    assert len(detector.calibration_scores_) == n_kept
+
+
 def test_enough_images_make_no_warning():
     X = np.random.default_rng(0).normal(size=(40, 3, 20))
     with warnings.catch_warnings():

@@ -153,6 +153,16 @@ def test_another_number_of_components_takes_effect_without_learning_and_threshol
     assert detector.partial_fit(X[:20]).pca_.n_components_ == 6
 
 
+def test_more_components_than_features_are_refused_and_leave_the_detector_as_it_was() -> None:
+    X = features(100)
+    detector, same = (PatchGaussianDetector(3, n_gaussians=16).fit(X) for _ in range(2))
+    detector.set_params(n_components=13)
+    with pytest.raises(ValueError, match="n_components=13 is larger than n_features=12"):
+        detector.score_samples(X[:3])
+    detector.set_params(n_components=3)
+    np.testing.assert_array_equal(detector.score_samples(X[:3]), same.score_samples(X[:3]))
+
+
 @pytest.mark.parametrize("n_gaussians", [None, 64, 1000])
 def test_a_gaussian_for_each_patch_is_the_batched_pca(n_gaussians: int | None) -> None:
     X = features(60)

@@ -454,3 +454,54 @@ def test_a_warning_that_is_an_error_leaves_the_detector_unfitted():
             detector.fit(normal(1))
     with pytest.raises(NotFittedError):
         detector.predict(normal(1))
+
+
+@pytest.mark.parametrize("bad", [{"false_positive_rate": 0.0}, {"noise_shrinkage": 2.0}, {"image_score": 5.0}])
+def test_partial_fit_refuses_parameters_that_were_set_after_fit(bad):
+    detector = PatchGaussianDetector(3).fit(normal(40))
+    before = snapshot(detector)
+    kept = detector.get_params()
+    with pytest.raises(ValueError, match=f"The '{next(iter(bad))}' parameter"):
+        detector.set_params(**bad).partial_fit(normal(40))
+    assert_same(detector.set_params(**kept), before)
+
+
+@pytest.mark.parametrize(
+    ("learnt", "now", "message"),
+    [
+        ({"n_components": 3, "n_gaussians": None}, {"n_components": 5}, "n_components=5 .* has kept 3 directions"),
+        ({"n_components": 3}, {"covariance": "full", "distance": "mahalanobis"}, "learnt covariance='low_rank'"),
+        (
+            {"covariance": "full", "distance": "mahalanobis"},
+            {"covariance": "low_rank"},
+            "learnt covariance='full': fit",
+        ),
+    ],
+)
+def test_what_only_a_fit_can_change_is_refused_until_then(learnt, now, message):
+    detector = PatchGaussianDetector(**learnt).fit(normal(40))
+    before = detector.score_samples(normal(8))
+    then = {name: getattr(detector, name) for name in now}
+    detector.set_params(**now)
+    for call in (detector.score_samples, detector.transform, detector.predict, detector.calibrate):
+        with pytest.raises(ValueError, match=message):
+            call(normal(8))
+    if "covariance" in now:
+        with pytest.raises(ValueError, match=message):
+            detector.partial_fit(normal(8))
+    np.testing.assert_array_equal(detector.set_params(**then).score_samples(normal(8)), before)
+
+
+def test_scores_of_read_only_maps_make_no_warning():
+    detector = PatchGaussianDetector(3).fit(normal(40))
+    maps = detector.transform(normal(3))
+    maps.flags.writeable = False  # as of a memory map
+    before = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            scores = detector.score_maps(maps)
+    finally:
+        torch.set_warn_always(before)
+    np.testing.assert_array_equal(scores, detector.score_samples(normal(3)))

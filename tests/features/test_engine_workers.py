@@ -47,6 +47,8 @@ def _one_folder_of_engines_and_two_threads(tmp_path_factory: pytest.TempPathFact
     before = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(_store.VARIABLE, str(tmp_path_factory.mktemp("engines")))
+        for kept in (_choice._recent, _choice._compiled):  # what other tests have compiled is not in this folder
+            kept.clear()
         torch.set_num_threads(N_THREADS)
         yield
         torch.set_num_threads(before)

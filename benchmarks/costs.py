@@ -7,6 +7,7 @@ Every row runs in fresh processes, round by round. With --beside, the rows of th
 from __future__ import annotations
 
 import json
+import operator
 import os
 import statistics
 import subprocess
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 SIZE, LITE = 256, "efficientnet_lite0"
+N_MANY = 1000
 
 
 def milliseconds(task: Callable[[int], object], repeats: int, warm_up: int = 8) -> list[float]:
@@ -98,10 +100,10 @@ def parts(job: dict[str, Any]) -> dict[str, Any]:
     file = io.BytesIO()
     joblib.dump(detector, file)
     found: dict[str, Any] = {"file, MB": file.tell() / 1e6}
-    operator, cells = detector.distance_operator(), torch.arange(4096).reshape(256, 16)
+    of_distances, cells = detector.distance_operator(), torch.arange(4096).reshape(256, 16)
     for n in (1, 8):
         samples = linalg.GroupedSamples(torch.randn(n, 4096, 256), cells)
-        times = percentiles(milliseconds(lambda _, s=samples: linalg.patch_distances(operator, s), 100 // n))
+        times = percentiles(milliseconds(lambda _, s=samples: linalg.patch_distances(of_distances, s), 100 // n))
         found[f"distances of {n}, ms an image"] = {name: value / n for name, value in times.items()}
     samples = linalg.GroupedSamples(torch.randn(16, 4096, 256), cells)
     state = [linalg.empty_scatter(256, 256)]
@@ -110,7 +112,81 @@ def parts(job: dict[str, Any]) -> dict[str, Any]:
         state[0] = linalg.update_scatter(state[0], samples, in_place=True)
 
     found["scatter matrices, ms an image"] = {k: v / 16 for k, v in percentiles(milliseconds(learn, 20, 3)).items()}
+    for n in (job["n_train"], N_MANY):
+        features = GeneratedFeatures(n, 4096, 256)
+        reading = milliseconds(lambda _, f=features: sum(1 for _ in f.read(16)), 1, 1)[0]
+        learning = milliseconds(lambda _, f=features: PatchGaussianDetector().fit(f), 1, 0)[0]
+        found[f"learning features of {n} images, ms an image"] = (learning - reading) / n
     return found
+
+
+def starts(job: dict[str, Any]) -> dict[str, Any]:
+    """Time commands from their start to their end: what they import, and learning 100 files and scoring one of them."""
+    import tempfile
+
+    from PIL import Image
+
+    from ipca_sklearn.datasets import make_textures
+
+    environment = {**os.environ, "OMP_NUM_THREADS": str(job["threads"])}
+
+    def seconds(*arguments: str) -> float:
+        start = time.perf_counter()
+        subprocess.run([sys.executable, *arguments], check=True, capture_output=True, env=environment)
+        return time.perf_counter() - start
+
+    with tempfile.TemporaryDirectory() as folder:
+        for number, image in enumerate(make_textures(100, 1, material="stone", size=SIZE, random_state=0).train_images):
+            Image.fromarray(image).save(f"{folder}/{number:02}.png")
+        model = f"{folder}/model.joblib"
+        commands = {
+            "importing torch and scikit-learn's pipeline, s": ("-c", "import torch, sklearn.pipeline"),
+            "`ipca-sklearn fit` of 100 images, s": ("-m", "ipca_sklearn", "fit", folder, "-o", model),
+            "`ipca-sklearn predict` of one image, s": ("-m", "ipca_sklearn", "predict", model, f"{folder}/00.png"),
+        }
+        for command in commands.values():  # engines and kernels are compiled and kept
+            seconds(*command)
+        return {name: statistics.median(seconds(*command) for _ in range(3)) for name, command in commands.items()}
+
+
+def goals(results: dict[str, dict[str, Any]], parts: dict[str, Any], starts: dict[str, Any]) -> list[list[str]]:
+    """Return the rows of the table of goals: what, the goal, what was reached, and whether that is it."""
+    from benchmarks.common.reports import figure
+
+    def value(found: Any) -> float:
+        return found["p50"] if isinstance(found, dict) else statistics.median(found)
+
+    ours, earlier = results["openvino"], results.get("other checkout")
+    many = f"learning features of {N_MANY} images, ms an image"
+    limits = [
+        ("first score after learning, s", value(ours["first score after learning, s"]), "<=", 1),
+        ("peak of a fit, MB", value(ours["peak of a fit, MB"]), "<=", 300),
+        ("file, MB", value(parts["file, MB"]), "<=", 25),
+        ("distances of 1, ms", value(parts["distances of 1, ms an image"]), "<=", 2.5),
+        ("distances of 8, ms an image", value(parts["distances of 8, ms an image"]), "<=", 2),
+        (many, value(parts[many]), "<=", 5),
+        (
+            "features and distances of a frame, over its features",
+            1 + value(parts["distances of 1, ms an image"]) / value(ours["its features, ms"]),
+            "<=",
+            1.35,
+        ),
+        *((name, value(starts[name]), "<=", limit) for name, limit in zip(list(starts)[1:], (6, 3), strict=True)),
+    ]
+    if earlier is not None:
+        beside = (("learning, images/s", ">=", 2), ("maps, images/s", ">=", 2.2), ("a frame, ms", "<=", 0.5))
+        for name, sign, limit in beside:
+            limits.append((f"{name}, over the other checkout", value(ours[name]) / value(earlier[name]), sign, limit))
+    bfloat16 = results.get("openvino, the paper's images, bfloat16")
+    if bfloat16 is not None:
+        for name, limit in (("maps, images/s", 192), ("learning, images/s", 100)):
+            title = f"{name}, the paper's images with bfloat16 (for a CPU with AMX)"
+            limits.append((title, value(bfloat16[name]), ">=", limit))
+    is_reached = {"<=": operator.le, ">=": operator.ge}
+    return [
+        [name, f"{sign} {limit}", figure(reached), "reached" if is_reached[sign](reached, limit) else "**missed**"]
+        for name, reached, sign, limit in limits
+    ]
 
 
 class Clock:
@@ -248,7 +324,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
 
 def main() -> None:
     from benchmarks.common.images import PAPER_GEOMETRY
-    from benchmarks.common.reports import argument_parser, environment, write_results
+    from benchmarks.common.reports import argument_parser, environment, markdown_table, write_results
 
     parser = argument_parser("benchmarks.costs", __doc__)
     parser.add_argument("--beside", type=Path, metavar="CHECKOUT", help="of another version")
@@ -272,13 +348,15 @@ def main() -> None:
     rows = {name: ({**common, "measure": "pipeline", "extractor": each}, here) for name, each in extractors.items()}
     if options.beside:
         rows = {"other checkout": ({**common, "measure": "pipeline", "extractor": {}}, options.beside), **rows}
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in [*rows, "parts"]}
+    alone = ("parts", "starts")
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in [*rows, *alone]}
     for _ in range(options.repeats):
         for name, (job, checkout) in rows.items():
             runs[name].append(measured(job, checkout))
-        runs["parts"].append(measured({**common, "measure": "parts"}, here))
+        for name in alone:
+            runs[name].append(measured({**common, "measure": name}, here))
     results = {name: merged(several) for name, several in runs.items()}
-    alone = {"": results.pop("parts")}
+    of_parts, of_starts = (results.pop(name) for name in alone)
     text = f"""# What learning, scoring and storing cost
 
 {options.n_train} training images and 64 others of 256 x 256 pixels as uint8 arrays, {options.threads} threads, default
@@ -293,15 +371,30 @@ are resized to 256 x 256 (nearest), and their centre of 224 x 224 is taken.
 
 ## Parts
 
-4096 patches of 256 features, 256 Gaussians with 64 components.
+4096 patches of 256 features, 256 Gaussians with 64 components. Learning of features is a `fit` with thresholds and the
+default number of components, without the network; the more images, the less the decompositions weigh.
 
-{table(alone)}"""
-    write_results(options, "costs", text, {"environment": environment(), "results": {**results, "parts": alone[""]}})
+{table({"": of_parts})}
+
+## Start
+
+From the command to its end, median of 3 after one that does not count.
+
+{table({"": of_starts})}
+
+## Goals
+
+On two cores; what the network takes is in all rows but those of the parts.
+
+{markdown_table(["", "goal", "reached", ""], goals(results, of_parts, of_starts))}"""
+    values = {**results, "parts": of_parts, "starts": of_starts}
+    write_results(options, "costs", text, {"environment": environment(), "results": values})
 
 
 if __name__ == "__main__":
     if "--measure" in sys.argv:
         given = json.loads(sys.argv[sys.argv.index("--measure") + 1])
-        print(json.dumps({"parts": parts, "pipeline": pipeline, "stages": stages}[given["measure"]](given)))
+        measures = {"parts": parts, "pipeline": pipeline, "stages": stages, "starts": starts}
+        print(json.dumps(measures[given["measure"]](given)))
     else:
         main()

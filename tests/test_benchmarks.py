@@ -286,6 +286,27 @@ def test_stages_are_timed_without_those_inside_them(importable, monkeypatch):
     assert clock.ms == {"inner": 2000, "outer": 8000}
 
 
+def test_the_goals_of_costs_are_compared_with_what_was_reached(importable):
+    from benchmarks import costs
+
+    def run(learning, frame, **more):
+        return {
+            "learning, images/s": [learning],
+            "maps, images/s": [100.0],
+            "a frame, ms": {"p50": frame},
+            "its features, ms": {"p50": 10.0},
+            "peak of a fit, MB": [300.0],
+            "first score after learning, s": [1.5, 0.5, 0.7],
+        }
+
+    parts = {f"distances of {n}, ms an image": {"p50": 2.5} for n in (1, 8)} | {"file, MB": [20.0]}
+    parts[f"learning features of {costs.N_MANY} images, ms an image"] = [5.5]
+    starts = {"imports": [1.0], "fit": [6.5], "predict": [3.0]}
+    rows = costs.goals({"other checkout": run(20.0, 20.0), "openvino": run(40.0, 11.0)}, parts, starts)
+    assert "".join("+" if row[3] == "reached" else "-" for row in rows) == "++++--+-++--"
+    assert rows[6][1:3] == ["<= 1.35", "1.25"] and rows[-1][1:3] == ["<= 0.5", "0.55"]
+
+
 def test_the_table_beside_rivals_says_who_is_ahead_and_which_goals_are_missed(importable):
     from benchmarks.rivals_cpu.__main__ import ROWS, table, verdict
 

@@ -164,7 +164,8 @@ class ProductRouter(
         Parameters
         ----------
         X : PatchFeatures, array-like or tensor of shape (n, H, W, m), (n, P, m) or (n, m)
-            Features of normal images. Read one step of one product at a time.
+            Features of normal images. PatchFeatures are read one step of one product at a time; of an array the rows of
+            one product are copied.
         y : array-like of shape (n,)
             The product of each image: names, or numbers.
 

@@ -69,6 +69,7 @@ LEFT_OUT = {
         (f"PatchFeatureExtractor.{name}" for name in ("engine_", "first_size", "training_features")),
         "a text, a size, and what fit_transform returns",
     ),
+    **dict.fromkeys((f"PatchFeatures.{name}" for name in ("n_copies", "read_copies")), "what a fit with copies reads"),
     **dict.fromkeys((f"Defect.{name}" for name in ("as_dict", "outlines")), "of what predict_regions returns"),
     "PatchGaussianDetector.n_gaussians_": "a number that was learnt",
     "persistence.record_training": "keeps the date",

@@ -14,10 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from ipca_sklearn.detection._map_ops import ScoreSettings
 from sklearn.base import clone
 
 from ipca_sklearn import BatchedIncrementalPCA, ImageReadError, PatchFeatureExtractor, PatchGaussianDetector
+from ipca_sklearn.detection._map_ops import ScoreSettings
 from ipca_sklearn.model_selection import OneClassKFold
 
 # The errors that the docstrings name, for arrays, parameters and images that cannot be used.

@@ -326,6 +326,28 @@ def test_scatter_matrices_of_unequal_parts_merge_to_that_of_all_samples(n_first,
     torch.testing.assert_close(merged.covariance()[1], torch.cov(together[:, 1].T))
 
 
+@given(
+    seed=st.integers(0, 2**16),
+    sizes=st.lists(st.integers(1, 20), min_size=1, max_size=6),
+    n_features=st.sampled_from([1, 5, 64, 130]),
+    drift=st.sampled_from([0.0, 3.0]),
+)
+def test_scatter_matrices_of_any_steps_are_those_of_all_samples(seed, sizes, n_features, drift):
+    rng = np.random.default_rng(seed)
+    steps = [100 + drift * number + rng.normal(size=(size, 2, n_features)) for number, size in enumerate(sizes)]
+    state = linalg.empty_scatter(2, n_features, dtype=torch.float64)
+    for number, step in enumerate(steps):
+        state = linalg.update_scatter(state, torch.from_numpy(step), in_place=number > 1)
+    together = np.concatenate(steps)
+    centred = together - together.mean(0)
+    expected = np.einsum("npi,npj->pij", centred, centred)
+    np.testing.assert_allclose(state.mean, together.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(
+        state.matrix.tril(), np.tril(expected), rtol=0, atol=1e-9 * max(1.0, np.abs(expected).max())
+    )
+    assert state.count == state.weight == len(together)
+
+
 def test_the_noise_of_features_is_on_average_that_of_a_direction(device):
     samples = torch.randn(40, 3, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(device)
     state = linalg.update(linalg.empty_state(3, 8, dtype=samples.dtype, device=device), samples, n_rows=3)

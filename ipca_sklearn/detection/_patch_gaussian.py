@@ -64,7 +64,8 @@ class PatchGaussianDetector(OutlierMixin, PatchTransformer):
     n_components : int, float in (0, 1), "auto" or None, default="auto"
         Directions kept per Gaussian, k; a share of the variance or None as in :class:`BatchedIncrementalPCA`. `"auto"`
         is 96 where patches share a Gaussian and 16 where each has its own (the paper), and at most m / 2. Where the
-        scatter matrices are kept (`solver`), another number on a fitted detector takes effect at once.
+        scatter matrices are kept (`solver`), another number on a fitted detector takes effect at once; elsewhere it
+        takes another fit, and scores are refused until then.
     n_gaussians : int or None, default=256
         Number of Gaussians, at most. Neighbouring patches share one: the inspected patches are divided into so many
         cells of equal size, or of sizes that differ by one. None is a Gaussian for each patch (the paper, PaDiM), and

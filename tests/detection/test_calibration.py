@@ -502,6 +502,15 @@ def test_a_learning_curve_is_continuous_where_a_gaussian_stops_to_borrow():
     assert factors[0] > factors[1] > factors[2] > 1.05  # as measured on tiles and leather (docs/dev_notes.md)
 
 
+def test_without_scores_the_curve_of_shared_gaussians_is_the_formula_of_the_notes():
+    def log_factor(n, h):
+        return -np.log(1 - h / (n - 1)) / 2 - 0.1 * np.log(h / 96) + 0.2 * (h + 1) / n
+
+    curve = LearningCurve.of("factor_analysis", "low_rank", 96, per_image=2.0)
+    (factor,) = curve.correction(np.array([40.0]), np.ones(1), 70.0)
+    assert np.log(factor) == pytest.approx(log_factor(140, 69) - log_factor(80, 39))
+
+
 def test_calibrate_sets_thresholds_from_other_images():
     X = normal(400, 0)
     detector = PatchGaussianDetector(2, false_positive_rate=0.1).fit(X[:100])

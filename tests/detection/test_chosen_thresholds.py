@@ -87,6 +87,14 @@ def test_offsets_keep_their_promise(scores, share):
     assert np.mean(scores < offset) >= share
 
 
+@pytest.mark.parametrize(("rate", "n", "rank"), [(0.05, 99, 5), (0.05, 98, 4), (0.1, 9, 1), (0.3, 9, 3), (0.29, 9, 2)])
+def test_the_threshold_is_just_below_the_score_of_the_expected_share(rate, n, rank):
+    """The k-th smallest of n scores has k / (n + 1) of new ones below it."""
+    scores = np.random.default_rng(0).permutation(np.arange(1.0, n + 1))
+    offset = ThresholdRule(rate, None, None).offset(scores, np.empty(0))
+    assert rank - 0.001 < offset < rank
+
+
 def test_few_normal_images_are_told_how_many_it_takes(detector):
     with pytest.warns(
         FewImagesWarning, match=r"false_positive_rate=0\.001 takes the scores of 999 normal images.*are 100.*0\.99%"

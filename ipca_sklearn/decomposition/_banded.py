@@ -34,7 +34,7 @@ class BandedStep:
     samples: Sequence[Iterable[Tensor] | None]  # bands of each, None for zeros
     sample_shape: tuple[int, int]  # (P, m)
     device: torch.device
-    columns: np.ndarray | None  # the features that the step has, None for all
+    columns: Tensor | None  # the features that the step has, None for all
     owner: str  # the estimator, for messages
     ndim = 3
     dtype = torch.float32
@@ -58,11 +58,10 @@ class BandedStep:
         if sample is None:
             yield torch.zeros(1, 1, dtype=self.dtype, device=self.device).expand(self.sample_shape)
             return
-        columns = slice(None) if self.columns is None else torch.from_numpy(self.columns).to(self.device)
         for band in sample:
             if not torch.isfinite(torch.stack(torch.aminmax(band))).all():
                 raise ValueError(f"X passed to {self.owner} contains NaN or infinity; remove these samples")
-            yield band[:, columns]
+            yield band if self.columns is None else band[:, self.columns]
 
     def clone(self) -> BandedStep:
         """Return the step, which nothing overwrites."""

@@ -163,9 +163,10 @@ class StepReader:
         """Yield steps with `n_of_each` rows for each image, zeros if skipped, and numbers and reasons of these."""
         if self.by_bands:
             shape = self.n_patches, self.n_features
+            columns = None if self.columns is None else torch.from_numpy(self.columns).to(self.device)
             for samples, skipped in self.source.read_bands(self.n_samples if size is None else size):
                 self._first_reason = self._first_reason or next(iter(skipped.values()), None)
-                step: Any = BandedStep(samples, shape, self.device, self.columns, self.owner)
+                step: Any = BandedStep(samples, shape, self.device, columns, self.owner)
                 yield step, skipped
             return
         start = 0

@@ -38,7 +38,7 @@ def whitening_operator(state: linalg.ScatterState, *, ridge: float) -> linalg.Di
         explained = operator.rows.diagonal(dim1=1, dim2=2).square() * variances
         singular = (explained * eps >= 1).any(1)
     except torch.linalg.LinAlgError as error:
-        if not torch.isfinite(state.matrix).all():
+        if not torch.isfinite(state.matrix.tril()).all():
             raise
         failed = error
         singular = torch.stack([_fails(state.covariance(slice(i, i + 1)), ridge) for i in range(n_patches)])

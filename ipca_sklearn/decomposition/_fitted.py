@@ -22,10 +22,11 @@ class Fitted(ABC):
 
     Pickles as numpy arrays, without components and distance operators: they are made from the state when they are first
     read, and kept per device. `group` consecutive samples are not independent: those of an image, where its patches
-    share a Gaussian.
+    share a Gaussian. `wanted` is the number of components, or the share of the variance, that is asked for.
     """
 
-    def __init__(self, state: Any, array_type: str, group: int = 1) -> None:
+    def __init__(self, state: Any, array_type: str, wanted: int | float, group: int = 1) -> None:
+        self.wanted = int(wanted) if isinstance(wanted, Integral) else wanted  # numpy's integers too
         self.state = state
         self.array_type = array_type
         self.group = group
@@ -43,9 +44,18 @@ class Fitted(ABC):
         return self.state.weight / self.group
 
     @property
-    @abstractmethod
     def n_components(self) -> int:
-        """Number of components, k."""
+        """Number of components, k; of a share, what most of the PCAs need at the most."""
+        return self.wanted if isinstance(self.wanted, int) else self.basis().variance.shape[1]
+
+    @property
+    @abstractmethod
+    def _most_components(self) -> int:
+        """Components that could be kept."""
+
+    @property
+    def _most_wanted(self) -> int:
+        return self.wanted if isinstance(self.wanted, int) else self._most_components
 
     @property
     def dtype(self) -> torch.dtype:
@@ -59,21 +69,16 @@ class Fitted(ABC):
         device = device or home
         with own_surroundings():
             if home not in self._bases:
-                self._bases[home] = self._make_basis()
+                basis = self._finalized(self._most_wanted)
+                is_share = not isinstance(self.wanted, int)
+                self._bases[home] = linalg.keep_share(basis, self.wanted)[0] if is_share else basis
             if device not in self._bases:
                 self._bases[device] = self._bases[home].to(device)
         return self._bases[device]
 
-    def distance_operator(self, device: torch.device, settings: Any) -> linalg.DistanceOperator:
-        """Return what `linalg.patch_distances` needs, on a device; `settings` are `ScoreSettings` of a detector."""
-        key = device, settings.distance, settings.noise_shrinkage, settings.ridge
-        if key not in self._operators:
-            with own_surroundings():
-                self._operators[key] = self._make_operator(device, settings)
-        return self._operators[key]
-
     @abstractmethod
-    def _make_operator(self, device: torch.device, settings: Any) -> linalg.DistanceOperator: ...
+    def _finalized(self, n_components: int, pooled_share: float = 0.0, most: int | None = None) -> linalg.Basis:
+        """Return some of the components; `most` of them are ever read with this share (None: all)."""
 
     @property
     def fewest_samples(self) -> float:
@@ -89,8 +94,30 @@ class Fitted(ABC):
         """Return the components that distances and likelihoods use, on a device (None: that of the state)."""
         return self.basis(device)
 
-    @abstractmethod
-    def _make_basis(self) -> linalg.Basis: ...
+    def distance_operator(self, device: torch.device, settings: Any) -> linalg.DistanceOperator:
+        """Return what `linalg.patch_distances` needs, on a device; `settings` are `ScoreSettings` of a detector."""
+        distance, noise_shrinkage = settings.distance, settings.noise_shrinkage
+        key = device, distance, noise_shrinkage
+        if key not in self._operators:
+            with own_surroundings():
+                needs_noise = distance in ("ppca", "factor_analysis")
+                basis = self.scoring_basis(device) if needs_noise else self.basis(device)
+                operator = linalg.distance_operator(basis, distance=distance, noise_shrinkage=noise_shrinkage)
+                self._operators[key] = operator
+        return self._operators[key]
+
+    def check_share(self) -> None:
+        """Raise a ValueError if `wanted` is a share of the variance that the directions kept do not reach."""
+        if isinstance(self.wanted, int):
+            return
+        n_rows, n_features = self._most_components, self.state.mean.shape[1]
+        explained = linalg.keep_share(self._finalized(n_rows), self.wanted)[1]
+        if n_rows < min(n_features, self.state.count - 1) and bool((explained <= self.wanted).any()):
+            raise ValueError(
+                f"n_components={self.wanted} is a share of the variance that takes more than the {n_rows} directions "
+                f"that are kept (they explain {float(explained.min()):.3f}): set solver='covariance', which keeps all "
+                f"{n_features}, or a number of components"
+            )
 
     @property
     def overflowed(self) -> bool:
@@ -101,9 +128,6 @@ class Fitted(ABC):
 
     def _sums(self) -> tuple[Tensor, ...]:
         return (self.state.sum_of_squares.to(self.dtype),)
-
-    def check_share(self) -> None:  # noqa: B027  (only truncated PCAs keep a share)
-        """Raise a ValueError if a share of the variance is asked for that the directions kept do not reach."""
 
     def read_as(self: _Self, array_type: str) -> _Self:
         """Return the same with attributes of another type; what is derived from the state is shared."""
@@ -160,28 +184,9 @@ class FittedPCA(Fitted):
         centering: str = "incremental",
         group: int = 1,
     ) -> None:
-        super().__init__(state, array_type, group)
-        self.wanted = int(n_components) if isinstance(n_components, Integral) else n_components  # numpy's integers too
+        super().__init__(state, array_type, n_components, group)
         self.centering = centering
         self._scoring_basis: linalg.Basis | None = None
-
-    @property
-    def n_components(self) -> int:
-        """Number of components, k; of a share, what most of the PCAs need at the most."""
-        return self.wanted if isinstance(self.wanted, int) else self.basis().variance.shape[1]
-
-    def check_share(self) -> None:
-        """Raise a ValueError if `n_components` is a share of the variance that the directions kept do not reach."""
-        if isinstance(self.wanted, int):
-            return
-        n_rows, n_features = self._most_components, self.state.mean.shape[1]
-        explained = linalg.keep_share(self._finalized(n_rows), self.wanted)[1]
-        if n_rows < min(n_features, self.state.count - 1) and bool((explained <= self.wanted).any()):
-            raise ValueError(
-                f"n_components={self.wanted} is a share of the variance that takes more than the {n_rows} directions "
-                f"that are kept (they explain {float(explained.min()):.3f}): set solver='covariance', which keeps all "
-                f"{n_features}, or a number of components"
-            )
 
     @property
     def n_scoring_components(self) -> int:
@@ -215,25 +220,12 @@ class FittedPCA(Fitted):
                 self._scoring_basis = self._finalized(self.n_scoring_components, self.pooled_share, most)
         return self._scoring_basis.to(device or self.state.mean.device)
 
-    def _make_basis(self) -> linalg.Basis:
-        if isinstance(self.wanted, int):
-            return self._finalized(self.wanted)
-        return linalg.keep_share(self._finalized(self._most_components), self.wanted)[0]
-
     @property
     def _most_components(self) -> int:
-        """Components that could be kept."""
         return self.state.rows.shape[1]
 
     def _finalized(self, n_components: int, pooled_share: float = 0.0, most: int | None = None) -> linalg.Basis:
-        """Return some of the components; `most` of them are ever read with this share (None: all)."""
         return linalg.finalize(self.state, n_components=n_components, centering=self.centering)
-
-    def _make_operator(self, device: torch.device, settings: Any) -> linalg.DistanceOperator:
-        distance, noise_shrinkage = settings.distance, settings.noise_shrinkage
-        needs_noise = distance in ("ppca", "factor_analysis")
-        basis = self.scoring_basis(device) if needs_noise else self.basis(device)
-        return linalg.distance_operator(basis, distance=distance, noise_shrinkage=noise_shrinkage)
 
     def _sums(self) -> tuple[Tensor, ...]:
         # Uncentred rows may overflow where the centred sums do not.

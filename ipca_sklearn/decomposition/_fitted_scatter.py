@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ipca_sklearn import linalg
 from ipca_sklearn._utils._arrays import as_tensor
+from ipca_sklearn._utils._surroundings import own_surroundings
 from ipca_sklearn.decomposition._fitted import Fitted, FittedPCA, check_n_components
 from ipca_sklearn.decomposition._singular import whitening_operator
 
@@ -100,10 +101,6 @@ class FittedExactPCA(FittedPCA):
         return other
 
     @property
-    def _most_wanted(self) -> int:
-        return self.wanted if isinstance(self.wanted, int) else self._most_components
-
-    @property
     def _most_components(self) -> int:
         return self.state.mean.shape[1]
 
@@ -138,19 +135,26 @@ class FittedExactPCA(FittedPCA):
 class FittedCovariance(Fitted):
     """P Gaussians with full covariance. All m directions are components. Pickles are those of `FittedExactPCA`."""
 
+    def __init__(self, state: linalg.ScatterState, array_type: str, group: int = 1) -> None:
+        super().__init__(state, array_type, state.mean.shape[1], group)
+
     __getstate__, __setstate__ = _packed_state, _set_packed_state
 
     @property
-    def n_components(self) -> int:
-        """Number of components: m."""
+    def _most_components(self) -> int:
         return self.state.mean.shape[1]
 
-    def _make_basis(self) -> linalg.Basis:
-        return linalg.finalize_scatter(self.state)
+    def _finalized(self, n_components: int, pooled_share: float = 0.0, most: int | None = None) -> linalg.Basis:
+        return linalg.finalize_scatter(self.state, n_components=n_components)
 
-    def _make_operator(self, device: torch.device, settings: Any) -> linalg.DistanceOperator:
+    def distance_operator(self, device: torch.device, settings: Any) -> linalg.DistanceOperator:
+        """Return the operator of Mahalanobis distances, which adds the ridge of the settings."""
         check_full_distance(settings.distance)
-        return whitening_operator(self.state, ridge=settings.ridge).to(device)
+        key = device, settings.ridge
+        if key not in self._operators:
+            with own_surroundings():
+                self._operators[key] = whitening_operator(self.state, ridge=settings.ridge).to(device)
+        return self._operators[key]
 
 
 def check_full_distance(distance: str) -> None:

@@ -37,12 +37,10 @@ _Scored = tuple[float, list[Tensor]]
 class ScoringModel:
     """Scores what is learnt next: a model's distance operator for each of the settings, made when first used."""
 
-    def __init__(
-        self, count: int, weight: float, make_operators: Callable[[], list[linalg.DistanceOperator]] | None
-    ) -> None:
+    def __init__(self, count: int, weight: float, makers: Sequence[Callable[[], linalg.DistanceOperator]] = ()) -> None:
         self.count = count
         self.weight = weight
-        self._make_operators = make_operators
+        self._makers = makers
         self._operators: list[linalg.DistanceOperator] = []
 
     def outdated(self, count: float, weight: float, per_image: float) -> bool:
@@ -54,8 +52,9 @@ class ScoringModel:
 
     def operators(self) -> list[linalg.DistanceOperator]:
         """Return the distance operators of the model."""
-        if self._make_operators is not None:
-            self._operators, self._make_operators = self._make_operators(), None
+        if not self._operators:
+            self._operators = [make() for make in self._makers]
+            self._makers = ()  # what they hold may be large
         return self._operators
 
     @property
@@ -65,7 +64,7 @@ class ScoringModel:
 
     def of_one(self, number: int) -> ScoringModel:
         """Return the model with the operator of one of the settings."""
-        model = ScoringModel(self.count, self.weight, (lambda: [self.operators()[number]]) if self.count else None)
+        model = ScoringModel(self.count, self.weight, [lambda: self.operators()[number]] if self.count else ())
         if self.is_made:
             model.operators()
         return model
@@ -83,7 +82,7 @@ class ScoringModel:
 
     def __setstate__(self, stored: dict[str, Any]) -> None:
         self.__init__(  # type: ignore[misc]
-            stored["count"], stored["weight"], lambda: [_as_operator(arrays) for arrays in stored["operators"]]
+            stored["count"], stored["weight"], [partial(_as_operator, arrays) for arrays in stored["operators"]]
         )
         self.operators()
 
@@ -143,7 +142,13 @@ class UnseenScores:
         elif self.model.outdated(fitted.count, fitted.weight, independent_samples(fitted.group)):
             if is_scored and self.model.is_made:  # before the new model is made, as each takes room
                 earlier = self._by(self.model, step)
-            self._renew(fitted, first_scored)
+            self.model = self._model_of(fitted)
+            grows = fitted.weight == fitted.count  # what forgets may keep its weight, and so its model, for long
+            weight = first_scored if grows else fitted.weight
+            # Made at once, as learning overwrites the matrices, unless it is renewed before it scores: in `fit` and
+            # `partial_fit` after the same images.
+            if not self.model.outdated(first_scored, weight, independent_samples(fitted.group)):
+                self.model.operators()
         if is_scored:
             if self.model.weight:
                 scored = self._by(self.model, step)
@@ -186,27 +191,18 @@ class UnseenScores:
         weights = np.concatenate([np.full(len(of_settings[number]), weight) for weight, of_settings in scored])
         return Summaries.of(columns, weights, self._steps.n_patches)
 
-    def _renew(self, fitted: FittedExactPCA, first_scored: float) -> None:
-        """Take what is learnt so far as the model that scores, in `fit` and `partial_fit` after the same images."""
-        self.model = self._model_of(fitted)
-        grows = fitted.weight == fitted.count  # what forgets may keep its weight, and so its model, for long
-        weight = first_scored if grows else fitted.weight
-        # Else it is renewed before it scores.
-        if not self.model.outdated(first_scored, weight, independent_samples(fitted.group)):
-            self.model.operators()  # at once: learning overwrites the matrices
-
     def _model_of(self, fitted: Fitted | None) -> ScoringModel:
         if fitted is None:
-            return ScoringModel(0, 0, None)
-        return ScoringModel(fitted.count, fitted.weight, partial(self._operators_of, fitted))
-
-    def _operators_of(self, fitted: Fitted) -> list[linalg.DistanceOperator]:
+            return ScoringModel(0, 0)
         device = resolve_device(self._pca.device, fitted.state.mean.device, required=False)
-        if len(self._settings) == 1:
-            return [fitted.distance_operator(device, self._settings[0])]
         # All are cut before the first is decomposed, with as many components as any of them takes.
-        cut = [cut_to(fitted, settings.n_components) for settings in self._settings]
-        return [each.distance_operator(device, settings) for settings, each in zip(self._settings, cut, strict=True)]
+        several = len(self._settings) > 1
+        cut = [cut_to(fitted, settings.n_components) if several else fitted for settings in self._settings]
+        makers = [
+            partial(each.distance_operator, device, settings)
+            for settings, each in zip(self._settings, cut, strict=True)
+        ]
+        return ScoringModel(fitted.count, fitted.weight, makers)
 
     def _by(self, model: ScoringModel, step: Tensor) -> list[_Scored]:
         """Return the scores of a step by a model; none if that knows no variance."""

@@ -590,7 +590,7 @@ def test_a_model_scores_in_place_of_a_newer_one_until_distances_have_changed(dis
     per_image = independent_samples(16)
     curve = LearningCurve.of(distance, "low_rank", 96, per_image)
     for before in (16, 64, 100, 1000, 100_000):
-        model = ScoringModel(before, before, None)
+        model = ScoringModel(before, before)
         counts = range(before, 2 * before + 1, max(1, before // 50))
         newer = [now for now in counts if model.outdated(now, now, per_image)]
         assert newer and not model.outdated(before, before, per_image)
@@ -600,11 +600,11 @@ def test_a_model_scores_in_place_of_a_newer_one_until_distances_have_changed(dis
             weights = np.array([float(before)] * 20 + [float(first)] * 20)
             factors = curve.correction(weights, np.ones(40), 1e9)
             assert abs(np.log(factors[0] / factors[-1])) < 0.2
-    assert ScoringModel(0, 0, None).outdated(1, 1, per_image)
+    assert ScoringModel(0, 0).outdated(1, 1, per_image)
 
 
 def test_with_forgetting_a_model_scores_until_as_many_images_have_come_as_count():
-    model = ScoringModel(500, 20.0, None)
+    model = ScoringModel(500, 20.0)
     assert not model.outdated(519, 20.0, 1.0)
     assert model.outdated(520, 20.0, 1.0)
 
@@ -614,9 +614,9 @@ def test_no_model_is_decomposed_after_learning_has_overwritten_its_matrices(forg
     late = []
 
     def see(self, step, fitted, see=UnseenScores.see):
-        model, is_pending = self.model, self.model._make_operators is not None
+        model, is_pending = self.model, not self.model.is_made
         see(self, step, fitted)
-        if self.model is model and model.count and is_pending and model._make_operators is None:
+        if self.model is model and model.count and is_pending and model.is_made:
             late.append((model.count, fitted.count))
 
     monkeypatch.setattr(UnseenScores, "see", see)
@@ -634,7 +634,7 @@ def test_scores_of_fits_come_from_models_near_the_final_one(n_gaussians):
     assert len(learnt) == 80
     for weight, n_before in zip(learnt, range(80, 160), strict=True):
         known = n_before // 8 * 8
-        assert not ScoringModel(int(weight), weight, None).outdated(known, known, per_image)
+        assert not ScoringModel(int(weight), weight).outdated(known, known, per_image)
 
 
 @given(st.integers(1, 5000), st.integers(1, 5000))

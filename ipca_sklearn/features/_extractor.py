@@ -17,10 +17,9 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from ipca_sklearn._utils import _digests
-from ipca_sklearn._utils._estimators import TableOutputMixin
+from ipca_sklearn._utils._estimators import TableOutputMixin, VersionedMixin
 from ipca_sklearn._utils._sklearn_compat import CallbackSupportMixin, FitProgress, Interval, StrOptions, fit_context
 from ipca_sklearn._utils._typing import DeviceLike, Image, Images, PathLike, Size
-from ipca_sklearn._utils._versions import VersionedMixin
 from ipca_sklearn.features import engines
 from ipca_sklearn.features._alignment import ALIGNMENTS
 from ipca_sklearn.features._augment import AUGMENTATIONS, check_augment
@@ -30,7 +29,7 @@ from ipca_sklearn.features._geometry import covered_box, cut_masks, first_size, 
 from ipca_sklearn.features._lazy import PatchFeatures
 from ipca_sklearn.features._remarks import SkippedImages
 from ipca_sklearn.features._settings import Augment, settings_of
-from ipca_sklearn.features._tiled import features_of
+from ipca_sklearn.features._tiled import TiledFeatures
 from ipca_sklearn.features.backbones._networks import DEFAULT_BACKBONE
 from ipca_sklearn.features.backbones._weights import Weights
 from ipca_sklearn.images._decode import check_images
@@ -384,7 +383,8 @@ class PatchFeatureExtractor(VersionedMixin, CallbackSupportMixin, TableOutputMix
         check_is_fitted(self)
         images = check_images(X)
         settings = settings_of(self, self._device_for(images))
-        return features_of(images, np.arange(len(images)), settings, self._feature_cache())
+        kind = PatchFeatures if settings.tiling is None else TiledFeatures
+        return kind(images, np.arange(len(images)), settings, self._feature_cache())
 
     def fit_transform(self, X: Images, y: Any = None) -> PatchFeatures:  # type: ignore[override]
         """Fit, and return the features of X as training images: augmented, if `augment` says so."""
@@ -397,11 +397,11 @@ class PatchFeatureExtractor(VersionedMixin, CallbackSupportMixin, TableOutputMix
         images = check_images(X)
         settings = settings_of(self, self._device_for(images))
         changed = replace(settings.images, augment=self.augment, n_augmented=self.n_augmented)
-        augmented, indices = replace(settings, images=changed), np.arange(len(images))
+        augmented = replace(settings, images=changed)
+        kind = PatchFeatures if settings.tiling is None else TiledFeatures
+        learnt, of_copies = (settings, augmented) if self.n_augmented else (augmented, None)
         cache, record = self._feature_cache(), self._training_record
-        if self.n_augmented:
-            return PatchFeatures(images, indices, settings, cache, record, augmented)
-        return features_of(images, indices, augmented, cache, record)
+        return kind(images, np.arange(len(images)), learnt, cache, record, of_copies)
 
     def _device_for(self, images: Any) -> DeviceLike:
         if self.device is None and isinstance(images[0], Tensor):

@@ -403,8 +403,7 @@ def _fill(features: Tensor, rows: np.ndarray, images: Tensor, settings: FeatureS
     _run_network(images, computed, settings)
     if settings.region is not None:
         computed = computed[:, torch.from_numpy(settings.region).to(computed.device)]
-    for row, one in zip(rows.tolist(), computed, strict=True):
-        features[row] = one
+    features[rows.tolist()] = computed
 
 
 def _run_network(images: Tensor, out: Tensor, settings: FeatureSettings) -> None:

@@ -147,8 +147,8 @@ class PatchFeatureExtractor(VersionedMixin, CallbackSupportMixin, TableOutputMix
     cache : str, path, FeatureCache or None, default=None
         A folder that keeps the features of each image, so that later fits and scores, such as those of a search over
         other parameters, read them instead of running the network; a :class:`FeatureCache` also sets how large the
-        folder may be. Clones use the same folder. Pickling or copying a fitted extractor, and so saving a model, leaves
-        the cache behind (`cache=None` in the copy).
+        folder may be. Clones use the same folder. A change by `set_params` takes effect with the next `transform`.
+        Pickling or copying a fitted extractor, and so saving a model, leaves the cache behind (`cache=None`).
     on_error : {"raise", "skip"}, default="raise"
         What happens to an image that cannot be read. With `"skip"` nothing is learnt from it (its step has one image
         less), its features, map and score are NaN, `predict` gives -1, and one SkippedImagesWarning per pass tells how

@@ -216,7 +216,7 @@ class Clock:
 # Stage, module and function, or class and method. The network pads its images itself.
 STAGES = (
     ("decode", "ipca_sklearn.features._loader", "decode"),
-    ("resize", "ipca_sklearn.features._loader", "resize_and_crop"),
+    ("resize", "ipca_sklearn.features._loader", "resize"),
     ("to floats", "ipca_sklearn.features._loader", "load_batch"),
     ("network, with its margin", "ipca_sklearn.features.engines._openvino.OpenVINOEngine", "_run_one"),
     ("grid", "ipca_sklearn.features._lazy", "write_on_grid"),

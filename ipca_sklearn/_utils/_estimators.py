@@ -1,18 +1,47 @@
-"""The bases of our estimators, and functions that read, replace and take over fitted attributes."""
+"""The bases of our estimators; versions that are stored with them; and what reads or replaces fitted attributes."""
 
 from __future__ import annotations
 
+import platform
+import warnings
 from collections.abc import Callable
 from functools import wraps
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
+import torch
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
+from ipca_sklearn import _version
 from ipca_sklearn._utils._sklearn_compat import CallbackSupportMixin, fit_transform, in_container
-from ipca_sklearn._utils._versions import VersionedMixin
+from ipca_sklearn.exceptions import InconsistentPackageVersionWarning
+
+_VERSION_KEY = "_ipca_sklearn_version"
+
+
+class VersionedMixin:
+    """Store the package's version with an estimator, and warn when another loads it; named before `BaseEstimator`."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: Any = super().__getstate__()  # BaseEstimator's is a dict
+        return {**state, _VERSION_KEY: _version.__version__}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        state = dict(state)
+        stored = state.pop(_VERSION_KEY, "before 0.1.0")
+        if stored != _version.__version__:
+            warnings.warn(
+                InconsistentPackageVersionWarning(
+                    estimator_name=type(self).__name__,
+                    current_sklearn_version=_version.__version__,
+                    original_sklearn_version=stored,
+                ),
+                stacklevel=2,
+            )
+        super().__setstate__(state)  # type: ignore[misc]
 
 
 class TableOutputMixin:
@@ -92,3 +121,14 @@ def check_repeatable(model: Any) -> None:
             raise ValueError(
                 f"{name} draws random numbers, which differ after a restart: set {name}__random_state to an integer"
             )
+
+
+def installed_versions() -> dict[str, str]:
+    """Return the versions of Python, of this package, and of the packages that its results depend on."""
+    names = ("torchvision", "scikit-learn", "numpy", "scipy", "pillow")
+    return {
+        "ipca_sklearn": _version.__version__,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),  # with the build, which the package's own metadata lack
+        **{name: version(name) for name in names},
+    }

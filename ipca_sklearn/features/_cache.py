@@ -59,11 +59,9 @@ class FeatureCache:
     file counts by its path, size and time of change, any other image by its content. A network of your own counts by
     its printed structure and its weights: `clear` the cache when you change its code.
 
-    A file ends in a checksum: one that is damaged is computed and written anew. Where nothing can be written (a full or
-    read-only disk), a warning says so once, and features are computed whenever they are needed.
-
-    Stored features agree with new ones up to rounding, which differs with the size of batches. Features of augmented
-    images differ in every fit and are not stored.
+    A damaged file is computed and written anew. Where nothing can be written (a full or read-only disk), a warning says
+    so once. Stored features agree with new ones up to rounding, which differs with the size of batches. Features of
+    augmented images differ in every fit and are not stored.
 
     Examples
     --------

@@ -17,20 +17,19 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from ipca_sklearn._utils import _digests
-from ipca_sklearn._utils._estimators import TableOutputMixin
+from ipca_sklearn._utils._estimators import TableOutputMixin, VersionedMixin
 from ipca_sklearn._utils._sklearn_compat import CallbackSupportMixin, FitProgress, Interval, StrOptions, fit_context
 from ipca_sklearn._utils._typing import DeviceLike, Image, Images, PathLike, Size
-from ipca_sklearn._utils._versions import VersionedMixin
 from ipca_sklearn.features import engines
 from ipca_sklearn.features._alignment import ALIGNMENTS
 from ipca_sklearn.features._augment import AUGMENTATIONS, check_augment
 from ipca_sklearn.features._cache import FeatureCache
 from ipca_sklearn.features._fitting import make_network
-from ipca_sklearn.features._geometry import covered_box, cut_masks, first_size, fitted_sizes
+from ipca_sklearn.features._geometry import covered_box, cut_masks, first_readable, fitted_sizes
 from ipca_sklearn.features._lazy import PatchFeatures
 from ipca_sklearn.features._remarks import SkippedImages
 from ipca_sklearn.features._settings import Augment, settings_of
-from ipca_sklearn.features._tiled import features_of
+from ipca_sklearn.features._tiled import TiledFeatures
 from ipca_sklearn.features.backbones._networks import DEFAULT_BACKBONE
 from ipca_sklearn.features.backbones._weights import Weights
 from ipca_sklearn.images._decode import check_images
@@ -149,9 +148,7 @@ class PatchFeatureExtractor(VersionedMixin, CallbackSupportMixin, TableOutputMix
         A folder that keeps the features of each image, so that later fits and scores, such as those of a search over
         other parameters, read them instead of running the network; a :class:`FeatureCache` also sets how large the
         folder may be. Clones use the same folder. A change by `set_params` takes effect with the next `transform`.
-        Pickling or copying a fitted extractor, and so saving a model, leaves the cache behind (`cache=None` in the
-        copy); an extractor that is not fitted keeps it, so that the processes of a search share it. Features of
-        augmented images are not kept.
+        Pickling or copying a fitted extractor, and so saving a model, leaves the cache behind (`cache=None`).
     on_error : {"raise", "skip"}, default="raise"
         What happens to an image that cannot be read. With `"skip"` nothing is learnt from it (its step has one image
         less), its features, map and score are NaN, `predict` gives -1, and one SkippedImagesWarning per pass tells how
@@ -202,9 +199,8 @@ class PatchFeatureExtractor(VersionedMixin, CallbackSupportMixin, TableOutputMix
     content; floats in them are in [0, 1] too. The first of several pages or frames is taken, and a
     MultiPageImageWarning says so.
 
-    With a `crop_size` the border outside of the crop is not inspected: with the paper's 256 and 224, 1/16 of the height
-    at the top and at the bottom, and 1/16 of the width at either side. `covered_box` gives the part of an image that
-    a map covers; `transform_masks` cuts masks in the same way.
+    With a `crop_size` the border outside of the crop is not inspected. `covered_box` gives the part of an image that a
+    map covers; `transform_masks` cuts masks in the same way.
 
     Peak memory of a pass does not depend on the number of images: one step of features, three batches of images.
 
@@ -382,9 +378,7 @@ class PatchFeatureExtractor(VersionedMixin, CallbackSupportMixin, TableOutputMix
             X is no sequence of images, or empty.
         """
         check_is_fitted(self)
-        images = check_images(X)
-        settings = settings_of(self, self._device_for(images))
-        return features_of(images, np.arange(len(images)), settings, self._feature_cache())
+        return self._features(X)
 
     def fit_transform(self, X: Images, y: Any = None) -> PatchFeatures:  # type: ignore[override]
         """Fit, and return the features of X as training images: augmented, if `augment` says so."""
@@ -394,22 +388,19 @@ class PatchFeatureExtractor(VersionedMixin, CallbackSupportMixin, TableOutputMix
         """Return the features of X as training images: those of `transform`, augmented, if `augment` says so."""
         check_is_fitted(self)
         check_augment(self.augment, self.n_augmented, self.image_size_, self.crop_size_)
+        return self._features(X, self._training_record, self.augment)
+
+    def _features(self, X: Images, record: SkippedImages | None = None, augment: Augment = None) -> PatchFeatures:
         images = check_images(X)
-        settings = settings_of(self, self._device_for(images))
-        changed = replace(settings.images, augment=self.augment, n_augmented=self.n_augmented)
-        augmented, indices = replace(settings, images=changed), np.arange(len(images))
-        cache, record = self._feature_cache(), self._training_record
-        if self.n_augmented:
-            return PatchFeatures(images, indices, settings, cache, record, augmented)
-        return features_of(images, indices, augmented, cache, record)
-
-    def _device_for(self, images: Any) -> DeviceLike:
-        if self.device is None and isinstance(images[0], Tensor):
-            return images[0].device
-        return self.device
-
-    def _feature_cache(self) -> FeatureCache | None:
-        return FeatureCache(self.cache) if isinstance(self.cache, (str, os.PathLike)) else self.cache
+        first_device = images[0].device if self.device is None and isinstance(images[0], Tensor) else None
+        settings, of_copies = settings_of(self, first_device), None
+        if augment is not None:
+            changed = replace(settings.images, augment=augment, n_augmented=self.n_augmented)
+            augmented = replace(settings, images=changed)
+            settings, of_copies = (settings, augmented) if self.n_augmented else (augmented, None)
+        cache = FeatureCache(self.cache) if isinstance(self.cache, (str, os.PathLike)) else self.cache
+        kind = PatchFeatures if settings.tiling is None else TiledFeatures
+        return kind(images, np.arange(len(images)), settings, cache, record, of_copies)
 
     def transform_masks(self, masks: Sequence[Image | None], images: Images | None = None) -> np.ndarray:
         """Cut masks as the images are cut, so that they cover what maps cover (resized to `crop_size_`).
@@ -465,7 +456,13 @@ class PatchFeatureExtractor(VersionedMixin, CallbackSupportMixin, TableOutputMix
 
     def first_size(self, X: Images) -> Size | None:
         """Return the size of the first image of X that can be read, from which `fit` decides; None if it does not."""
-        return first_size(self, X)
+        if self.align is not None:
+            raise ValueError(
+                f"align={self.align!r} learns a mean image, which partitions do not share: fit in one process"
+            )
+        if not isinstance(self.image_size, str) and self.region is None:
+            return None
+        return first_readable(check_images(X), self.on_error, self.max_pixels)[1]
 
     @property
     def skipped_(self) -> dict[int, str]:

@@ -103,17 +103,6 @@ def _check_mask(extractor: Any, size: Size, name: str, image: Any, image_name: s
     check_proportions(size, name, image_size, name_of(image, image_name))
 
 
-def first_size(extractor: Any, X: Any) -> Size | None:
-    """Return the size of the first image of X that can be read, from which a fit decides; None if it does not."""
-    if extractor.align is not None:
-        raise ValueError(
-            f"align={extractor.align!r} learns a mean image, which partitions do not share: fit in one process"
-        )
-    if not isinstance(extractor.image_size, str) and extractor.region is None:
-        return None
-    return _first_readable(check_images(X), extractor.on_error, extractor.max_pixels)[1]
-
-
 def fitted_sizes(extractor: Any) -> tuple[Size, Size]:
     """Return the sizes of the resized image and of its inspected part; before a fit, if parameters have them."""
     if not hasattr(extractor, "image_size_") and not isinstance(extractor.image_size, str):
@@ -138,7 +127,7 @@ class Geometry:
         auto = isinstance(extractor.image_size, str)
         first = None
         if auto or extractor.region is not None:
-            first = _first_readable(images, extractor.on_error, extractor.max_pixels)
+            first = first_readable(images, extractor.on_error, extractor.max_pixels)
         image_size, aspect_ratio = extractor.image_size, None
         if auto and first is not None:
             image_size, aspect_ratio = first[1], first[1][0] / first[1][1]
@@ -190,7 +179,7 @@ def _margin(extractor: Any, crop_size: Size) -> int:
     return int(extractor.margin)
 
 
-def _first_readable(images: Any, on_error: str, max_pixels: int) -> tuple[str, Size]:
+def first_readable(images: Any, on_error: str, max_pixels: int) -> tuple[str, Size]:
     """Return name and size of the first image, or of the first that can be read where others are skipped."""
     for index, image in enumerate(images if isinstance(images, Sequence) else images[:1]):
         name = name_of(image, f"X[{index}]")

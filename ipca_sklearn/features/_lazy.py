@@ -27,7 +27,7 @@ from ipca_sklearn.features._cache import FeatureCache, StoredFeatures
 from ipca_sklearn.features._geometry import covered_box
 from ipca_sklearn.features._grid import write_on_grid
 from ipca_sklearn.features._loader import read_batches
-from ipca_sklearn.features._remarks import Remarks, SkippedImages, zip_rows
+from ipca_sklearn.features._remarks import Remarks, SkippedImages
 from ipca_sklearn.features._settings import FeatureSettings
 from ipca_sklearn.images._decode import size_of
 from ipca_sklearn.linalg import full_precision
@@ -190,8 +190,8 @@ class PatchFeatures:
         size = self._settings.images.batch_size
         batches = [missing[start : start + size] for start in range(0, len(missing), size)]
         with closing(read_batches(self._images, batches, self._settings.images)) as loaded:
-            for indices, batch in zip(batches, loaded, strict=True):
-                self._placements.update(zip_rows(batch.placements, indices))
+            for batch in loaded:
+                self._placements.update(batch.placements)
         return [self._placements.get(index, UNREADABLE) for index in self._indices.tolist()]
 
     def covered_box(self, size: Size) -> tuple[float, float, float, float]:
@@ -328,24 +328,22 @@ class PatchFeatures:
                 features = memory[: len(group)]
                 skipped: dict[int, str] = {}
                 for rows in in_group:
-                    loaded_batch = next(loaded)
-                    unreadable = loaded_batch.skipped
-                    remarks.add(loaded_batch, group[rows])
-                    self._placements.update(zip_rows(loaded_batch.placements, group[rows]))
-                    _fill(features, rows, loaded_batch.images, settings)
+                    batch = next(loaded)
+                    remarks.add(batch)
+                    self._placements.update(batch.placements)
+                    _fill(features, rows, batch.images, settings)
                     for number, row in enumerate(rows.tolist()):
-                        if number in unreadable:
+                        if number in batch.skipped:
                             features[row] = torch.nan
-                            skipped[row] = unreadable[number]
+                            skipped[row] = batch.skipped[number]
                         elif stored is not None:
                             stored.write(group[row], features[row])
                 if stored is not None:
                     rows = np.setdiff1d(np.arange(len(group)), rows_missing)
                     skipped |= self._fill_from_files(features, rows, group, stored, remarks)
                 for start in range(0, len(group), size):
-                    batch = features[start : start + size]
-                    in_batch = range(start, start + len(batch))
-                    yield batch, {row - start: skipped[row] for row in in_batch if row in skipped}
+                    of_these = {row - start: why for row, why in skipped.items() if start <= row < start + size}
+                    yield features[start : start + size], of_these
 
     def _fill_from_files(
         self, features: Tensor, rows: np.ndarray, group: np.ndarray, stored: StoredFeatures, remarks: Remarks
@@ -405,8 +403,7 @@ def _fill(features: Tensor, rows: np.ndarray, images: Tensor, settings: FeatureS
     _run_network(images, computed, settings)
     if settings.region is not None:
         computed = computed[:, torch.from_numpy(settings.region).to(computed.device)]
-    for row, one in zip(rows.tolist(), computed, strict=True):
-        features[row] = one
+    features[rows.tolist()] = computed
 
 
 def _run_network(images: Tensor, out: Tensor, settings: FeatureSettings) -> None:

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
@@ -18,9 +19,9 @@ from ipca_sklearn._utils._messages import name_of
 from ipca_sklearn._utils._proportions import is_stretched
 from ipca_sklearn._utils._sklearn_compat import ProcessPoolExecutor
 from ipca_sklearn._utils._threads import single_threaded_workers
-from ipca_sklearn._utils._typing import Image, PathLike, Size
+from ipca_sklearn._utils._typing import Image, Size
 from ipca_sklearn.exceptions import ImageReadError
-from ipca_sklearn.features._alignment import Aligner, Placement, moved_back
+from ipca_sklearn.features._alignment import Placement, moved_back
 from ipca_sklearn.features._augment import augmented
 from ipca_sklearn.features._settings import ImageSettings
 from ipca_sklearn.images._decode import (
@@ -28,7 +29,6 @@ from ipca_sklearn.images._decode import (
     check_range,
     decode,
     load_batch,
-    resize_and_crop,
     size_of,
     to_device,
     to_rgb,
@@ -36,36 +36,28 @@ from ipca_sklearn.images._decode import (
 )
 from ipca_sklearn.images._resize import resize
 
-# image_size, size of the part that is kept, interpolation, and what aligns
-_Geometry: TypeAlias = tuple[Size, Size, str, Aligner | None]
 _Stream: TypeAlias = torch.cuda.Stream | None
 
 
 class Batch(NamedTuple):
-    """A batch of images on the device, and by their rows what is to be said of some."""
+    """A batch of images on the device, and by their positions in X what is to be said of some."""
 
     images: Tensor  # (b, 3, *crop_size), float32 in [0, 1]
-    skipped: dict[int, str]  # why images could not be read: they are black
+    skipped: dict[int, str]  # by rows: why images could not be read, which are black
     pages: dict[int, str]  # names of files of several pages or frames, of which the first is there
     stretched: dict[int, str]  # names and sizes of images of another aspect ratio
     placements: dict[int, Placement]  # with an aligner, of all images that could be read
     unaligned: dict[int, str]  # names of images in which it has not found the part
+    ready: torch.cuda.Event | None  # after which the images are on the GPU
 
 
 class _Prepared(NamedTuple):
     """An image, or a whole batch, resized, aligned and cropped; its number of pages, its own height and width."""
 
-    pixels: Tensor | np.ndarray
+    pixels: Tensor | np.ndarray  # an array from another process
     n_pages: int
     size: Size
     placements: list[Placement]
-
-
-class _Staged(NamedTuple):
-    """A batch on the device, and the event after which it is there."""
-
-    batch: Batch
-    ready: torch.cuda.Event | None
 
 
 def read_batches(images: Any, batches: Sequence[np.ndarray], settings: ImageSettings) -> Generator[Batch]:
@@ -86,7 +78,10 @@ def read_batches(images: Any, batches: Sequence[np.ndarray], settings: ImageSett
     elif batches and is_float and isinstance(images, Tensor) and images.is_cuda:
         ranges = torch.cat([value_range(_take(images, batch)) for batch in batches], dim=1)
         check_range(ranges.cpu(), [f"X[{index}]" for batch in batches for index in batch])
-    waiting: deque[tuple[int, list[Future[Any]], Callable[[], _Staged]]] = deque()
+    # What is augmented is cut afterwards, and by this process: another one need not know the function.
+    kept = settings.crop_size if settings.augment is None else settings.image_size
+    decoding = replace(settings, crop_size=kept, augment=None)
+    waiting: deque[tuple[int, list[Future[Any]], Callable[[], Batch]]] = deque()
     with ExitStack() as stack:
         decoders: Executor = _SameThreadExecutor()
         stager: Executor = decoders
@@ -100,8 +95,8 @@ def read_batches(images: Any, batches: Sequence[np.ndarray], settings: ImageSett
         position = 0
         try:
             for batch in batches:
-                parts = _submit(images, batch, settings, stream, decoders, processes)
-                stage = partial(_stage, images, parts, batch, settings, stream, position)
+                parts = _submit(images, batch, decoding, stream, decoders, processes)
+                stage = partial(_stage, images, parts, batch, settings, kept, stream, position)
                 position += len(batch)
                 # In the reader's own thread, as a callable of the user may need it (its device, its context).
                 staged = stage if settings.augment is not None else stager.submit(stage).result
@@ -145,59 +140,49 @@ def _submit(
     processes: Executor | None,
 ) -> list[Future[Any]]:
     """Give the images of a batch to the decoders. Processes take files; threads take images in memory."""
-    geometry = (settings.image_size, _kept_size(settings), settings.interpolation, settings.aligner)
     if not isinstance(images, list):
-        return [decoders.submit(_prepare_batch, images, batch, geometry, stream)]
+        return [decoders.submit(_prepare_batch, images, batch, settings, stream)]
     parts: list[Future[Any]] = []
     for row, index in enumerate(batch):
         image, name = images[index], f"X[{index}]"
         if row and index == batch[row - 1]:  # another copy of it
             parts.append(parts[-1])
         elif processes is not None and isinstance(image, (str, os.PathLike)):
-            parts.append(processes.submit(_prepare_file, image, name, geometry, settings.max_pixels))
+            parts.append(processes.submit(_prepare, image, name, settings, None, as_array=True))
         else:
-            parts.append(decoders.submit(_prepare, image, name, geometry, settings.max_pixels, stream))
+            parts.append(decoders.submit(_prepare, image, name, settings, stream))
     return parts
 
 
-def _kept_size(settings: ImageSettings) -> Size:
-    """Return the size that the decoders cut images to: what is augmented is cut afterwards."""
-    return settings.crop_size if settings.augment is None else settings.image_size
-
-
-def _prepare(image: Image, name: str, geometry: _Geometry, max_pixels: int, stream: _Stream) -> _Prepared:
+def _prepare(image: Image, name: str, settings: ImageSettings, stream: _Stream, *, as_array: bool = False) -> _Prepared:
     n_pages = 1
     with torch.cuda.stream(stream):
         if isinstance(image, (np.ndarray, Tensor)):
             pixels = to_rgb(image, name)
         else:
-            pixels, n_pages = decode(image, name, max_pixels)
-        return _prepared(pixels, geometry, n_pages)
+            pixels, n_pages = decode(image, name, settings.max_pixels)
+        prepared = _prepared(pixels, settings, n_pages)
+    return prepared._replace(pixels=np.asarray(prepared.pixels)) if as_array else prepared
 
 
-def _prepare_file(path: PathLike, name: str, geometry: _Geometry, max_pixels: int) -> _Prepared:
-    prepared = _prepare(path, name, geometry, max_pixels, None)
-    return prepared._replace(pixels=np.asarray(prepared.pixels))
-
-
-def _prepare_batch(images: np.ndarray | Tensor, batch: np.ndarray, geometry: _Geometry, stream: _Stream) -> _Prepared:
+def _prepare_batch(
+    images: np.ndarray | Tensor, batch: np.ndarray, settings: ImageSettings, stream: _Stream
+) -> _Prepared:
     with torch.cuda.stream(stream):
         names = [f"X[{index}]" for index in batch]
         chosen = to_rgb(_take(images, batch), names, in_range=isinstance(images, Tensor) and images.is_cuda)
-        return _prepared(chosen, geometry, 1)
+        return _prepared(chosen, settings, 1)
 
 
-def _prepared(pixels: Tensor, geometry: _Geometry, n_pages: int) -> _Prepared:
+def _prepared(pixels: Tensor, settings: ImageSettings, n_pages: int) -> _Prepared:
     """Resize, align and crop an image (3, H, W) or several (n, 3, H, W)."""
-    image_size, kept, interpolation, aligner = geometry
-    if aligner is None:
-        return _Prepared(resize_and_crop(pixels, image_size, kept, interpolation), n_pages, size_of(pixels), [])
-    resized = resize(pixels, image_size, interpolation)
-    images = resized if resized.ndim == 4 else resized[None]
-    placements = [aligner.place(image) for image in images]
-    pairs = zip(images, placements, strict=True)
-    moved = [center_crop(moved_back(image, placement.pose), kept) for image, placement in pairs]
-    return _Prepared(torch.stack(moved) if resized.ndim == 4 else moved[0], n_pages, size_of(pixels), placements)
+    resized, placements = resize(pixels, settings.image_size, settings.interpolation), []
+    if settings.aligner is not None:
+        images = resized if resized.ndim == 4 else resized[None]
+        placements = [settings.aligner.place(image) for image in images]
+        moved = [moved_back(image, placement.pose) for image, placement in zip(images, placements, strict=True)]
+        resized = torch.stack(moved) if resized.ndim == 4 else moved[0]
+    return _Prepared(center_crop(resized, settings.crop_size), n_pages, size_of(pixels), placements)
 
 
 def _take(images: Any, batch: np.ndarray) -> Any:
@@ -217,9 +202,10 @@ def _stage(
     parts: list[Future[Any]],
     batch: np.ndarray,
     settings: ImageSettings,
+    kept: Size,
     stream: _Stream,
     position: int,
-) -> _Staged:
+) -> Batch:
     """Put the parts of a batch together, on the device. `position` of its first image tells copies apart."""
     images: Any = []
     skipped: dict[int, str] = {}
@@ -233,15 +219,15 @@ def _stage(
             if settings.on_error == "raise":
                 raise
             skipped[row] = str(error)
-            images.append(torch.zeros(3, *_kept_size(settings), dtype=torch.uint8, device="cpu"))
+            images.append(torch.zeros(3, *kept, dtype=torch.uint8, device="cpu"))
             continue
         images.append(pixels if isinstance(pixels, Tensor) else torch.from_numpy(pixels))
-        placements |= {row + number: placement for number, placement in enumerate(placed)}
+        indices = batch.tolist() if images[0].ndim == 4 else [int(batch[row])]  # the whole batch may be one part
+        placements |= dict(zip(indices, placed, strict=False))  # without `align` none is placed
         if n_pages > 1:
-            pages[row] = f"{_name(source, batch[row])} ({n_pages} pages or frames)"
+            pages[indices[0]] = f"{_name(source, indices[0])} ({n_pages} pages or frames)"
         if is_stretched(size, settings.aspect_ratio):
-            rows = range(len(batch)) if images[0].ndim == 4 else [row]  # the whole batch is one part
-            stretched |= {row: f"{_name(source, batch[row])} ({size[0]} x {size[1]})" for row in rows}
+            stretched |= {index: f"{_name(source, index)} ({size[0]} x {size[1]})" for index in indices}
     with torch.cuda.stream(stream):
         if images[0].ndim == 4:  # the whole batch is one part
             (images,) = images
@@ -251,20 +237,19 @@ def _stage(
             images = [augmented(image, settings, index, copy) for image, index, copy in each]
             images = [center_crop(image, settings.crop_size) for image in images]
         on_device = load_batch(images, settings.device)
-        unaligned = {row: _name(source, batch[row]) for row, placement in placements.items() if not placement.aligned}
-        loaded = Batch(on_device, skipped, pages, stretched, placements, unaligned)
-        return _Staged(loaded, None if stream is None else stream.record_event())
+        unaligned = {index: _name(source, index) for index, placement in placements.items() if not placement.aligned}
+        ready = None if stream is None else stream.record_event()
+        return Batch(on_device, skipped, pages, stretched, placements, unaligned, ready)
 
 
 def _name(images: Any, index: int) -> str:
     return name_of(images[index] if isinstance(images, list) else None, f"X[{index}]")
 
 
-def _receive(staged: _Staged) -> Batch:
+def _receive(batch: Batch) -> Batch:
     """Make the current stream wait for the batch, and record the batch so that its memory is not reused early."""
-    if staged.ready is not None:
-        images = staged.batch.images
-        current = torch.cuda.current_stream(images.device)
-        current.wait_event(staged.ready)
-        images.record_stream(current)
-    return staged.batch
+    if batch.ready is not None:
+        current = torch.cuda.current_stream(batch.images.device)
+        current.wait_event(batch.ready)
+        batch.images.record_stream(current)
+    return batch

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from ipca_sklearn._utils._surroundings import as_in_a_fresh_process
 from ipca_sklearn.features._grid import on_grid, resize_matrix
 from ipca_sklearn.features._settings import FeatureSettings, settings_of
-from ipca_sklearn.features._tiled import patches_of, within
 from ipca_sklearn.features.backbones._backbone import Backbone
 from ipca_sklearn.images._resize import to_unit_floats
 
@@ -111,7 +110,7 @@ def tile_module(extractor: Any) -> TileModule:
         side = tiling.picture[axis] // settings.grid_size[axis]
         for number in range(len(tiling.starts[axis])):
             seen = tiling.pixels(axis, number, torch.device("cpu")).numpy()
-            along.append((seen, patches_of(tiling.kept(axis, number), side), within(tiling, axis, number, side)))
+            along.append((seen, tiling.patches(axis, number, side), tiling.within(axis, number, side)))
     tiles = [
         Tile(rows, columns, (down, across), (inner_rows, inner_columns))
         for rows, down, inner_rows in axes[0]

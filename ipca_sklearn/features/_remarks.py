@@ -6,7 +6,7 @@ import threading
 import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -14,8 +14,6 @@ from ipca_sklearn._utils._messages import first_few
 from ipca_sklearn.exceptions import AlignmentWarning, AspectRatioWarning, MultiPageImageWarning, SkippedImagesWarning
 from ipca_sklearn.features._loader import Batch
 from ipca_sklearn.features._settings import FeatureSettings
-
-_Value = TypeVar("_Value")
 
 
 class SkippedImages:
@@ -50,11 +48,11 @@ class Remarks:
     stretched: dict[int, str] = field(default_factory=dict)
     unaligned: dict[int, str] = field(default_factory=dict)
 
-    def add(self, batch: Batch, indices: np.ndarray) -> None:
-        """Add what was noticed of the images of a batch, which have these positions in X."""
-        self.pages |= zip_rows(batch.pages, indices)
-        self.stretched |= zip_rows(batch.stretched, indices)
-        self.unaligned |= zip_rows(batch.unaligned, indices)
+    def add(self, batch: Batch) -> None:
+        """Add what was noticed of the images of a batch."""
+        self.pages |= batch.pages
+        self.stretched |= batch.stretched
+        self.unaligned |= batch.unaligned
 
     def warn(self, reasons: list[str], n_images: int, settings: FeatureSettings) -> None:
         """Warn of all that was noticed in a pass; `reasons` are those of images that were skipped."""
@@ -87,8 +85,3 @@ class Remarks:
                 warning: Any = category(f"{len(texts)} of {n_images} images {remark}: {shown}. {advice}")
                 warning.n_images, warning.remark = len(texts), remark
                 warnings.warn(warning, stacklevel=3)
-
-
-def zip_rows(by_row: Mapping[int, _Value], indices: np.ndarray) -> dict[int, _Value]:
-    """Return values of rows of a batch by the positions in X of its images."""
-    return {int(indices[row]): value for row, value in by_row.items()}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +16,6 @@ from ipca_sklearn.features._cache import StoredFeatures
 from ipca_sklearn.features._lazy import PatchFeatures, _run_network
 from ipca_sklearn.features._loader import read_batches
 from ipca_sklearn.features._remarks import Remarks
-from ipca_sklearn.features._tiling import Tiling
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +79,7 @@ class TiledFeatures(PatchFeatures):
         height = tiling.picture[0] // self._settings.grid_size[0]
         found = []
         for number in range(len(tiling.starts[0])):
-            rows = patches_of(tiling.kept(0, number), height)
+            rows = tiling.patches(0, number, height)
             inside = None if region is None else region[rows]
             if inside is None or inside.any():
                 found.append((number, rows, inside))
@@ -116,7 +114,7 @@ class TiledFeatures(PatchFeatures):
         # By the reader itself: decoding takes far less time than the tiles.
         alone = replace(self._settings.images, n_jobs=1, processes=False)
         (batch,) = read_batches(self._images, [np.array([index])], alone)
-        remarks.add(batch, np.array([index]))
+        remarks.add(batch)
         return batch.images[0], batch.skipped.get(0)
 
     def _bands(self, index: int, stored: list[StoredFeatures], remarks: Remarks) -> Iterator[Tensor]:
@@ -143,44 +141,19 @@ class TiledFeatures(PatchFeatures):
         assert tiling is not None
         with own_surroundings():
             settings.backbone.to(device)
-        seen = picture[:, tiling.pixels(0, number, device)]
+        pixels = picture[:, tiling.pixels(0, number, device)]
         shape = (rows.stop - rows.start, settings.grid_size[1], settings.n_features)
         band = torch.empty(shape, dtype=torch.float32, device=device)
         height, width = (side // n for side, n in zip(tiling.picture, settings.grid_size, strict=True))
-        self._fill(band, seen, number, inside, (height, width))
-        return band.flatten(0, 1) if inside is None else band[torch.from_numpy(inside).to(device)]
-
-    def _fill(
-        self, band: Tensor, pixels: Tensor, number: int, inside: np.ndarray | None, patch: tuple[int, int]
-    ) -> None:
-        """Compute the features of a row of tiles from its pixels, without those of tiles outside a region."""
-        settings, tiling = self._settings.of_network, self._settings.tiling
-        assert tiling is not None
-        columns = [patches_of(tiling.kept(1, column), patch[1]) for column in range(len(tiling.starts[1]))]
+        columns = [tiling.patches(1, column, width) for column in range(len(tiling.starts[1]))]
         wanted = [c for c, taken in enumerate(columns) if inside is None or inside[:, taken].any()]
-        size = settings.network_batch(band.device)
+        of_tile = settings.of_network
+        size = of_tile.network_batch(device)
         for first in range(0, len(wanted), size):
             some = wanted[first : first + size]
-            tiles = torch.stack([pixels[..., tiling.pixels(1, column, band.device)] for column in some])
-            found = band.new_empty(len(some), *settings.shape)
-            _run_network(tiles.contiguous(memory_format=torch.channels_last), found, settings)
+            tiles = torch.stack([pixels[..., tiling.pixels(1, column, device)] for column in some])
+            found = band.new_empty(len(some), *of_tile.shape)
+            _run_network(tiles.contiguous(memory_format=torch.channels_last), found, of_tile)
             for column, features in zip(some, found, strict=True):
-                band[:, columns[column]] = features[
-                    within(tiling, 0, number, patch[0]), within(tiling, 1, column, patch[1])
-                ]
-
-
-def patches_of(pixels: slice, side: int) -> slice:
-    """Return which patches of a side lie on some pixels."""
-    return slice(pixels.start // side, pixels.stop // side)
-
-
-def within(tiling: Tiling, axis: int, number: int, side: int) -> slice:
-    """Return which patches of a tile are kept."""
-    kept, start = tiling.kept(axis, number), tiling.starts[axis][number]
-    return patches_of(slice(kept.start - start, kept.stop - start), side)
-
-
-def features_of(*arguments: Any) -> PatchFeatures:
-    """Return the features of images, which are read by bands if the settings say that they are tiled."""
-    return (PatchFeatures if arguments[2].tiling is None else TiledFeatures)(*arguments)
+                band[:, columns[column]] = features[tiling.within(0, number, height), tiling.within(1, column, width)]
+        return band.flatten(0, 1) if inside is None else band[torch.from_numpy(inside).to(device)]

@@ -97,6 +97,16 @@ class Tiling:
         first = number * self.inner[axis]
         return slice(first, min(first + self.inner[axis], self.picture[axis]))
 
+    def patches(self, axis: int, number: int, side: int) -> slice:
+        """Return which patches of the picture, of so many pixels along an axis, are kept of a tile."""
+        kept = self.kept(axis, number)
+        return slice(kept.start // side, kept.stop // side)
+
+    def within(self, axis: int, number: int, side: int) -> slice:
+        """Return which of its own patches are kept of a tile."""
+        kept, start = self.kept(axis, number), self.starts[axis][number]
+        return slice((kept.start - start) // side, (kept.stop - start) // side)
+
     def pixels(self, axis: int, number: int, device: torch.device) -> Tensor:
         """Return which pixels along an axis a tile shows the network, mirrored at the edges of the picture."""
         first, last = self.starts[axis][number] - self.context, self.picture[axis] - 1

@@ -25,18 +25,12 @@ _LOW_BYTE = {"B": "L", "L": "B", "N": "B" if _NATIVE == "L" else "L"}
 
 def read_deep(image: Image.Image, name: str) -> np.ndarray | None:
     """Return the channels (H, W, 3 or 4) of an undecoded image as uint16; None if Pillow keeps all of its bits."""
-    tiles = getattr(image, "tile", None)
-    if not tiles or image.mode.startswith("I") or image.mode == "F":  # decoded already, or in full
+    if not loses_bits(image):
         return None
-    arguments = tiles[0].args if isinstance(tiles[0].args, tuple) else (tiles[0].args,)
-    channels, _, order = str(arguments[0]).partition(";16")
-    if image.format == "PPM":
-        if max(value for value in (0, *arguments) if isinstance(value, int)) < 256:
-            return None
-        if tiles[0].codec_name == "ppm":
-            return _read_ppm(image, tiles[0].offset, arguments[-1])
-    elif ";16" not in str(arguments[0]) and max(_tag(image, _BITS_PER_SAMPLE, (8,))) <= 8:
-        return None
+    tile = getattr(image, "tile")[0]  # noqa: B009  (not all of Pillow's images declare it)
+    if image.format == "PPM" and tile.codec_name == "ppm":
+        return _read_ppm(image, tile.offset, tile.args[-1])
+    channels, _, order = str(_arguments(tile)[0]).partition(";16")
     readable = image.format in ("PNG", "TIFF") and channels in ("RGB", "RGBA", "RGBX", "RGBa", "LA")
     if not readable or order not in _LOW_BYTE or _tag(image, _PLANAR, 1) != 1:
         raise ImageReadError(
@@ -55,6 +49,22 @@ def read_deep(image: Image.Image, name: str) -> np.ndarray | None:
     if channels == "RGBa":  # it is multiplied by its transparency, and so over black already
         values = values[..., :3]
     return _over_black(values, image.info.get("transparency"))
+
+
+def loses_bits(image: Image.Image) -> bool:
+    """Whether Pillow keeps 8 bits only of each value of an undecoded image."""
+    tiles = getattr(image, "tile", None)
+    if not tiles or image.mode.startswith("I") or image.mode == "F":  # decoded already, or in full
+        return False
+    arguments = _arguments(tiles[0])
+    if image.format == "PPM":
+        return max(value for value in (0, *arguments) if isinstance(value, int)) > 255
+    return ";16" in str(arguments[0]) or max(_tag(image, _BITS_PER_SAMPLE, (8,))) > 8
+
+
+def _arguments(tile: Any) -> tuple[Any, ...]:
+    # By its place: plug-ins may give plain tuples.
+    return tile[3] if isinstance(tile[3], tuple) and tile[3] else (tile[3],)
 
 
 def _decode(image: Image.Image, rawmode: str) -> np.ndarray:

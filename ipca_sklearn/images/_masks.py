@@ -23,6 +23,7 @@ from ipca_sklearn._utils._proportions import same_proportions
 from ipca_sklearn._utils._typing import Image as ImageLike
 from ipca_sklearn._utils._typing import Size
 from ipca_sklearn.exceptions import ImageReadError, MaskWarning
+from ipca_sklearn.images._deep import loses_bits
 from ipca_sklearn.images._formats import MAX_PIXELS, check_opened, count_pages, open_image, undecodable, upright
 
 # Compression as of JPEG leaves small values within its blocks of 8 x 8.
@@ -107,7 +108,7 @@ def _from_pil(image: Image.Image, name: str) -> Mask:
     pages = count_pages(image)
     if pages > 1:
         raise ImageReadError(f"{name} has {pages} pages or frames; a mask has one. Store the right one as a PNG")
-    if _loses_bits(image):
+    if loses_bits(image):
         raise ImageReadError(
             f"{name} has colours of 16 bits, of which Pillow reads the upper half only; store the mask in 8 bits"
         )
@@ -131,17 +132,6 @@ def _from_pil(image: Image.Image, name: str) -> Mask:
     if image.mode == "I" and 255 < values.max(initial=0) <= 65535 and values.min() >= 0:
         values = values.astype(np.uint16)
     return _from_values(values, name, values.shape, lossy)
-
-
-def _loses_bits(image: Image.Image) -> bool:
-    """Whether Pillow reads 8 of the 16 bits of an image's colours."""
-    if image.mode not in ("RGB", "RGBA", "RGBX", "LA", "CMYK"):
-        return False
-    for tile in getattr(image, "tile", ()):
-        arguments = tile[3] if isinstance(tile[3], tuple) else (tile[3],)
-        if ";16" in str(arguments[0]) or (tile[0] == "ppm" and int(arguments[-1]) > 255):
-            return True
-    return False
 
 
 def _check_palette(marked: NDArray[np.bool_], colours: NDArray[np.uint8], name: str) -> None:

@@ -17,11 +17,11 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
+from ipca_sklearn._utils._estimators import installed_versions
 from ipca_sklearn._utils._files import file_digest, printable
 from ipca_sklearn._utils._tables import to_json
 from ipca_sklearn._utils._turns import snapshot
 from ipca_sklearn._utils._typing import PathLike
-from ipca_sklearn._utils._versions import installed_versions
 from ipca_sklearn.detection import PatchGaussianDetector
 from ipca_sklearn.detection._chosen import expected_rate, is_chosen
 from ipca_sklearn.detection._few_images import few_images_warning

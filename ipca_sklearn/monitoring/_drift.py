@@ -13,11 +13,10 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from ipca_sklearn._utils._estimators import calibrated, set_learnt
+from ipca_sklearn._utils._estimators import VersionedMixin, calibrated, set_learnt
 from ipca_sklearn._utils._sklearn_compat import Interval, validate_parameters
 from ipca_sklearn._utils._turns import in_turn
 from ipca_sklearn._utils._typing import ArrayLike
-from ipca_sklearn._utils._versions import VersionedMixin
 
 # The share of the capital that is not yet bet after t frames is log(_PATIENCE) / log(_PATIENCE + t): it never ends, and
 # the price of a change after t frames is about a factor t.

@@ -11,9 +11,9 @@ import numpy as np
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
+from ipca_sklearn._utils._estimators import installed_versions
 from ipca_sklearn._utils._turns import in_turn
 from ipca_sklearn._utils._typing import PathLike
-from ipca_sklearn._utils._versions import installed_versions
 from ipca_sklearn.detection import PatchGaussianDetector
 from ipca_sklearn.images._decode import check_images
 from ipca_sklearn.images._formats import MAX_PIXELS

@@ -15,11 +15,10 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d
 from torch import Tensor
 
 from ipca_sklearn._utils._arrays import at_patches
-from ipca_sklearn._utils._estimators import TableOutputMixin, set_learnt
+from ipca_sklearn._utils._estimators import TableOutputMixin, VersionedMixin, set_learnt
 from ipca_sklearn._utils._sklearn_compat import Interval, fit_context, validate_parameters
 from ipca_sklearn._utils._turns import in_turn, of_one_state, snapshot
 from ipca_sklearn._utils._typing import ArrayLike
-from ipca_sklearn._utils._versions import VersionedMixin
 from ipca_sklearn.decomposition._batches import read_steps
 from ipca_sklearn.detection import PatchGaussianDetector
 from ipca_sklearn.detection._calibration import medians

@@ -228,3 +228,11 @@ def test_reading_leaves_no_file_open(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error", ResourceWarning)
         to_rgb(tmp_path / "x.tif", "X[0]")
+
+
+def test_an_opened_image_whose_plug_in_gives_plain_tuples_is_read(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (*SHAPE, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "x.png")
+    with Image.open(tmp_path / "x.png") as image:
+        image.tile = [tuple(tile) for tile in image.tile]
+        np.testing.assert_array_equal(to_rgb(image, "X[0]").permute(1, 2, 0).numpy(), pixels)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeAlias, TypeGuard
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ipca_sklearn._utils._typing import PathLike
 
@@ -23,13 +23,6 @@ def is_file(weights: Weights) -> TypeGuard[PathLike]:
 
 def load_file(network: nn.Module, weights: PathLike, label: str) -> None:
     """Load the state dict of a whole network from a file."""
-    try:
-        network.load_state_dict(_read_state_dict(weights))
-    except RuntimeError as error:
-        raise ValueError(f"the weights in {weights} do not fit backbone {label}: {str(error)[:500]}") from error
-
-
-def _read_state_dict(weights: PathLike) -> dict[str, Tensor]:
     if not Path(weights).is_file():
         raise FileNotFoundError(f"no file of weights at {weights}")
     try:
@@ -41,7 +34,10 @@ def _read_state_dict(weights: PathLike) -> dict[str, Tensor]:
     stored = stored.get("state_dict", stored) if isinstance(stored, dict) else None
     if not isinstance(stored, dict):
         raise ValueError(f"{weights} holds no state dict; save the network's state_dict() with torch.save")
-    return stored
+    try:
+        network.load_state_dict(stored)
+    except RuntimeError as error:
+        raise ValueError(f"the weights in {weights} do not fit backbone {label}: {str(error)[:500]}") from error
 
 
 def failed_download(weights: Weights, label: str, error: OSError) -> OSError:

@@ -28,8 +28,7 @@ from ipca_sklearn.features.engines import _store
 from ipca_sklearn.features.engines._engine import Engine, Layers, Unsuitable, live_engines
 from ipca_sklearn.linalg import full_precision
 
-# In the order in which "auto" tries them. Each is a module of this folder with `make`, `load`, `check`, `version` and
-# `platform`.
+# In the order in which "auto" tries them. Each is a module of this folder with `make`, `load` and `version`.
 ENGINES = ("openvino", "onnxruntime")
 # What "auto" means in this process, where set: the name of an engine, or "torch".
 VARIABLE = "IPCA_SKLEARN_ENGINE"
@@ -139,9 +138,7 @@ def _check(settings: FeatureSettings) -> None:
 def _engine(name: str, settings: FeatureSettings) -> tuple[Engine, str]:
     try:
         module = import_module(f"ipca_sklearn.features.engines._{name}")
-        version = module.version()
-        module.check(settings.amp_dtype)
-        platform = module.platform()
+        version, platform = module.version(settings.amp_dtype)
     except Unsuitable:
         raise
     except ImportError as error:
@@ -152,14 +149,12 @@ def _engine(name: str, settings: FeatureSettings) -> tuple[Engine, str]:
     key = _digest(settings, name, version, platform)
     here = f"{key} {n_threads}"
     engine = _compiled.get(here)
-    if engine is not None:
-        if not backbone.is_own:  # of a module of the user's the digest does not know the code
-            _keep(here, engine)
-            return engine, version
-        network, image, expected = _trial(settings)
-        if _difference(engine, image, expected, settings) is None:
-            return engine, version
+    if engine is not None and not backbone.is_own:  # of a module of the user's the digest does not know the code
+        _keep(here, engine)
+        return engine, version
     network, image, expected = _trial(settings)
+    if engine is not None and _difference(engine, image, expected, settings) is None:
+        return engine, version
     engine = _loaded(module, key, amp_dtype, n_threads)
     if engine is None or _difference(engine, image, expected, settings) is not None:
         try:

@@ -44,22 +44,13 @@ class OnnxRuntimeEngine(Engine):
         self._session.run_with_iobinding(request.handle)
 
 
-def version() -> str:
-    """Return the version of onnxruntime."""
+def version(amp_dtype: torch.dtype | None) -> tuple[str, str]:
+    """Return the version, and nothing else that a model depends on; refuse bfloat16, which it lacks on CPUs."""
     import onnxruntime
 
-    return str(onnxruntime.__version__)
-
-
-def platform() -> str:
-    """Return what a model depends on besides onnxruntime: nothing."""
-    return ""
-
-
-def check(amp_dtype: torch.dtype | None) -> None:
-    """Refuse bfloat16, which onnxruntime does not calculate with on CPUs."""
     if amp_dtype is not None:
         raise Unsuitable("onnxruntime has no bfloat16 on CPUs")
+    return str(onnxruntime.__version__), ""
 
 
 def make(network: nn.Module, image: Tensor, amp_dtype: torch.dtype | None, n_threads: int) -> OnnxRuntimeEngine:

@@ -34,24 +34,15 @@ class OpenVINOEngine(Engine):
         request.handle.infer()
 
 
-def version() -> str:
-    """Return the version of OpenVINO, with its build."""
+def version(amp_dtype: torch.dtype | None) -> tuple[str, str]:
+    """Return the version with its build, and the processor; refuse a precision that this has no units for."""
     import openvino
 
-    return str(openvino.__version__)
-
-
-def platform() -> str:
-    """Return what a compiled network depends on besides OpenVINO: the processor."""
     core = _core(os.getpid())
     capabilities = sorted(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
-    return f"{core.get_property('CPU', 'FULL_DEVICE_NAME')} {capabilities}"
-
-
-def check(amp_dtype: torch.dtype | None) -> None:
-    """Refuse a precision that the processor has no units for."""
-    if amp_dtype is not None and "BF16" not in _core(os.getpid()).get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if amp_dtype is not None and "BF16" not in capabilities:
         raise Unsuitable("this CPU has no bfloat16")
+    return str(openvino.__version__), f"{core.get_property('CPU', 'FULL_DEVICE_NAME')} {capabilities}"
 
 
 def make(network: nn.Module, image: Tensor, amp_dtype: torch.dtype | None, n_threads: int) -> OpenVINOEngine:

@@ -148,7 +148,8 @@ class PatchFeatureExtractor(VersionedMixin, CallbackSupportMixin, TableOutputMix
         A folder that keeps the features of each image, so that later fits and scores, such as those of a search over
         other parameters, read them instead of running the network; a :class:`FeatureCache` also sets how large the
         folder may be. Clones use the same folder. A change by `set_params` takes effect with the next `transform`.
-        Pickling or copying a fitted extractor, and so saving a model, leaves the cache behind (`cache=None`).
+        Pickling or copying a fitted extractor, and so saving a model, leaves the cache behind (`cache=None`); one that
+        is not fitted keeps it, so that the processes of a search share it.
     on_error : {"raise", "skip"}, default="raise"
         What happens to an image that cannot be read. With `"skip"` nothing is learnt from it (its step has one image
         less), its features, map and score are NaN, `predict` gives -1, and one SkippedImagesWarning per pass tells how

@@ -96,15 +96,13 @@ def confidence_interval(
     -----
     Images are drawn, not pixels: pixels of one image are alike, and an interval of independent pixels would be many
     times too narrow [1]_. With fewer than 30 images of a kind even this interval is too narrow as a rule. Where all
-    images lie on the right side, all resamples do, and the interval is (1, 1): the images then say too little, not
-    everything.
+    images lie on the right side, the interval is (1, 1): the images then say too little, not everything.
 
-    The measures of this module are computed for all resamples at once. For images that costs
-    ``O(n_resamples * n_images)``. For maps, the pixels of each image are counted in K (at most 2400) bins that all
-    images share: ``O(n_pixels log K + n_resamples * n_images * K)`` time, and ``12 n_images K`` bytes beside
-    ``40 n_resamples K``. Within a bin curves are linear. That changes the ends by less than the chance of the
-    resampling does, and by nothing at all if there are at most 800 pixels of each kind. Another metric is called
-    `n_resamples` times.
+    The measures of this module are computed for all resamples at once: for images in ``O(n_resamples * n_images)``.
+    For maps, the pixels of each image are counted in K (at most 2400) bins that all images share:
+    ``O(n_pixels log K + n_resamples * n_images * K)`` time, and ``12 n_images K`` bytes beside ``40 n_resamples K``.
+    Within a bin curves are linear, which changes the ends by less than the chance of the resampling does, and by
+    nothing with at most 800 pixels of each kind. Another metric is called `n_resamples` times.
 
     References
     ----------

@@ -35,16 +35,12 @@ class OneClassKFold(BaseCrossValidator):
     random_state : int, RandomState or None, default=None
         For `shuffle`. The halving searches need an integer.
 
-    See Also
-    --------
-    RepeatedOneClassKFold : The same several times, shuffled differently.
-    ipca_sklearn.FeatureCache : Keeps features on disk, so that a search runs the network once per image.
-
     Notes
     -----
-    With `groups` (images of one part, or of one roll), no group is on both sides. The groups of the normal samples
-    are split as by :class:`sklearn.model_selection.GroupKFold`. An anomalous sample is tested only in folds with
-    training samples of other groups: in one fold if its group has normal samples, else in all.
+    With `groups` (images of one part, or of one roll), no group is on both sides: those of the normal samples are split
+    as by :class:`sklearn.model_selection.GroupKFold`. An anomalous sample is tested only in folds with training samples
+    of other groups: in one fold if its group has normal samples, else in all. A search runs the network once per image
+    if the extractor has a :class:`ipca_sklearn.FeatureCache`.
 
     Examples
     --------

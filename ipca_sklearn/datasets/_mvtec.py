@@ -96,7 +96,7 @@ def load_test_images(folder: str | os.PathLike[str]) -> Bunch:
     >>> images = load_test_images("mvtec/leather")  # doctest: +SKIP
     >>> pipe.score_samples(images.test_paths)  # doctest: +SKIP
     """
-    return make_bunch([], _list_test_images(Path(folder), all_masks=False), "")
+    return make_bunch([], _list_test_images(Path(folder).expanduser(), all_masks=False), "")
 
 
 def _category_folder(root: Path, category: str) -> Path:

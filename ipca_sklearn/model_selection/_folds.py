@@ -146,6 +146,8 @@ class RepeatedOneClassKFold(OneClassKFold):
         self, X: Any, y: ArrayLike | None = None, groups: ArrayLike | None = None
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield the folds of one repetition after the other; see :meth:`OneClassKFold.split`."""
+        if not isinstance(self.n_repeats, Integral) or self.n_repeats < 1:
+            raise ValueError(f"n_repeats={self.n_repeats!r}: an integer of at least 1")
         rng = check_random_state(self.random_state)
         for _ in range(self.n_repeats):
             once = OneClassKFold(self.n_splits, shuffle=True, random_state=rng.randint(2**31 - 1))

@@ -52,9 +52,8 @@ def fit(
     """Fit an estimator on partitions of the images: workers learn one partition each, and the results are merged.
 
     Workers read the images. A worker returns what the last step has learnt from a partition, P (k + 4) m numbers, or
-    C m^2 of C Gaussians whose scatter matrices are kept.
-    These are merged in a binary tree in the order of the partitions: the number of workers and their shares of the work
-    do not matter.
+    C m^2 of C Gaussians whose scatter matrices are kept. These are merged in a binary tree in the order of the
+    partitions: the number of workers and their shares of the work do not matter.
 
     Parameters
     ----------
@@ -84,9 +83,9 @@ def fit(
     ------
     ValueError
         There are no partitions. One has other columns, another order of them, other shapes or regions than the first
-        one. A step cannot be repeated in another process (it is random, without an integer
-        `random_state`). The backend of joblib is `"multiprocessing"`. Or what `fit` raises for a
-        partition; a note at the end of the traceback names the partition. The estimator is unchanged.
+        one. A step cannot be repeated in another process (it is random, without an integer `random_state`). The backend
+        of joblib is `"multiprocessing"`. Or what `fit` raises for a partition; a note at the end of the traceback names
+        the partition. The estimator is unchanged.
     BrokenProcessPool
         Worker processes died several times in a row.
 
@@ -103,10 +102,9 @@ def fit(
     the dtype) the first partition with a readable image decides for all. If it is a callable, it is called twice.
 
     The result equals one fit on all images if nothing is truncated: where scatter matrices are kept (the default, where
-    patches share a Gaussian), and of rank <= k. Otherwise other steps are truncated, and it depends on the partitions:
-    the larger they are, the less often directions are truncated. Images should be in
-    random order. The number of threads changes the rounding: set `threads_per_worker` for the same bits on any number
-    of workers.
+    patches share a Gaussian), and of rank <= k. Otherwise it depends on the partitions: the larger they are, the less
+    often directions are truncated. Images should be in random order. The number of threads changes the rounding: set
+    `threads_per_worker` for the same bits on any number of workers.
 
     With p partitions of n images on w workers, the cost is that of n p / w images, and p - 1 merges by the caller, each
     an eigenproblem of size 2 k + 1 per patch (on Dask's cluster, log2 p merges one after the other). The caller holds

@@ -7,7 +7,7 @@ import re
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
@@ -103,7 +103,9 @@ def coco_file(
     The file replaces an older one when the block ends without an error. Annotations have a `score`, the largest value
     of the map in the defect, and a `p_value`. Names are relative to the folder that all `images` are in.
     """
-    root, image_numbers, numbers = _common_folder(images), count(1), count(1)
+    root, image_numbers, numbers = None, count(1), count(1)
+    with suppress(ValueError):  # on several drives
+        root = Path(os.path.commonpath([image.parent.resolve() for image in images]))
     about = {"description": f"Defects found by ipca_sklearn {__version__}", "version": "1.0"}
     categories = to_json([{"id": 1, "name": _CATEGORY, "supercategory": _CATEGORY}])
     # In a file of its own, so that memory does not grow with the images.
@@ -168,25 +170,18 @@ def write_labelme(file: Path, image: Path, size: tuple[int, int], defects: Seque
 
 
 def labelme_names(images: Sequence[Path]) -> list[str]:
-    """Return the names of files of labelme: those of the images, numbered where several have one name."""
-    counts = Counter(path.stem.casefold() for path in images)
-    numbered = picture_names(images, ".json")
+    """Return the names of files of labelme: those of the images, numbered where a name is not unique or too long."""
+    plain, numbered = [f"{path.stem}.json" for path in images], picture_names(images, ".json")
+    counts = Counter(name.casefold() for name in (*plain, *numbered))
     return [
-        f"{path.stem}.json" if counts[path.stem.casefold()] == 1 else name
-        for path, name in zip(images, numbered, strict=True)
+        name if counts[name.casefold()] == 1 and len(os.fsencode(name)) <= _LONGEST_NAME else other
+        for name, other in zip(plain, numbered, strict=True)
     ]
 
 
 def _listed(element: dict[str, Any]) -> bytes:
     """Return an element of a list of JSON by its number."""
     return f"{'' if element['id'] == 1 else ','}\n{to_json(element)}".encode()
-
-
-def _common_folder(images: Sequence[Path]) -> Path | None:
-    try:
-        return Path(os.path.commonpath([image.parent.resolve() for image in images]))
-    except ValueError:  # on several drives
-        return None
 
 
 def _relative(path: Path, folder: Path | None) -> str:

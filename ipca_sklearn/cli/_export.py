@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import statistics
 import sys
-import time
 import warnings
-from collections.abc import Callable
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from timeit import timeit
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -125,13 +124,8 @@ def _measure(pipe: Pipeline, frames: np.ndarray) -> tuple[float, float, float]:
     from sklearn.base import clone
 
     pipe.transform(frames[:2])  # engines compile, and threads start
-    learning = len(frames) / _seconds(lambda: clone(pipe[-1]).fit(pipe[0].transform(frames)))
-    maps = len(frames) / _seconds(lambda: pipe.transform(frames))
-    seconds = [_seconds(partial(pipe.score_samples, frames[index % len(frames)][None])) for index in range(_N_FRAMES)]
+    learning = len(frames) / timeit(lambda: clone(pipe[-1]).fit(pipe[0].transform(frames)), number=1)
+    maps = len(frames) / timeit(lambda: pipe.transform(frames), number=1)
+    one_frame = [frames[index % len(frames)][None] for index in range(_N_FRAMES)]
+    seconds = [timeit(partial(pipe.score_samples, frame), number=1) for frame in one_frame]
     return learning, maps, statistics.median(seconds)
-
-
-def _seconds(call: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start

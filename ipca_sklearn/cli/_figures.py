@@ -11,6 +11,7 @@ import typer
 from sklearn.metrics import RocCurveDisplay
 
 from ipca_sklearn._utils._files import printable
+from ipca_sklearn._utils._precision import below
 from ipca_sklearn.inspection import PimoDisplay
 
 # Titles of the tables, and keys and headings of their columns.
@@ -131,13 +132,14 @@ def draw_comparison(
 def draw_roc(path: Path, labels: np.ndarray, scores: np.ndarray, defect_types: np.ndarray, offset: float) -> None:
     """Draw the ROC curves of images: of all, and of each type of defect; and where the threshold lies on each."""
     figure, (axes,) = _subplots(1, (6, 6))
-    false_alarms = np.mean(scores[labels == 1] < offset)
+    is_called = below(scores, offset)
+    false_alarms = np.mean(is_called[labels == 1])
     types = sorted(map(str, set(defect_types[labels == -1].tolist())))
     for number, name in enumerate(["all", *(types if types != ["all"] else [])]):
         chosen = (labels == 1) | (defect_types == name) if number else np.ones(len(labels), dtype=bool)
         # Curves meet in the corner, or are the same: that of all is wide and lies below, so that it is seen.
         colour, width = ("black", 4.5) if name == "all" else (f"C{(number - 1) % 10}", 1.5)
-        found = np.mean(scores[chosen & (labels == -1)] < offset)
+        found = np.mean(is_called[chosen & (labels == -1)])
         label = f"{printable(name)}: {found:.0%} found"
         display = RocCurveDisplay.from_predictions(labels[chosen] == -1, -scores[chosen], ax=axes)
         display.line_.set(label=f"{label}, area {display.roc_auc:.3f}", color=colour, linewidth=width)

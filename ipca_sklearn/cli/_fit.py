@@ -228,12 +228,13 @@ def fit(
                     pipe, paths, checkpoint, every=checkpoint_every, callback=progress.show, features=features
                 )
     except KeyboardInterrupt:
-        again = (
-            f"the same command goes on from there ({printable(checkpoint)})"
-            if checkpoint.exists()
-            else "too few images were learnt to be saved; the same command starts again"
-        )
-        typer.echo(f"\ninterrupted: {again}", err=True)
+        if products or trimmed:
+            state = "with --products or --trim there is no checkpoint; the same command starts again"
+        elif checkpoint.exists():
+            state = f"the same command goes on from there ({printable(checkpoint)})"
+        else:
+            state = "too few images were learnt to be saved; the same command starts again"
+        typer.echo(f"\ninterrupted: {state}", err=True)
         raise typer.Exit(INTERRUPTED) from None
     for name, images in of_products.items() if products else ():
         persistence.record_training(pipe, images, source=folders, product=name)

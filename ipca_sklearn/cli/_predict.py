@@ -109,7 +109,7 @@ def predict(
     routed = isinstance(pipe[-1], ProductRouter)
     if not routed or product is not None:
         options.of_product(pipe, product, model)  # an error if there is none
-    n_failed = n_alarms = n_unknown = 0
+    n_failed = n_scored = n_alarms = n_unknown = 0
     with ExitStack() as stack:
         kinds = ["predict", *(["products"] if routed else []), *([] if pipe[0].align is None else ["align"])]
         table = Table(output, stack, columns_of(*kinds))
@@ -131,8 +131,9 @@ def predict(
             pictures = draw(row["pipe"], row, maps is not None and maps_format == MapsFormat.PNG, page)
             table.write(row)
             n_failed += row["error"] is not None
+            n_scored += row["score"] is not None
             n_alarms += row["label"] == -1
-            n_unknown += row["error"] is None and not row.get("is_known", True)
+            n_unknown += not row.get("is_known", True)
             if lists is not None:
                 lists.write(row)
             if save_map is not None and "map" in pictures:
@@ -159,7 +160,6 @@ def predict(
                     **pictures["report"],
                 )
             progress.show(index + 1)
-    n_scored = len(images) - n_failed
     if routed and product is not None:
         typer.echo(threshold_in_words(pipe[-1].detectors_[product].offset_), err=True)
         typer.echo(f"{n_unknown} of {n_scored} images do not look like product {printable(product)}", err=True)

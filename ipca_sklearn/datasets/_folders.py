@@ -31,10 +31,10 @@ class Sample(NamedTuple):
 def list_images(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES, *, recursive: bool = False) -> list[Path]:
     """List the images in a folder, sorted by name; an absent folder has none.
 
-    Names that begin with a dot are left out: archives made on macOS carry a ``._000.png`` for each ``000.png``. Links
-    to absent files are listed; they fail when they are read. If `recursive`, the images of a folder come first, then
-    those of its subfolders by name; a folder that a link leads to is listed once, where it really is if that is here.
-    Images of formats that are not read, and links to folders that are listed already or lead back, are warned of.
+    Names that begin with a dot are left out. Links to absent files are listed; they fail when they are read. If
+    `recursive`, the images of a folder come first, then those of its subfolders by name; a folder that a link leads to
+    is listed once, where it really is if that is here. Formats that are not read, and links to folders that are listed
+    already or lead back, are warned of.
 
     Parameters
     ----------

@@ -82,10 +82,6 @@ def load_magnetic_tile(root: str | os.PathLike[str], *, test_prefix: str = "exp1
     ValueError
         If `test_prefix` matches none or all of the normal images; the message lists the existing prefixes.
 
-    See Also
-    --------
-    fetch_magnetic_tile : Download the set first if it is absent.
-
     Examples
     --------
     >>> from ipca_sklearn.datasets import load_magnetic_tile
@@ -141,9 +137,8 @@ def fetch_magnetic_tile(
 ) -> Bunch:
     """Load the magnetic tile defects, and download them first if they are absent.
 
-    The archive is unpacked into a temporary folder, which is renamed to ``data_home/magnetic_tile`` after its content
-    was verified: as many images of each type as published, each with its mask, and each file an image. A download that
-    breaks off or has other content leaves nothing behind.
+    The archive is unpacked into a temporary folder, which is renamed to ``data_home/magnetic_tile`` when it has as many
+    images of each type as published, each with its mask, and each file is an image. Else nothing is left behind.
 
     Parameters
     ----------
@@ -178,8 +173,7 @@ def fetch_magnetic_tile(
 
     Notes
     -----
-    The images come from the repository of their authors. It gives no licence, welcomes use and asks for the citation
-    in ``DESCR``.
+    The repository of the authors gives no licence, welcomes use and asks for the citation in ``DESCR``.
 
     Examples
     --------

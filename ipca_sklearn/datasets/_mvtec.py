@@ -57,11 +57,6 @@ def load_mvtec_ad(root: str | os.PathLike[str], category: str) -> Bunch:
         If `root` or the category does not exist (the message lists the existing categories), if there is no training
         or no test image, or if an anomalous image has no mask.
 
-    See Also
-    --------
-    load_magnetic_tile : Another set of real surfaces, with its own layout.
-    make_textures : Generated surfaces, without files.
-
     Examples
     --------
     >>> from ipca_sklearn.datasets import load_mvtec_ad
@@ -101,7 +96,7 @@ def load_test_images(folder: str | os.PathLike[str]) -> Bunch:
     >>> images = load_test_images("mvtec/leather")  # doctest: +SKIP
     >>> pipe.score_samples(images.test_paths)  # doctest: +SKIP
     """
-    return make_bunch([], _list_test_images(Path(folder), all_masks=False), "")
+    return make_bunch([], _list_test_images(Path(folder).expanduser(), all_masks=False), "")
 
 
 def _category_folder(root: Path, category: str) -> Path:

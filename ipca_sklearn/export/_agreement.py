@@ -79,9 +79,8 @@ def expected_results(
             raise ValueError(f"{name} has {pixels.shape[2]} x {pixels.shape[3]} pixels, input_size is {input_size}")
         (features,) = pipe[0].transform(images[index : index + 1]).batches(1)
         maps = pipe[-1].transform(features)
-        (score,) = pipe[-1].score_maps(maps)
-        map_ = np.asarray(maps[0])
-        found.append(Expected(name, pixels, map_, float(score), bool(score >= pipe[-1].offset_)))
+        score = float(pipe[-1].score_maps(maps)[0])
+        found.append(Expected(name, pixels, np.asarray(maps[0]), score, score >= pipe[-1].offset_))
     return found
 
 

@@ -83,7 +83,7 @@ def to_onnx(
     Outputs are `score` (n,), higher is more normal, and `map` (n, H', W'), larger is more anomalous; scores agree with
     `pipe.score_samples` to about 1e-5. The metadata of the file are the `metadata` of the module that :func:`to_torch`
     returns, and `dtype`. Size: 4 bytes for each of the C (k + 2) m numbers of C Gaussians (`n_gaussians_`) and each
-    weight of the network, and 16 for each patch where patches share a Gaussian; PaDiM's inverse covariances are P m^2.
+    weight of the network, and 16 for each patch where patches share a Gaussian.
     """
     onnxruntime = None if check is None else imported("onnxruntime", "check=")
     module = checked_module(pipe, dtype, input_size)

@@ -26,8 +26,7 @@ class AnomalyMapDisplay:
     """Images, ground truth and heat maps side by side (paper, Fig. 2): one row per image.
 
     The heat map covers the part of the image that is inspected, and of that the region of interest; the rest is grey.
-    All rows share one colour scale, so they can be compared. Create it with `from_estimator` or `from_false_positives`
-    (paper, Fig. 3).
+    All rows share one colour scale. Create it with `from_estimator` or `from_false_positives` (paper, Fig. 3).
 
     Parameters
     ----------
@@ -50,11 +49,6 @@ class AnomalyMapDisplay:
         After `plot`.
     axes_ : ndarray of Axes, shape (n, 2) or (n, 3)
         Image, ground truth if there is one, heat map.
-
-    See Also
-    --------
-    AnomalyMapDisplay.from_estimator : Make the display from a fitted pipeline and images.
-    AnomalyMapDisplay.from_false_positives : The normal images that look most anomalous.
     """
 
     images: Sequence[np.ndarray]
@@ -153,7 +147,7 @@ class AnomalyMapDisplay:
         estimator : Pipeline
             As in `from_estimator`.
         images : sequence of images
-            As the extractor takes them.
+            As in `from_estimator`.
         y : array-like of shape (n,) or None, default=None
             +1 for a normal image, -1 for an anomalous one. None if all images are normal.
         masks, titles
@@ -170,28 +164,13 @@ class AnomalyMapDisplay:
 
         Raises
         ------
-        ImportError
-            Without matplotlib.
-        TypeError, ValueError
-            As in `from_estimator`, also for `y`; no image is normal; `n_images` is less than one.
+        ImportError, TypeError, ValueError
+            As `from_estimator`, also for `y`; no image is normal; `n_images` is less than one.
 
         Notes
         -----
         The network runs once on every normal image for the scores, and again on the `n_images` chosen images for their
         maps. Keeping all maps would take memory that grows with the number of images.
-
-        Examples
-        --------
-        >>> from sklearn.pipeline import make_pipeline
-        >>> from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector
-        >>> from ipca_sklearn.datasets import make_textures
-        >>> from ipca_sklearn.inspection import AnomalyMapDisplay
-        >>> data = make_textures(8, 8, size=64)
-        >>> extractor = PatchFeatureExtractor("resnet18", weights=None, image_size=64, crop_size=64, random_state=0)
-        >>> pipe = make_pipeline(extractor, PatchGaussianDetector(2)).fit(data.train_images)
-        >>> display = AnomalyMapDisplay.from_false_positives(pipe, data.test_images, data.test_labels, n_images=2)
-        >>> display.axes_.shape
-        (2, 2)
         """
         check_matplotlib_support(f"{cls.__name__}.from_false_positives")
         y = None if y is None else check_labels(y)
@@ -235,7 +214,6 @@ class AnomalyMapDisplay:
         Returns
         -------
         AnomalyMapDisplay
-            This display.
         """
         check_matplotlib_support(f"{type(self).__name__}.plot")
         import matplotlib.pyplot as plt

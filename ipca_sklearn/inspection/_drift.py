@@ -23,8 +23,8 @@ _INSET = 0.05
 class DriftDisplay:
     """Evidence that a line drifts, frame by frame, and the limit at which there is an alarm.
 
-    The evidence is drawn as powers of 10, from a tenth to a thousand times the limit; what is beyond runs along
-    the edge, and the legend has the largest power. Create the display with `from_monitor`.
+    The evidence is drawn as powers of 10, from a tenth to a thousand times the limit; what is beyond runs along the
+    edge, and the legend has the largest power. Create the display with `from_monitor`.
 
     Parameters
     ----------
@@ -48,11 +48,6 @@ class DriftDisplay:
         The course, as powers of 10, within the axes.
     limit_ : matplotlib Line2D
         The limit.
-
-    See Also
-    --------
-    DriftDisplay.from_monitor : Make the display from a monitor.
-    ipca_sklearn.monitoring.DriftMonitor : What is drawn.
     """
 
     frames: np.ndarray
@@ -106,18 +101,7 @@ class DriftDisplay:
         return cls(frames, log_statistic, alpha=monitor.alpha, **changed).plot(ax=ax)
 
     def plot(self, *, ax: Axes | None = None) -> DriftDisplay:
-        """Draw the display.
-
-        Parameters
-        ----------
-        ax : matplotlib Axes or None
-            As in `from_monitor`.
-
-        Returns
-        -------
-        DriftDisplay
-            This display.
-        """
+        """Draw the display on `ax`; None makes a figure."""
         ax = set_axes(self, ax, (7, 3.6))
         from matplotlib.ticker import MaxNLocator
 

@@ -56,20 +56,6 @@ class ModelCard:
     >>> card = ModelCard("bolts", {"Training": {"images learnt": 40}, "Measured figures": {"figures": None}})
     >>> card.to_json()
     '{"images learnt": 40, "figures": null}'
-    >>> print(card.to_markdown())
-    # bolts
-    <BLANKLINE>
-    ## Training
-    <BLANKLINE>
-    | fact | value |
-    | --- | --- |
-    | images learnt | 40 |
-    <BLANKLINE>
-    ## Measured figures
-    <BLANKLINE>
-    | fact | value |
-    | --- | --- |
-    | figures | none were given |
     """
 
     title: str
@@ -134,9 +120,9 @@ def model_card(model: Any, *, file: PathLike | None = None, figures: Mapping[str
     Notes
     -----
     Where the images come from, their digest and the date are known where
-    :func:`~ipca_sklearn.persistence.record_training` was called, as `ipca-sklearn fit` and `update` do. Versions under
-    the heading "Versions" are those that the card was made with; a record has those of the training. The licence is
-    what the library of the weights says, see :func:`~ipca_sklearn.features.weights_license`.
+    :func:`~ipca_sklearn.persistence.record_training` was called, as `ipca-sklearn fit` and `update` do. The versions
+    are those that the card was made with; a record has those of the training. The licence is what the library of the
+    weights says, see :func:`~ipca_sklearn.features.weights_license`.
 
     Examples
     --------
@@ -179,10 +165,9 @@ def model_card(model: Any, *, file: PathLike | None = None, figures: Mapping[str
 
 
 def describe_model(model: Any) -> str:
-    """Return a text that tells a model from others; a str is the text itself.
+    """Return a text that tells a model from others: of a file, its name and the first digits of its SHA-256 digest.
 
-    A file is described by its name and by the first digits of the SHA-256 digest of its bytes, as `sha256sum` prints
-    it; an estimator by its classes and by a digest of what its last step has learnt.
+    Of an estimator, its classes and a digest of what its last step has learnt; a str is the text itself.
     """
     if isinstance(model, str):
         return printable(model)

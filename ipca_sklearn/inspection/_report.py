@@ -16,7 +16,6 @@ from contextlib import ExitStack
 from dataclasses import KW_ONLY, dataclass
 from datetime import datetime
 from importlib import resources
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -137,9 +136,7 @@ class HtmlReport:
             self._closing = stack.pop_all()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
         if error is None:
             with self._closing:
                 self._write()

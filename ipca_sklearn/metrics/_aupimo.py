@@ -36,10 +36,6 @@ class PimoCurves:
         Areas of the exact curves, in [0, 1]; NaN likewise.
     fpr_bounds : (float, float)
         Where the integral begins and ends.
-
-    See Also
-    --------
-    ipca_sklearn.inspection.PimoDisplay : Draws them.
     """
 
     thresholds: Reals
@@ -93,17 +89,13 @@ def aupimo_score(
     FewImagesWarning
         Fewer than 10 different scores of normal pixels lie between the bounds.
 
-    See Also
-    --------
-    pimo_curves : The curves and the areas of each image.
-
     Notes
     -----
     The definition is equation 6 of [1]_. Images have one size here, so the shared rate at a threshold is the number of
     the M pixels of all normal images that reach it, divided by M. A pixel that a of them exceed and b reach adds a term
-    that is 0 up to a / M, rises linearly to 1 at b / M, and stays 1. The area under log(rate) of that is known in
-    closed form, so there is no grid of thresholds, whose number would change the result. With A anomalous pixels, the
-    time is O(M log M + A log M) and the memory one copy of all these scores.
+    that is 0 up to a / M, rises linearly to 1 at b / M, and stays 1: the area under log(rate) of that is known in
+    closed form, without a grid of thresholds. With A anomalous pixels, the time is O(M log M + A log M) and the memory
+    one copy of all these scores.
 
     Maps are resized from a grid of patches: of 56 x 56, the 5 pixels of the upper bound are a third of a patch.
 
@@ -114,14 +106,12 @@ def aupimo_score(
 
     Examples
     --------
-    One of two defects is found before any normal pixel, the other is not found:
-
     >>> import numpy as np
     >>> from ipca_sklearn.metrics import aupimo_score
     >>> masks = np.zeros((3, 100, 100), dtype=bool)
     >>> masks[1:, :10, :10] = True
     >>> maps = np.random.default_rng(0).normal(size=masks.shape)
-    >>> maps[masks] = np.repeat([9, -9], 100)
+    >>> maps[masks] = np.repeat([9, -9], 100)                    # the first defect is found, the second is not
     >>> aupimo_score(masks, maps, fpr_bounds=(1e-4, 1e-2))
     0.5
     """
@@ -161,10 +151,6 @@ def pimo_curves(
     -----
     FewImagesWarning
         As :func:`aupimo_score`.
-
-    Notes
-    -----
-    Cost as :func:`aupimo_score`, and `n_images * n_thresholds` numbers.
 
     Examples
     --------

@@ -76,25 +76,18 @@ def compare_scores(
     FewImagesWarning, MaskWarning, AspectRatioWarning
         As :func:`evaluation_report`.
 
-    See Also
-    --------
-    evaluation_report : The figures of one model.
-
     Notes
     -----
-    Both models see the same images, and the same images are hard for both: the difference is known better than either
-    figure, and it can be clear although the intervals of the figures overlap. DeLong, DeLong and Clarke-Pearson [1]_
-    give the variance of a difference of two areas under ROC curves from the ranks of the images, here in
-    O(n log n) [2]_. In the paired bootstrap both models are measured on the same resamples, drawn from the normal and
-    from the anomalous images apart (which `scipy.stats.bootstrap` does not do); the interval holds the middle share of
-    the differences. Its p-value is twice the share of resamples whose difference has the other sign, or is 0, and at
-    least 2 / (1 + n_resamples).
+    The same images are hard for both models: their difference is known better than either figure. DeLong, DeLong and
+    Clarke-Pearson [1]_ give the variance of a difference of two areas under ROC curves from the ranks of the images,
+    here in O(n log n) [2]_. In the paired bootstrap both models are measured on the same resamples, drawn from the
+    normal and from the anomalous images apart; the interval holds the middle share of the differences. Its p-value is
+    twice the share of resamples whose difference has the other sign, or is 0, and at least 2 / (1 + n_resamples).
 
     Choose the measure before you look: of many measures of two equal models some differ by chance. The images of the
-    test alone vary here; another training set would change both models too.
-
-    If there is no difference in any resample, both models rank all images alike, and the interval is (0, 0): the images
-    say too little. Cost: twice that of :func:`evaluation_report`.
+    test alone vary here; another training set would change both models too. If there is no difference in any resample,
+    both models rank all images alike, and the interval is (0, 0): the images say too little. Cost: twice that of
+    :func:`evaluation_report`.
 
     References
     ----------
@@ -149,8 +142,7 @@ def compare_scores(
 def delong_error(is_normal: Bools, scores_a: Reals, scores_b: Reals) -> float:
     """Return the standard error of the difference of two areas under ROC curves of the same images.
 
-    The area is the mean over normal images of the share of anomalous ones below each, and likewise the other way round:
-    the variances of these shares, divided by the numbers of images, add up.
+    The variances of the shares of images of the other kind below each image, divided by the numbers of images, add up.
     """
     variance = 0.0
     for kind in (is_normal, ~is_normal):

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -96,15 +97,13 @@ def confidence_interval(
     -----
     Images are drawn, not pixels: pixels of one image are alike, and an interval of independent pixels would be many
     times too narrow [1]_. With fewer than 30 images of a kind even this interval is too narrow as a rule. Where all
-    images lie on the right side, all resamples do, and the interval is (1, 1): the images then say too little, not
-    everything.
+    images lie on the right side, the interval is (1, 1): the images then say too little, not everything.
 
-    The measures of this module are computed for all resamples at once. For images that costs
-    ``O(n_resamples * n_images)``. For maps, the pixels of each image are counted in K (at most 2400) bins that all
-    images share: ``O(n_pixels log K + n_resamples * n_images * K)`` time, and ``12 n_images K`` bytes beside
-    ``40 n_resamples K``. Within a bin curves are linear. That changes the ends by less than the chance of the
-    resampling does, and by nothing at all if there are at most 800 pixels of each kind. Another metric is called
-    `n_resamples` times.
+    The measures of this module are computed for all resamples at once: for images in ``O(n_resamples * n_images)``.
+    For maps, the pixels of each image are counted in K (at most 2400) bins that all images share:
+    ``O(n_pixels log K + n_resamples * n_images * K)`` time, and ``12 n_images K`` bytes beside ``40 n_resamples K``.
+    Within a bin curves are linear, which changes the ends by less than the chance of the resampling does, and by
+    nothing with at most 800 pixels of each kind. Another metric is called `n_resamples` times.
 
     References
     ----------
@@ -124,6 +123,8 @@ def confidence_interval(
     def weights(strata: Any) -> Floats:
         return resampled_weights(strata, n_resamples, random_state)
 
+    if metric in _OF_IMAGES or metric in _OF_PIXELS:
+        inspect.signature(metric).bind(y_true, y_score, **options)  # a TypeError that names what the metric has not
     if metric in _OF_IMAGES:
         is_normal, scores = check_image_scores(y_true, y_score)
         curves = _resampling.image_curves(is_normal, scores, weights(is_normal))
@@ -138,14 +139,14 @@ def confidence_interval(
             kinds.append(normal_scores(pixels, options.get("fpr_bounds", FPR_BOUNDS)))
         counts = PixelCounts.of(pixels, _resampling.shared_thresholds(*kinds), connectivity)
         values = _OF_PIXELS[metric](counts.sums(weights(strata_of(pixels))), **options)
-    elif metric is pixel_f1_score:
-        pixels = check_marked(y_true, y_score, **{"region": None, **options})
-        values = f1(*(weights(strata_of(pixels)) @ mask_counts(pixels)).T)
-    elif metric in (pro_score, region_f1_score):
-        metric(y_true, y_score, **options)  # it checks its options
+    elif metric in (pixel_f1_score, pro_score, region_f1_score):
+        metric(y_true, y_score, **options)  # it checks the input
         pixels = check_marked(y_true, y_score, options.pop("region", None))
-        regions = RegionCounts.of_pixels(pixels, **options)
-        values = (regions.pro if metric is pro_score else regions.f1)(weights(strata_of(pixels)))
+        if metric is pixel_f1_score:
+            values = f1(*(weights(strata_of(pixels)) @ mask_counts(pixels)).T)
+        else:
+            regions = RegionCounts.of_pixels(pixels, **options)
+            values = (regions.pro if metric is pro_score else regions.f1)(weights(strata_of(pixels)))
     else:
         true, scores = as_real_array(y_true, "y_true"), as_real_array(y_score, "y_score")
         n_images = len(true)

@@ -1,9 +1,8 @@
 """Measures of maps, pixel by pixel and region by region.
 
-All of them are sums or maxima over the anomalous pixels: the term of a pixel depends only on how many normal, and how
-many anomalous pixels score above it, and how many tie with it. So one sort of the normal pixels and two binary searches
-per anomalous pixel replace the curve over all thresholds. The counts are integers, and no rounding accumulates along a
-curve to a value above 1.
+The term of an anomalous pixel depends only on how many normal, and how many anomalous pixels score above it, and how
+many tie with it. So one sort of the normal pixels and two binary searches per anomalous pixel replace the curve over
+all thresholds. The counts are integers: no rounding accumulates.
 """
 
 from __future__ import annotations
@@ -53,15 +52,11 @@ def pixel_roc_auc_score(masks: ArrayLike, maps: ArrayLike, *, region: ArrayLike 
     TypeError
         If an input does not hold real numbers.
 
-    See Also
-    --------
-    aupro_score : Counts a small defect as much as a large one.
-
     Notes
     -----
-    The area is computed in its Mann-Whitney form [1]_. All pairs are counted in integers, so the only rounding is the
-    last division. With N normal and A anomalous pixels, the time is O(N log N + A log N) and the memory one copy of the
-    pixels' scores. The curve itself is not built, unlike in scikit-learn: it needs several float64 arrays of N + A.
+    The area is computed in its Mann-Whitney form [1]_, without the curve: pairs are counted in integers, so the only
+    rounding is the last division. With N normal and A anomalous pixels, the time is O(N log N + A log N) and the memory
+    one copy of the pixels' scores.
 
     References
     ----------
@@ -73,8 +68,6 @@ def pixel_roc_auc_score(masks: ArrayLike, maps: ArrayLike, *, region: ArrayLike 
     >>> from ipca_sklearn.metrics import pixel_roc_auc_score
     >>> pixel_roc_auc_score([[[0, 0], [1, 1]]], [[[0.1, 0.4], [0.4, 0.9]]])
     0.875
-    >>> pixel_roc_auc_score([[[0, 0], [1, 1]]], [[[0.1, 0.4], [0.4, 0.9]]], region=[[0, 1], [1, 1]])
-    0.75
     """
     return roc_auc(*Pixels.of(masks, maps, region).split())
 
@@ -207,9 +200,8 @@ def aupro_score(
 ) -> float:
     """Area under the per-region-overlap curve, up to a false positive rate.
 
-    At each threshold, the overlap is the fraction of a region's pixels that reach it, averaged over the regions of all
-    images; a region is a connected component of one mask. The false positive rate is the fraction of the normal pixels
-    of all images, those without a defect included.
+    The overlap at a threshold is the fraction of a region's pixels that reach it, averaged over the regions of all
+    images; a region is a connected component of one mask. The false positive rate is that of all normal pixels.
 
     Parameters
     ----------
@@ -238,10 +230,9 @@ def aupro_score(
     Notes
     -----
     The curve of [1]_ starts at (0, 0), has one point per distinct score (ties are one threshold), and is linear in
-    between, also at `max_fpr`. Each region has its own ROC curve against all normal pixels; the area under it is a mean
-    over the region's pixels, and the result the mean of these areas, so no curve is built. With N normal and A
-    anomalous pixels, the time is O(N log N + A log N) and the memory one copy of the pixels' scores and three arrays of
-    A.
+    between, also at `max_fpr`. Each region has its own ROC curve against all normal pixels, whose area is a mean over
+    its pixels: no curve is built. With N normal and A anomalous pixels, the time is O(N log N + A log N) and the memory
+    one copy of the pixels' scores and three arrays of A.
 
     References
     ----------
@@ -251,10 +242,9 @@ def aupro_score(
 
     Examples
     --------
-    The region of one pixel is missed, the region of two pixels is found:
-
     >>> from ipca_sklearn.metrics import aupro_score
-    >>> aupro_score([[[1, 0, 1, 1], [0, 0, 0, 0]]], [[[0.0, 0.1, 0.9, 0.8], [0.1, 0.1, 0.1, 0.1]]])
+    >>> maps = [[[0.0, 0.1, 0.9, 0.8], [0.1, 0.1, 0.1, 0.1]]]
+    >>> aupro_score([[[1, 0, 1, 1], [0, 0, 0, 0]]], maps)  # the region of two pixels is found, the other is not
     0.5
     """
     check_max_fpr(max_fpr)

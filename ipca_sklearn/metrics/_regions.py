@@ -56,11 +56,6 @@ def region_f1_score(
     ValueError, TypeError
         As :func:`pixel_f1_score`; `min_overlap` or `connectivity` is out of range.
 
-    See Also
-    --------
-    pro_score : How much of each defect is marked.
-    found_by_size : Which defects are found, by their size.
-
     Notes
     -----
     The definition is that of component-wise F1 in [1]_: the overlap of a defect is its common pixels with the regions
@@ -73,10 +68,8 @@ def region_f1_score(
 
     Examples
     --------
-    One defect of two is found, and one region is a false alarm:
-
     >>> from ipca_sklearn.metrics import region_f1_score
-    >>> region_f1_score([[[1, 1, 0, 1, 0, 0, 0]]], [[[1, 1, 0, 0, 0, 0, 1]]])
+    >>> region_f1_score([[[1, 1, 0, 1, 0, 0, 0]]], [[[1, 1, 0, 0, 0, 0, 1]]])  # one found, one missed, one false
     0.5
     """
     if not 0 <= min_overlap < 1:
@@ -231,8 +224,7 @@ class RegionCounts:
 def _compared(defects: Bools, marked: Bools, min_overlap: float, connectivity: int) -> tuple[Reals, Reals, Reals, int]:
     """Return pixels of each defect, how many are marked, the pixels beside it, and the number of false regions.
 
-    Pixels beside a defect belong to the marked regions that touch it and lie on no defect. A region is false if no more
-    than a share `min_overlap` of it lies on defects.
+    Pixels beside a defect belong to the marked regions that touch it and lie on no defect.
     """
     (true, n_true), (called, n_called) = label_regions(defects, connectivity), label_regions(marked, connectivity)
     area = np.bincount(true.ravel(), minlength=n_true + 1)[1:]

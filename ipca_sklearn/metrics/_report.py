@@ -146,8 +146,8 @@ def kinds(is_normal: Bools, defect_types: ArrayLike | None, confidence_level: fl
     """
     names = np.full(len(is_normal), "all") if defect_types is None else np.asarray(defect_types)
     types = sorted(set(names[~is_normal].tolist()))
-    numbers = {"normal": int(is_normal.sum())} | {name: int(np.sum(~is_normal & (names == name))) for name in types}
-    few = [f"{name} ({number})" for name, number in numbers.items() if number < _MIN_IMAGES]
+    numbers = [("normal", is_normal.sum()), *((name, np.sum(~is_normal & (names == name))) for name in types)]
+    few = [f"{name} ({number})" for name, number in numbers if number < _MIN_IMAGES]
     if few:
         warnings.warn(
             f"fewer than {_MIN_IMAGES} images of these kinds: {', '.join(few)}. Their figures may be far from those of "

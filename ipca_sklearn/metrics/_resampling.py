@@ -1,8 +1,7 @@
 """The bootstrap over images: measures of many resamples at once.
 
-A resample of images is a weight for each image, how often it was drawn. Scores are counted in bins that all images
-share, so the curves of a resample are weighted sums of counts: one product of matrices for all resamples, in place of
-sorting the pixels of each.
+A resample is a weight for each image, how often it was drawn. Scores are counted in bins that all images share, so the
+curves of all resamples are one product of matrices, in place of sorting the pixels of each.
 """
 
 from __future__ import annotations

@@ -35,16 +35,12 @@ class OneClassKFold(BaseCrossValidator):
     random_state : int, RandomState or None, default=None
         For `shuffle`. The halving searches need an integer.
 
-    See Also
-    --------
-    RepeatedOneClassKFold : The same several times, shuffled differently.
-    ipca_sklearn.FeatureCache : Keeps features on disk, so that a search runs the network once per image.
-
     Notes
     -----
-    With `groups` (images of one part, or of one roll), no group is on both sides. The groups of the normal samples
-    are split as by :class:`sklearn.model_selection.GroupKFold`. An anomalous sample is tested only in folds with
-    training samples of other groups: in one fold if its group has normal samples, else in all.
+    With `groups` (images of one part, or of one roll), no group is on both sides: those of the normal samples are split
+    as by :class:`sklearn.model_selection.GroupKFold`. An anomalous sample is tested only in folds with training samples
+    of other groups: in one fold if its group has normal samples, else in all. A search runs the network once per image
+    if the extractor has a :class:`ipca_sklearn.FeatureCache`.
 
     Examples
     --------
@@ -150,6 +146,8 @@ class RepeatedOneClassKFold(OneClassKFold):
         self, X: Any, y: ArrayLike | None = None, groups: ArrayLike | None = None
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield the folds of one repetition after the other; see :meth:`OneClassKFold.split`."""
+        if not isinstance(self.n_repeats, Integral) or self.n_repeats < 1:
+            raise ValueError(f"n_repeats={self.n_repeats!r}: an integer of at least 1")
         rng = check_random_state(self.random_state)
         for _ in range(self.n_repeats):
             once = OneClassKFold(self.n_splits, shuffle=True, random_state=rng.randint(2**31 - 1))

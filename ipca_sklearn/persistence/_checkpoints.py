@@ -87,10 +87,9 @@ def fit_resumable(
 
     Notes
     -----
-    A checkpoint has the size of the last step of the pipeline (P (k + 4) m numbers, or C m^2 of scatter matrices,
-    bit by bit), without the network. Files are
-    compared by name and size; their content is not read again. Arrays are read again to compare them. Checkpoints that
-    a killed process has not finished are removed by the next one that is written to the same path.
+    A checkpoint has the size of the last step of the pipeline (P (k + 4) m numbers, or C m^2 of scatter matrices),
+    without the network. Files are compared by name and size; arrays are read again. What a killed process has not
+    finished is removed by the next checkpoint that is written to the same path.
 
     Examples
     --------
@@ -166,17 +165,13 @@ def fit_resumable(
 
 @dataclass
 class Checkpoint:
-    """What a fit had learnt when it was last saved, and from which samples.
-
-    `parameters` are those of the whole model, as text; `digest` is that of the `n_done` samples. If they were all
-    (`complete`), the last step may have been a short one.
-    """
+    """What a fit had learnt when it was last saved, and from which samples."""
 
     learner: Any
     n_done: int
-    parameters: dict[str, str]
-    digest: str
-    complete: bool
+    parameters: dict[str, str]  # of the whole model, as text
+    digest: str  # of the `n_done` samples
+    complete: bool  # whether these are all: then the last step may have been a short one
     version: str = field(default_factory=lambda: _version.__version__)
 
 
@@ -203,10 +198,7 @@ def load_checkpoint(path: PathLike) -> Checkpoint:
     n_end = len(_MARK) + digest.digest_size
     with open(path, "rb") as file, naming(path):
         n_left = os.fstat(file.fileno()).st_size - n_end
-        while n_left > 0:
-            content = file.read(min(n_left, 1 << 20))
-            if not content:
-                break
+        while n_left > 0 and (content := file.read(min(n_left, 1 << 20))):
             digest.update(content)
             n_left -= len(content)
         end = file.read(n_end)

@@ -1,8 +1,7 @@
 """Digests by which images are known, wherever their files are now.
 
-An image is known by its pixels: a copy, another name, another time of change, other metadata and a file that was saved
-again without loss (PNG as TIFF) are the same image. Pixels that differ make another one, under the same name too, and
-so does a lossy copy (JPEG).
+An image is known by its pixels: a copy, another name or other metadata, and a file that was saved again without loss
+(PNG as TIFF) are the same image; a lossy copy (JPEG) and other pixels under the same name are another one.
 """
 
 from __future__ import annotations
@@ -120,10 +119,6 @@ def file_numbers(paths: Iterable[PathLike], n_jobs: int | None) -> list[int | No
 @contextmanager
 def noting_pixels() -> Iterator[None]:
     """Note the pixels of the images that are decoded meanwhile: `record_training` does not decode them again.
-
-    Yields
-    ------
-    None
 
     Examples
     --------

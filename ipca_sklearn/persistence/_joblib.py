@@ -37,9 +37,9 @@ def save(model: Any, path: PathLike) -> None:
 
     Notes
     -----
-    The format is joblib's: `joblib.load` reads it too. The file has the bytes of the arrays and a few kilobytes. If the
-    process is killed while it writes, or the power fails, the old file is intact. The unfinished file beside it,
-    `.<name>.<letters>.tmp`, is removed by the next `save` to the same path. A link is followed, permissions are kept.
+    The format is joblib's: `joblib.load` reads it too. If the process is killed while it writes, or the power fails,
+    the old file is intact; the unfinished file beside it, `.<name>.<letters>.tmp`, is removed by the next `save` to the
+    same path. A link is followed, permissions are kept.
 
     Examples
     --------

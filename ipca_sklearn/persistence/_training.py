@@ -57,10 +57,9 @@ def record_training(model: Any, images: Any, *, source: Any = "", product: Any =
 
     Notes
     -----
-    Kept in `learnt_from_` of the detector, as plain data; `learnt_images_` has 16 bytes for each image, by which
-    `ipca-sklearn update`, `threshold` and `evaluate` leave out what was learnt. `partial_fit`, `calibrate` and `merge`
-    keep both, `fit` forgets them. Images are decoded and read once more, unless they are files that the fit has decoded
-    within :func:`noting_pixels`.
+    Kept in `learnt_from_` of the detector; `learnt_images_` has 16 bytes for each image, by which `ipca-sklearn
+    update`, `threshold` and `evaluate` leave out what was learnt. `partial_fit`, `calibrate` and `merge` keep both,
+    `fit` forgets them. Images are decoded once more, unless the fit has decoded them within :func:`noting_pixels`.
 
     Examples
     --------

@@ -99,10 +99,6 @@ class ProductRouter(
     feature_names_in_ : ndarray of shape (m,)
         Names of the columns, where X had string names.
 
-    See Also
-    --------
-    PatchGaussianDetector : What is learnt for each product.
-
     Notes
     -----
     The distance of an image from a product is t, about the median of its map: a defect on less than half of the
@@ -112,11 +108,10 @@ class ProductRouter(
     is as large as that of the image divided by ``1 + tolerance``. It has this side alone, as the images that were
     learnt have a small t.
 
-    With ``tolerance=0`` the rate of rejections is as exact as the p-values of the detector: with `calibration` a number
-    for any number of images, by default about so. But t hardly varies among images that were taken together, so the
-    slightest change makes new images unknown. Of eight products, normal images of other photographs had a t up to 1.12
-    times the largest of the unseen ones, and images of a product that was left out at least 2.26 times
-    (docs/benchmarks/products.md).
+    With ``tolerance=0`` the rate of rejections is as exact as the p-values of the detector, but t hardly varies among
+    images that were taken together, so the slightest change makes new images unknown. Of eight products, normal images
+    of other photographs had a t up to 1.12 times the largest of the unseen ones, and images of a product that was left
+    out at least 2.26 times (docs/benchmarks/products.md).
 
     Cost per image: that of one detector where the product is given, else that of all. Memory: a detector for each
     product, and one step of features.

@@ -98,6 +98,14 @@ def test_files_of_labelme_have_the_names_of_the_images_unless_two_have_one():
     assert labelme_names(images) == ["000001_a.json", "000002_A.json", "b.json"]
 
 
+def test_no_file_of_labelme_takes_the_numbered_name_of_another_or_one_too_long():
+    long = "x" * 251  # with .png the longest name of a file, with .json one byte more
+    images = [Path("x/a.png"), Path("y/a.png"), Path("y/000001_a.png"), Path(f"y/{long}.png")]
+    names = labelme_names(images)
+    assert names[:3] == ["000001_a.json", "000002_a.json", "000003_000001_a.json"]
+    assert names[3] == f"000004_{'x' * 243}.json" and len(names[3]) == 255
+
+
 def test_names_that_are_no_text_are_written_as_json(tmp_path):
     path = tmp_path / "caf\udce9.png"
     with coco_file(tmp_path / "coco.json", [path]) as add, ExitStack() as stack:

@@ -100,7 +100,8 @@ def test_files_that_go_while_predict_runs_are_rows_with_the_reason(root, tmp_pat
     monkeypatch.setattr(_images, "open_upright", open_what_is_there)
     outputs = ["-o", tmp_path / "rows.jsonl", "--maps", tmp_path.with_name("maps"), "--report", tmp_path / "r.html"]
     paths = [tmp_path / f"{name}.png" for name in ("a", "b", "c", "never")]
-    run("predict", root / "model.joblib", *paths, *outputs, "--device", "cpu", code=3)
+    done = run("predict", root / "model.joblib", *paths, *outputs, "--device", "cpu", code=3)
+    assert "of 3 images are anomalous" in done.stderr and "3 of 4 images cannot be read" in done.stderr
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     assert [row["score"] is not None for row in rows] == [True, True, True, False]
     for row in rows[:2]:

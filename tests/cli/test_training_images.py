@@ -154,3 +154,18 @@ def test_ctrl_c_says_where_the_command_goes_on(tmp_path, monkeypatch):
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0 and "300 images learnt" in done.output
     assert not (tmp_path / "model.joblib.checkpoint").exists()
+
+
+def test_ctrl_c_without_a_checkpoint_says_so(tmp_path, monkeypatch):
+    from ipca_sklearn import PatchGaussianDetector
+
+    images(tmp_path / "good", 20)
+
+    def interrupted(self, X, y=None):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PatchGaussianDetector, "fit", interrupted)
+    arguments = ["fit", str(tmp_path / "good"), "-o", str(tmp_path / "model.joblib"), *SETTINGS, "--trim", "0.1"]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 130
+    assert "interrupted: with --products or --trim there is no checkpoint" in done.stderr

@@ -24,6 +24,7 @@ from ipca_sklearn.datasets import (
     fetch_magnetic_tile,
     load_magnetic_tile,
     load_mvtec_ad,
+    load_test_images,
     make_textures,
 )
 from ipca_sklearn.datasets._defects import DEFECTS
@@ -145,6 +146,13 @@ def test_category_without_training_images_names_the_folder(mvtec_root):
         path.unlink()
     with pytest.raises(FileNotFoundError, match=r"no normal training image found.*good has no images"):
         load_mvtec_ad(mvtec_root, "bolt")
+
+
+def test_test_images_are_found_in_the_home_folder(mvtec_root, monkeypatch):
+    monkeypatch.setenv("HOME", str(mvtec_root))
+    (category,) = (path.name for path in mvtec_root.iterdir() if path.is_dir())
+    found = load_test_images(f"~/{category}")
+    assert found.test_paths == load_mvtec_ad(mvtec_root, category).test_paths
 
 
 def test_category_without_test_images_names_the_folder(tmp_path):

@@ -115,6 +115,7 @@ def test_the_roc_of_all_images_is_seen_and_the_threshold_lies_on_each_curve(
     assert len({line.get_color() for line in curves}) == len(curves) == len(points)
     assert all(curves[0].get_linewidth() > line.get_linewidth() + 2 for line in curves[1:])
     false_alarms = np.mean(scores[labels == 1] < offset)
+    assert len({float(point.get_xdata()[0]) for point in points}) == 1
     for name, curve, point in zip(["all", *shown], curves, points, strict=True):
         mine = (labels == -1) & ((kinds == name) | (name == "all"))
         found = np.mean(scores[mine] < offset)
@@ -123,3 +124,14 @@ def test_the_roc_of_all_images_is_seen_and_the_threshold_lies_on_each_curve(
         at = np.isclose(x, false_alarms)  # of a staircase, between the ends of the step
         assert not at.any() or y[at].min() - 1e-9 <= found <= y[at].max() + 1e-9
         assert point.get_color() == curve.get_color()
+
+
+def test_the_threshold_of_the_curves_is_not_rounded_to_the_dtype_of_the_scores(tmp_path: Any, monkeypatch: Any) -> None:
+    scores = np.array([0.1, 0.3, 0.1, 0.0], dtype=np.float32)
+    offset = float(scores[0]) + 1e-12  # above the score, and equal to it in float32
+    figures: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    labels, kinds = np.array([1, 1, -1, -1]), np.array(["good", "good", "hole", "hole"])
+    draw_roc(tmp_path / "roc.png", labels, scores, kinds, offset)
+    told = [text.get_text() for text in figures[0].axes[0].get_legend().get_texts()]
+    assert told[0].startswith("all: 100% found") and told[-1].endswith("50% false alarms")

@@ -272,3 +272,24 @@ def test_contradictions_in_a_report_are_errors():
         evaluation_report(labels, labels, masks)
     with pytest.raises(ValueError, match="inconsistent numbers of samples"):
         evaluation_report(labels, labels[1:])
+
+
+@pytest.mark.parametrize("metric", [image_roc_auc_score, pixel_roc_auc_score, aupro_score, pixel_f1_score, pro_score])
+def test_an_option_that_a_measure_does_not_have_is_named(metric):
+    given = images() if metric in IMAGE_METRICS else pixels()
+    with pytest.raises(TypeError, match="unexpected keyword argument 'limit'"):
+        confidence_interval(
+            metric, given[0], given[1] > 1 if metric in (pixel_f1_score, pro_score) else given[1], limit=1
+        )
+
+
+def test_masks_without_a_defect_have_no_interval_of_f1():
+    nothing = np.zeros((4, 5, 5), bool)
+    with pytest.raises(ValueError, match="no anomalous pixel"):
+        confidence_interval(pixel_f1_score, nothing, nothing)
+
+
+def test_a_type_of_defect_may_be_called_normal():
+    labels = np.repeat([1, -1], [5, 40])
+    with pytest.warns(FewImagesWarning, match=r"of these kinds: normal \(5\)\."):
+        evaluation_report(labels, np.arange(45.0), defect_types=np.where(labels == 1, "good", "normal"), n_resamples=5)

@@ -80,6 +80,8 @@ def test_other_labels_are_refused_with_a_way_to_mend_them() -> None:
         list(OneClassKFold(2).split(range(4), [0, 0, 1, 1]))
     with pytest.raises(ValueError, match="at least 2"):
         list(OneClassKFold(1).split(range(4)))
+    with pytest.raises(ValueError, match="n_repeats=0: an integer of at least 1"):
+        list(RepeatedOneClassKFold(2, n_repeats=0).split(range(4)))
 
 
 def test_repetitions_differ_and_are_the_same_again() -> None:

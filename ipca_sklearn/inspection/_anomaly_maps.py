@@ -171,6 +171,19 @@ class AnomalyMapDisplay:
         -----
         The network runs once on every normal image for the scores, and again on the `n_images` chosen images for their
         maps. Keeping all maps would take memory that grows with the number of images.
+
+        Examples
+        --------
+        >>> from sklearn.pipeline import make_pipeline
+        >>> from ipca_sklearn import PatchFeatureExtractor, PatchGaussianDetector
+        >>> from ipca_sklearn.datasets import make_textures
+        >>> from ipca_sklearn.inspection import AnomalyMapDisplay
+        >>> data = make_textures(8, 8, size=64)
+        >>> extractor = PatchFeatureExtractor("resnet18", weights=None, image_size=64, crop_size=64, random_state=0)
+        >>> pipe = make_pipeline(extractor, PatchGaussianDetector(2)).fit(data.train_images)
+        >>> display = AnomalyMapDisplay.from_false_positives(pipe, data.test_images, data.test_labels, n_images=2)
+        >>> display.axes_.shape
+        (2, 2)
         """
         check_matplotlib_support(f"{cls.__name__}.from_false_positives")
         y = None if y is None else check_labels(y)

@@ -163,6 +163,18 @@ def load_skops(path: PathLike, *, trusted: Iterable[str] = ()) -> Any:
     -----
     InconsistentVersionWarning
         (`sklearn.exceptions`) Another version of ipca_sklearn, or of scikit-learn, has written the file.
+
+    Examples
+    --------
+    >>> import tempfile, numpy as np
+    >>> from pathlib import Path
+    >>> from ipca_sklearn import BatchedIncrementalPCA
+    >>> from ipca_sklearn.persistence import load_skops, save_skops
+    >>> pca = BatchedIncrementalPCA(2).fit(np.random.default_rng(0).normal(size=(40, 6, 8)))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_skops(pca, Path(folder, "pca.skops"))
+    ...     load_skops(Path(folder, "pca.skops")).n_samples_seen_
+    40
     """
     skops_io = _import_skops()
 

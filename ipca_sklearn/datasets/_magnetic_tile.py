@@ -82,6 +82,10 @@ def load_magnetic_tile(root: str | os.PathLike[str], *, test_prefix: str = "exp1
     ValueError
         If `test_prefix` matches none or all of the normal images; the message lists the existing prefixes.
 
+    See Also
+    --------
+    fetch_magnetic_tile : Download the set first if it is absent.
+
     Examples
     --------
     >>> from ipca_sklearn.datasets import load_magnetic_tile

@@ -57,6 +57,11 @@ def load_mvtec_ad(root: str | os.PathLike[str], category: str) -> Bunch:
         If `root` or the category does not exist (the message lists the existing categories), if there is no training
         or no test image, or if an anomalous image has no mask.
 
+    See Also
+    --------
+    load_magnetic_tile : Another set of real surfaces, with its own layout.
+    make_textures : Generated surfaces, without files.
+
     Examples
     --------
     >>> from ipca_sklearn.datasets import load_mvtec_ad

@@ -94,6 +94,10 @@ def make_textures(
         If the material or a defect is unknown (the message lists the names and suggests the nearest), if `defects` is
         empty, or if a number is out of range.
 
+    See Also
+    --------
+    load_mvtec_ad, load_magnetic_tile : Photographs of real surfaces.
+
     Examples
     --------
     >>> from ipca_sklearn.datasets import make_textures

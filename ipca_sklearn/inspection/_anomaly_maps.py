@@ -49,6 +49,11 @@ class AnomalyMapDisplay:
         After `plot`.
     axes_ : ndarray of Axes, shape (n, 2) or (n, 3)
         Image, ground truth if there is one, heat map.
+
+    See Also
+    --------
+    AnomalyMapDisplay.from_estimator : Make the display from a fitted pipeline and images.
+    AnomalyMapDisplay.from_false_positives : The normal images that look most anomalous.
     """
 
     images: Sequence[np.ndarray]

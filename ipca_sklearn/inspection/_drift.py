@@ -48,6 +48,11 @@ class DriftDisplay:
         The course, as powers of 10, within the axes.
     limit_ : matplotlib Line2D
         The limit.
+
+    See Also
+    --------
+    DriftDisplay.from_monitor : Make the display from a monitor.
+    ipca_sklearn.monitoring.DriftMonitor : What is drawn.
     """
 
     frames: np.ndarray
@@ -101,7 +106,18 @@ class DriftDisplay:
         return cls(frames, log_statistic, alpha=monitor.alpha, **changed).plot(ax=ax)
 
     def plot(self, *, ax: Axes | None = None) -> DriftDisplay:
-        """Draw the display on `ax`; None makes a figure."""
+        """Draw the display.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes or None
+            As in `from_monitor`.
+
+        Returns
+        -------
+        DriftDisplay
+            This display.
+        """
         ax = set_axes(self, ax, (7, 3.6))
         from matplotlib.ticker import MaxNLocator
 

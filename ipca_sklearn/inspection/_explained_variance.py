@@ -40,6 +40,10 @@ class ExplainedVarianceDisplay:
         After `plot`.
     axes_ : ndarray of Axes, shape (2,) or, without a map, (1,)
         The map (for patches in rows and columns), the curve.
+
+    See Also
+    --------
+    ExplainedVarianceDisplay.from_estimator : Make the display from what was learnt.
     """
 
     def __init__(self, explained_variance_ratio: np.ndarray, *, share: float = 0.9) -> None:
@@ -104,7 +108,18 @@ class ExplainedVarianceDisplay:
         return cls(_on_grid(ratio, learner), share=share).plot(axes=axes)
 
     def plot(self, *, axes: Sequence[Axes] | Axes | None = None) -> ExplainedVarianceDisplay:
-        """Draw the display on `axes`, as `from_estimator` takes them."""
+        """Draw the display.
+
+        Parameters
+        ----------
+        axes : array of 2 matplotlib Axes, or None
+            As in `from_estimator`.
+
+        Returns
+        -------
+        ExplainedVarianceDisplay
+            This display.
+        """
         check_matplotlib_support(f"{type(self).__name__}.plot")
         import matplotlib.pyplot as plt
 

@@ -142,6 +142,10 @@ def heat_layer(estimator: Pipeline, anomaly_map: np.ndarray, size: tuple[int, in
     ------
     ImportError
         Without matplotlib, which has the colours.
+
+    Examples
+    --------
+    >>> layer = heat_layer(pipe, pipe.transform(["a.png"])[0], (256, 256))  # doctest: +SKIP
     """
     from matplotlib import colormaps
 
@@ -198,6 +202,10 @@ def map_of_pixels(estimator: Pipeline, anomaly_map: np.ndarray, size: tuple[int,
     Returns
     -------
     ndarray of shape `size`, float32
+
+    Examples
+    --------
+    >>> values = map_of_pixels(pipe, pipe.transform(["a.png"])[0], (256, 256))  # doctest: +SKIP
     """
     return _laid_over(estimator, anomaly_map, size, Image.Resampling.BILINEAR)
 

@@ -37,6 +37,10 @@ class PimoDisplay:
     figure_ : matplotlib.figure.Figure
     lines_ : dict of str to matplotlib Line2D
         The mean of each group.
+
+    See Also
+    --------
+    ipca_sklearn.metrics.aupimo_score : The mean area.
     """
 
     curves: PimoCurves
@@ -94,7 +98,18 @@ class PimoDisplay:
         return cls(curves, groups=None if groups is None else np.asarray(groups)).plot(ax=ax)
 
     def plot(self, *, ax: Axes | None = None) -> PimoDisplay:
-        """Draw the display on `ax`; None makes a figure."""
+        """Draw the display.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes or None
+            As in `from_predictions`.
+
+        Returns
+        -------
+        PimoDisplay
+            This display.
+        """
         ax = set_axes(self, ax, (6, 4.5))
         curves = self.curves
         anomalous = np.isfinite(curves.aupimo)

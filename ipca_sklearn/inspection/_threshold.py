@@ -45,6 +45,10 @@ class ThresholdDisplay:
     figure_ : matplotlib.figure.Figure
     line_ : matplotlib Line2D
         The threshold.
+
+    See Also
+    --------
+    ThresholdDisplay.from_estimator : Make the display from a fitted detector.
     """
 
     calibration_scores: np.ndarray
@@ -116,7 +120,20 @@ class ThresholdDisplay:
         return display.plot(bins=bins, ax=ax)
 
     def plot(self, *, bins: int | Sequence[float] = 30, ax: Axes | None = None) -> ThresholdDisplay:
-        """Draw the display with `bins` on `ax`, as `from_estimator` takes them."""
+        """Draw the display.
+
+        Parameters
+        ----------
+        bins : int or sequence, default=30
+            Bins, or their edges; the same for all histograms.
+        ax : matplotlib Axes or None
+            As in `from_estimator`.
+
+        Returns
+        -------
+        ThresholdDisplay
+            This display.
+        """
         ax = set_axes(self, ax, (6, 3.8))
         groups = [("normal, not learnt from", self.calibration_scores, "tab:blue")]
         if self.scores is not None and self.y is None:

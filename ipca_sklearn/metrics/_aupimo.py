@@ -36,6 +36,10 @@ class PimoCurves:
         Areas of the exact curves, in [0, 1]; NaN likewise.
     fpr_bounds : (float, float)
         Where the integral begins and ends.
+
+    See Also
+    --------
+    ipca_sklearn.inspection.PimoDisplay : Draws them.
     """
 
     thresholds: Reals
@@ -88,6 +92,10 @@ def aupimo_score(
     -----
     FewImagesWarning
         Fewer than 10 different scores of normal pixels lie between the bounds.
+
+    See Also
+    --------
+    pimo_curves : The curves and the areas of each image.
 
     Notes
     -----
@@ -151,6 +159,10 @@ def pimo_curves(
     -----
     FewImagesWarning
         As :func:`aupimo_score`.
+
+    Notes
+    -----
+    Cost as :func:`aupimo_score`, and `n_images * n_thresholds` numbers.
 
     Examples
     --------

@@ -76,6 +76,10 @@ def compare_scores(
     FewImagesWarning, MaskWarning, AspectRatioWarning
         As :func:`evaluation_report`.
 
+    See Also
+    --------
+    evaluation_report : The figures of one model.
+
     Notes
     -----
     The same images are hard for both models: their difference is known better than either figure. DeLong, DeLong and

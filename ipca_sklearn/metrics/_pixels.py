@@ -52,6 +52,10 @@ def pixel_roc_auc_score(masks: ArrayLike, maps: ArrayLike, *, region: ArrayLike 
     TypeError
         If an input does not hold real numbers.
 
+    See Also
+    --------
+    aupro_score : Counts a small defect as much as a large one.
+
     Notes
     -----
     The area is computed in its Mann-Whitney form [1]_, without the curve: pairs are counted in integers, so the only

@@ -56,6 +56,11 @@ def region_f1_score(
     ValueError, TypeError
         As :func:`pixel_f1_score`; `min_overlap` or `connectivity` is out of range.
 
+    See Also
+    --------
+    pro_score : How much of each defect is marked.
+    found_by_size : Which defects are found, by their size.
+
     Notes
     -----
     The definition is that of component-wise F1 in [1]_: the overlap of a defect is its common pixels with the regions

@@ -35,6 +35,11 @@ class OneClassKFold(BaseCrossValidator):
     random_state : int, RandomState or None, default=None
         For `shuffle`. The halving searches need an integer.
 
+    See Also
+    --------
+    RepeatedOneClassKFold : The same several times, shuffled differently.
+    ipca_sklearn.FeatureCache : Keeps features on disk, so that a search runs the network once per image.
+
     Notes
     -----
     With `groups` (images of one part, or of one roll), no group is on both sides: those of the normal samples are split

@@ -47,6 +47,11 @@ class DetectorGridSearchCV(JointGridSearch):
     cv_results_, best_estimator_, best_params_, best_score_, best_index_, n_splits_, refit_time_, scorer_, multimetric_
         As in `GridSearchCV`. `fit_time` is an equal part of the time of the common fit.
 
+    See Also
+    --------
+    OneClassKFold : Splits in which only normal samples are learnt.
+    ipca_sklearn.FeatureCache : Keeps features on disk, so that a search runs the network once per image.
+
     Notes
     -----
     `fit` takes no parameters but `groups`. Memory: that of one fit, and the operators of its candidates, C k m numbers

@@ -82,6 +82,11 @@ class DriftMonitor(VersionedMixin, BaseEstimator):
     calibration_scores_ : ndarray of shape (n_calibration,)
         What `fit` was given.
 
+    See Also
+    --------
+    ipca_sklearn.inspection.DriftDisplay : The course as a picture.
+    PatchGaussianDetector.p_values : Whether one image is anomalous.
+
     Notes
     -----
     The smoothed conformal p-value of each score among those before it goes into 14 bets, whose capital is a martingale;
@@ -243,6 +248,11 @@ class DriftMonitor(VersionedMixin, BaseEstimator):
 
         For a change that is to stay, call `fit` with scores of the line as it is now. The probability of a false alarm
         is at most alpha for each start.
+
+        Returns
+        -------
+        DriftMonitor
+            This monitor.
         """
         return self.fit(getattr(self, "calibration_scores_", ()))
 

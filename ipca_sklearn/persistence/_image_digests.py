@@ -120,6 +120,10 @@ def file_numbers(paths: Iterable[PathLike], n_jobs: int | None) -> list[int | No
 def noting_pixels() -> Iterator[None]:
     """Note the pixels of the images that are decoded meanwhile: `record_training` does not decode them again.
 
+    Yields
+    ------
+    None
+
     Examples
     --------
     >>> from ipca_sklearn.persistence import noting_pixels, record_training

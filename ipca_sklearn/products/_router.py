@@ -99,6 +99,10 @@ class ProductRouter(
     feature_names_in_ : ndarray of shape (m,)
         Names of the columns, where X had string names.
 
+    See Also
+    --------
+    PatchGaussianDetector : What is learnt for each product.
+
     Notes
     -----
     The distance of an image from a product is t, about the median of its map: a defect on less than half of the

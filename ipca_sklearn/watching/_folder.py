@@ -98,6 +98,10 @@ class FolderWatcher:
     ValueError
         A parameter is out of its range.
 
+    See Also
+    --------
+    watch : Scores them.
+
     Notes
     -----
     A digest of 16 bytes is kept for each image that was given and lies in the folder: with 100,000 images a process
@@ -209,6 +213,10 @@ class FolderWatcher:
         ----------
         now : float or None, default=None
             Seconds of a clock that never goes back; None is `time.monotonic`.
+
+        Returns
+        -------
+        list of NewImage
         """
         now = time.monotonic() if now is None else now
         changed = self._events.take() if self._events is not None else set()
